@@ -1,0 +1,154 @@
+"""Asyncio-native persistence for trading-strategy runners: MongoDB as the source of truth, Redis in front."""
+
+from backtest_persist.container import Container
+from backtest_persist.core.base_map import BaseMap, base_map
+from backtest_persist.core.db_service import Page
+from backtest_persist.core.row import When
+from backtest_persist.domains.breakeven import (
+    BreakevenCacheService,
+    BreakevenDbService,
+    BreakevenRow,
+    PersistBreakevenInstance,
+)
+from backtest_persist.domains.candle import (
+    CandleCacheService,
+    CandleData,
+    CandleDbService,
+    CandleInterval,
+    CandleRow,
+    PersistCandleInstance,
+)
+from backtest_persist.domains.interval import (
+    IntervalCacheService,
+    IntervalDbService,
+    IntervalRow,
+    PersistIntervalInstance,
+)
+from backtest_persist.domains.log import LogCacheService, LogDbService, LogRow, PersistLogInstance
+from backtest_persist.domains.measure import MeasureCacheService, MeasureDbService, MeasureRow, PersistMeasureInstance
+from backtest_persist.domains.memory import MemoryCacheService, MemoryDbService, MemoryRow, PersistMemoryInstance
+from backtest_persist.domains.notification import (
+    NotificationCacheService,
+    NotificationDbService,
+    NotificationRow,
+    PersistNotificationInstance,
+)
+from backtest_persist.domains.partial import PartialCacheService, PartialDbService, PartialRow, PersistPartialInstance
+from backtest_persist.domains.recent import PersistRecentInstance, RecentCacheService, RecentDbService, RecentRow
+from backtest_persist.domains.risk import PersistRiskInstance, RiskCacheService, RiskDbService, RiskRow
+from backtest_persist.domains.schedule import (
+    PersistScheduleInstance,
+    ScheduleCacheService,
+    ScheduleDbService,
+    ScheduleRow,
+)
+from backtest_persist.domains.session import PersistSessionInstance, SessionCacheService, SessionDbService, SessionRow
+from backtest_persist.domains.signal import PersistSignalInstance, SignalCacheService, SignalDbService, SignalRow
+from backtest_persist.domains.state import PersistStateInstance, StateCacheService, StateDbService, StateRow
+from backtest_persist.domains.storage import PersistStorageInstance, StorageCacheService, StorageDbService, StorageRow
+from backtest_persist.embedded import embedded
+from backtest_persist.errors import (
+    BacktestPersistError,
+    ClosedError,
+    IndexConflictError,
+    InvalidKeyError,
+    InvalidPayloadError,
+    InvalidWhenError,
+    SettingsError,
+    StoreUnavailableError,
+    WriteOutcomeUnknownError,
+    WriteRejectedError,
+)
+from backtest_persist.ioc import ioc
+from backtest_persist.persist import Mode, Registry, persist, setup
+from backtest_persist.settings import Settings
+
+__version__ = "0.1.0"
+
+__all__ = (
+    "BacktestPersistError",
+    "BaseMap",
+    "BreakevenCacheService",
+    "BreakevenDbService",
+    "BreakevenRow",
+    "CandleCacheService",
+    "CandleData",
+    "CandleDbService",
+    "CandleInterval",
+    "CandleRow",
+    "ClosedError",
+    "Container",
+    "IndexConflictError",
+    "IntervalCacheService",
+    "IntervalDbService",
+    "IntervalRow",
+    "InvalidKeyError",
+    "InvalidPayloadError",
+    "InvalidWhenError",
+    "LogCacheService",
+    "LogDbService",
+    "LogRow",
+    "MeasureCacheService",
+    "MeasureDbService",
+    "MeasureRow",
+    "MemoryCacheService",
+    "MemoryDbService",
+    "MemoryRow",
+    "Mode",
+    "NotificationCacheService",
+    "NotificationDbService",
+    "NotificationRow",
+    "Page",
+    "PartialCacheService",
+    "PartialDbService",
+    "PartialRow",
+    "PersistBreakevenInstance",
+    "PersistCandleInstance",
+    "PersistIntervalInstance",
+    "PersistLogInstance",
+    "PersistMeasureInstance",
+    "PersistMemoryInstance",
+    "PersistNotificationInstance",
+    "PersistPartialInstance",
+    "PersistRecentInstance",
+    "PersistRiskInstance",
+    "PersistScheduleInstance",
+    "PersistSessionInstance",
+    "PersistSignalInstance",
+    "PersistStateInstance",
+    "PersistStorageInstance",
+    "RecentCacheService",
+    "RecentDbService",
+    "RecentRow",
+    "Registry",
+    "RiskCacheService",
+    "RiskDbService",
+    "RiskRow",
+    "ScheduleCacheService",
+    "ScheduleDbService",
+    "ScheduleRow",
+    "SessionCacheService",
+    "SessionDbService",
+    "SessionRow",
+    "Settings",
+    "SettingsError",
+    "SignalCacheService",
+    "SignalDbService",
+    "SignalRow",
+    "StateCacheService",
+    "StateDbService",
+    "StateRow",
+    "StorageCacheService",
+    "StorageDbService",
+    "StorageRow",
+    "StoreUnavailableError",
+    "When",
+    "WriteOutcomeUnknownError",
+    "WriteRejectedError",
+    "__version__",
+    "base_map",
+    "embedded",
+    "ioc",
+    "persist",
+    "setup",
+)

@@ -1,0 +1,457 @@
+"""Connections to MongoDB and Redis: the only module that opens clients and the only one that knows driver errors.
+
+Clients of both databases belong to one event loop. Each service therefore keeps one client per running loop and
+closes it when that loop shuts down, so one process-wide container serves a notebook, pytest and any number of
+`asyncio.run` calls.
+"""
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC
+from decimal import Decimal
+from typing import Any, Generic, TypeVar, cast
+
+from bson.codec_options import CodecOptions, TypeDecoder, TypeRegistry
+from bson.decimal128 import Decimal128
+from bson.errors import BSONError
+from bson.int64 import Int64
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import (
+    BulkWriteError,
+    ConfigurationError,
+    DocumentTooLarge,
+    InvalidName,
+    InvalidOperation,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WriteConcernError,
+)
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from backtest_persist.errors import (
+    BacktestPersistError,
+    ClosedError,
+    InvalidPayloadError,
+    SettingsError,
+    StoreUnavailableError,
+    WriteOutcomeUnknownError,
+    WriteRejectedError,
+)
+from backtest_persist.logger import LoggerService
+from backtest_persist.settings import DEFAULT_DATABASE, Settings
+
+__all__ = (
+    "Collection",
+    "Document",
+    "MongoService",
+    "RedisService",
+    "aggregate",
+    "list_indexes",
+    "mongo_errors",
+    "redis_errors",
+)
+
+T = TypeVar("T")
+
+Document = dict[str, Any]
+Collection = AsyncCollection[Document]
+
+
+class PerLoop(Generic[T]):
+    """Holds one value per running event loop and closes it together with that loop.
+
+    The end of a loop is noticed through an asynchronous generator that is left suspended in it:
+    `asyncio.run`, pytest-asyncio and every other runner that calls ``loop.shutdown_asyncgens()`` closes it.
+    """
+
+    def __init__(self, create: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
+        self._create = create
+        self._close = close
+        self._held: dict[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None]]] = {}
+        self._retired: list[tuple[asyncio.AbstractEventLoop, AsyncGenerator[None]]] = []
+        self.closed = False
+
+    def get(self) -> T:
+        """Return the value of the running loop, creating it on first use."""
+        loop = asyncio.get_running_loop()
+        held = self._held.get(loop)
+        if held is not None:
+            return held[0]
+        if self.closed:
+            raise ClosedError("This container was closed; open another one with Container(...) or setup().")
+        self._held = {other: value for other, value in self._held.items() if not other.is_closed()}
+        value = self._create()
+        guard = self._guard(loop, value)
+        with suppress(StopIteration):  # runs to the yield: there is no suspension before it
+            guard.__anext__().send(None)
+        self._held[loop] = value, guard
+        return value
+
+    async def _guard(self, loop: asyncio.AbstractEventLoop, value: T) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            held = self._held.get(loop)
+            if held is not None and held[0] is value:
+                del self._held[loop]
+            await self._close(value)
+
+    def retire(self) -> None:
+        """Forget every value; each is closed with its loop, or by the next `close` in it."""
+        self._retired += [(loop, guard) for loop, (_, guard) in self._held.items()]
+        self._held = {}
+
+    async def close(self) -> None:
+        """Close what belongs to the running loop."""
+        loop = asyncio.get_running_loop()
+        guards = [guard for owner, guard in self._retired if owner is loop]
+        self._retired = [(owner, guard) for owner, guard in self._retired if owner is not loop]
+        held = self._held.get(loop)
+        if held is not None:
+            guards.append(held[1])
+        for guard in guards:
+            await guard.aclose()
+
+
+# --- MongoDB ---------------------------------------------------------------------------------------------------------
+
+
+class _PlainInt(TypeDecoder):
+    bson_type = Int64  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    def transform_bson(self, value: int) -> int:
+        return int(value)
+
+
+class _PlainDecimal(TypeDecoder):
+    bson_type = Decimal128  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    def transform_bson(self, value: Decimal128) -> Decimal:
+        return value.to_decimal()
+
+
+CODEC_OPTIONS: CodecOptions[Document] = CodecOptions(
+    tz_aware=True, tzinfo=UTC, type_registry=TypeRegistry([_PlainInt(), _PlainDecimal()])
+)
+
+
+class _MongoState:
+    """What one event loop holds of MongoDB."""
+
+    def __init__(self, client: AsyncMongoClient[Document], database: AsyncDatabase[Document], *, owned: bool) -> None:
+        self.client = client
+        self.database = database
+        self.owned = owned
+        self.collections: dict[str, Collection] = {}
+        self.prepared: set[str] = set()
+        self.locks: dict[str, asyncio.Lock] = {}
+
+    async def close(self) -> None:
+        if self.owned:
+            closing = cast("Any", self.client.close())  # Motor closes at once, PyMongo returns an awaitable
+            if inspect.isawaitable(closing):
+                await closing
+
+
+class MongoService:
+    """The MongoDB side of a container: one client per event loop, the database, and prepared collections."""
+
+    def __init__(
+        self, settings: Callable[[], Settings], logger: LoggerService, client: AsyncMongoClient[Document] | None = None
+    ) -> None:
+        self._settings = settings
+        self._logger = logger
+        self._injected = client
+        self._states = PerLoop(self._open, _MongoState.close)
+
+    def _open(self) -> _MongoState:
+        settings = self._settings()
+        client = self._injected
+        if client is None:
+            client = _open_mongo(settings)
+        concern: dict[str, Any] = dict(client.write_concern.document)
+        if "w" not in concern:
+            concern["w"] = "majority"
+        if concern["w"] == "majority":
+            concern.pop("j", None)  # measured: 100 ms per write with j=false
+        if client.read_preference != ReadPreference.PRIMARY:
+            self._logger.warning(
+                "mongo.read_preference", ignored=True, why="only the primary shows every acknowledged write"
+            )
+        database = client.get_default_database(
+            DEFAULT_DATABASE,
+            codec_options=CODEC_OPTIONS,
+            read_preference=ReadPreference.PRIMARY,
+            write_concern=WriteConcern(**concern),
+        )
+        return _MongoState(client, database, owned=self._injected is None)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._settings()
+
+    @property
+    def client(self) -> AsyncMongoClient[Document]:
+        """The client of the running event loop (Motor's or PyMongo's, by ``CC_MONGO_DRIVER``)."""
+        return self._states.get().client
+
+    @property
+    def database(self) -> AsyncDatabase[Document]:
+        """The database of the running event loop: majority writes unless the URI says otherwise, primary reads."""
+        return self._states.get().database
+
+    def collection(self, name: str) -> Collection:
+        """The collection of that name, for the running event loop."""
+        state = self._states.get()
+        collection = state.collections.get(name)
+        if collection is None:
+            collection = state.collections[name] = state.database[name]
+        return collection
+
+    async def prepared(self, name: str, prepare: Callable[[Collection], Awaitable[None]]) -> Collection:
+        """The collection of that name after `prepare` has succeeded once for this client.
+
+        A failed preparation is tried again by the next call.
+        """
+        state = self._states.get()
+        if name not in state.prepared:
+            async with state.locks.setdefault(name, asyncio.Lock()):
+                if name not in state.prepared:
+                    await prepare(self.collection(name))
+                    state.prepared.add(name)
+        return self.collection(name)
+
+    async def ping(self) -> None:
+        """Ask the server for a sign of life; `StoreUnavailableError` without one."""
+        with mongo_errors("Ping of MongoDB"):
+            await self.database.command("ping")
+
+    def reconfigure(self) -> None:
+        """Take new settings from the next operation on."""
+        self._states.retire()
+        self._states.closed = False
+
+    async def close(self) -> None:
+        """Close the client of the running loop, if it was opened here; the service cannot be used any more."""
+        self._states.closed = True
+        await self._states.close()
+
+
+def _open_mongo(settings: Settings) -> AsyncMongoClient[Document]:
+    uri = settings.mongo_connection_string.get_secret_value()
+    timeout = settings.mongo_timeout_ms
+    options: dict[str, Any] = {
+        "appName": "backtest-persist",
+        "connectTimeoutMS": timeout,
+        "maxPoolSize": settings.mongo_max_pool_size,
+        "serverSelectionTimeoutMS": timeout,
+        "timeoutMS": timeout,
+        "tz_aware": True,
+    }
+    lowered = uri.lower()
+    options = {name: value for name, value in options.items() if f"{name.lower()}=" not in lowered}
+    try:
+        if settings.mongo_driver == "pymongo":
+            return AsyncMongoClient(uri, **options)
+        return cast("AsyncMongoClient[Document]", AsyncIOMotorClient(uri, **options))
+    except (ConfigurationError, InvalidURI, InvalidName, ValueError, TypeError) as error:
+        # the driver's message can quote the URI, and with it a password
+        raise SettingsError(f"CC_MONGO_CONNECTION_STRING is not usable ({type(error).__name__}).") from None
+
+
+async def aggregate(collection: Collection, pipeline: Sequence[Mapping[str, Any]]) -> AsyncIterator[Document]:
+    """Run an aggregation on either driver: Motor returns the cursor, PyMongo a coroutine of it."""
+    cursor: Any = collection.aggregate(pipeline, allowDiskUse=True)
+    if inspect.isawaitable(cursor):
+        cursor = await cursor
+    async for document in cursor:
+        yield document
+
+
+async def list_indexes(collection: Collection) -> list[Document]:
+    """List the indexes of a collection on either driver; empty when the collection does not exist."""
+    cursor: Any = collection.list_indexes()
+    if inspect.isawaitable(cursor):
+        cursor = await cursor
+    return [dict(index) async for index in cursor]
+
+
+@contextmanager
+def mongo_errors(operation: str, *, write: bool = False) -> Generator[None]:
+    """Turn driver errors into ours; `operation` opens the message and names domain and context."""
+    try:
+        yield
+    except (PyMongoError, BSONError, OverflowError) as error:
+        raise _translate(error, operation, write=write) from (None if _quotes_data(error) else error)
+
+
+def _quotes_data(error: Exception) -> bool:
+    return isinstance(error, OperationFailure | BSONError | DocumentTooLarge | OverflowError | ConfigurationError)
+
+
+def _translate(error: Exception, operation: str, *, write: bool) -> BacktestPersistError:
+    if isinstance(error, BSONError | DocumentTooLarge | OverflowError):
+        return InvalidPayloadError(f"{operation}: MongoDB cannot store this value ({type(error).__name__}).")
+    if isinstance(error, InvalidOperation):
+        return ClosedError(f"{operation}: the client was closed; open another container.")
+    if isinstance(error, ConfigurationError | InvalidURI):
+        return SettingsError(f"{operation}: the connection string does not fit ({type(error).__name__}).")
+    what = _describe(error)
+    if not write or isinstance(error, ServerSelectionTimeoutError):
+        return StoreUnavailableError(f"{operation}: {what}. Nothing was applied; check the server and try again.")
+    if isinstance(error, BulkWriteError):
+        details: Mapping[str, Any] = error.details or {}
+        if not details.get("writeErrors"):
+            return WriteOutcomeUnknownError(f"{operation}: the write concern was not met; read to see what is stored.")
+        codes = sorted({int(failed.get("code", 0)) for failed in details["writeErrors"]})
+        return WriteRejectedError(
+            f"{operation}: {len(details['writeErrors'])} of the writes were refused (codes {codes}); "
+            "the others are stored, and writing them again is safe."
+        )
+    if (
+        isinstance(error, OperationFailure)
+        and not isinstance(error, WriteConcernError)
+        and not (error.timeout or error.has_error_label("RetryableWriteError"))
+    ):
+        return WriteRejectedError(f"{operation}: {what}. The stored value is unchanged.")
+    return WriteOutcomeUnknownError(f"{operation}: {what}. It may have been applied; the next read tells.")
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OperationFailure):
+        name = (error.details or {}).get("codeName", type(error).__name__)
+        hint = {13: "; grant the user readWrite on this database", 18: "; check user and password"}
+        return f"the server answered {name} (code {error.code}{hint.get(error.code or 0, '')})"
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
+# --- Redis -----------------------------------------------------------------------------------------------------------
+
+
+class RedisService:
+    """The Redis side of a container: one client per event loop, and the decision whether to ask Redis at all.
+
+    Redis holds nothing that MongoDB does not know, so for a db service any Redis fault is a cache miss. After
+    `FAILURES_UNTIL_OPEN` failures in a row the circuit breaker opens: Redis is skipped, then probed again after a
+    pause that doubles from `FIRST_PAUSE_SECONDS` to `LONGEST_PAUSE_SECONDS`.
+    """
+
+    FAILURES_UNTIL_OPEN = 3
+    FIRST_PAUSE_SECONDS = 0.5
+    LONGEST_PAUSE_SECONDS = 4.0
+
+    def __init__(self, settings: Callable[[], Settings], logger: LoggerService, client: Redis | None = None) -> None:
+        self._settings = settings
+        self._logger = logger
+        self._injected = client
+        self._clients = PerLoop(self._open, self._close_client)
+        self._failures = 0
+        self._pause = self.FIRST_PAUSE_SECONDS
+        self._skip_until = 0.0
+
+    def _open(self) -> Redis:
+        return self._injected if self._injected is not None else _open_redis(self._settings())
+
+    async def _close_client(self, client: Redis) -> None:
+        if client is not self._injected:
+            await client.aclose()
+
+    @property
+    def client(self) -> Redis:
+        """The client of the running event loop; answers are bytes."""
+        return self._clients.get()
+
+    @property
+    def key_prefix(self) -> str:
+        """What stands before every key (``CC_REDIS_KEY_PREFIX``)."""
+        return self._settings().redis_key_prefix
+
+    async def ping(self) -> None:
+        """Ask the server for a sign of life; `StoreUnavailableError` without one."""
+        with redis_errors("Ping of Redis"):
+            await cast("Any", self.client).ping()
+
+    async def attempt(self, call: Callable[[], Awaitable[T]], default: T) -> T:
+        """Await `call()` if Redis is thought to be up; any fault, or more than the deadline, gives `default`."""
+        if self._failures >= self.FAILURES_UNTIL_OPEN and time.monotonic() < self._skip_until:
+            return default
+        try:
+            async with asyncio.timeout(self._settings().redis_timeout_ms / 1000):
+                result = await call()
+        except (StoreUnavailableError, TimeoutError) as error:
+            self._failed(error)
+            return default
+        if self._failures >= self.FAILURES_UNTIL_OPEN:
+            self._logger.info("redis.back")
+        self._failures = 0
+        self._pause = self.FIRST_PAUSE_SECONDS
+        return result
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        if self._failures < self.FAILURES_UNTIL_OPEN:
+            return
+        if self._failures == self.FAILURES_UNTIL_OPEN:
+            self._logger.warning("redis.down", why=str(error) or "the deadline passed", now="MongoDB alone")
+        self._skip_until = time.monotonic() + self._pause
+        self._pause = min(self._pause * 2, self.LONGEST_PAUSE_SECONDS)
+
+    def reconfigure(self) -> None:
+        """Take new settings from the next operation on."""
+        self._clients.retire()
+        self._clients.closed = False
+        self._failures = 0
+
+    async def close(self) -> None:
+        """Close the client of the running loop, if it was opened here; the service cannot be used any more."""
+        self._clients.closed = True
+        await self._clients.close()
+
+
+def _open_redis(settings: Settings) -> Redis:
+    seconds = settings.redis_timeout_ms / 1000
+    options: dict[str, Any] = {
+        "decode_responses": False,
+        "max_connections": settings.redis_max_connections,
+        "retry": Retry(NoBackoff(), 0),  # the deadline is ours; the driver would retry ten times
+        "socket_connect_timeout": seconds,
+        "socket_timeout": seconds,
+        "timeout": seconds,
+    }
+    try:
+        if settings.redis_url is not None:
+            pool = cast("Any", BlockingConnectionPool).from_url(settings.redis_url.get_secret_value(), **options)
+        else:
+            pool = BlockingConnectionPool(
+                host=settings.redis_host,
+                port=settings.redis_port,
+                username=settings.redis_user or None,
+                password=settings.redis_password.get_secret_value() or None,
+                **options,
+            )
+    except (ValueError, TypeError):
+        raise SettingsError("CC_REDIS_URL is not usable; write redis://, rediss:// or unix://.") from None
+    return Redis.from_pool(pool)
+
+
+@contextmanager
+def redis_errors(operation: str) -> Generator[None]:
+    """Turn driver errors into `StoreUnavailableError`; `operation` opens the message."""
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as error:
+        detail = str(error).splitlines()[0][:200] if str(error) else "no answer within CC_REDIS_TIMEOUT_MS"
+        raise StoreUnavailableError(f"{operation}: {type(error).__name__}: {detail}.") from error

@@ -1,0 +1,1 @@
+"""How state is stored: written once for all domains, knows none of them."""

@@ -1,0 +1,213 @@
+"""BaseMap: an asynchronous map of str to str that owns one namespace of Redis keys."""
+
+from array import array
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, ClassVar, cast
+
+from backtest_persist.connections import RedisService, redis_errors
+from backtest_persist.core.keys import checked_name
+from backtest_persist.errors import InvalidPayloadError, SettingsError
+
+__all__ = ("DEFAULT_TTL_EXPIRE_SECONDS", "ITERATOR_BATCH_SIZE", "BaseMap", "base_map")
+
+DEFAULT_TTL_EXPIRE_SECONDS = 300
+ITERATOR_BATCH_SIZE = 100
+
+
+class BaseMap:
+    """Maps str to str in one Redis namespace: the full key is ``connection_key:key``.
+
+    Subclass it through `base_map`, or name the namespace in the class statement:
+    ``class Prices(BaseMap, connection_key="prices", ttl_expire_seconds=60)``. Without an explicit `RedisService`
+    it uses the process-wide container's. A namespace must not be the beginning of another one up to a colon:
+    ``a`` and ``a:b`` would share keys.
+
+    Every method raises `StoreUnavailableError` when Redis does not answer within ``CC_REDIS_TIMEOUT_MS``.
+    """
+
+    connection_key: ClassVar[str] = ""
+    ttl_expire_seconds: ClassVar[int] = DEFAULT_TTL_EXPIRE_SECONDS
+    _bound: ClassVar[RedisService | None] = None
+
+    def __init_subclass__(cls, *, connection_key: str | None = None, ttl_expire_seconds: int | None = None) -> None:
+        super().__init_subclass__()
+        if connection_key is not None:
+            cls.connection_key = checked_name(connection_key, "connection_key")
+        if ttl_expire_seconds is not None:
+            cls.ttl_expire_seconds = ttl_expire_seconds
+
+    def __init__(self, redis: RedisService | None = None) -> None:
+        if not self.connection_key:
+            raise SettingsError("BaseMap has no namespace; subclass base_map('my-namespace') instead.")
+        self._redis = redis
+
+    @classmethod
+    def bind(cls, redis: RedisService) -> None:
+        """Set the service that maps without one of their own use."""
+        BaseMap._bound = redis
+
+    @property
+    def _service(self) -> RedisService:
+        service = self._redis or BaseMap._bound
+        if service is None:
+            raise SettingsError("This map knows no Redis; import backtest_persist, or pass a RedisService.")
+        return service
+
+    def _errors(self, operation: str) -> Any:
+        return redis_errors(f"{operation} of the Redis namespace {self.connection_key!r}")
+
+    def _get_item_key(self, key: str) -> str:
+        return f"{self._service.key_prefix}{self.connection_key}:{key}"
+
+    async def set(self, key: str, value: str) -> None:
+        """Store a value, with the ttl of the namespace if it has one; an empty key is an `InvalidKeyError`."""
+        name = self._get_item_key(checked_name(key, "key"))
+        if not isinstance(value, str):
+            raise InvalidPayloadError(f"A map stores str, not {type(value).__name__}.")
+        try:
+            data = _to_bytes(value)
+        except UnicodeEncodeError:
+            raise InvalidPayloadError("A map stores text; this value contains a lone surrogate.") from None
+        ttl = self.ttl_expire_seconds
+        with self._errors("SET"):
+            await self._service.client.set(name, data, ex=ttl if ttl > 0 else None)
+
+    async def set_many(self, items: list[tuple[str, str]]) -> None:
+        """Store several values in one pipelined round trip per thousand."""
+        ttl = self.ttl_expire_seconds
+        for start in range(0, len(items), 1000):
+            with self._errors("SET"):
+                pipeline = self._service.client.pipeline(transaction=False)
+                for key, value in items[start : start + 1000]:
+                    name = self._get_item_key(checked_name(key, "key"))
+                    pipeline.set(name, _to_bytes(value), ex=ttl if ttl > 0 else None)
+                await pipeline.execute()
+
+    async def get(self, key: str | None) -> str | None:
+        """Return the value, or None when absent; a key of None is None without a command."""
+        if key is None:
+            return None
+        name = self._get_item_key(checked_name(key, "key"))
+        with self._errors("GET"):
+            return _to_str(cast("bytes | None", await self._service.client.get(name)))
+
+    async def delete(self, key: str) -> None:
+        """Remove a key; nothing happens when it is absent."""
+        name = self._get_item_key(checked_name(key, "key"))
+        with self._errors("DEL"):
+            await self._service.client.delete(name)
+
+    async def has(self, key: str) -> bool:
+        """Whether the key is there."""
+        name = self._get_item_key(checked_name(key, "key"))
+        with self._errors("EXISTS"):
+            return bool(await self._service.client.exists(name))
+
+    async def clear(self) -> None:
+        """Remove every key of this namespace, in batches, and nothing else."""
+        async for batch in self._scan():
+            with self._errors("UNLINK"):
+                await self._service.client.unlink(*batch)
+
+    async def to_array(self) -> list[tuple[str, str]]:
+        """Return all (key, value) pairs."""
+        return [item async for item in self.iterate()]
+
+    async def iterate(self) -> AsyncIterator[tuple[str, str]]:
+        """Iterate over (key, value) pairs, each key once, in no particular order.
+
+        Memory stays flat: a batch of 100 and eight bytes for each key seen. What changes during the iteration may
+        or may not be seen, as with Redis ``SCAN``.
+        """
+        async for batch in self._unseen():
+            with self._errors("MGET"):
+                values = cast("list[bytes | None]", await cast("Awaitable[Any]", self._service.client.mget(batch)))
+            for name, value in zip(batch, values, strict=True):
+                if value is not None:
+                    yield self._stripped(name), cast("str", _to_str(value))
+
+    async def keys(self) -> AsyncIterator[str]:
+        """Iterate over the keys, without the namespace, each once."""
+        async for batch in self._unseen():
+            for name in batch:
+                yield self._stripped(name)
+
+    async def values(self) -> AsyncIterator[str]:
+        """Iterate over the values."""
+        async for _, value in self.iterate():
+            yield value
+
+    async def size(self) -> int:
+        """Count the keys of this namespace."""
+        count = 0
+        async for batch in self._unseen():
+            count += len(batch)
+        return count
+
+    async def _scan(self) -> AsyncIterator[list[bytes]]:
+        pattern = _escape_glob(self._get_item_key("")) + b"*"
+        cursor = 0
+        while True:
+            with self._errors("SCAN"):
+                cursor, batch = await cast("Any", self._service.client).scan(
+                    cursor, match=pattern, count=ITERATOR_BATCH_SIZE
+                )
+            if batch:
+                yield cast("list[bytes]", batch)
+            if cursor == 0:
+                return
+
+    async def _unseen(self) -> AsyncIterator[list[bytes]]:
+        seen = _SeenKeys()  # SCAN repeats keys when the table shrinks under it
+        async for batch in self._scan():
+            fresh = [name for name in batch if seen.add(name)]
+            if fresh:
+                yield fresh
+
+    def _stripped(self, name: bytes) -> str:
+        return cast("str", _to_str(name[len(_to_bytes(self._get_item_key(""))) :]))
+
+
+def base_map(connection_key: str, ttl_expire_seconds: int = DEFAULT_TTL_EXPIRE_SECONDS) -> type[BaseMap]:
+    """Return a map class bound to a Redis namespace, to be instantiated or subclassed; -1 means no expiry."""
+
+    class BoundMap(BaseMap, connection_key=connection_key, ttl_expire_seconds=ttl_expire_seconds):
+        pass
+
+    BoundMap.__name__ = BoundMap.__qualname__ = f"BaseMap[{connection_key}]"
+    return BoundMap
+
+
+class _SeenKeys:
+    """Remembers which keys were seen in eight bytes each (a set of a million names takes a hundred megabytes).
+
+    It keeps sorted 64-bit hashes; two of a million keys share one with a probability of 3e-8.
+    """
+
+    BUCKETS = 4096
+
+    def __init__(self) -> None:
+        self._buckets = [array("q") for _ in range(self.BUCKETS)]
+
+    def add(self, name: bytes) -> bool:
+        """Remember a name; False if it was seen before."""
+        digest = hash(name)
+        bucket = self._buckets[digest % self.BUCKETS]
+        place = bisect_left(bucket, digest)
+        if place < len(bucket) and bucket[place] == digest:
+            return False
+        bucket.insert(place, digest)
+        return True
+
+
+def _to_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _to_str(data: bytes | None) -> str | None:
+    return None if data is None else data.decode("utf-8", "surrogateescape")
+
+
+def _escape_glob(text: str) -> bytes:
+    return _to_bytes("".join(f"\\{char}" if char in "*?[]\\" else char for char in text))

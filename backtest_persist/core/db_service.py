@@ -1,0 +1,324 @@
+"""DbService: cache-first verified reads, atomic upserts and whole lists over one MongoDB collection."""
+
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+from bson import ObjectId
+from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
+from pymongo.errors import BulkWriteError, DuplicateKeyError
+
+from backtest_persist.connections import Collection, Document, MongoService, RedisService, mongo_errors
+from backtest_persist.core.base_map import BaseMap
+from backtest_persist.core.indexes import Index, drop_narrow_indexes, narrow_indexes, prepare_indexes
+from backtest_persist.core.keys import checked_limit
+from backtest_persist.core.payload import PayloadInput, encode_payload
+from backtest_persist.core.row import Context, Row, to_wire, utc_now
+
+__all__ = ("DbService", "Filter", "Page", "Sort", "Stats")
+
+C = TypeVar("C", bound=Context)
+R = TypeVar("R", bound=Row)
+
+Filter = Mapping[str, Any]
+"""A MongoDB filter; Python field names (``strategy_name``, ``id``) and wire names (``strategyName``) both work."""
+
+Sort = Sequence[tuple[str, int]]
+"""(field, 1 or -1) pairs; ``_id`` is added last, so an order is always total."""
+
+BULK_SIZE = 1000
+_DUPLICATE_KEY = 11000
+
+
+@dataclass(frozen=True)
+class Page(Generic[R]):
+    """One page of rows, and how many rows there are in all."""
+
+    rows: list[R]
+    total: int
+
+
+@dataclass
+class Stats:
+    """What a db service has done since it was built, for reports: counts, no timings."""
+
+    reads: int = 0
+    """Reads of any kind: by context, by filter, lists."""
+    lookups: int = 0
+    """Reads by context, which ask the cache first."""
+    hits: int = 0
+    """Lookups that the cache answered with the right document."""
+    writes: int = 0
+    """Documents written."""
+
+
+class DbService(Generic[C, R]):
+    """Stores the rows of one domain: MongoDB is the truth, the cache service the index in front of it."""
+
+    collection: ClassVar[str]
+    secondary_indexes: ClassVar[tuple[Index, ...]] = ()
+    default_sort: ClassVar[Sort] = (("createDate", ASCENDING),)
+    context_type: type[C]
+    row_type: type[R]
+
+    def __init__(self, mongo: MongoService, redis: RedisService, cache: BaseMap) -> None:
+        self._mongo = mongo
+        self._redis = redis
+        self._cache = cache
+        self.stats = Stats()
+
+    # --- public: the same in every domain ---
+
+    async def wait_for_init(self) -> None:
+        """Create and verify the indexes of this collection; done once per client, tried again after a failure.
+
+        Raises `IndexConflictError` or `StoreUnavailableError`. Every operation does this by itself.
+        """
+        await self._prepared()
+
+    async def find_by_id(self, id: str) -> R | None:
+        """Return the row with that id (24 hex digits), or None; a malformed id is None as well."""
+        object_id = _to_object_id(id)
+        return None if object_id is None else await self.find_by_filter({"_id": object_id})
+
+    async def find_by_filter(self, filter: Filter, sort: Sort | None = None) -> R | None:
+        """Return the first row that matches a MongoDB filter, or None."""
+        collection = await self._prepared()
+        self.stats.reads += 1
+        with self._errors("find"):
+            document = await collection.find_one(self._filter(filter), sort=self._sort(sort))
+        return None if document is None else self.row_type.from_document(document)
+
+    async def find_all(
+        self,
+        filter: Filter | None = None,
+        *,
+        sort: Sort | None = None,
+        limit: int | None = None,
+    ) -> list[R]:
+        """Return all rows that match, oldest first unless sorted otherwise, without a cap unless given one."""
+        if limit is not None and checked_limit(limit) == 0:
+            return []
+        return [row async for row in self._rows(filter, sort, limit=limit)]
+
+    async def iterate(self, filter: Filter | None = None, *, sort: Sort | None = None) -> AsyncIterator[R]:
+        """Iterate over all rows that match, holding one server batch in memory."""
+        async for row in self._rows(filter, sort):
+            yield row
+
+    async def paginate(
+        self,
+        filter: Filter,
+        *,
+        limit: int,
+        offset: int,
+        sort: Sort | None = None,
+    ) -> Page[R]:
+        """Return `limit` rows from `offset` on, and the total number of rows that match."""
+        total = await self.count(filter)
+        if checked_limit(limit) == 0:
+            return Page([], total)
+        return Page(
+            [row async for row in self._rows(filter, sort, limit=limit, skip=checked_limit(offset, "offset"))], total
+        )
+
+    async def count(self, filter: Filter | None = None) -> int:
+        """Count the rows that match."""
+        collection = await self._prepared()
+        with self._errors("count"):
+            return await collection.count_documents(self._filter(filter or {}))
+
+    async def narrow_indexes(self) -> list[str]:
+        """Name the unique indexes of an older release that are narrower than this domain's context."""
+        return await narrow_indexes(self._mongo.collection(self.collection), self.context_type.wire_names())
+
+    async def drop_narrow_indexes(self) -> list[str]:
+        """Drop the indexes `narrow_indexes` names, touching no document; returns their names."""
+        return await drop_narrow_indexes(self._mongo.collection(self.collection), self.context_type.wire_names())
+
+    # --- for the domains ---
+
+    async def _find(self, context: C) -> R | None:
+        """Cache-first: the id that Redis remembers is believed only if its document has this very context."""
+        collection = await self._prepared()
+        self.stats.reads += 1
+        self.stats.lookups += 1
+        cached = await self._redis.attempt(lambda: self._cache.get(context.cache_key), None)
+        object_id = _to_object_id(cached)
+        with self._errors("find", context):
+            if object_id is not None:
+                document = await collection.find_one({"_id": object_id})
+                if document is not None and context.matches(document):
+                    self.stats.hits += 1
+                    return self.row_type.from_document(document)
+            document = await collection.find_one(context.to_filter())
+        if document is None:
+            return None
+        row = self.row_type.from_document(document)
+        await self._remember(context, row.id)
+        return row
+
+    def _encode(self, payload: PayloadInput | None, context: C) -> dict[str, Any] | None:
+        return encode_payload(payload, self._what(context))
+
+    async def _upsert(self, context: C, fields: Mapping[str, Any]) -> R:
+        """One atomic write: the filter is exactly the unique index, so concurrent first writes make one document."""
+        now = utc_now()
+        update = {"$set": {**fields, "updatedDate": now}, "$setOnInsert": {"createDate": now, "__v": 0}}
+        return await self._find_and_update(context, update, upsert=True)  # pyright: ignore[reportReturnType]
+
+    async def _find_and_update(self, context: C, update: Any, *, upsert: bool) -> R | None:
+        collection = await self._prepared()
+
+        def write() -> Awaitable[Document | None]:
+            return collection.find_one_and_update(
+                context.to_filter(), update, upsert=upsert, return_document=ReturnDocument.AFTER
+            )
+
+        with self._errors("write", context, write=True):
+            try:
+                document = await write()
+            except DuplicateKeyError:  # two first writes met in the server: by now the document exists
+                document = await write()
+        self.stats.writes += 1
+        if document is None:
+            return None
+        row = self.row_type.from_document(document)
+        await self._remember(context, row.id)
+        return row
+
+    async def _write_many(
+        self,
+        writes: Sequence[tuple[C, Mapping[str, Any]]],
+        *,
+        replace: bool,
+        chunk_size: int = BULK_SIZE,
+        remember: bool = True,
+    ) -> int:
+        """Upsert many contexts in unordered bulks; returns how many were newly stored.
+
+        With `replace` the fields of existing documents are set, without it the first write wins.
+        """
+        collection = await self._prepared()
+        stored = 0
+        for start in range(0, len(writes), chunk_size):
+            chunk = writes[start : start + chunk_size]
+            now = utc_now()
+            on_insert = {"createDate": now, "__v": 0}
+            operations = [
+                UpdateOne(
+                    context.to_filter(),
+                    {"$set": {**fields, "updatedDate": now}, "$setOnInsert": on_insert}
+                    if replace
+                    else {"$setOnInsert": {**fields, "updatedDate": now, **on_insert}},
+                    upsert=True,
+                )
+                for context, fields in chunk
+            ]
+            with self._errors(f"write of {len(writes)} items", write=True):
+                upserted = await _bulk(collection, operations)
+            self.stats.writes += len(chunk)
+            stored += len(upserted)
+            if remember and upserted:
+                ids = [(chunk[index][0].cache_key, str(object_id)) for index, object_id in upserted.items()]
+                for first in range(0, len(ids), BULK_SIZE):
+                    await self._remember_many(ids[first : first + BULK_SIZE])
+        return stored
+
+    async def _delete_many(self, filter: Filter) -> int:
+        collection = await self._prepared()
+        with self._errors("delete", write=True):
+            return (await collection.delete_many(self._filter(filter))).deleted_count
+
+    async def _remember(self, context: C, row_id: str) -> None:
+        await self._redis.attempt(lambda: self._cache.set(context.cache_key, row_id), None)
+
+    async def _remember_many(self, ids: list[tuple[str, str]]) -> None:
+        await self._redis.attempt(lambda: self._cache.set_many(ids), None)
+
+    async def _newest(self, filter: Filter, limit: int | None) -> list[R]:
+        """All rows that match, or the newest `limit` of them; oldest first either way."""
+        if limit is None:
+            return await self.find_all(filter)
+        rows = await self.find_all(filter, sort=(("createDate", DESCENDING), ("_id", DESCENDING)), limit=limit)
+        return rows[::-1]
+
+    async def _rows(
+        self,
+        filter: Filter | None,
+        sort: Sort | None,
+        *,
+        limit: int | None = None,
+        skip: int = 0,
+    ) -> AsyncIterator[R]:
+        collection = await self._prepared()
+        self.stats.reads += 1
+        cursor = collection.find(self._filter(filter or {}), sort=self._sort(sort), limit=limit or 0, skip=skip)
+        try:
+            while True:
+                with self._errors("list"):
+                    try:
+                        document = await anext(cursor)
+                    except StopAsyncIteration:
+                        return
+                yield self.row_type.from_document(document)
+        finally:
+            await cursor.close()
+
+    async def _prepared(self) -> Collection:
+        return await self._mongo.prepared(self.collection, self._prepare)
+
+    async def _prepare(self, collection: Collection) -> None:
+        await prepare_indexes(collection, self.context_type.wire_names(), self.secondary_indexes)
+
+    def _what(self, context: C) -> str:
+        return f"{self.collection} ({context.describe()})"
+
+    def _errors(self, verb: str, context: C | None = None, *, write: bool = False) -> AbstractContextManager[None]:
+        what = self.collection if context is None else self._what(context)
+        return mongo_errors(f"{verb.capitalize()} in {what}", write=write)
+
+    def _filter(self, given: Filter) -> dict[str, Any]:
+        translated: dict[str, Any] = {}
+        for name, value in given.items():
+            if name.startswith("$") and isinstance(value, Sequence) and not isinstance(value, str):
+                translated[name] = [self._filter(part) for part in cast("Sequence[Filter]", value)]
+            elif self._wire_name(name) == "_id" and isinstance(value, str):
+                translated["_id"] = _to_object_id(value) or value
+            else:
+                translated[self._wire_name(name)] = value
+        return translated
+
+    def _sort(self, given: Sort | None) -> list[tuple[str, int]]:
+        sort = [(self._wire_name(name), direction) for name, direction in given or self.default_sort]
+        return sort if any(name == "_id" for name, _ in sort) else [*sort, ("_id", ASCENDING)]
+
+    def _wire_name(self, name: str) -> str:
+        return to_wire(name) if name in self.row_type.model_fields else name
+
+
+async def _bulk(collection: Collection, operations: list[UpdateOne]) -> dict[int, Any]:
+    """Write unordered; returns index -> _id of the newly stored."""
+    upserted: dict[int, Any] = {}
+    for may_retry in (True, False):
+        try:
+            result = await collection.bulk_write(cast("Any", operations), ordered=False)
+        except BulkWriteError as error:
+            details: Mapping[str, Any] = error.details or {}
+            upserted |= {entry["index"]: entry["_id"] for entry in details.get("upserted", ())}
+            failed: Iterable[Mapping[str, Any]] = details.get("writeErrors") or ({},)
+            if not may_retry or any(failure.get("code") != _DUPLICATE_KEY for failure in failed):
+                raise
+        else:
+            upserted |= result.upserted_ids or {}
+            break
+    return upserted
+
+
+def _to_object_id(value: Any) -> ObjectId | None:
+    if isinstance(value, ObjectId):
+        return value
+    if isinstance(value, str) and len(value) == 24 and value.isascii() and ObjectId.is_valid(value):
+        return ObjectId(value)
+    return None

@@ -1,0 +1,110 @@
+"""Unique indexes: the write protocol rests on them, so they are created and verified before the first operation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pymongo
+from pymongo import ASCENDING, IndexModel
+from pymongo.errors import DuplicateKeyError, OperationFailure
+
+from backtest_persist.connections import Collection, list_indexes, mongo_errors
+from backtest_persist.errors import IndexConflictError
+
+__all__ = ("Index", "drop_narrow_indexes", "narrow_indexes", "prepare_indexes")
+
+Index = tuple[tuple[str, int], ...]
+"""A compound index: (wire name, direction) pairs."""
+
+BUILD_SECONDS = 600.0
+"""Building an index over an existing collection may take longer than an operation."""
+
+_UNAUTHORIZED = 13
+
+
+@dataclass(frozen=True)
+class _Found:
+    name: str
+    keys: Index
+    unique: bool
+    usable: bool  # neither partial nor sparse
+
+
+async def _found(collection: Collection) -> list[_Found]:
+    with mongo_errors(f"Reading the indexes of {collection.name}"):
+        documents = await list_indexes(collection)
+    return [
+        _Found(
+            name=document["name"],
+            keys=tuple((field, direction) for field, direction in document["key"].items()),
+            unique=bool(document.get("unique", False)),
+            usable="partialFilterExpression" not in document and not document.get("sparse", False),
+        )
+        for document in documents
+    ]
+
+
+def _narrow(found: Sequence[_Found], fields: Sequence[str]) -> list[_Found]:
+    return [
+        index
+        for index in found
+        if index.unique and index.name != "_id_" and {field for field, _ in index.keys} < set(fields)
+    ]
+
+
+async def narrow_indexes(collection: Collection, fields: Sequence[str]) -> list[str]:
+    """Name the unique indexes on only a part of `fields`: under them two contexts cannot both be stored."""
+    return [index.name for index in _narrow(await _found(collection), fields)]
+
+
+async def drop_narrow_indexes(collection: Collection, fields: Sequence[str]) -> list[str]:
+    """Drop the unique indexes on only a part of `fields` and return their names; no document is touched."""
+    names = await narrow_indexes(collection, fields)
+    for name in names:
+        with mongo_errors(f"Dropping the index {name} of {collection.name}", write=True):
+            await collection.drop_index(name)
+    return names
+
+
+async def prepare_indexes(collection: Collection, fields: Sequence[str], secondary: Sequence[Index]) -> None:
+    """Create what is missing and verify the unique index; with all in place this sends one command.
+
+    Raises `IndexConflictError` for a narrow unique index of an older database, for documents that already
+    contradict the unique index, and for a user who may not create what is missing.
+    """
+    found = await _found(collection)
+    narrow = _narrow(found, fields)
+    if narrow:
+        names = ", ".join(f"{index.name} ({', '.join(field for field, _ in index.keys)})" for index in narrow)
+        raise IndexConflictError(
+            f"{collection.name} has the narrow unique index {names} of an older release, under which two contexts "
+            f"({', '.join(fields)}) cannot both be stored. Run `backtest-persist migrate` to see and drop it; "
+            "first make sure that no bot of that release uses this database."
+        )
+    unique: Index = tuple((field, ASCENDING) for field in fields)
+    blocking = [index for index in found if index.keys == unique and not (index.unique and index.usable)]
+    if blocking:
+        raise IndexConflictError(
+            f"{collection.name} has the index {blocking[0].name} on {', '.join(fields)}, but it is not unique over all "
+            f"documents. Drop it, db['{collection.name}'].dropIndex('{blocking[0].name}'), and start again."
+        )
+    present = {index.keys for index in found}
+    missing = [IndexModel(list(unique), unique=True)] if unique not in present else []
+    missing += [IndexModel(list(keys)) for keys in secondary if keys not in present]
+    if not missing:
+        return
+    with pymongo.timeout(BUILD_SECONDS), mongo_errors(f"Creating the indexes of {collection.name}"):
+        try:
+            await collection.create_indexes(missing)
+        except DuplicateKeyError:
+            raise IndexConflictError(
+                f"{collection.name} holds several documents of one context, so its unique index on "
+                f"{', '.join(fields)} cannot be built. Group by these fields to find them, keep one document of each "
+                "context, and start again."
+            ) from None
+        except OperationFailure as error:
+            if error.code != _UNAUTHORIZED:
+                raise
+            raise IndexConflictError(
+                f"{collection.name} lacks indexes and this user may not create them. Grant createIndex on the "
+                "collection, or start once with a user who has readWrite on the database."
+            ) from None

@@ -1,0 +1,92 @@
+"""Key components: what may be part of a context, and how components become one Redis key."""
+
+import operator
+from typing import Annotated, Any, SupportsIndex
+
+from pydantic import BeforeValidator, ValidationInfo
+
+from backtest_persist.errors import InvalidKeyError
+
+__all__ = (
+    "Flag",
+    "Name",
+    "Timestamp",
+    "checked_flag",
+    "checked_limit",
+    "checked_name",
+    "checked_timestamp",
+    "join_key",
+    "mode_word",
+)
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
+def checked_name(value: Any, what: str) -> str:
+    """Return a key component that is a usable str; anything else is an `InvalidKeyError` naming `what`.
+
+    An operator such as ``{"$gt": ""}`` in the place of a name would match other contexts, so only str passes.
+    """
+    if not isinstance(value, str):
+        raise InvalidKeyError(f"{what} must be a str, not {type(value).__name__}.")
+    if not value:
+        raise InvalidKeyError(f"{what} must not be empty.")
+    if "\0" in value:
+        raise InvalidKeyError(f"{what} must not contain NUL.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidKeyError(f"{what} must not contain a lone surrogate.") from None
+    return str(value)
+
+
+def checked_flag(value: Any, what: str) -> bool:
+    """Return a key component that is a bool; anything else, 0 and 1 included, is an `InvalidKeyError`."""
+    if not isinstance(value, bool):
+        raise InvalidKeyError(f"{what} must be a bool, not {type(value).__name__}.")
+    return value
+
+
+def checked_timestamp(value: Any, what: str) -> int:
+    """Return an instant in ms since the epoch as int; whole floats of a JavaScript writer pass, bool does not."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise InvalidKeyError(f"{what} must be an int in ms since the epoch, not {type(value).__name__}.")
+    timestamp = operator.index(value)
+    if not INT64_MIN <= timestamp <= INT64_MAX:
+        raise InvalidKeyError(f"{what} does not fit 64 bits.")
+    return timestamp
+
+
+def checked_limit(value: Any, what: str = "limit") -> int:
+    """Return a number of rows that is an int of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise InvalidKeyError(f"{what} must be an int, not {type(value).__name__}.")
+    count = operator.index(value)
+    if count < 0:
+        raise InvalidKeyError(f"{what} must be 0 or more.")
+    return count
+
+
+def _by_field(check: Any) -> BeforeValidator:
+    def validate(value: Any, info: ValidationInfo) -> Any:
+        return check(value, info.field_name or "key")
+
+    return BeforeValidator(validate)
+
+
+Name = Annotated[str, _by_field(checked_name)]
+Flag = Annotated[bool, _by_field(checked_flag)]
+Timestamp = Annotated[int, _by_field(checked_timestamp)]
+
+
+def join_key(*components: str | int) -> str:
+    """Join components with ``:``; all but the last get ``%`` and ``:`` percent-encoded, which keeps keys injective."""
+    *head, last = map(str, components)
+    return ":".join([*(part.replace("%", "%25").replace(":", "%3A") for part in head), last])
+
+
+def mode_word(backtest: bool) -> str:
+    """The word for a mode inside a key: ``backtest`` or ``live`` (paper trading counts as live)."""
+    return "backtest" if backtest else "live"

@@ -1,0 +1,128 @@
+"""Context and Row: snake_case in Python, camelCase on the wire, and the simulation time `when`."""
+
+import operator
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, ClassVar, Self, SupportsIndex
+
+from bson.int64 import Int64
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from backtest_persist.core.keys import INT64_MAX, INT64_MIN, Timestamp
+from backtest_persist.errors import InvalidWhenError
+
+__all__ = ("Context", "Row", "Timed", "When", "to_horizon", "to_millis", "to_wire", "utc_now", "wire_when")
+
+When = datetime | int
+"""An instant in simulation time: a timezone-aware datetime, or an int in ms since the epoch."""
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+def to_wire(name: str) -> str:
+    """The wire name of a Python field: ``strategy_name`` -> ``strategyName``, ``id`` -> ``_id``."""
+    return "_id" if name == "id" else to_camel(name)
+
+
+class Wire(BaseModel):
+    """A model with Python names here and wire names in MongoDB; both build it."""
+
+    model_config = ConfigDict(alias_generator=to_wire, populate_by_name=True, frozen=True, extra="ignore")
+
+
+class Context(Wire):
+    """What identifies one document of a domain; its fields are the unique index, in index order.
+
+    Building one from unusable components raises `InvalidKeyError`.
+    """
+
+    _fields: ClassVar[tuple[tuple[str, str], ...]]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Remember the (Python name, wire name) pairs once per class."""
+        super().__pydantic_init_subclass__(**kwargs)
+        cls._fields = tuple((name, to_wire(name)) for name in cls.model_fields)
+
+    @property
+    def cache_key(self) -> str:
+        """The Redis key of this context inside its domain's namespace."""
+        raise TypeError(f"{type(self).__name__} spells out no cache_key.")
+
+    @classmethod
+    def wire_names(cls) -> tuple[str, ...]:
+        """The fields of the unique index, in index order."""
+        return tuple(wire for _, wire in cls._fields)
+
+    def to_filter(self) -> dict[str, Any]:
+        """The filter that selects exactly this context: the fields of the unique index and nothing else."""
+        return {wire: getattr(self, name) for name, wire in self._fields}
+
+    def matches(self, document: Mapping[str, Any]) -> bool:
+        """Whether a document belongs to this context: every field, type-strictly (``1`` is not ``True``)."""
+        return all(_same(getattr(self, name), document.get(wire)) for name, wire in self._fields)
+
+    def describe(self) -> str:
+        """The context for an error message."""
+        return ", ".join(f"{name}={getattr(self, name)!r:.80}" for name, _ in self._fields)
+
+
+def _same(expected: str | int, found: Any) -> bool:
+    if isinstance(expected, str | bool):
+        return type(found) is type(expected) and found == expected
+    return isinstance(found, int | float) and not isinstance(found, bool) and found == expected
+
+
+class Row(Wire):
+    """What every stored document has besides its context: ``id`` and two instants in UTC."""
+
+    id: Annotated[str, BeforeValidator(str)]
+    create_date: datetime
+    updated_date: datetime
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Build the row of a MongoDB document, whichever language wrote its numbers."""
+        return cls.model_validate(document)
+
+
+class Timed(BaseModel):
+    """A row that knows when, in simulation time, its value came to be: ``when``, in ms since the epoch."""
+
+    when: Timestamp = Field()
+
+
+def to_millis(when: When) -> int:
+    """Return a simulation time as whole ms since the epoch (UTC); a finer part is cut off, never rounded up.
+
+    Raises `InvalidWhenError` for a naive datetime, bool, None, float (NaN included) or anything beyond 64 bits.
+    """
+    if isinstance(when, datetime):
+        if when.utcoffset() is None:
+            raise InvalidWhenError("when is a naive datetime; give it a time zone, such as datetime.UTC.")
+        return (when - _EPOCH) // timedelta(milliseconds=1)
+    if isinstance(when, bool) or not isinstance(when, SupportsIndex):
+        raise InvalidWhenError(
+            f"when must be a timezone-aware datetime or an int in ms since the epoch, not {type(when).__name__}."
+        )
+    millis = operator.index(when)
+    if not INT64_MIN <= millis <= INT64_MAX:
+        raise InvalidWhenError("when does not fit 64 bits.")
+    return millis
+
+
+def wire_when(when: When) -> Int64:
+    """Return a simulation time as it is stored: int64 ms."""
+    return Int64(to_millis(when))
+
+
+def to_horizon(when: When | None) -> int:
+    """Return the last ms a reader at `when` may see; without `when` there is no limit."""
+    return INT64_MAX if when is None else to_millis(when)
+
+
+def utc_now() -> datetime:
+    """The present, cut to the whole ms that MongoDB stores."""
+    now = datetime.now(UTC)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)

@@ -1,0 +1,47 @@
+"""Tombstones: a removed entry keeps its document, with ``removed: true``, until a later write revives it."""
+
+from typing import Any, TypeVar
+
+from backtest_persist.core.db_service import C, DbService, Filter
+from backtest_persist.core.payload import Payload, PayloadInput
+from backtest_persist.core.row import Row, utc_now
+
+__all__ = ("RemovableRow", "SoftDeleteDbService", "living_payload")
+
+
+class RemovableRow(Row):
+    """A row that can be a tombstone; an object payload then carries ``removed: true`` as well."""
+
+    payload: Payload | None
+    removed: bool
+
+
+T = TypeVar("T", bound=RemovableRow)
+
+
+class SoftDeleteDbService(DbService[C, T]):
+    """A db service whose documents are marked as removed instead of being deleted."""
+
+    def _live_fields(self, payload: PayloadInput | None, context: C) -> dict[str, Any]:
+        encoded = self._encode(payload, context)
+        # a payload that says it is removed is a tombstone in the wire format
+        return {"payload": encoded, "removed": isinstance(encoded, dict) and encoded.get("removed") is True}
+
+    async def _soft_remove(self, context: C) -> bool:
+        payload = {
+            "$cond": [
+                {"$eq": [{"$type": "$payload"}, "object"]},
+                {"$mergeObjects": ["$payload", {"removed": True}]},
+                "$payload",
+            ]
+        }
+        update = [{"$set": {"removed": True, "payload": payload, "updatedDate": utc_now()}}]
+        return await self._find_and_update(context, update, upsert=False) is not None
+
+    async def _living(self, filter: Filter) -> list[T]:
+        return await self.find_all({**filter, "removed": False})
+
+
+def living_payload(row: RemovableRow | None) -> dict[str, Any] | None:
+    """The payload a reader may see: None when there is no row, or only a tombstone."""
+    return None if row is None or row.removed else row.payload

@@ -1,0 +1,106 @@
+"""Log: the decisions of a strategy, append-only."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from pymongo import DESCENDING
+
+from backtest_persist.core.base_map import base_map
+from backtest_persist.core.db_service import DbService
+from backtest_persist.core.keys import Name, join_key
+from backtest_persist.core.payload import Payload, PayloadInput, encode_entries
+from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.row import Context, Row
+
+__all__ = ("LogCacheService", "LogContext", "LogDbService", "LogRow", "LogServices", "PersistLogInstance")
+
+
+class LogContext(Context):
+    """Identifies a log entry."""
+
+    entry_id: Name
+
+    @property
+    def cache_key(self) -> str:
+        """The Redis key inside ``log_cache``."""
+        return join_key(self.entry_id)
+
+
+class LogRow(LogContext, Row):
+    """One document of ``log-items``."""
+
+    payload: Payload
+
+
+class LogCacheService(base_map("log_cache", -1)):
+    """Remembers which document holds a log entry."""
+
+    async def has_log_id(self, entry_id: str) -> bool:
+        """Whether Redis knows an id for this context."""
+        return await self.has(LogContext(entry_id=entry_id).cache_key)
+
+    async def get_log_id(self, entry_id: str) -> str | None:
+        """The id that Redis knows for this context, or None."""
+        return await self.get(LogContext(entry_id=entry_id).cache_key)
+
+    async def set_log_id(self, row: LogRow) -> str:
+        """Remember the id of a row; returns it."""
+        await self.set(row.cache_key, row.id)
+        return row.id
+
+
+class LogDbService(DbService[LogContext, LogRow]):
+    """Reads and writes ``log-items``."""
+
+    collection = "log-items"
+    secondary_indexes = ((("createDate", DESCENDING),),)
+    context_type = LogContext
+    row_type = LogRow
+
+    async def upsert(self, entry_id: str, payload: PayloadInput) -> LogRow:
+        """Replace the payload in one atomic write."""
+        context = LogContext(entry_id=entry_id)
+        return await self._upsert(context, {"payload": self._encode(payload, context)})
+
+    async def create_many(self, entries: Iterable[PayloadInput]) -> int:
+        """Append entries, each under its own ``id``, in bulk; an existing id is skipped. Returns how many were new."""
+        encoded = encode_entries(entries, self.collection, first_wins=True)
+        writes = [(LogContext(entry_id=entry_id), {"payload": payload}) for entry_id, payload in encoded.items()]
+        return await self._write_many(writes, replace=False)
+
+    async def list_all(self, limit: int | None = None) -> list[LogRow]:
+        """All entries, or the newest `limit`; oldest first."""
+        return await self._newest({}, limit)
+
+    async def find_by_context(self, entry_id: str) -> LogRow | None:
+        """The row of this context, or None."""
+        return await self._find(LogContext(entry_id=entry_id))
+
+
+class LogServices(Protocol):
+    """What the adapter needs of a container."""
+
+    @property
+    def log_db_service(self) -> LogDbService:
+        """The db service of this domain."""
+        ...
+
+
+class PersistLogInstance(PersistInstance[LogServices]):
+    """Keeps the log of decisions."""
+
+    def __init__(self, *, ioc: LogServices | None = None) -> None:
+        super().__init__(ioc)
+
+    async def wait_for_init(self, initial: bool) -> None:
+        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
+        if initial:
+            await self._services.log_db_service.wait_for_init()
+
+    async def read_log_data(self) -> list[Payload]:
+        """The payloads of all entries, oldest first."""
+        return [row.payload for row in await self._services.log_db_service.list_all()]
+
+    async def write_log_data(self, entries: Iterable[PayloadInput]) -> None:
+        """Append entries, each with an ``id``; one that exists is left as it is."""
+        await self._services.log_db_service.create_many(entries)

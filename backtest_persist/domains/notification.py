@@ -1,0 +1,118 @@
+"""Notifications: what happened, for people to read, one document each, per mode."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from pymongo import ASCENDING, DESCENDING
+
+from backtest_persist.core.base_map import base_map
+from backtest_persist.core.db_service import DbService
+from backtest_persist.core.keys import Flag, Name, checked_flag, join_key, mode_word
+from backtest_persist.core.payload import Payload, PayloadInput, encode_entries
+from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.row import Context, Row
+
+__all__ = (
+    "NotificationCacheService",
+    "NotificationContext",
+    "NotificationDbService",
+    "NotificationRow",
+    "NotificationServices",
+    "PersistNotificationInstance",
+)
+
+
+class NotificationContext(Context):
+    """Identifies a notification."""
+
+    backtest: Flag
+    notification_id: Name
+
+    @property
+    def cache_key(self) -> str:
+        """The Redis key inside ``notification_cache``."""
+        return join_key(mode_word(self.backtest), self.notification_id)
+
+
+class NotificationRow(NotificationContext, Row):
+    """One document of ``notification-items``."""
+
+    payload: Payload
+
+
+class NotificationCacheService(base_map("notification_cache", -1)):
+    """Remembers which document holds a notification."""
+
+    async def has_notification_id(self, backtest: bool, notification_id: str) -> bool:
+        """Whether Redis knows an id for this context."""
+        return await self.has(NotificationContext(backtest=backtest, notification_id=notification_id).cache_key)
+
+    async def get_notification_id(self, backtest: bool, notification_id: str) -> str | None:
+        """The id that Redis knows for this context, or None."""
+        return await self.get(NotificationContext(backtest=backtest, notification_id=notification_id).cache_key)
+
+    async def set_notification_id(self, row: NotificationRow) -> str:
+        """Remember the id of a row; returns it."""
+        await self.set(row.cache_key, row.id)
+        return row.id
+
+
+class NotificationDbService(DbService[NotificationContext, NotificationRow]):
+    """Reads and writes ``notification-items``."""
+
+    collection = "notification-items"
+    secondary_indexes = ((("backtest", ASCENDING), ("createDate", DESCENDING)),)
+    context_type = NotificationContext
+    row_type = NotificationRow
+
+    async def upsert(self, backtest: bool, notification_id: str, payload: PayloadInput) -> NotificationRow:
+        """Replace the payload in one atomic write."""
+        context = NotificationContext(backtest=backtest, notification_id=notification_id)
+        return await self._upsert(context, {"payload": self._encode(payload, context)})
+
+    async def upsert_many(self, backtest: bool, payloads: Iterable[PayloadInput]) -> int:
+        """Write payloads in bulk, each under its own ``id``; returns how many were new."""
+        encoded = encode_entries(payloads, self.collection)
+        writes = [
+            (NotificationContext(backtest=backtest, notification_id=notification_id), {"payload": payload})
+            for notification_id, payload in encoded.items()
+        ]
+        return await self._write_many(writes, replace=True)
+
+    async def list_by_mode(self, backtest: bool, limit: int | None = None) -> list[NotificationRow]:
+        """All rows of a mode, or the newest `limit`; oldest first."""
+        return await self._newest({"backtest": checked_flag(backtest, "backtest")}, limit)
+
+    async def find_by_context(self, backtest: bool, notification_id: str) -> NotificationRow | None:
+        """The row of this context, or None."""
+        return await self._find(NotificationContext(backtest=backtest, notification_id=notification_id))
+
+
+class NotificationServices(Protocol):
+    """What the adapter needs of a container."""
+
+    @property
+    def notification_db_service(self) -> NotificationDbService:
+        """The db service of this domain."""
+        ...
+
+
+class PersistNotificationInstance(PersistInstance[NotificationServices]):
+    """Keeps notifications of a mode; paper and live are `backtest=False`."""
+
+    def __init__(self, backtest: bool, *, ioc: NotificationServices | None = None) -> None:
+        super().__init__(ioc)
+        self.backtest = backtest
+
+    async def wait_for_init(self, initial: bool) -> None:
+        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
+        if initial:
+            await self._services.notification_db_service.wait_for_init()
+
+    async def read_notification_data(self) -> list[Payload]:
+        """The payloads of all notifications, oldest first."""
+        return [row.payload for row in await self._services.notification_db_service.list_by_mode(self.backtest)]
+
+    async def write_notification_data(self, notifications: Iterable[PayloadInput]) -> None:
+        """Write notifications, each under its own ``id``; what is not among them stays."""
+        await self._services.notification_db_service.upsert_many(self.backtest, notifications)

@@ -1,0 +1,136 @@
+"""Partials: which profit and loss levels a signal has passed."""
+
+from typing import Protocol
+
+from backtest_persist.core.base_map import base_map
+from backtest_persist.core.db_service import DbService
+from backtest_persist.core.keys import Name, Timestamp, join_key
+from backtest_persist.core.payload import Payload, PayloadInput
+from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.row import Context, Row, When, to_millis, wire_when
+
+__all__ = (
+    "PartialCacheService",
+    "PartialContext",
+    "PartialDbService",
+    "PartialRow",
+    "PartialServices",
+    "PersistPartialInstance",
+)
+
+
+class PartialContext(Context):
+    """Identifies the levels a signal has passed."""
+
+    symbol: Name
+    strategy_name: Name
+    exchange_name: Name
+    signal_id: Name
+
+    @property
+    def cache_key(self) -> str:
+        """The Redis key inside ``partial_cache``."""
+        return join_key(self.exchange_name, self.strategy_name, self.symbol, self.signal_id)
+
+
+class PartialRow(PartialContext, Row):
+    """One document of ``partial-items``."""
+
+    payload: Payload | None
+    when: Timestamp
+
+
+class PartialCacheService(base_map("partial_cache", -1)):
+    """Remembers which document holds the levels a signal has passed."""
+
+    async def has_partial_id(self, symbol: str, strategy_name: str, exchange_name: str, signal_id: str) -> bool:
+        """Whether Redis knows an id for this context."""
+        return await self.has(
+            PartialContext(
+                symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name, signal_id=signal_id
+            ).cache_key
+        )
+
+    async def get_partial_id(self, symbol: str, strategy_name: str, exchange_name: str, signal_id: str) -> str | None:
+        """The id that Redis knows for this context, or None."""
+        return await self.get(
+            PartialContext(
+                symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name, signal_id=signal_id
+            ).cache_key
+        )
+
+    async def set_partial_id(self, row: PartialRow) -> str:
+        """Remember the id of a row; returns it."""
+        await self.set(row.cache_key, row.id)
+        return row.id
+
+
+class PartialDbService(DbService[PartialContext, PartialRow]):
+    """Reads and writes ``partial-items``."""
+
+    collection = "partial-items"
+    context_type = PartialContext
+    row_type = PartialRow
+
+    async def upsert(
+        self,
+        symbol: str,
+        strategy_name: str,
+        exchange_name: str,
+        signal_id: str,
+        payload: PayloadInput | None,
+        when: When,
+    ) -> PartialRow:
+        """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
+        context = PartialContext(
+            symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name, signal_id=signal_id
+        )
+        return await self._upsert(context, {"payload": self._encode(payload, context), "when": wire_when(when)})
+
+    async def find_by_context(
+        self, symbol: str, strategy_name: str, exchange_name: str, signal_id: str
+    ) -> PartialRow | None:
+        """The row of this context, or None."""
+        return await self._find(
+            PartialContext(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name, signal_id=signal_id)
+        )
+
+
+class PartialServices(Protocol):
+    """What the adapter needs of a container."""
+
+    @property
+    def partial_db_service(self) -> PartialDbService:
+        """The db service of this domain."""
+        ...
+
+
+class PersistPartialInstance(PersistInstance[PartialServices]):
+    """Keeps the levels a signal has passed, for the signals of a symbol, a strategy and an exchange."""
+
+    def __init__(
+        self, symbol: str, strategy_name: str, exchange_name: str, *, ioc: PartialServices | None = None
+    ) -> None:
+        super().__init__(ioc)
+        self.symbol = symbol
+        self.strategy_name = strategy_name
+        self.exchange_name = exchange_name
+
+    async def wait_for_init(self, initial: bool) -> None:
+        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
+        if initial:
+            await self._services.partial_db_service.wait_for_init()
+
+    async def read_partial_data(self, signal_id: str, when: When) -> Payload:
+        """What was known of the signal at `when` (aware datetime, or ms UTC); {} when absent or later than that."""
+        horizon = to_millis(when)
+        row = await self._services.partial_db_service.find_by_context(
+            self.symbol, self.strategy_name, self.exchange_name, signal_id
+        )
+        return (row.payload or {}) if row is not None and row.when <= horizon else {}
+
+    async def write_partial_data(self, data: PayloadInput, signal_id: str, when: When) -> None:
+        """Replace what is known of the signal; an earlier `when` overwrites, so a backtest can start over."""
+        await self._services.partial_db_service.upsert(
+            self.symbol, self.strategy_name, self.exchange_name, signal_id, data, when
+        )

@@ -1,0 +1,169 @@
+"""Recents: the latest public signal of a context, per mode."""
+
+from typing import Protocol
+
+from backtest_persist.core.base_map import base_map
+from backtest_persist.core.db_service import DbService
+from backtest_persist.core.keys import Flag, Name, Timestamp, join_key, mode_word
+from backtest_persist.core.payload import Payload, PayloadInput
+from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.row import Context, Row, When, to_horizon, wire_when
+
+__all__ = (
+    "PersistRecentInstance",
+    "RecentCacheService",
+    "RecentContext",
+    "RecentDbService",
+    "RecentRow",
+    "RecentServices",
+)
+
+
+class RecentContext(Context):
+    """Identifies the latest public signal of a context."""
+
+    symbol: Name
+    strategy_name: Name
+    exchange_name: Name
+    frame_name: Name
+    backtest: Flag
+
+    @property
+    def cache_key(self) -> str:
+        """The Redis key inside ``recent_cache``."""
+        return join_key(mode_word(self.backtest), self.exchange_name, self.strategy_name, self.frame_name, self.symbol)
+
+
+class RecentRow(RecentContext, Row):
+    """One document of ``recent-items``."""
+
+    payload: Payload | None
+    when: Timestamp
+
+
+class RecentCacheService(base_map("recent_cache", -1)):
+    """Remembers which document holds the latest public signal of a context."""
+
+    async def has_recent_id(
+        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool
+    ) -> bool:
+        """Whether Redis knows an id for this context."""
+        return await self.has(
+            RecentContext(
+                symbol=symbol,
+                strategy_name=strategy_name,
+                exchange_name=exchange_name,
+                frame_name=frame_name,
+                backtest=backtest,
+            ).cache_key
+        )
+
+    async def get_recent_id(
+        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool
+    ) -> str | None:
+        """The id that Redis knows for this context, or None."""
+        return await self.get(
+            RecentContext(
+                symbol=symbol,
+                strategy_name=strategy_name,
+                exchange_name=exchange_name,
+                frame_name=frame_name,
+                backtest=backtest,
+            ).cache_key
+        )
+
+    async def set_recent_id(self, row: RecentRow) -> str:
+        """Remember the id of a row; returns it."""
+        await self.set(row.cache_key, row.id)
+        return row.id
+
+
+class RecentDbService(DbService[RecentContext, RecentRow]):
+    """Reads and writes ``recent-items``."""
+
+    collection = "recent-items"
+    context_type = RecentContext
+    row_type = RecentRow
+
+    async def upsert(
+        self,
+        symbol: str,
+        strategy_name: str,
+        exchange_name: str,
+        frame_name: str,
+        backtest: bool,
+        payload: PayloadInput | None,
+        when: When,
+    ) -> RecentRow:
+        """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
+        context = RecentContext(
+            symbol=symbol,
+            strategy_name=strategy_name,
+            exchange_name=exchange_name,
+            frame_name=frame_name,
+            backtest=backtest,
+        )
+        return await self._upsert(context, {"payload": self._encode(payload, context), "when": wire_when(when)})
+
+    async def find_by_context(
+        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool
+    ) -> RecentRow | None:
+        """The row of this context, or None."""
+        return await self._find(
+            RecentContext(
+                symbol=symbol,
+                strategy_name=strategy_name,
+                exchange_name=exchange_name,
+                frame_name=frame_name,
+                backtest=backtest,
+            )
+        )
+
+
+class RecentServices(Protocol):
+    """What the adapter needs of a container."""
+
+    @property
+    def recent_db_service(self) -> RecentDbService:
+        """The db service of this domain."""
+        ...
+
+
+class PersistRecentInstance(PersistInstance[RecentServices]):
+    """Keeps the latest public signal of a context; paper and live are `backtest=False`."""
+
+    def __init__(
+        self,
+        symbol: str,
+        strategy_name: str,
+        exchange_name: str,
+        frame_name: str,
+        backtest: bool,
+        *,
+        ioc: RecentServices | None = None,
+    ) -> None:
+        super().__init__(ioc)
+        self.symbol = symbol
+        self.strategy_name = strategy_name
+        self.exchange_name = exchange_name
+        self.frame_name = frame_name
+        self.backtest = backtest
+
+    async def wait_for_init(self, initial: bool) -> None:
+        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
+        if initial:
+            await self._services.recent_db_service.wait_for_init()
+
+    async def read_recent_data(self, *, when: When | None = None) -> Payload | None:
+        """The payload, or None when nothing is stored, or nothing yet at `when` (aware datetime, or ms UTC)."""
+        horizon = to_horizon(when)
+        row = await self._services.recent_db_service.find_by_context(
+            self.symbol, self.strategy_name, self.exchange_name, self.frame_name, self.backtest
+        )
+        return row.payload if row is not None and row.when <= horizon else None
+
+    async def write_recent_data(self, row: PayloadInput | None, when: When) -> None:
+        """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
+        await self._services.recent_db_service.upsert(
+            self.symbol, self.strategy_name, self.exchange_name, self.frame_name, self.backtest, row, when
+        )

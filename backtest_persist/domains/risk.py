@@ -1,0 +1,100 @@
+"""Risk: the open positions under one risk profile on an exchange."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from backtest_persist.core.base_map import base_map
+from backtest_persist.core.db_service import DbService
+from backtest_persist.core.keys import Name, Timestamp, join_key
+from backtest_persist.core.payload import encode_list
+from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.row import Context, Row, When, to_millis, wire_when
+
+__all__ = ("PersistRiskInstance", "RiskCacheService", "RiskContext", "RiskDbService", "RiskRow", "RiskServices")
+
+
+class RiskContext(Context):
+    """Identifies the positions of a risk profile."""
+
+    risk_name: Name
+    exchange_name: Name
+
+    @property
+    def cache_key(self) -> str:
+        """The Redis key inside ``risk_cache``."""
+        return join_key(self.exchange_name, self.risk_name)
+
+
+class RiskRow(RiskContext, Row):
+    """One document of ``risk-items``."""
+
+    positions: list[Any]
+    when: Timestamp
+
+
+class RiskCacheService(base_map("risk_cache", -1)):
+    """Remembers which document holds the positions of a risk profile."""
+
+    async def has_risk_id(self, risk_name: str, exchange_name: str) -> bool:
+        """Whether Redis knows an id for this context."""
+        return await self.has(RiskContext(risk_name=risk_name, exchange_name=exchange_name).cache_key)
+
+    async def get_risk_id(self, risk_name: str, exchange_name: str) -> str | None:
+        """The id that Redis knows for this context, or None."""
+        return await self.get(RiskContext(risk_name=risk_name, exchange_name=exchange_name).cache_key)
+
+    async def set_risk_id(self, row: RiskRow) -> str:
+        """Remember the id of a row; returns it."""
+        await self.set(row.cache_key, row.id)
+        return row.id
+
+
+class RiskDbService(DbService[RiskContext, RiskRow]):
+    """Reads and writes ``risk-items``."""
+
+    collection = "risk-items"
+    context_type = RiskContext
+    row_type = RiskRow
+
+    async def upsert(self, risk_name: str, exchange_name: str, positions: Sequence[Any], when: When) -> RiskRow:
+        """Replace the positions in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
+        context = RiskContext(risk_name=risk_name, exchange_name=exchange_name)
+        fields = {"positions": encode_list(positions, self._what(context)), "when": wire_when(when)}
+        return await self._upsert(context, fields)
+
+    async def find_by_context(self, risk_name: str, exchange_name: str) -> RiskRow | None:
+        """The row of this context, or None."""
+        return await self._find(RiskContext(risk_name=risk_name, exchange_name=exchange_name))
+
+
+class RiskServices(Protocol):
+    """What the adapter needs of a container."""
+
+    @property
+    def risk_db_service(self) -> RiskDbService:
+        """The db service of this domain."""
+        ...
+
+
+class PersistRiskInstance(PersistInstance[RiskServices]):
+    """Keeps the open positions under a risk profile."""
+
+    def __init__(self, risk_name: str, exchange_name: str, *, ioc: RiskServices | None = None) -> None:
+        super().__init__(ioc)
+        self.risk_name = risk_name
+        self.exchange_name = exchange_name
+
+    async def wait_for_init(self, initial: bool) -> None:
+        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
+        if initial:
+            await self._services.risk_db_service.wait_for_init()
+
+    async def read_position_data(self, when: When) -> list[Any]:
+        """The positions known at `when` (aware datetime, or ms UTC); [] when absent or later than that."""
+        horizon = to_millis(when)
+        row = await self._services.risk_db_service.find_by_context(self.risk_name, self.exchange_name)
+        return row.positions if row is not None and row.when <= horizon else []
+
+    async def write_position_data(self, positions: Sequence[Any], when: When) -> None:
+        """Replace the positions; an earlier `when` overwrites, so a backtest can start over."""
+        await self._services.risk_db_service.upsert(self.risk_name, self.exchange_name, positions, when)

@@ -1,0 +1,117 @@
+"""Schedules: the one signal that waits for its price, of a symbol, a strategy and an exchange."""
+
+from typing import Protocol
+
+from backtest_persist.core.base_map import base_map
+from backtest_persist.core.db_service import DbService
+from backtest_persist.core.keys import Name, join_key
+from backtest_persist.core.payload import Payload, PayloadInput
+from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.row import Context, Row
+
+__all__ = (
+    "PersistScheduleInstance",
+    "ScheduleCacheService",
+    "ScheduleContext",
+    "ScheduleDbService",
+    "ScheduleRow",
+    "ScheduleServices",
+)
+
+
+class ScheduleContext(Context):
+    """Identifies the pending signal of a context."""
+
+    symbol: Name
+    strategy_name: Name
+    exchange_name: Name
+
+    @property
+    def cache_key(self) -> str:
+        """The Redis key inside ``schedule_cache``."""
+        return join_key(self.exchange_name, self.strategy_name, self.symbol)
+
+
+class ScheduleRow(ScheduleContext, Row):
+    """One document of ``schedule-items``."""
+
+    payload: Payload | None
+
+
+class ScheduleCacheService(base_map("schedule_cache", -1)):
+    """Remembers which document holds the pending signal of a context."""
+
+    async def has_schedule_id(self, symbol: str, strategy_name: str, exchange_name: str) -> bool:
+        """Whether Redis knows an id for this context."""
+        return await self.has(
+            ScheduleContext(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name).cache_key
+        )
+
+    async def get_schedule_id(self, symbol: str, strategy_name: str, exchange_name: str) -> str | None:
+        """The id that Redis knows for this context, or None."""
+        return await self.get(
+            ScheduleContext(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name).cache_key
+        )
+
+    async def set_schedule_id(self, row: ScheduleRow) -> str:
+        """Remember the id of a row; returns it."""
+        await self.set(row.cache_key, row.id)
+        return row.id
+
+
+class ScheduleDbService(DbService[ScheduleContext, ScheduleRow]):
+    """Reads and writes ``schedule-items``."""
+
+    collection = "schedule-items"
+    context_type = ScheduleContext
+    row_type = ScheduleRow
+
+    async def upsert(
+        self, symbol: str, strategy_name: str, exchange_name: str, payload: PayloadInput | None
+    ) -> ScheduleRow:
+        """Replace the payload in one atomic write; None means that nothing is open."""
+        context = ScheduleContext(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name)
+        return await self._upsert(context, {"payload": self._encode(payload, context)})
+
+    async def find_by_context(self, symbol: str, strategy_name: str, exchange_name: str) -> ScheduleRow | None:
+        """The row of this context, or None."""
+        return await self._find(
+            ScheduleContext(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name)
+        )
+
+
+class ScheduleServices(Protocol):
+    """What the adapter needs of a container."""
+
+    @property
+    def schedule_db_service(self) -> ScheduleDbService:
+        """The db service of this domain."""
+        ...
+
+
+class PersistScheduleInstance(PersistInstance[ScheduleServices]):
+    """Keeps the pending signal of a symbol, a strategy and an exchange across restarts."""
+
+    def __init__(
+        self, symbol: str, strategy_name: str, exchange_name: str, *, ioc: ScheduleServices | None = None
+    ) -> None:
+        super().__init__(ioc)
+        self.symbol = symbol
+        self.strategy_name = strategy_name
+        self.exchange_name = exchange_name
+
+    async def wait_for_init(self, initial: bool) -> None:
+        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
+        if initial:
+            await self._services.schedule_db_service.wait_for_init()
+
+    async def read_schedule_data(self) -> Payload | None:
+        """The payload, or None when nothing is open."""
+        row = await self._services.schedule_db_service.find_by_context(
+            self.symbol, self.strategy_name, self.exchange_name
+        )
+        return None if row is None else row.payload
+
+    async def write_schedule_data(self, row: PayloadInput | None) -> None:
+        """Replace the payload; None says that nothing is open any more."""
+        await self._services.schedule_db_service.upsert(self.symbol, self.strategy_name, self.exchange_name, row)

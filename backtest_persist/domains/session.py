@@ -1,0 +1,172 @@
+"""Sessions: the free state of a strategy's run, per mode."""
+
+from typing import Protocol
+
+from backtest_persist.core.base_map import base_map
+from backtest_persist.core.db_service import DbService
+from backtest_persist.core.keys import Flag, Name, Timestamp, join_key, mode_word
+from backtest_persist.core.payload import Payload, PayloadInput
+from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.row import Context, Row, When, to_horizon, wire_when
+
+__all__ = (
+    "PersistSessionInstance",
+    "SessionCacheService",
+    "SessionContext",
+    "SessionDbService",
+    "SessionRow",
+    "SessionServices",
+)
+
+
+class SessionContext(Context):
+    """Identifies the state of a run."""
+
+    strategy_name: Name
+    exchange_name: Name
+    frame_name: Name
+    symbol: Name
+    backtest: Flag
+
+    @property
+    def cache_key(self) -> str:
+        """The Redis key inside ``session_cache``."""
+        return join_key(self.exchange_name, self.strategy_name, self.frame_name, self.symbol, mode_word(self.backtest))
+
+
+class SessionRow(SessionContext, Row):
+    """One document of ``session-items``."""
+
+    payload: Payload | None
+    when: Timestamp
+
+
+class SessionCacheService(base_map("session_cache", -1)):
+    """Remembers which document holds the state of a run."""
+
+    async def has_session_id(
+        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool
+    ) -> bool:
+        """Whether Redis knows an id for this context."""
+        return await self.has(
+            SessionContext(
+                strategy_name=strategy_name,
+                exchange_name=exchange_name,
+                frame_name=frame_name,
+                symbol=symbol,
+                backtest=backtest,
+            ).cache_key
+        )
+
+    async def get_session_id(
+        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool
+    ) -> str | None:
+        """The id that Redis knows for this context, or None."""
+        return await self.get(
+            SessionContext(
+                strategy_name=strategy_name,
+                exchange_name=exchange_name,
+                frame_name=frame_name,
+                symbol=symbol,
+                backtest=backtest,
+            ).cache_key
+        )
+
+    async def set_session_id(self, row: SessionRow) -> str:
+        """Remember the id of a row; returns it."""
+        await self.set(row.cache_key, row.id)
+        return row.id
+
+
+class SessionDbService(DbService[SessionContext, SessionRow]):
+    """Reads and writes ``session-items``."""
+
+    collection = "session-items"
+    context_type = SessionContext
+    row_type = SessionRow
+
+    async def upsert(
+        self,
+        strategy_name: str,
+        exchange_name: str,
+        frame_name: str,
+        symbol: str,
+        backtest: bool,
+        payload: PayloadInput | None,
+        when: When,
+    ) -> SessionRow:
+        """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
+        context = SessionContext(
+            strategy_name=strategy_name,
+            exchange_name=exchange_name,
+            frame_name=frame_name,
+            symbol=symbol,
+            backtest=backtest,
+        )
+        return await self._upsert(context, {"payload": self._encode(payload, context), "when": wire_when(when)})
+
+    async def find_by_context(
+        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool
+    ) -> SessionRow | None:
+        """The row of this context, or None."""
+        return await self._find(
+            SessionContext(
+                strategy_name=strategy_name,
+                exchange_name=exchange_name,
+                frame_name=frame_name,
+                symbol=symbol,
+                backtest=backtest,
+            )
+        )
+
+
+class SessionServices(Protocol):
+    """What the adapter needs of a container."""
+
+    @property
+    def session_db_service(self) -> SessionDbService:
+        """The db service of this domain."""
+        ...
+
+
+class PersistSessionInstance(PersistInstance[SessionServices]):
+    """Keeps the state of a run; paper and live are `backtest=False`."""
+
+    def __init__(
+        self,
+        strategy_name: str,
+        exchange_name: str,
+        frame_name: str,
+        symbol: str,
+        backtest: bool,
+        *,
+        ioc: SessionServices | None = None,
+    ) -> None:
+        super().__init__(ioc)
+        self.strategy_name = strategy_name
+        self.exchange_name = exchange_name
+        self.frame_name = frame_name
+        self.symbol = symbol
+        self.backtest = backtest
+
+    async def wait_for_init(self, initial: bool) -> None:
+        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
+        if initial:
+            await self._services.session_db_service.wait_for_init()
+
+    async def read_session_data(self, *, when: When | None = None) -> Payload | None:
+        """The payload, or None when nothing is stored, or nothing yet at `when` (aware datetime, or ms UTC)."""
+        horizon = to_horizon(when)
+        row = await self._services.session_db_service.find_by_context(
+            self.strategy_name, self.exchange_name, self.frame_name, self.symbol, self.backtest
+        )
+        return row.payload if row is not None and row.when <= horizon else None
+
+    async def write_session_data(self, data: PayloadInput | None, when: When) -> None:
+        """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
+        await self._services.session_db_service.upsert(
+            self.strategy_name, self.exchange_name, self.frame_name, self.symbol, self.backtest, data, when
+        )
+
+    async def dispose(self) -> None:
+        """Let go of the instance: what is stored stays, and nothing is held here that needs closing."""

@@ -1,0 +1,118 @@
+"""Storage: every signal that was ever opened, one document each, per mode."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from pymongo import ASCENDING, DESCENDING
+
+from backtest_persist.core.base_map import base_map
+from backtest_persist.core.db_service import DbService
+from backtest_persist.core.keys import Flag, Name, checked_flag, join_key, mode_word
+from backtest_persist.core.payload import Payload, PayloadInput, encode_entries
+from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.row import Context, Row
+
+__all__ = (
+    "PersistStorageInstance",
+    "StorageCacheService",
+    "StorageContext",
+    "StorageDbService",
+    "StorageRow",
+    "StorageServices",
+)
+
+
+class StorageContext(Context):
+    """Identifies a stored signal."""
+
+    backtest: Flag
+    signal_id: Name
+
+    @property
+    def cache_key(self) -> str:
+        """The Redis key inside ``storage_cache``."""
+        return join_key(mode_word(self.backtest), self.signal_id)
+
+
+class StorageRow(StorageContext, Row):
+    """One document of ``storage-items``."""
+
+    payload: Payload
+
+
+class StorageCacheService(base_map("storage_cache", -1)):
+    """Remembers which document holds a stored signal."""
+
+    async def has_storage_id(self, backtest: bool, signal_id: str) -> bool:
+        """Whether Redis knows an id for this context."""
+        return await self.has(StorageContext(backtest=backtest, signal_id=signal_id).cache_key)
+
+    async def get_storage_id(self, backtest: bool, signal_id: str) -> str | None:
+        """The id that Redis knows for this context, or None."""
+        return await self.get(StorageContext(backtest=backtest, signal_id=signal_id).cache_key)
+
+    async def set_storage_id(self, row: StorageRow) -> str:
+        """Remember the id of a row; returns it."""
+        await self.set(row.cache_key, row.id)
+        return row.id
+
+
+class StorageDbService(DbService[StorageContext, StorageRow]):
+    """Reads and writes ``storage-items``."""
+
+    collection = "storage-items"
+    secondary_indexes = ((("backtest", ASCENDING), ("createDate", DESCENDING)),)
+    context_type = StorageContext
+    row_type = StorageRow
+
+    async def upsert(self, backtest: bool, signal_id: str, payload: PayloadInput) -> StorageRow:
+        """Replace the payload in one atomic write."""
+        context = StorageContext(backtest=backtest, signal_id=signal_id)
+        return await self._upsert(context, {"payload": self._encode(payload, context)})
+
+    async def upsert_many(self, backtest: bool, payloads: Iterable[PayloadInput]) -> int:
+        """Write payloads in bulk, each under its own ``id``; returns how many were new."""
+        encoded = encode_entries(payloads, self.collection)
+        writes = [
+            (StorageContext(backtest=backtest, signal_id=signal_id), {"payload": payload})
+            for signal_id, payload in encoded.items()
+        ]
+        return await self._write_many(writes, replace=True)
+
+    async def list_by_mode(self, backtest: bool, limit: int | None = None) -> list[StorageRow]:
+        """All rows of a mode, or the newest `limit`; oldest first."""
+        return await self._newest({"backtest": checked_flag(backtest, "backtest")}, limit)
+
+    async def find_by_context(self, backtest: bool, signal_id: str) -> StorageRow | None:
+        """The row of this context, or None."""
+        return await self._find(StorageContext(backtest=backtest, signal_id=signal_id))
+
+
+class StorageServices(Protocol):
+    """What the adapter needs of a container."""
+
+    @property
+    def storage_db_service(self) -> StorageDbService:
+        """The db service of this domain."""
+        ...
+
+
+class PersistStorageInstance(PersistInstance[StorageServices]):
+    """Keeps signals of a mode; paper and live are `backtest=False`."""
+
+    def __init__(self, backtest: bool, *, ioc: StorageServices | None = None) -> None:
+        super().__init__(ioc)
+        self.backtest = backtest
+
+    async def wait_for_init(self, initial: bool) -> None:
+        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
+        if initial:
+            await self._services.storage_db_service.wait_for_init()
+
+    async def read_storage_data(self) -> list[Payload]:
+        """The payloads of all signals, oldest first."""
+        return [row.payload for row in await self._services.storage_db_service.list_by_mode(self.backtest)]
+
+    async def write_storage_data(self, signals: Iterable[PayloadInput]) -> None:
+        """Write signals, each under its own ``id``; what is not among them stays."""
+        await self._services.storage_db_service.upsert_many(self.backtest, signals)

@@ -1,0 +1,96 @@
+"""Settings: arguments beat the environment, the environment beats ``.env``."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, PositiveInt, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from backtest_persist.errors import SettingsError
+
+__all__ = ("DEFAULT_DATABASE", "Settings")
+
+DEFAULT_DATABASE = "backtest-kit"
+
+
+def _environment_name(field: str) -> str:
+    return f"CC_{field.upper()}"
+
+
+class Settings(BaseSettings):
+    """Where the servers are and how long to wait for them.
+
+    Every field is read from the environment (or ``.env``) under its name in capitals with the prefix ``CC_``;
+    both spellings are accepted as arguments: ``Settings(redis_port=6380)`` or ``Settings(CC_REDIS_PORT=6380)``.
+    Secrets never appear in a repr. A bad value or an unknown argument is a `SettingsError`.
+    """
+
+    model_config = SettingsConfigDict(
+        alias_generator=_environment_name,
+        populate_by_name=True,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=False,
+    )
+
+    mongo_connection_string: SecretStr = SecretStr("mongodb://localhost:27017/backtest-kit?wtimeoutMS=15000")
+    """MongoDB URI; its path names the database (``backtest-kit`` when it has none)."""
+
+    mongo_driver: Literal["motor", "pymongo"] = "motor"
+    """``motor``, or ``pymongo`` for PyMongo's own ``AsyncMongoClient``."""
+
+    mongo_timeout_ms: PositiveInt = 5000
+    """Deadline of one MongoDB operation, server selection and retries included, in ms."""
+
+    mongo_max_pool_size: PositiveInt = 32
+    """Connections to each MongoDB server at most."""
+
+    redis_url: SecretStr | None = None
+    """``redis://``, ``rediss://`` or ``unix://`` URL; replaces the four ``redis_*`` parts below."""
+
+    redis_host: str = "127.0.0.1"
+    redis_port: int = Field(default=6379, ge=1, le=65535)
+    redis_user: str = ""
+    redis_password: SecretStr = SecretStr("")
+
+    redis_timeout_ms: PositiveInt = 100
+    """Deadline of one Redis command in ms; past it the operation goes on without the cache."""
+
+    redis_max_connections: PositiveInt = 16
+    """Connections to Redis at most; further callers wait for one."""
+
+    redis_key_prefix: str = ""
+    """Put before every Redis key, to keep databases apart that share one Redis."""
+
+    candle_cache: bool = True
+    """Whether stored candles put their ids into Redis (about 71 MB per symbol and year of 1m candles)."""
+
+    candle_chunk_size: PositiveInt = 2500
+    """Candles per bulk write."""
+
+    if not TYPE_CHECKING:  # the type checker sees the fields as keyword arguments
+
+        def __init__(self, **values: Any) -> None:
+            known = {name for field in type(self).model_fields for name in (field, _environment_name(field))}
+            known |= {"_env_file", "_env_file_encoding"}
+            unknown = sorted(values.keys() - known)
+            if unknown:
+                raise SettingsError(f"Unknown setting {', '.join(unknown)}; the settings are {_names()}.")
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+                raise SettingsError(f"Bad setting: {problems}.") from None
+
+
+def _names() -> str:
+    return ", ".join(sorted(_environment_name(field) for field in Settings.model_fields))
+
+
+def load(settings: Settings | Mapping[str, Any] | None) -> Settings:
+    """Return settings as they are, or build them from a mapping, or from the environment alone."""
+    return settings if isinstance(settings, Settings) else Settings(**(settings or {}))
