@@ -109,7 +109,8 @@ class PerLoop(Generic[T]):
 
     def retire(self) -> None:
         """Forget every value; each is closed with its loop, or by the next `close` in it."""
-        self._retired += [(loop, guard) for loop, (_, guard) in self._held.items()]
+        open_ones = [*self._retired, *((loop, guard) for loop, (_, guard) in self._held.items())]
+        self._retired = [(loop, guard) for loop, guard in open_ones if not loop.is_closed()]
         self._held = {}
 
     async def close(self) -> None:

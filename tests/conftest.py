@@ -1,0 +1,109 @@
+"""Servers and containers for the tests: real ones, a fresh database for each test.
+
+``CC_TEST_BACKEND`` says where the servers come from: ``embedded`` (the default) starts private ones, ``testcontainers``
+starts Docker containers (images by ``MONGO_IMAGE`` and ``REDIS_IMAGE``), ``env`` takes those of the ``CC_*`` settings.
+"""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import anyio.to_thread
+import pytest
+from pymongo import AsyncMongoClient, MongoClient
+
+from backtest_persist import Container, Settings, embedded
+
+
+@asynccontextmanager
+async def _containers() -> AsyncIterator[Settings]:
+    from testcontainers.community.redis import RedisContainer
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.wait_strategies import LogMessageWaitStrategy
+
+    mongo: Any = DockerContainer(os.environ.get("MONGO_IMAGE", "mongo:7")).with_exposed_ports(27017)
+    mongo = mongo.with_command("--replSet rs0 --bind_ip_all")
+    mongo = mongo.waiting_for(LogMessageWaitStrategy("Waiting for connections"))
+    redis: Any = RedisContainer(os.environ.get("REDIS_IMAGE", "redis:7"))
+    try:
+        await anyio.to_thread.run_sync(mongo.start)
+        await anyio.to_thread.run_sync(redis.start)
+        host = f"{mongo.get_container_host_ip()}:{mongo.get_exposed_port(27017)}"
+        await anyio.to_thread.run_sync(_initiate, host)
+        yield Settings(
+            mongo_connection_string=f"mongodb://{host}/backtest-kit?directConnection=true",  # pyright: ignore[reportArgumentType]
+            redis_host=redis.get_container_host_ip(),
+            redis_port=int(redis.get_exposed_port(6379)),
+        )
+    finally:
+        await anyio.to_thread.run_sync(redis.stop)
+        await anyio.to_thread.run_sync(mongo.stop)
+
+
+def _initiate(host: str) -> None:
+    with MongoClient[dict[str, Any]](f"mongodb://{host}/?directConnection=true") as client:
+        client.admin.command("replSetInitiate", {"_id": "rs0", "members": [{"_id": 0, "host": "localhost:27017"}]})
+        while not client.admin.command("hello")["isWritablePrimary"]:
+            pass
+
+
+@asynccontextmanager
+async def _environment() -> AsyncIterator[Settings]:
+    yield Settings()
+
+
+BACKENDS: dict[str, Callable[[], AbstractAsyncContextManager[Settings]]] = {
+    "embedded": embedded,
+    "testcontainers": _containers,
+    "env": _environment,
+}
+
+
+@pytest.fixture(scope="session")
+async def servers() -> AsyncIterator[Settings]:
+    """One mongod (replica set) and one redis-server for the whole run."""
+    async with BACKENDS[os.environ.get("CC_TEST_BACKEND", "embedded")]() as settings:
+        yield settings
+
+
+@pytest.fixture(scope="session", params=["motor", "pymongo"])
+def driver(request: pytest.FixtureRequest) -> str:
+    """Both MongoDB drivers, one after the other."""
+    return request.param
+
+
+@pytest.fixture
+async def settings(servers: Settings, driver: str) -> AsyncIterator[Settings]:
+    """Settings with a database and a Redis prefix of the test's own, emptied afterwards.
+
+    The Redis deadline is long: a test that looks at the cache must not depend on how busy the machine is.
+    """
+    name = f"test-{uuid4().hex[:12]}"
+    uri = urlsplit(servers.mongo_connection_string.get_secret_value())._replace(path=f"/{name}").geturl()
+    update: dict[str, Any] = {
+        "mongo_connection_string": uri,
+        "mongo_driver": driver,
+        "mongo_timeout_ms": 30_000,
+        "redis_key_prefix": f"{name}:",
+        "redis_timeout_ms": 5_000,
+    }
+    settings = Settings(**{**servers.model_dump(), **update})
+    yield settings
+    async with AsyncMongoClient[dict[str, Any]](uri) as client:
+        await client.drop_database(name)
+    leftovers = Container(settings)
+    redis = leftovers.redis_service.client
+    async for key in redis.scan_iter(match=f"{name}:*", count=1000):
+        await redis.unlink(key)
+    await leftovers.close()
+
+
+@pytest.fixture
+async def container(settings: Settings) -> AsyncIterator[Container]:
+    """A container on a fresh database; each service prepares its collection when it is first used."""
+    container = Container(settings)
+    yield container
+    await container.close()

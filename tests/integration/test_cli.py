@@ -1,0 +1,75 @@
+"""The command line: what it prints and how it exits, on real servers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+from pymongo import AsyncMongoClient
+
+from backtest_persist import Settings, __version__
+
+
+async def run(*arguments: str, settings: Settings, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the console script's entry point in a process of its own, on the servers of the settings."""
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    environment["CC_MONGO_CONNECTION_STRING"] = settings.mongo_connection_string.get_secret_value()
+    environment["CC_MONGO_DRIVER"] = settings.mongo_driver
+    environment["CC_REDIS_KEY_PREFIX"] = settings.redis_key_prefix
+    environment["CC_REDIS_HOST"], environment["CC_REDIS_PORT"] = settings.redis_host, str(settings.redis_port)
+    if settings.redis_url is not None:
+        environment["CC_REDIS_URL"] = settings.redis_url.get_secret_value()
+    command = [sys.executable, "-c", "from backtest_persist.cli import main; main()", *arguments]
+
+    def call() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=120, check=False
+        )
+
+    return await anyio.to_thread.run_sync(call)
+
+
+async def test_migrate_shows_and_drops_narrow_indexes(settings: Settings, tmp_path: Path) -> None:
+    """A dry run shows them, the command drops them, a second one finds nothing to do; documents stay."""
+    name = "symbol_1_interval_1_timestamp_1"
+    async with AsyncMongoClient[dict[str, Any]](settings.mongo_connection_string.get_secret_value()) as client:
+        candles = client.get_default_database()["candle-items"]
+        await candles.create_index([("symbol", 1), ("interval", 1), ("timestamp", 1)], unique=True)
+        await candles.insert_one({"exchangeName": "e", "symbol": "s", "interval": "1m", "timestamp": 0})
+
+        shown = await run("migrate", "--dry-run", settings=settings, cwd=tmp_path)
+        assert shown.returncode == 0, shown.stderr
+        assert name in shown.stdout
+        assert name in await candles.index_information()
+
+        dropped = await run("migrate", settings=settings, cwd=tmp_path)
+        assert dropped.returncode == 0, dropped.stderr
+        assert name in dropped.stdout
+        assert name not in await candles.index_information()
+        assert await candles.count_documents({}) == 1
+
+        again = await run("migrate", settings=settings, cwd=tmp_path)
+        assert again.returncode == 0
+        assert "Nothing to migrate" in again.stdout
+
+
+async def test_the_version_and_the_help_are_printed(settings: Settings, tmp_path: Path) -> None:
+    """--version prints the version; --help names the commands."""
+    version = await run("--version", settings=settings, cwd=tmp_path)
+    assert version.stdout.strip() == __version__
+    text = await run("--help", settings=settings, cwd=tmp_path)
+    assert "demo" in text.stdout
+    assert "migrate" in text.stdout
+
+
+async def test_an_unreachable_server_is_one_clear_line(settings: Settings, tmp_path: Path) -> None:
+    """A command without servers exits with 1 and a message on stderr, no traceback."""
+    gone = settings.model_copy(
+        update={"mongo_connection_string": type(settings.mongo_connection_string)("mongodb://127.0.0.1:1/x?timeoutMS=300")}
+    )
+    result = await run("migrate", settings=gone, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "Nothing was applied" in " ".join(result.stderr.split())

@@ -1,0 +1,206 @@
+"""Containers and event loops: no I/O before the first operation, one set of clients per loop, closed with it."""
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from backtest_persist import ClosedError, Container, Settings, SettingsError, StoreUnavailableError, ioc, persist, setup
+
+
+def open_sockets() -> int:
+    return sum(
+        1 for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}") and _is_socket(fd)  # noqa: PTH
+    )
+
+
+def _is_socket(fd: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")  # noqa: PTH115
+    except OSError:
+        return False
+
+
+async def roundtrip(n: int) -> None:
+    signal = await persist.signal("s", "t", "e")
+    await signal.write_signal_data({"n": n})
+    assert await signal.read_signal_data() == {"n": n}
+    assert await ioc.signal_cache_service.get_signal_id("s", "t", "e") is not None
+
+
+def in_a_thread(target: Any) -> None:
+    """Run outside the event loop of the tests."""
+    problems: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            target()
+        except BaseException as error:  # noqa: BLE001
+            problems.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if problems:
+        raise problems[0]
+
+
+async def test_the_same_ioc_works_in_one_asyncio_run_after_another(settings: Settings) -> None:
+    """Two asyncio.run calls in a row use one ioc, and no socket is left open by either."""
+    setup(settings)
+
+    def run_twice() -> None:
+        asyncio.run(roundtrip(1))
+        asyncio.run(roundtrip(2))
+
+    try:
+        await asyncio.to_thread(in_a_thread, run_twice)  # warm up the driver's own threads
+        gc.collect()
+        before = open_sockets()
+        await asyncio.to_thread(in_a_thread, run_twice)
+        gc.collect()
+        async with asyncio.timeout(20):  # Motor's monitor threads let go of theirs a moment later
+            while open_sockets() > before:
+                await asyncio.sleep(0.05)
+    finally:
+        ioc.configure({})
+
+
+async def test_loops_in_two_threads_share_an_ioc(settings: Settings) -> None:
+    """Two loops that run at the same time have clients of their own and see each other's writes."""
+    setup(settings)
+
+    async def many(start: int) -> None:
+        for n in range(start, start + 20):
+            await ioc.state_db_service.upsert("sig", f"b{n}", {"n": n}, n)
+
+    try:
+        await asyncio.gather(
+            asyncio.to_thread(lambda: asyncio.run(many(0))), asyncio.to_thread(lambda: asyncio.run(many(20)))
+        )
+        rows = await ioc.state_db_service.find_all()
+        assert sorted(row.when for row in rows) == list(range(40))
+    finally:
+        await ioc.close()
+        ioc.configure({})
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_loop_of_the_test_s_own_works(settings: Settings) -> None:
+    """ioc works in a function-scoped loop next to the session-scoped one."""
+    setup(settings)
+    await roundtrip(3)
+    ioc.configure({})
+
+
+async def test_a_closed_container_says_so(settings: Settings) -> None:
+    """Closing twice is fine; an operation afterwards is a ClosedError; configure opens it again."""
+    container = Container(settings)
+    await container.close()  # before it was ever used
+    container.configure(settings)
+    async with container:
+        await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+    await container.close()
+    for operation in (
+        container.signal_db_service.find_by_context("s", "t", "e"),
+        container.signal_db_service.upsert("s", "t", "e", {"n": 2}),
+        container.signal_cache_service.get_signal_id("s", "t", "e"),
+    ):
+        with pytest.raises(ClosedError):
+            await operation
+    container.configure(settings)
+    row = await container.signal_db_service.find_by_context("s", "t", "e")
+    assert row is not None
+    assert row.payload == {"n": 1}
+    await container.close()
+
+
+async def test_an_injected_redis_client_stays_open(settings: Settings, servers: Settings) -> None:
+    """What was opened elsewhere is used and not closed."""
+    mine = Container(settings)
+    client: Redis = mine.redis_service.client
+    async with Container(settings, redis_client=client) as container:
+        row = await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+    assert await mine.signal_cache_service.get_signal_id("s", "t", "e") == row.id
+    await mine.close()
+
+
+async def test_redis_is_optional(settings: Settings) -> None:
+    """With no Redis at all every operation goes on with MongoDB alone; the cache service itself says what is wrong."""
+    down = settings.model_copy(update={"redis_url": None, "redis_host": "127.0.0.1", "redis_port": 1})
+    async with Container(down) as container:
+        for n in range(20):
+            await container.state_db_service.upsert("sig", "b", {"n": n}, n)
+            row = await container.state_db_service.find_by_context("sig", "b")
+            assert row is not None
+            assert row.payload == {"n": n}
+        assert await container.log_db_service.create_many([{"id": "a"}]) == 1
+        with pytest.raises(StoreUnavailableError, match="state_cache"):
+            await container.state_cache_service.get_state_id("sig", "b")
+
+
+async def test_without_mongo_an_operation_ends_with_a_typed_error(settings: Settings) -> None:
+    """No server, no result: StoreUnavailableError within the deadline, whose message holds no secret."""
+    gone = settings.model_copy(
+        update={
+            "mongo_connection_string": type(settings.mongo_connection_string)("mongodb://joe:hunter2@127.0.0.1:1/x"),
+            "mongo_timeout_ms": 300,
+        }
+    )
+    container = Container(gone)
+    with pytest.raises(StoreUnavailableError) as caught:
+        await container.signal_db_service.find_by_context("s", "t", "e")
+    assert "hunter2" not in str(caught.value) + repr(caught.value.__cause__)
+    with pytest.raises(StoreUnavailableError):
+        await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+    await container.close()
+
+
+@pytest.mark.parametrize("uri", ["mongodb://", "http://host/x", "mongodb://user:hunter2@host:port/x"])
+async def test_a_connection_string_that_cannot_work_is_a_settings_error(uri: str, driver: str) -> None:
+    """The message names the setting and not its value."""
+    container = Container({"mongo_connection_string": uri, "mongo_driver": driver})
+    with pytest.raises(SettingsError, match="CC_MONGO_CONNECTION_STRING") as caught:
+        await container.signal_db_service.find_by_context("s", "t", "e")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_importing_and_touching_attributes_does_no_io() -> None:
+    """In a process that may not open a socket, and with settings that make no sense, everything is there."""
+    script = """
+import socket, sys
+def refuse(*args, **kwargs): raise AssertionError("I/O")
+socket.socket.connect = refuse
+import backtest_persist as bp
+names = [name for name in vars(bp.ioc) if name.endswith(("_cache_service", "_db_service"))]
+assert len(names) == 30, names
+bp.ioc.mongo_service, bp.ioc.redis_service, bp.ioc.logger_service
+bp.PersistSignalInstance("s", "t", "e"), bp.base_map("x")()
+bp.Container()
+import threading
+assert threading.active_count() == 1
+assert "asyncio" not in {t.name for t in threading.enumerate()}
+"""
+    environment = {**os.environ, "CC_REDIS_PORT": "not-a-port"}
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, env=environment, timeout=60)
+
+
+async def test_the_write_concern_is_majority_unless_the_uri_says_otherwise(settings: Settings) -> None:
+    """Majority is the default, a w of the URI is kept, and reads go to the primary whatever the URI says."""
+    uri = settings.mongo_connection_string.get_secret_value()
+    joint = "&" if "?" in uri else "?"
+    for suffix, expected in (("wtimeoutMS=15000", "majority"), ("w=1", 1), ("readPreference=secondary", "majority")):
+        changed = settings.model_copy(
+            update={"mongo_connection_string": type(settings.mongo_connection_string)(f"{uri}{joint}{suffix}")}
+        )
+        container = Container(changed)
+        database = container.mongo_service.database
+        assert database.write_concern.document["w"] == expected
+        assert database.read_preference.name == "Primary"
+        await container.close()

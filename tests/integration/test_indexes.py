@@ -1,0 +1,89 @@
+"""Indexes: created and verified before the first operation; what blocks them is named, and dropped only when asked."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from pymongo import AsyncMongoClient
+
+from backtest_persist import Container, IndexConflictError, Settings
+from tests.cases import CASES
+
+
+@pytest.fixture
+async def database(settings: Settings) -> Any:
+    """The bare database of the test."""
+    async with AsyncMongoClient[dict[str, Any]](settings.mongo_connection_string.get_secret_value()) as client:
+        yield client.get_default_database()
+
+
+NARROW = [
+    ("candle-items", ["symbol", "interval", "timestamp"], "candle_db_service"),
+    ("session-items", ["strategyName", "exchangeName", "frameName"], "session_db_service"),
+]
+
+
+@pytest.mark.parametrize(("collection", "fields", "service"), NARROW)
+async def test_a_narrow_index_of_an_older_release_stops_init_until_it_is_dropped(
+    database: Any, settings: Settings, collection: str, fields: list[str], service: str
+) -> None:
+    """The error names the index and the command; nothing is dropped unasked; afterwards all is stored."""
+    name = await database[collection].create_index([(field, 1) for field in fields], unique=True)
+    with pytest.raises(IndexConflictError, match="backtest-persist migrate") as caught:
+        async with Container(settings):
+            pass
+    assert name in str(caught.value)
+    assert name in await database[collection].index_information()
+
+    container = Container(settings)
+    db: Any = getattr(container, service)
+    with pytest.raises(IndexConflictError):
+        await db.count()
+    assert await db.narrow_indexes() == [name]
+    assert await db.drop_narrow_indexes() == [name]
+    assert await db.count() == 0
+    assert name not in await database[collection].index_information()
+    await container.close()
+
+
+async def test_an_index_that_is_not_unique_is_named(database: Any, settings: Settings) -> None:
+    """The right fields without uniqueness would let two documents of one context in."""
+    await database["signal-items"].create_index([("symbol", 1), ("strategyName", 1), ("exchangeName", 1)])
+    container = Container(settings)
+    with pytest.raises(IndexConflictError, match="not unique"):
+        await container.signal_db_service.wait_for_init()
+    await database["signal-items"].drop_indexes()
+    await container.signal_db_service.wait_for_init()
+    await container.close()
+
+
+async def test_existing_duplicates_are_named(database: Any, settings: Settings) -> None:
+    """Two documents of one context stop init with a message that says what to do, and are left alone."""
+    twice = {"bucket": "b", "entryKey": "k"}
+    await database["measure-items"].insert_many([dict(twice), dict(twice)])
+    container = Container(settings)
+    with pytest.raises(IndexConflictError, match="keep one document"):
+        await container.measure_db_service.wait_for_init()
+    assert await database["measure-items"].count_documents({}) == 2
+    await container.close()
+
+
+async def test_an_index_under_another_name_is_good_enough(database: Any, settings: Settings) -> None:
+    """A unique index on the same fields is taken as it is, whatever it is called."""
+    await database["log-items"].create_index([("entryId", 1)], unique=True, name="by_entry")
+    await database["log-items"].create_index([("createDate", -1)], name="by_date")
+    container = Container(settings)
+    await container.log_db_service.wait_for_init()
+    assert set(await database["log-items"].index_information()) == {"_id_", "by_entry", "by_date"}
+    await container.close()
+
+
+async def test_many_containers_prepare_an_empty_database_at_once(database: Any, settings: Settings) -> None:
+    """Eight containers that start together leave every unique index in place."""
+    containers = [Container(settings) for _ in range(8)]
+    await asyncio.gather(*(container.wait_for_init() for container in containers))
+    for case in CASES:
+        indexes = await database[case.collection].index_information()
+        assert any(index.get("unique") for index in indexes.values()), case.collection
+    for container in containers:
+        await container.close()

@@ -1,0 +1,165 @@
+"""Payloads come back exactly as they went in, through a real server."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+
+from backtest_persist import Container, InvalidPayloadError
+
+text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | text
+    | st.binary(max_size=8)
+    | st.decimals(allow_nan=False, allow_infinity=False, places=8, min_value=-(10**12), max_value=10**12)
+    | st.datetimes(timezones=st.just(UTC)).map(lambda value: value.replace(microsecond=value.microsecond // 1000 * 1000, fold=0))
+)
+keys = text | st.sampled_from(["$set", "a.b", "$x", "_id", "$", ".", "when", ""])
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4), max_leaves=12
+)
+
+
+@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(payload=st.dictionaries(keys, values, max_size=5))
+async def test_plain_data_round_trips_exactly(container: Container, payload: dict[str, Any]) -> None:
+    """Nested plain data, keys with $ and . included, is equal after a round trip, types and all."""
+    row = await container.signal_db_service.upsert("s", "t", "e", payload)
+    found = await container.signal_db_service.find_by_context("s", "t", "e")
+    assert found is not None
+    assert row.payload == found.payload == payload
+    assert repr(found.payload) == repr(payload)
+
+
+class Side(Enum):
+    LONG = "long"
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+    price_open: Decimal
+    side: Side
+
+
+@dataclass
+class Point:
+    x: int
+    y: Any
+
+
+async def test_models_enums_numpy_and_dataclasses_come_back_as_plain_data(container: Container) -> None:
+    """What is not plain goes in by value: models by alias, enums, numpy scalars, dataclasses, tuples."""
+    model = Model(price_open=Decimal("1.10"), side=Side.LONG)
+    row = await container.signal_db_service.upsert("s", "t", "e", model)
+    assert row.payload == {"priceOpen": Decimal("1.10"), "side": "long"}
+    eastern = timezone(timedelta(hours=-5))
+    payload: dict[str, Any] = {
+        "model": model,
+        "side": Side.LONG,
+        "point": Point(1, (1, 2)),
+        "i": np.int64(7),
+        "f": np.float64(0.5),
+        "b": np.bool_(True),
+        "at": datetime(2024, 1, 1, tzinfo=eastern),
+        "inf": float("inf"),
+    }
+    row = await container.signal_db_service.upsert("s", "t", "e", payload)
+    assert row.payload == {
+        "model": {"priceOpen": Decimal("1.10"), "side": "long"},
+        "side": "long",
+        "point": {"x": 1, "y": [1, 2]},
+        "i": 7,
+        "f": 0.5,
+        "b": True,
+        "at": datetime(2024, 1, 1, 5, tzinfo=UTC),
+        "inf": float("inf"),
+    }
+    assert type(row.payload["i"]) is int
+    assert type(row.payload["b"]) is bool
+    nan = await container.signal_db_service.upsert("s", "t", "e", {"nan": float("nan")})
+    assert nan.payload is not None
+    assert nan.payload["nan"] != nan.payload["nan"]
+
+
+def cycle() -> dict[str, Any]:
+    loop: dict[str, Any] = {}
+    loop["again"] = [loop]
+    return loop
+
+
+def deep(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        value = {"n": value}
+    return value
+
+
+def doubling() -> dict[str, Any]:
+    value: list[Any] = [0]
+    for _ in range(60):
+        value = [value, value]
+    return {"v": value}
+
+
+REFUSED: dict[str, Any] = {
+    "int beyond 64 bits": {"n": 2**63},
+    "naive datetime": {"at": datetime(2024, 1, 1)},  # noqa: DTZ001
+    "datetime finer than a ms": {"at": datetime(2024, 1, 1, microsecond=1, tzinfo=UTC)},
+    "set": {"s": {1}},
+    "object": {"o": object()},
+    "class": {"c": Point},
+    "key that is no str": {1: "a"},
+    "key with NUL": {"a\0b": 1},
+    "lone surrogate": {"a": "\ud800"},
+    "decimal of 35 digits": {"d": Decimal("1" * 35)},
+    "cycle": cycle(),
+    "91 levels": deep(91),
+    "2**60 values": doubling(),
+    "17 MB": {"s": "x" * 17_000_000},
+    "17 MB in small pieces": {"s": ["xxxxxxxxxx" * 100] * 17_000},
+    "complex": {"z": 1j},
+    "a list": [1],
+    "a str": "text",
+    "a number": 5,
+    "a class": Point,
+}
+
+
+@pytest.mark.parametrize("payload", REFUSED.values(), ids=REFUSED.keys())
+async def test_what_cannot_be_stored_exactly_is_refused_before_anything_is_sent(
+    container: Container, payload: Any
+) -> None:
+    """An InvalidPayloadError names domain and context, never the payload, and the old value stays."""
+    with pytest.raises(InvalidPayloadError, match="signal-items") as caught:
+        await container.signal_db_service.upsert("s", "t", "e", payload)
+    assert len(str(caught.value)) < 300
+    assert await container.signal_db_service.find_by_context("s", "t", "e") is None
+
+
+async def test_the_deepest_and_the_largest_payloads_are_stored(container: Container) -> None:
+    """Ninety levels and eight megabytes are within the limits."""
+    assert (await container.signal_db_service.upsert("s", "t", "e", deep(90))).payload == deep(90)
+    large = {"s": "x" * 8_000_000}
+    assert (await container.signal_db_service.upsert("s", "t", "e", large)).payload == large
+
+
+async def test_a_payload_changed_after_the_call_is_stored_as_it_was(container: Container) -> None:
+    """The write takes a copy when it is called."""
+    import asyncio
+
+    payload = {"items": [1]}
+    writing = asyncio.ensure_future(container.signal_db_service.upsert("s", "t", "e", payload))
+    await asyncio.sleep(0)
+    payload["items"].append(2)
+    assert (await writing).payload == {"items": [1]}

@@ -1,0 +1,172 @@
+"""What is written stands in both stores exactly as the contract spells it, and what others wrote is read."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from bson.int64 import Int64
+
+from backtest_persist import Container
+from backtest_persist.core.row import Row
+from tests.cases import CASES, Case
+
+each_domain = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def db(container: Container, case: Case) -> Any:
+    return getattr(container, f"{case.domain}_db_service")
+
+
+def cache(container: Container, case: Case) -> Any:
+    return getattr(container, f"{case.domain}_cache_service")
+
+
+async def write(container: Container, case: Case) -> Row:
+    if case.domain == "candle":
+        symbol, interval, exchange_name, _ = case.args
+        return await db(container, case).create(symbol, interval, exchange_name, *case.written)
+    return await db(container, case).upsert(*case.args, *case.written)
+
+
+def redis_key(container: Container, case: Case) -> str:
+    return container.settings.redis_key_prefix + case.redis_key
+
+
+@each_domain
+async def test_a_write_leaves_the_golden_document_and_the_golden_key(container: Container, case: Case) -> None:
+    """A write stores the document and the Redis key exactly as the contract spells them."""
+    before = datetime.now(UTC)
+    row = await write(container, case)
+
+    documents = await container.mongo_service.database[case.collection].find({}).to_list(None)
+    assert len(documents) == 1
+    document = documents[0]
+    assert isinstance(document.pop("_id"), ObjectId)
+    created, updated = document.pop("createDate"), document.pop("updatedDate")
+    assert created == updated
+    assert abs((created - before).total_seconds()) < 60
+    assert document == case.document
+    assert [type(document[name]) for name in case.document] == [type(value) for value in case.document.values()]
+
+    redis = container.redis_service.client
+    assert await redis.get(redis_key(container, case)) == row.id.encode()
+    assert await redis.ttl(redis_key(container, case)) == -1
+
+
+@each_domain
+async def test_the_unique_index_has_the_fields_of_the_context_in_order(container: Container, case: Case) -> None:
+    """Each collection has the compound unique index of its context and the promised secondary ones, no others."""
+    await db(container, case).wait_for_init()
+    indexes = await container.mongo_service.database[case.collection].index_information()
+    found = {tuple(index["key"]): bool(index.get("unique")) for index in indexes.values()}
+    secondary: dict[str, tuple[tuple[str, int], ...]] = {
+        "measure": (("bucket", 1), ("removed", 1)),
+        "interval": (("bucket", 1), ("removed", 1)),
+        "memory": (("signalId", 1), ("bucketName", 1), ("removed", 1)),
+        "storage": (("backtest", 1), ("createDate", -1)),
+        "notification": (("backtest", 1), ("createDate", -1)),
+        "log": (("createDate", -1),),
+    }
+    expected: dict[tuple[tuple[str, int], ...], bool] = {
+        (("_id", 1),): False,
+        tuple((name, 1) for name in case.index): True,
+    }
+    if case.domain in secondary:
+        expected[secondary[case.domain]] = False
+    assert found == expected
+
+
+@each_domain
+async def test_a_document_and_a_key_written_by_hand_are_read(container: Container, case: Case) -> None:
+    """A document with JavaScript number types and a key written by another program serve a read by one find by _id."""
+    object_id = ObjectId()
+    now = datetime.now(UTC).replace(microsecond=0)
+    foreign = {**case.foreign, "_id": object_id, "createDate": now, "updatedDate": now}
+    await container.mongo_service.database[case.collection].insert_one(foreign)
+    await container.redis_service.client.set(redis_key(container, case), str(object_id))
+
+    row = await db(container, case).find_by_context(**case.context)
+
+    assert row.id == str(object_id)
+    assert row.create_date == row.updated_date == now
+    for name, value in case.context.items():
+        assert getattr(row, name) == value
+        assert type(getattr(row, name)) is type(value)
+    if "when" in case.foreign:
+        assert row.when == int(case.foreign["when"])
+        assert type(row.when) is int
+    if "payload" in case.foreign:
+        assert row.payload == case.foreign["payload"]
+    assert db(container, case).stats.hits == 1
+    assert await cache(container, case).get(case.redis_key.split(":", 1)[1]) == str(object_id)
+
+
+@each_domain
+async def test_the_cache_service_speaks_of_the_cache(container: Container, case: Case) -> None:
+    """has, get and set of a cache service agree with one another, positionally and by keyword."""
+    service = cache(container, case)
+    has, get = getattr(service, f"has_{case.domain}_id"), getattr(service, f"get_{case.domain}_id")
+    assert await has(*case.args) is False
+    assert await get(**case.context) is None
+
+    row = await write(container, case)
+    assert await has(**case.context) is True
+    assert await get(*case.args) == row.id
+
+    await service.clear()
+    assert await get(*case.args) is None
+    assert await getattr(service, f"set_{case.domain}_id")(row) == row.id
+    assert await get(*case.args) == row.id
+    assert await service.size() == 1
+
+
+@each_domain
+async def test_a_miss_is_answered_by_mongo_and_refills_the_cache(container: Container, case: Case) -> None:
+    """After Redis lost everything a read finds the row by its context and remembers its id again."""
+    row = await write(container, case)
+    await cache(container, case).clear()
+
+    assert await db(container, case).find_by_context(*case.args) == row
+    assert db(container, case).stats.hits == 0
+    assert await cache(container, case).get(case.redis_key.split(":", 1)[1]) == row.id
+    assert await db(container, case).find_by_context(*case.args) == row
+    assert db(container, case).stats.hits == 1
+
+
+@each_domain
+async def test_concurrent_first_writes_make_one_document(container: Container, case: Case) -> None:
+    """Forty first writes of one context at once leave one document, and every writer gets its row."""
+    rows = await asyncio.gather(*(write(container, case) for _ in range(40)))
+    assert len({row.id for row in rows}) == 1
+    assert await db(container, case).count() == 1
+
+
+@each_domain
+async def test_a_poisoned_cache_entry_is_a_miss_and_is_repaired(container: Container, case: Case) -> None:
+    """Junk, binary, a foreign id or a list under the key never reach the reader; the entry is put right."""
+    row = await write(container, case)
+    other = {**case.document, "_id": ObjectId(), "createDate": row.create_date, "updatedDate": row.create_date}
+    name = case.index[-1]
+    other[name] = {str: "another", bool: not other[name], int: 60_000}[type(other[name])]  # pyright: ignore[reportArgumentType]
+    await container.mongo_service.database[case.collection].insert_one(other)
+    redis, key = container.redis_service.client, redis_key(container, case)
+
+    for poison in (b"junk", b"\xff\xfe\x00", b"f" * 24, str(other["_id"]).encode(), b"x" * 1_000_000):
+        await redis.set(key, poison)
+        assert await db(container, case).find_by_context(*case.args) == row
+        assert await redis.get(key) == row.id.encode()
+    await redis.delete(key)
+    await redis.rpush(key, "a", "b")
+    assert await db(container, case).find_by_context(*case.args) == row
+
+
+async def test_numbers_of_a_payload_come_back_as_plain_int_and_float(container: Container) -> None:
+    """An int64 of the wire is an int in Python, not a BSON type."""
+    await container.signal_db_service.upsert("s", "t", "e", {"small": 1, "big": 2**62, "half": 0.5})
+    await container.mongo_service.database["signal-items"].update_one({}, {"$set": {"payload.wide": Int64(7)}})
+    row = await container.signal_db_service.find_by_context("s", "t", "e")
+    assert row is not None
+    assert row.payload == {"small": 1, "big": 2**62, "half": 0.5, "wide": 7}
+    assert [type(value) for value in row.payload.values()] == [int, int, float, int]
