@@ -1,0 +1,45 @@
+"""Checks of the project; plain ``nox`` runs what every change has to pass."""
+
+import nox
+
+nox.options.sessions = ["lint", "tests", "docs"]
+nox.options.error_on_missing_interpreters = True
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    dependencies = [name for group in groups for name in nox.project.dependency_groups(PROJECT, group)]
+    session.install("-e", ".[demo]", *dependencies)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, types and architecture."""
+    install(session, "tests", "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("pyright")
+    session.run("lint-imports")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite on real servers; CC_TEST_BACKEND=embedded|testcontainers|env says which."""
+    install(session, "tests")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation; warnings are errors."""
+    install(session, "docs")
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def containers(session: nox.Session) -> None:
+    """The test suite on MongoDB and Redis in Docker; MONGO_IMAGE and REDIS_IMAGE name the images."""
+    install(session, "tests")
+    session.env["CC_TEST_BACKEND"] = "testcontainers"
+    session.run("pytest", *session.posargs)
