@@ -1,5 +1,6 @@
 """Asyncio-native persistence for trading-strategy runners: MongoDB as the source of truth, Redis in front."""
 
+from backtest_persist import contracts
 from backtest_persist.container import Container
 from backtest_persist.core.base_map import BaseMap, base_map
 from backtest_persist.core.db_service import Page
@@ -147,6 +148,7 @@ __all__ = (
     "WriteRejectedError",
     "__version__",
     "base_map",
+    "contracts",
     "embedded",
     "ioc",
     "persist",

@@ -44,7 +44,12 @@ CASES = (
     Case(
         domain="candle",
         collection="candle-items",
-        context={"symbol": "BTC/USDT:USDT", "interval": "1m", "exchange_name": "binance", "timestamp": 1_699_999_980_000},
+        context={
+            "symbol": "BTC/USDT:USDT",
+            "interval": "1m",
+            "exchange_name": "binance",
+            "timestamp": 1_699_999_980_000,
+        },
         index=("exchangeName", "symbol", "interval", "timestamp"),
         redis_key="candle_cache:binance:BTC/USDT%3AUSDT:1m:1699999980000",
         document={

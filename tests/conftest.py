@@ -5,7 +5,7 @@ starts Docker containers (images by ``MONGO_IMAGE`` and ``REDIS_IMAGE``), ``env`
 """
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from backtest_persist import Container, Settings, embedded
 
 
 @asynccontextmanager
-async def _containers() -> AsyncIterator[Settings]:
+async def _containers() -> AsyncGenerator[Settings]:
     from testcontainers.community.redis import RedisContainer
     from testcontainers.core.container import DockerContainer
     from testcontainers.core.wait_strategies import LogMessageWaitStrategy
@@ -51,7 +51,7 @@ def _initiate(host: str) -> None:
 
 
 @asynccontextmanager
-async def _environment() -> AsyncIterator[Settings]:
+async def _environment() -> AsyncGenerator[Settings]:
     yield Settings()
 
 
@@ -95,7 +95,7 @@ async def settings(servers: Settings, driver: str) -> AsyncIterator[Settings]:
     async with AsyncMongoClient[dict[str, Any]](uri) as client:
         await client.drop_database(name)
     leftovers = Container(settings)
-    redis = leftovers.redis_service.client
+    redis: Any = leftovers.redis_service.client
     async for key in redis.scan_iter(match=f"{name}:*", count=1000):
         await redis.unlink(key)
     await leftovers.close()

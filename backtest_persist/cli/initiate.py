@@ -24,6 +24,7 @@ async def initiate(*, member: str = "localhost:27017") -> int:
     ----------
     member
         The host and port under which clients find this server.
+
     """
     container = Container()
     try:

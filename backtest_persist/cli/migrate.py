@@ -18,6 +18,7 @@ async def migrate(*, dry_run: bool = False) -> int:
     ----------
     dry_run
         Only show what would be dropped.
+
     """
     console = Console()
     container = Container()

@@ -74,7 +74,7 @@ def _is_dataclass(value: Any) -> bool:
 class _Encoder:
     def __init__(self, what: str) -> None:
         self.what = what
-        self.size = 0  # what BSON needs at the least; at most six times that
+        self.size = 0  # what BSON needs at the least, and no less than a sixth of it
         self.path: list[str] = []
         self.open: set[int] = set()
 
@@ -92,10 +92,13 @@ class _Encoder:
         self.size += 3
         if self.size > MAX_BYTES:  # ends the walk of a small value that multiplies itself, too
             raise self.error("is larger than 16 MiB; split it or keep it elsewhere")
-        kind = cast("type", type(value))
+        kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]
         if kind is str:
             return self.text(value)
-        if kind is float or kind is bool or value is None:
+        if kind is float:
+            self.size += 8
+            return value
+        if kind is bool or value is None:
             return value
         if kind is int:
             return self.integer(value)
@@ -104,7 +107,7 @@ class _Encoder:
         return self.unusual(value)
 
     def text(self, value: str) -> str:
-        self.size += len(value)
+        self.size += 5 + len(value)
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -112,6 +115,7 @@ class _Encoder:
         return str(value)
 
     def integer(self, value: int) -> int:
+        self.size += 4
         if not INT64_MIN <= value <= INT64_MAX:
             raise self.error("is an int beyond 64 bits; use Decimal or str")
         return value
@@ -161,6 +165,7 @@ class _Encoder:
         if len(self.open) >= MAX_DEPTH:
             raise self.error(f"is nested deeper than {MAX_DEPTH} levels")
         self.open.add(id(value))
+        self.size += 5
         plain = self.members(value)
         self.open.discard(id(value))
         return plain

@@ -10,7 +10,7 @@ import pytest
 from backtest_persist import Container, InvalidKeyError, InvalidPayloadError, InvalidWhenError, Registry, contracts
 
 EARLY, LATE = 1_600_000_000_000, 1_700_000_000_000
-BAD_WHENS: list[Any] = [None, True, float("nan"), 1.5, "2024-01-01", datetime(2024, 1, 1), 2**63]  # noqa: DTZ001
+BAD_WHENS: list[Any] = [None, True, float("nan"), 1.5, "2024-01-01", datetime(2024, 1, 1), 2**63]
 
 
 @pytest.fixture

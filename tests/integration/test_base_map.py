@@ -101,7 +101,7 @@ async def test_no_key_comes_twice_while_the_table_shrinks(redis_only: Container)
     await prices.set_many([(f"k{n}", "v") for n in range(20_000)])
     seen: list[str] = []
     kept = {f"k{n}" for n in range(0, 20_000, 40)}
-    async for key in prices.keys():  # noqa: SIM118
+    async for key in prices.keys():
         seen.append(key)
         if len(seen) == 2_000:
             for n in range(20_000):

@@ -160,18 +160,18 @@ async def test_gaps_are_found_at_both_ends_and_in_between(container: Container) 
 
 
 async def test_ten_thousand_candles_take_few_commands(settings: Settings, driver: str) -> None:
-    """Ten thousand candles are written by at most 20 commands and read by one query, ids going to Redis in pipelines."""
+    """Ten thousand candles are written by at most 20 commands and read by one query, ids pipelined to Redis."""
     commands = Commands()
     uri = settings.mongo_connection_string.get_secret_value()
-    client: Any
+    client: Any = None
     if driver == "motor":
         from motor.motor_asyncio import AsyncIOMotorClient
 
-        client = AsyncIOMotorClient(uri, event_listeners=[commands])
+        client = AsyncIOMotorClient[dict[str, Any]](uri, event_listeners=[commands])
     else:
         from pymongo import AsyncMongoClient
 
-        client = AsyncMongoClient(uri, event_listeners=[commands])
+        client = AsyncMongoClient[dict[str, Any]](uri, event_listeners=[commands])
     container = Container(settings, mongo_client=client)
     db = container.candle_db_service
     await db.wait_for_init()

@@ -67,7 +67,9 @@ async def test_the_version_and_the_help_are_printed(settings: Settings, tmp_path
 async def test_an_unreachable_server_is_one_clear_line(settings: Settings, tmp_path: Path) -> None:
     """A command without servers exits with 1 and a message on stderr, no traceback."""
     gone = settings.model_copy(
-        update={"mongo_connection_string": type(settings.mongo_connection_string)("mongodb://127.0.0.1:1/x?timeoutMS=300")}
+        update={
+            "mongo_connection_string": type(settings.mongo_connection_string)("mongodb://127.0.0.1:1/x?timeoutMS=300")
+        }
     )
     result = await run("migrate", settings=gone, cwd=tmp_path)
     assert result.returncode == 1

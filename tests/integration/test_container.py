@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,16 +16,12 @@ from backtest_persist import ClosedError, Container, Settings, SettingsError, St
 
 
 def open_sockets() -> int:
-    return sum(
-        1 for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}") and _is_socket(fd)  # noqa: PTH
-    )
-
-
-def _is_socket(fd: str) -> bool:
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")  # noqa: PTH115
-    except OSError:
-        return False
+    """How many sockets this process holds."""
+    targets: list[str] = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the one that lists them is gone
+            targets.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return sum(target.startswith("socket:") for target in targets)
 
 
 async def roundtrip(n: int) -> None:
@@ -41,7 +38,7 @@ def in_a_thread(target: Any) -> None:
     def run() -> None:
         try:
             target()
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             problems.append(error)
 
     thread = threading.Thread(target=run)
@@ -93,7 +90,7 @@ async def test_loops_in_two_threads_share_an_ioc(settings: Settings) -> None:
 
 @pytest.mark.asyncio(loop_scope="function")
 async def test_a_loop_of_the_test_s_own_works(settings: Settings) -> None:
-    """ioc works in a function-scoped loop next to the session-scoped one."""
+    """Ioc works in a function-scoped loop next to the session-scoped one."""
     setup(settings)
     await roundtrip(3)
     ioc.configure({})

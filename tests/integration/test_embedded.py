@@ -133,7 +133,7 @@ def is_gone(directory: Path) -> bool:
 
 async def eventually(condition: Callable[[], bool], seconds: float = 20) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  # another process sets no event
+        while not condition():  # another process sets no event
             await asyncio.sleep(0.02)
 
 

@@ -168,5 +168,6 @@ async def test_numbers_of_a_payload_come_back_as_plain_int_and_float(container: 
     await container.mongo_service.database["signal-items"].update_one({}, {"$set": {"payload.wide": Int64(7)}})
     row = await container.signal_db_service.find_by_context("s", "t", "e")
     assert row is not None
+    assert row.payload is not None
     assert row.payload == {"small": 1, "big": 2**62, "half": 0.5, "wide": 7}
     assert [type(value) for value in row.payload.values()] == [int, int, float, int]

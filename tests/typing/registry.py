@@ -1,0 +1,52 @@
+"""Checked by pyright, never run: what the public names are to a type checker."""
+
+from collections.abc import AsyncIterator
+from typing import Any, assert_type
+
+from backtest_persist import (
+    BaseMap,
+    CandleRow,
+    Container,
+    Page,
+    PersistSignalInstance,
+    Registry,
+    SignalCacheService,
+    SignalRow,
+    base_map,
+    contracts,
+    ioc,
+    persist,
+)
+
+
+async def registry() -> None:
+    assert_type(await persist.signal("BTCUSDT", "s", "binance"), contracts.PersistSignalInstance)
+    assert_type(await persist.candle("BTCUSDT", "1m", "binance"), contracts.PersistCandleInstance)
+    signal = await persist.signal("BTCUSDT", strategy_name="s", exchange_name="binance")
+    assert_type(await signal.read_signal_data(), dict[str, Any] | None)
+    risk = await persist.risk("r", "binance")
+    assert_type(await risk.read_position_data(0), list[Any])
+    measure = await persist.measure("b")
+    assert_type(measure.list_measure_data(), AsyncIterator[str])
+    await persist.signal("BTCUSDT", "s")  # pyright: ignore[reportCallIssue]
+    await persist.candle("BTCUSDT", "7m", "binance")  # pyright: ignore[reportArgumentType]
+    await persist.session("t", "e", "f", "s", "live")  # pyright: ignore[reportArgumentType]
+    await risk.write_position_data([], None)  # pyright: ignore[reportArgumentType]
+    persist.signal.use(PersistSignalInstance)
+    Registry(Container()).use_mongo()
+
+
+async def services() -> None:
+    assert_type(ioc.signal_cache_service, SignalCacheService)
+    assert_type(await ioc.signal_cache_service.get_signal_id("s", "t", "e"), str | None)
+    assert_type(await ioc.signal_db_service.find_by_context("s", "t", "e"), SignalRow | None)
+    assert_type(await ioc.candle_db_service.find_range("s", "1m", "e", 0, 1), list[CandleRow])
+    assert_type(await ioc.signal_db_service.paginate({}, limit=1, offset=0), Page[SignalRow])
+    assert_type(base_map("x"), type[BaseMap])
+    await ioc.candle_db_service.upsert()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+
+def adapters(
+    signal: PersistSignalInstance,
+) -> contracts.PersistSignalInstance:
+    return signal
