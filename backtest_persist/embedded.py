@@ -5,7 +5,6 @@ at the end of the ``async with`` block, or when this process ends in any way, ``
 """
 
 import asyncio
-import fcntl
 import os
 import re
 import shutil
@@ -112,8 +111,10 @@ async def embedded(
 
     The binaries are those on ``PATH``, or else those of the extra ``backtest-persist[embedded]``. One that is missing
     or cannot run here, and a ``data_dir`` that cannot be used or is in use after 15 s, are a `SettingsError`; a server
-    that is not ready within 30 s is a `StoreUnavailableError` with the end of its log.
+    that is not ready within 30 s is a `StoreUnavailableError` with the end of its log. Linux only.
     """
+    if sys.platform != "linux":
+        raise SettingsError("Embedded servers need Linux; elsewhere use servers of your own, or compose.yaml.")
     mongod, redis_server = _find("mongod"), _find("redis-server")
     async with AsyncExitStack() as stack:
         async with _claimed(data_dir) as (root, lock):
@@ -200,6 +201,8 @@ def _open_data_directory(data_dir: str | os.PathLike[str]) -> tuple[Path, int]:
 
 
 def _lock(file: int) -> bool:
+    import fcntl  # Linux, while this module is imported everywhere
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

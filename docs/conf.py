@@ -25,10 +25,12 @@ myst_heading_anchors = 3
 default_role = "py:obj"
 add_module_names = False
 python_use_unqualified_type_names = True
-autodoc_typehints = "description"
+autodoc_typehints = "signature"  # the docstrings describe no single parameters
+maximum_signature_line_length = 90
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+autodoc_default_options = {"exclude-members": "context_type, row_type"}
 
 html_theme = "furo"
 html_title = f"backtest-persist {release}"

@@ -25,7 +25,7 @@ async def _containers() -> AsyncGenerator[Settings]:
     from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
     mongo: Any = DockerContainer(os.environ.get("MONGO_IMAGE", "mongo:7")).with_exposed_ports(27017)
-    mongo = mongo.with_command("--replSet rs0 --bind_ip_all")
+    mongo = mongo.with_command("--replSet rs0")
     mongo = mongo.waiting_for(LogMessageWaitStrategy("Waiting for connections"))
     redis: Any = RedisContainer(os.environ.get("REDIS_IMAGE", "redis:7"))
     try:

@@ -71,7 +71,7 @@ def test_each_cache_service_has_exactly_three_methods_of_its_own() -> None:
     """has, get and set, on a BaseMap without expiry in the namespace of the domain."""
     for domain in DOMAINS:
         service: Any = getattr(backtest_persist, f"{domain.capitalize()}CacheService")
-        members: dict[str, Any] = dict(vars(service))
+        members: dict[str, Any] = {**service.__dict__}
         own = {name for name, value in members.items() if inspect.isfunction(value)}
         assert own == {f"has_{domain}_id", f"get_{domain}_id", f"set_{domain}_id"}
         assert (service.connection_key, service.ttl_expire_seconds) == (f"{domain}_cache", -1)
