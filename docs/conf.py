@@ -1,5 +1,6 @@
 """Sphinx: MyST pages, the furo theme, the reference from the docstrings. Nothing here needs the network."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -25,8 +26,9 @@ myst_heading_anchors = 3
 default_role = "py:obj"
 add_module_names = False
 python_use_unqualified_type_names = True
+toc_object_entries_show_parents = "hide"
 autodoc_typehints = "signature"  # the docstrings describe no single parameters
-maximum_signature_line_length = 90
+maximum_signature_line_length = 110
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -44,26 +46,26 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
 
-def describe_model(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def list_fields(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """List the fields of a pydantic model with their plain types, without pydantic's validators."""
-    if what != "class" or not issubclass(obj, BaseModel) or "Settings" in obj.__name__:
-        return
-    hints = get_type_hints(obj)
-    lines.append("")
-    for field in obj.model_fields:
-        lines.append(f":ivar {field}:")
-        lines.append(f":vartype {field}: {stringify_annotation(hints[field], 'smart')}")
+    if what == "class" and issubclass(obj, BaseModel):
+        hints = get_type_hints(obj)
+        types = {
+            field: re.sub(r"~[\w.]+\.", "", stringify_annotation(hints[field], "smart")) for field in obj.model_fields
+        }
+        fields = [f"``{field}`` ({kind})" for field, kind in types.items()]
+        lines += ["", f":Fields: {', '.join(fields)}", ""]
 
 
-def shorten_signature(
+def simplify_signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
-) -> tuple[str, str | None] | None:
-    """Leave the signature of a pydantic model out: its fields are listed."""
-    if what == "class" and isinstance(obj, type) and issubclass(obj, BaseModel):
+) -> tuple[str | None, str | None]:
+    """Leave out what nobody calls (models list their fields, the container builds services) and validators of types."""
+    if what == "class" and (issubclass(obj, BaseModel) or name.endswith("Service")):
         return "", None
-    return None
+    return signature, returned and re.sub(r"~?(?:typing\.)?Annotated\[(dict\[.*?\]), [^\]]*\]", r"\1", returned)
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("autodoc-process-docstring", describe_model)
-    app.connect("autodoc-process-signature", shorten_signature)
+    app.connect("autodoc-process-docstring", list_fields)
+    app.connect("autodoc-process-signature", simplify_signature)

@@ -6,13 +6,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, ClassVar, Self, SupportsIndex
 
 from bson.int64 import Int64
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
-from backtest_persist.core.keys import INT64_MAX, INT64_MIN, Timestamp
-from backtest_persist.errors import InvalidWhenError
+from backtest_persist.core.keys import INT64_MAX, INT64_MIN
+from backtest_persist.errors import InvalidPayloadError, InvalidWhenError
 
-__all__ = ("Context", "Row", "Timed", "When", "to_horizon", "to_millis", "to_wire", "utc_now", "wire_when")
+__all__ = ("Context", "Row", "When", "to_horizon", "to_millis", "to_wire", "utc_now", "wire_when")
 
 When = datetime | int
 """An instant in simulation time: a timezone-aware datetime, or an int in ms since the epoch."""
@@ -83,14 +83,17 @@ class Row(Wire):
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
-        """Build the row of a MongoDB document, whichever language wrote its numbers."""
-        return cls.model_validate(document)
+        """Build the row of a MongoDB document, whichever language wrote its numbers.
 
-
-class Timed(BaseModel):
-    """A row that knows when, in simulation time, its value came to be: ``when``, in ms since the epoch."""
-
-    when: Timestamp = Field()
+        A document that lacks a field, or has one of another type, is an `InvalidPayloadError` that names it.
+        """
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            fields = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
+            raise InvalidPayloadError(
+                f"The document {document.get('_id')} is no {cls.__name__}: see {fields}. Repair or remove it."
+            ) from None
 
 
 def to_millis(when: When) -> int:

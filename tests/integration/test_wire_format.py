@@ -8,9 +8,9 @@ import pytest
 from bson import ObjectId
 from bson.int64 import Int64
 
-from backtest_persist import Container
+from backtest_persist import Container, InvalidPayloadError, Registry
 from backtest_persist.core.row import Row
-from tests.cases import CASES, Case
+from tests.cases import CASES, WHEN, Case
 
 each_domain = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -162,6 +162,16 @@ async def test_a_poisoned_cache_entry_is_a_miss_and_is_repaired(container: Conta
     assert await db(container, case).find_by_context(*case.args) == row
 
 
+@each_domain
+async def test_a_document_that_lacks_a_field_is_a_typed_error(container: Container, case: Case) -> None:
+    """A damaged document is named by its id and field, without its values."""
+    row = await write(container, case)
+    field = "close" if case.domain == "candle" else "positions" if case.domain == "risk" else "payload"
+    await container.mongo_service.database[case.collection].update_one({}, {"$unset": {field: 1}})
+    with pytest.raises(InvalidPayloadError, match=f"{row.id}.*{field}"):
+        await db(container, case).find_by_context(*case.args)
+
+
 async def test_numbers_of_a_payload_come_back_as_plain_int_and_float(container: Container) -> None:
     """An int64 of the wire is an int in Python, not a BSON type."""
     await container.signal_db_service.upsert("s", "t", "e", {"small": 1, "big": 2**62, "half": 0.5})
@@ -171,3 +181,50 @@ async def test_numbers_of_a_payload_come_back_as_plain_int_and_float(container: 
     assert row.payload is not None
     assert row.payload == {"small": 1, "big": 2**62, "half": 0.5, "wide": 7}
     assert [type(value) for value in row.payload.values()] == [int, int, float, int]
+
+
+async def read_by_adapter(persist: Registry, case: Case) -> Any:
+    """What strategy code sees of the stored case."""
+    context, args = case.context, case.args
+    match case.domain:
+        case "candle":
+            candle = await persist.candle(context["symbol"], context["interval"], context["exchange_name"])
+            window = await candle.read_candles_data(1, context["timestamp"])
+            assert window is not None
+            return window[0]
+        case "risk":
+            return await (await persist.risk(*args)).read_position_data(WHEN)
+        case "partial":
+            return await (await persist.partial(*args[:3])).read_partial_data(args[3], WHEN)
+        case "breakeven":
+            return await (await persist.breakeven(*args[:3])).read_breakeven_data(args[3], WHEN)
+        case "storage":
+            return (await (await persist.storage(args[0])).read_storage_data())[0]
+        case "notification":
+            return (await (await persist.notification(args[0])).read_notification_data())[0]
+        case "log":
+            return (await (await persist.log()).read_log_data())[0]
+        case "measure":
+            return await (await persist.measure(args[0])).read_measure_data(args[1])
+        case "interval":
+            return await (await persist.interval(args[0])).read_interval_data(args[1], when=WHEN)
+        case "memory":
+            return await (await persist.memory(*args[:2])).read_memory_data(args[2], when=WHEN)
+        case domain:
+            instance: Any = await getattr(persist, domain)(*args)
+            return await getattr(instance, f"read_{domain}_data")()
+
+
+@each_domain
+async def test_every_adapter_reads_what_another_program_wrote(container: Container, case: Case) -> None:
+    """A hand-written document, without a key in Redis, reaches strategy code as plain data."""
+    now = datetime.now(UTC)
+    await container.mongo_service.database[case.collection].insert_one(
+        {**case.foreign, "_id": ObjectId(), "createDate": now, "updatedDate": now}
+    )
+    found = await read_by_adapter(Registry(container), case)
+    if case.domain == "candle":
+        assert found == case.written[0]
+        assert [type(value) for value in found.values()] == [int, float, float, float, float, float]
+    else:
+        assert found == case.foreign.get("payload", case.foreign.get("positions"))

@@ -1,0 +1,123 @@
+"""``backtest-persist demo``: the servers, the exchange and the strategy, put together and run."""
+
+import os
+import sys
+import time
+from contextlib import AsyncExitStack
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal
+
+from basana import BarEvent, FifoQueueEventSource, backtesting_dispatcher
+from basana.backtesting.exchange import Exchange
+from basana.backtesting.fees import Percentage
+from basana.backtesting.liquidity import InfiniteLiquidity
+
+from backtest_persist import Mode, SettingsError, embedded, ioc, persist, setup
+from backtest_persist.cli.demo.bars import DAY, Sample, load, millis
+from backtest_persist.cli.demo.report import Result, count_domains, progress, show, show_json
+from backtest_persist.cli.demo.strategy import MARKET, SLOW, SmaCross
+
+__all__ = ("run",)
+
+FEE_PERCENT = Decimal("0.1")
+LONGEST_BREAK = 60
+"""Days without a bar that the search for the last `SLOW` candles allows for, weekends aside."""
+
+
+async def run(
+    *,
+    mode: Mode,
+    symbol: str,
+    data_dir: Path | None,
+    stop_after: int | None,
+    limit: int | None,
+    servers: Literal["embedded", "env"],
+    as_json: bool,
+) -> int:
+    """Run the demo and print its report; returns the exit status."""
+    if servers == "env" and data_dir is not None:
+        raise SettingsError("--data-dir is for embedded servers; --servers env uses those of the CC_* settings.")
+    sample = load(symbol)
+    async with AsyncExitStack() as stack:
+        setup(await stack.enter_async_context(embedded(data_dir)) if servers == "embedded" else None)
+        await stack.enter_async_context(ioc)
+
+        strategy = SmaCross(persist, mode, sample.pair, sample.frame)
+        resumed_from = (await strategy.restore()).bars
+        _check(strategy, sample, data_dir)
+        total = max(resumed_from, min(limit or len(sample.events), len(sample.events)))
+        _say(_opening(strategy, total))
+        started = time.perf_counter()
+        if resumed_from < total:
+            await replay(strategy, sample, total, stop_after)
+        seconds = time.perf_counter() - started
+        result = Result(
+            symbol=symbol,
+            mode=mode,
+            frame=sample.frame,
+            total_bars=total,
+            resumed_from=resumed_from,
+            widened=sample.widened,
+            first_close=sample.events[0].bar.close,
+            last_close=sample.events[total - 1].bar.close,
+            embedded=servers == "embedded",
+            data_dir=data_dir,
+            session=strategy.session,
+            trades=await strategy.trades(),
+            domains=await count_domains(ioc),
+            seconds=seconds,
+        )
+    (show_json if as_json else show)(result)
+    return 0
+
+
+async def replay(strategy: SmaCross, sample: Sample, total: int, stop_after: int | None) -> None:
+    """Send the bars that the session does not hold yet through basana, up to `total` of the sample."""
+    session = strategy.session
+    dispatcher = backtesting_dispatcher()
+    exchange = Exchange(
+        dispatcher,
+        {sample.pair.quote_symbol: session.cash, sample.pair.base_symbol: session.shares},
+        liquidity_strategy_factory=InfiniteLiquidity,  # orders this small move no price, and are never filled in part
+        fee_strategy=Percentage(FEE_PERCENT),
+    )
+    strategy.trade_on(exchange, await _last_candles(strategy))
+    # The last committed bar comes again: it tells the exchange the price at which the working order was given.
+    exchange.add_bar_source(FifoQueueEventSource(events=[*sample.events[max(session.bars - 1, 0) : total]]))
+    failures: list[Exception] = []
+    stop_at = total if stop_after is None else session.bars + stop_after
+
+    with progress() as bar:
+        task = bar.add_task(f"{strategy.symbol}, {strategy.mode}", total=total, completed=session.bars)
+
+        async def on_bar(event: BarEvent) -> None:
+            try:
+                await strategy.on_bar(event)
+            except Exception as error:  # basana would log it and go on with the next bar
+                failures.append(error)
+                dispatcher.stop()
+                return
+            bar.update(task, completed=session.bars)
+            if stop_after is not None and session.bars == stop_at:
+                bar.stop()
+                _say(f"Stopped hard after {stop_after:,} bars, {session.bars:,} of {total:,} in all.")
+                sys.stderr.flush()
+                os._exit(0)
+
+        exchange.subscribe_to_bar_events(sample.pair, on_bar)
+        await dispatcher.run(stop_signals=[])  # Ctrl-C is asyncio's
+    if failures:
+        raise failures[0]
+
+
+async def _last_candles(strategy: SmaCross) -> list[CandleData]:
+    """The last `SLOW` candles of the session; days without trade are gaps here, and no error."""
+    last = strategy.session.last_bar
+    if last < 0:
+        return []
+    days = SLOW * 7 // 5 + LONGEST_BREAK
+    day = millis_of(DAY)
+    since = last - (days - 1) * day
+    rows = await ioc.candle_db_service.find_range(strategy.symbol, "1d", MARKET, since, days)
+    return [row.data() for row in rows[-SLOW:]]
