@@ -7,6 +7,7 @@ closes it when that loop shuts down, so one process-wide container serves a note
 
 import asyncio
 import inspect
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -42,6 +43,7 @@ from redis.exceptions import RedisError
 from backtest_persist.errors import (
     BacktestPersistError,
     ClosedError,
+    InvalidKeyError,
     InvalidPayloadError,
     SettingsError,
     StoreUnavailableError,
@@ -261,8 +263,8 @@ def _open_mongo(settings: Settings) -> AsyncMongoClient[Document]:
         "timeoutMS": timeout,
         "tz_aware": True,
     }
-    lowered = uri.lower()
-    options = {name: value for name, value in options.items() if f"{name.lower()}=" not in lowered}
+    given = {option.partition("=")[0].lower() for option in re.split("[&;]", uri.partition("?")[2])}
+    options = {name: value for name, value in options.items() if name.lower() not in given}
     try:
         if settings.mongo_driver == "pymongo":
             return AsyncMongoClient(uri, **options)
@@ -298,6 +300,9 @@ def mongo_errors(operation: str, *, write: bool = False) -> Generator[None]:
         raise _translate(error, operation, write=write) from (None if _quotes_data(error) else error)
 
 
+_BAD_QUERY_CODES = {2, 9, 14, 15974, 15975}  # BadValue, FailedToParse, TypeMismatch and older numbers of them
+
+
 def _quotes_data(error: Exception) -> bool:
     return isinstance(error, OperationFailure | BSONError | DocumentTooLarge | OverflowError | ConfigurationError)
 
@@ -310,6 +315,8 @@ def _translate(error: Exception, operation: str, *, write: bool) -> BacktestPers
     if isinstance(error, ConfigurationError | InvalidURI):
         return SettingsError(f"{operation}: the connection string does not fit ({type(error).__name__}).")
     what = _describe(error)
+    if not write and isinstance(error, OperationFailure) and error.code in _BAD_QUERY_CODES:
+        return InvalidKeyError(f"{operation}: {what}; the filter or the sort is not one that MongoDB understands.")
     if not write or isinstance(error, ServerSelectionTimeoutError):
         return StoreUnavailableError(f"{operation}: {what}. Nothing was applied; check the server and try again.")
     if isinstance(error, BulkWriteError):

@@ -3,16 +3,17 @@
 ::
 
     BacktestPersistError
-    ├── InvalidKeyError            a part of a context, a key or a window is unusable; nothing was sent
-    ├── InvalidPayloadError        a payload or candle cannot be stored exactly; nothing was sent
-    ├── InvalidWhenError           a simulation time is missing, naive or not a number; nothing was sent
-    ├── WriteRejectedError         the server refused the write; the stored value is unchanged
-    ├── WriteOutcomeUnknownError   the connection broke in mid-write; the next read tells whether it was applied
-    ├── StoreUnavailableError      a server did not answer within its deadline; nothing was applied
-    ├── IndexConflictError         the unique index of a domain cannot be relied on; says how to repair it
-    ├── ClosedError                the container was closed
-    └── SettingsError              a setting, or the installation, cannot work
+    ├── InvalidKeyError           a context, key, window or filter is unusable
+    ├── InvalidPayloadError       a payload or candle cannot be stored exactly
+    ├── InvalidWhenError          a simulation time is missing, naive or no number
+    ├── WriteRejectedError        the server refused; the stored value is unchanged
+    ├── WriteOutcomeUnknownError  may have been applied; the next read tells
+    ├── StoreUnavailableError     no answer within the deadline; nothing was applied
+    ├── IndexConflictError        a unique index cannot be relied on; how to repair it
+    ├── ClosedError               the container was closed
+    └── SettingsError             a setting, or the installation, cannot work
 
+With the first three nothing was sent, or no row was touched.
 A missing row is never an error: it is ``None``. Messages name the domain and the context, never a payload or a secret.
 """
 
@@ -35,11 +36,11 @@ class BacktestPersistError(Exception):
 
 
 class InvalidKeyError(BacktestPersistError):
-    """A part of a context, a key or a candle window is unusable; nothing was sent."""
+    """A part of a context, a key, a candle window or a filter is unusable; nothing was changed."""
 
 
 class InvalidPayloadError(BacktestPersistError):
-    """A payload or a candle cannot be stored exactly as given; nothing was sent."""
+    """A payload or a candle cannot be stored exactly as given (nothing was sent), or a document is damaged."""
 
 
 class InvalidWhenError(BacktestPersistError):

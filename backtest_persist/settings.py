@@ -53,9 +53,16 @@ class Settings(BaseSettings):
     """``redis://``, ``rediss://`` or ``unix://`` URL; replaces the four ``redis_*`` parts below."""
 
     redis_host: str = "127.0.0.1"
+    """Host of Redis."""
+
     redis_port: int = Field(default=6379, ge=1, le=65535)
+    """TCP port of Redis."""
+
     redis_user: str = ""
+    """User of Redis; empty for the default user."""
+
     redis_password: SecretStr = SecretStr("")
+    """Password of Redis; empty for none."""
 
     redis_timeout_ms: PositiveInt = 100
     """Deadline of one Redis command in ms; past it the operation goes on without the cache."""

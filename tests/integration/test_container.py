@@ -188,6 +188,19 @@ assert "asyncio" not in {t.name for t in threading.enumerate()}
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, env=environment, timeout=60)
 
 
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [("", 0.7), ("wtimeoutMS=15000", 0.7), ("serverSelectionTimeoutMS=9000", 0.7), ("TimeoutMS=2000&w=1", 2.0)],
+)
+async def test_the_deadline_is_the_setting_s_unless_the_uri_has_one(options: str, seconds: float, driver: str) -> None:
+    """CC_MONGO_TIMEOUT_MS bounds every operation, with the default connection string too; timeoutMS in the URI wins."""
+    uri = f"mongodb://localhost:1/x?{options}"
+    container = Container({"mongo_connection_string": uri, "mongo_timeout_ms": 700, "mongo_driver": driver})
+    client: Any = container.mongo_service.client
+    assert client.options.timeout == seconds
+    await container.close()
+
+
 async def test_the_write_concern_is_majority_unless_the_uri_says_otherwise(settings: Settings) -> None:
     """Majority is the default, a w of the URI is kept, and reads go to the primary whatever the URI says."""
     uri = settings.mongo_connection_string.get_secret_value()

@@ -1,5 +1,7 @@
 """The shared base of the db services: filters, order, pages, ids."""
 
+from typing import Any
+
 import pytest
 from bson import ObjectId
 
@@ -63,6 +65,17 @@ async def test_filters_and_sorts_take_python_and_wire_names(container: Container
     assert await db.find_by_filter({"id": wire[0].id}) == wire[0]
     assert await db.find_by_filter({"_id": ObjectId(wire[0].id)}) == wire[0]
     assert await db.find_by_filter({"symbol": "none"}) is None
+
+
+@pytest.mark.parametrize("query", [{"filter": {"$odd": 1}}, {"filter": {}, "sort": [("symbol", 5)]}])
+async def test_a_query_that_mongo_does_not_understand_is_a_typed_error(
+    container: Container, query: dict[str, Any]
+) -> None:
+    """An unknown operator or direction is the caller's, not the server's, mistake."""
+    with pytest.raises(InvalidKeyError):
+        await container.signal_db_service.find_all(**query)
+    with pytest.raises(InvalidKeyError):
+        await container.signal_db_service.find_by_filter(**query)
 
 
 async def test_an_id_finds_its_row_and_a_malformed_one_finds_none(container: Container) -> None:

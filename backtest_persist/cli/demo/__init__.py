@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ from basana.backtesting.exchange import Exchange
 from basana.backtesting.fees import Percentage
 from basana.backtesting.liquidity import InfiniteLiquidity
 
-from backtest_persist import Mode, SettingsError, embedded, ioc, persist, setup
+from backtest_persist import CandleData, Mode, SettingsError, embedded, ioc, persist, setup
 from backtest_persist.cli.demo.bars import DAY, Sample, load, millis
 from backtest_persist.cli.demo.report import Result, count_domains, progress, show, show_json
 from backtest_persist.cli.demo.strategy import MARKET, SLOW, SmaCross
@@ -102,7 +103,6 @@ async def replay(strategy: SmaCross, sample: Sample, total: int, stop_after: int
             if stop_after is not None and session.bars == stop_at:
                 bar.stop()
                 _say(f"Stopped hard after {stop_after:,} bars, {session.bars:,} of {total:,} in all.")
-                sys.stderr.flush()
                 os._exit(0)
 
         exchange.subscribe_to_bar_events(sample.pair, on_bar)
@@ -111,13 +111,33 @@ async def replay(strategy: SmaCross, sample: Sample, total: int, stop_after: int
         raise failures[0]
 
 
+def _check(strategy: SmaCross, sample: Sample, data_dir: Path | None) -> None:
+    """Refuse a session that other bars than these have led to."""
+    bars, last = strategy.session.bars, strategy.session.last_bar
+    if bars and (bars > len(sample.events) or millis(sample.events[bars - 1].bar.begin) != last):
+        where = f"--data-dir {data_dir}" if data_dir else "this database"
+        raise SettingsError(f"The session in {where} was made with another version of the sample; use another one.")
+
+
+def _opening(strategy: SmaCross, total: int) -> str:
+    bars, name = strategy.session.bars, f"{strategy.symbol}, {strategy.mode}"
+    if bars >= total:
+        return f"{name}: this run is complete, nothing is done twice."
+    if bars:
+        return f"{name}: resuming after bar {bars:,}; {total - bars:,} to go."
+    return f"{name}: {total:,} daily bars through basana."
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 async def _last_candles(strategy: SmaCross) -> list[CandleData]:
     """The last `SLOW` candles of the session; days without trade are gaps here, and no error."""
     last = strategy.session.last_bar
     if last < 0:
         return []
     days = SLOW * 7 // 5 + LONGEST_BREAK
-    day = millis_of(DAY)
-    since = last - (days - 1) * day
+    since = last - (days - 1) * DAY // timedelta(milliseconds=1)
     rows = await ioc.candle_db_service.find_range(strategy.symbol, "1d", MARKET, since, days)
     return [row.data() for row in rows[-SLOW:]]

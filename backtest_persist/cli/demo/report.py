@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backtest_persist import Container, Mode
-from backtest_persist.cli.demo.strategy import Session, Signal
+from backtest_persist.cli.demo.strategy import CASH, Session, Signal, percent
 
 __all__ = ("Domain", "Result", "count_domains", "progress", "show", "show_json")
 
