@@ -12,7 +12,7 @@ _EXTRA = ("attrs", "basana", "bokeh_sampledata", "cyclopts", "rich")
 def main() -> None:
     """Run the command that the arguments name and exit with its status.
 
-    0 is success, 1 an error of this package or a bad argument, 2 a missing extra, 130 Ctrl-C.
+    0 is success, 1 an error of this package, 2 a bad argument or a missing extra, 130 Ctrl-C.
     """
     try:
         from backtest_persist.cli.app import app  # needs the extra

@@ -1,5 +1,7 @@
 """``backtest-persist demo``: the servers, the exchange and the strategy, put together and run."""
 
+# pyright: reportMissingTypeStubs=false
+
 import os
 import sys
 import time
@@ -14,12 +16,12 @@ from basana.backtesting.exchange import Exchange
 from basana.backtesting.fees import Percentage
 from basana.backtesting.liquidity import InfiniteLiquidity
 
-from backtest_persist import CandleData, Mode, SettingsError, embedded, ioc, persist, setup
+from backtest_persist import CandleData, Container, Mode, SettingsError, embedded, ioc, persist, setup
 from backtest_persist.cli.demo.bars import DAY, Sample, load, millis
 from backtest_persist.cli.demo.report import Result, count_domains, progress, show, show_json
 from backtest_persist.cli.demo.strategy import MARKET, SLOW, SmaCross
 
-__all__ = ("run",)
+__all__ = ("replay", "run")
 
 FEE_PERCENT = Decimal("0.1")
 LONGEST_BREAK = 60
@@ -51,7 +53,7 @@ async def run(
         _say(_opening(strategy, total))
         started = time.perf_counter()
         if resumed_from < total:
-            await replay(strategy, sample, total, stop_after)
+            await replay(strategy, ioc, sample, total, stop_after)
         seconds = time.perf_counter() - started
         result = Result(
             symbol=symbol,
@@ -73,8 +75,13 @@ async def run(
     return 0
 
 
-async def replay(strategy: SmaCross, sample: Sample, total: int, stop_after: int | None) -> None:
-    """Send the bars that the session does not hold yet through basana, up to `total` of the sample."""
+async def replay(
+    strategy: SmaCross, container: Container, sample: Sample, total: int, stop_after: int | None = None
+) -> None:
+    """Send the bars that the session does not hold yet through basana, up to `total` of the sample.
+
+    After `stop_after` of them this process ends at once, without a word to anyone.
+    """
     session = strategy.session
     dispatcher = backtesting_dispatcher()
     exchange = Exchange(
@@ -83,7 +90,7 @@ async def replay(strategy: SmaCross, sample: Sample, total: int, stop_after: int
         liquidity_strategy_factory=InfiniteLiquidity,  # orders this small move no price, and are never filled in part
         fee_strategy=Percentage(FEE_PERCENT),
     )
-    strategy.trade_on(exchange, await _last_candles(strategy))
+    strategy.trade_on(exchange, await _last_candles(strategy, container))
     # The last committed bar comes again: it tells the exchange the price at which the working order was given.
     exchange.add_bar_source(FifoQueueEventSource(events=[*sample.events[max(session.bars - 1, 0) : total]]))
     failures: list[Exception] = []
@@ -132,12 +139,12 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-async def _last_candles(strategy: SmaCross) -> list[CandleData]:
+async def _last_candles(strategy: SmaCross, container: Container) -> list[CandleData]:
     """The last `SLOW` candles of the session; days without trade are gaps here, and no error."""
     last = strategy.session.last_bar
     if last < 0:
         return []
     days = SLOW * 7 // 5 + LONGEST_BREAK
     since = last - (days - 1) * DAY // timedelta(milliseconds=1)
-    rows = await ioc.candle_db_service.find_range(strategy.symbol, "1d", MARKET, since, days)
+    rows = await container.candle_db_service.find_range(strategy.symbol, "1d", MARKET, since, days)
     return [row.data() for row in rows[-SLOW:]]

@@ -1,5 +1,7 @@
 """The sample's stocks as basana bars."""
 
+# pyright: reportMissingTypeStubs=false
+
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal

@@ -147,12 +147,14 @@ def _domains(result: Result) -> Table:
 
 def _trades(result: Result) -> Table:
     shown = result.trades[-SHOWN_TRADES:]
-    title = f"{len(result.trades)} trades" + ("" if len(shown) == len(result.trades) else f", the last {len(shown)}")
+    title = "1 trade" if len(result.trades) == 1 else f"{len(result.trades)} trades"
+    if len(shown) < len(result.trades):
+        title += f", the last {len(shown)}"
     table = Table(title=title, box=box.SIMPLE_HEAD, width=WIDTH)
     for column in ("bought", "sold"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for column in ("shares", "entry", "exit", "profit", "%"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("why sold", no_wrap=True)
     for trade in shown:
         price = trade.price_close or trade.price_open
@@ -186,11 +188,9 @@ def _account(result: Result) -> Table:
     table.add_row("largest drawdown", f"{session.drawdown:,} %", "")
     if result.bars:
         operations = sum(d.reads + d.writes for d in result.domains.values())
-        table.add_row(
-            "events per second",
-            f"{result.bars / result.seconds:,.0f}",
-            f"{result.bars:,} bars in {result.seconds:,.1f} s, {operations / result.seconds:,.0f} reads and writes per second",
-        )
+        took = f"{result.bars:,} bars in {result.seconds:,.1f} s"
+        rate = f"{operations / result.seconds:,.0f} reads and writes per second"
+        table.add_row("events per second", f"{result.bars / result.seconds:,.0f}", f"{took}; {rate}")
     return table
 
 

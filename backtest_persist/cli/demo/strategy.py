@@ -12,6 +12,9 @@ Two rules make a run that was killed at any instant end exactly like one that wa
   is done is written after what it stands for.
 """
 
+# pyright: reportMissingTypeStubs=false
+
+from asyncio import gather
 from collections import deque
 from datetime import UTC, datetime
 from decimal import ROUND_DOWN, Decimal
@@ -153,11 +156,12 @@ class SmaCross:
             await self.submit(session.order)  # at whose close it had given this order
             return
 
-        await self.candles.write_candles_data([candle(bar)])
         self.closes.append(bar.close)
+        _, (crossed, slow) = await gather(
+            self.candles.write_candles_data([candle(bar)]),
+            self.measure_averages(bar, when),
+        )
         await self.measure_week(bar, when)
-        crossed, slow = await self.measure_averages(bar, when)
-
         await self.take_stock(bar)
         await self.settle(when)
         if session.signal is None:
@@ -166,7 +170,7 @@ class SmaCross:
         elif session.signal.status == "open":
             await self.manage(session.signal, bar, crossed, when)
         elif crossed == "down":
-            await self.cancel(session.signal, "the averages crossed back", when)
+            await self.cancel(session.signal, "the averages crossed back before the price came", when)
 
         await self.report_month(bar, when)
         session.bars += 1
@@ -174,33 +178,30 @@ class SmaCross:
         await self.sessions.write_session_data(session, when)  # the bar is done
 
     async def measure_week(self, bar: Bar, when: datetime) -> None:
-        """On Fridays: how far does the price swing in a day? Weeks with a holiday, of which a candle is missing, pass."""
+        """On Fridays, measure the daily swing of the week; one with a holiday lacks a candle and is passed over."""
         if bar.begin.isoweekday() == 5:
             week = await self.candles.read_candles_data(5, millis(bar.begin - 4 * DAY), millis(when))
             if week is not None:
-                swings = sum(Decimal(str(day["high"])) - Decimal(str(day["low"])) for day in week)
+                swings = sum((Decimal(str(day["high"])) - Decimal(str(day["low"])) for day in week), Decimal(0))
                 self.session.pullback = max(CENT, (swings / 5).quantize(CENT))
 
     async def measure_averages(self, bar: Bar, when: datetime) -> tuple[Literal["up", "down"] | None, Decimal]:
-        """Which way the averages have crossed, and the slow one; what was calculated once is kept per day."""
+        """Which way the averages have crossed since the last bar, and the slow one; both are kept per day."""
         if len(self.closes) < SLOW:
             return None, Decimal(0)
-        key = f"{bar.begin:%Y-%m-%d}"
-        today = await self.averages.read_measure_data(key)
-        if today is None:
-            closes = list(self.closes)
-            fast = (sum(closes[-FAST:], Decimal(0)) / FAST).quantize(Decimal("0.0001"))
-            slow = (sum(closes, Decimal(0)) / SLOW).quantize(Decimal("0.0001"))
-            today = {"fast": fast, "slow": slow}
-            await self.averages.write_measure_data(today, key, when)
-        last = datetime.fromtimestamp(self.session.last_bar / 1000, UTC)
-        yesterday = await self.averages.read_measure_data(f"{last:%Y-%m-%d}")
-        if yesterday is not None:
-            if yesterday["fast"] <= yesterday["slow"] and today["fast"] > today["slow"]:
-                return "up", today["slow"]
-            if yesterday["fast"] >= yesterday["slow"] and today["fast"] < today["slow"]:
-                return "down", today["slow"]
-        return None, today["slow"]
+        closes = list(self.closes)
+        fast = (sum(closes[-FAST:], Decimal(0)) / FAST).quantize(Decimal("0.0001"))
+        slow = (sum(closes, Decimal(0)) / SLOW).quantize(Decimal("0.0001"))
+        last_bar = datetime.fromtimestamp(self.session.last_bar / 1000, UTC)
+        before, _ = await gather(
+            self.averages.read_measure_data(f"{last_bar:%Y-%m-%d}"),
+            self.averages.write_measure_data({"fast": fast, "slow": slow}, f"{bar.begin:%Y-%m-%d}", when),
+        )
+        if before is not None and before["fast"] <= before["slow"] and fast > slow:
+            return "up", slow
+        if before is not None and before["fast"] >= before["slow"] and fast < slow:
+            return "down", slow
+        return None, slow
 
     async def take_stock(self, bar: Bar) -> None:
         """Read the account after what was traded during this bar."""
@@ -266,7 +267,7 @@ class SmaCross:
         """The entry was filled: what was an idea is a position now."""
         price = result.fills[0].price
         signal.status = "open"
-        signal.opened_at = when
+        signal.opened_at = result.fills[0].when
         signal.price_open = price
         signal.price_take_profit = (price * TARGET).quantize(CENT)
         signal.price_stop_loss = (price * STOP).quantize(CENT)
@@ -277,6 +278,8 @@ class SmaCross:
         await memory.write_memory_data({"why": signal.note, "price": price}, "entry", when)
         position = {"signalId": signal.id, "symbol": self.symbol, "amount": signal.amount, "priceOpen": price}
         await self.risk.write_position_data([position], when)
+        await self.partial.write_partial_data({"profitLevels": []}, signal.id, when)
+        await self.breakeven.write_breakeven_data({"reached": False}, signal.id, when)
         await self.schedule.write_schedule_data(None)
         await self.signals.write_signal_data(signal)
 
@@ -284,21 +287,28 @@ class SmaCross:
         """Look after an open position at the close of a bar."""
         price, profit = bar.close, percent(bar.close, signal.price_open)
         state = await self.persist.state(signal.id, "position")
-        known = await state.read_state_data(when=when) or {"best": price, "worst": price}
+        known, marks, moved = await gather(
+            state.read_state_data(when=when),
+            self.partial.read_partial_data(signal.id, when),
+            self.breakeven.read_breakeven_data(signal.id, when),
+        )
+        known = known or {"best": price, "worst": price}
         best, worst = max(price, known["best"]), min(price, known["worst"])
-        await state.write_state_data({"best": best, "worst": worst, "profitPercent": profit}, when)
+        await gather(
+            state.write_state_data({"best": best, "worst": worst, "profitPercent": profit}, when),
+            self.publish(signal, price, when),
+        )
         if best == price:
             memory = await self.persist.memory(signal.id, "notes")
             await memory.write_memory_data({"price": best, "at": when}, "best-close", when)
 
-        passed = (await self.partial.read_partial_data(signal.id, when)).get("profitLevels", [])
+        passed, safe = marks["profitLevels"], moved["reached"]
         new = [level for level in LEVELS if level <= profit and level not in passed]
         for level in new:
             await self.notify(f"profit-{level}", f"{self.symbol} is {profit} % up", when)
         if new:
             await self.partial.write_partial_data({"profitLevels": [*passed, *new]}, signal.id, when)
 
-        safe = (await self.breakeven.read_breakeven_data(signal.id, when)).get("reached", False)
         if not safe and price >= signal.price_open * BREAKEVEN:
             safe = True
             await self.notify("breakeven", f"the stop of {self.symbol} moves to its entry price", when)
@@ -306,7 +316,7 @@ class SmaCross:
             await self.breakeven.write_breakeven_data({"reached": True, "price": signal.price_open}, signal.id, when)
 
         if crossed == "down":
-            await self.give(Order(purpose="exit", amount=signal.amount, reason="the averages crossed back"))
+            await self.give(Order(purpose="exit", amount=signal.amount, reason="crossed back"))
         elif price >= signal.price_take_profit:
             await self.give(Order(purpose="exit", amount=signal.amount, reason="target"))
         else:
@@ -316,7 +326,6 @@ class SmaCross:
             )
             if order != self.session.order:
                 await self.give(order)
-        await self.publish(signal, price, when)
 
     async def closed(self, signal: Signal, result: OrderInfo, reason: str, when: datetime) -> None:
         """The position was sold: keep the trade, and forget what only mattered while it was open."""
@@ -325,7 +334,7 @@ class SmaCross:
         price = result.fills[0].price
         proceeds = result.quote_amount_filled - result.fees.get(self.pair.quote_symbol, Decimal(0))
         signal.status = "closed"
-        signal.closed_at = when
+        signal.closed_at = result.fills[0].when
         signal.price_close = price
         signal.profit = proceeds - (signal.cost or Decimal(0))
         signal.why_closed = reason
