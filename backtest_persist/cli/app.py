@@ -17,6 +17,7 @@ app = App(
     name="backtest-persist",
     help="Persistence for trading-strategy runners: MongoDB as the source of truth, Redis in front.",
     version=__version__,
+    suppress_keyboard_interrupt=False,
 )
 app.command(migrate)
 app.command(initiate)

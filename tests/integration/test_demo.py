@@ -7,27 +7,29 @@ import random
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
-
-pytest.importorskip("basana")
-pytest.importorskip("bokeh_sampledata")
-
 from bson import ObjectId
 
-from backtest_persist import Container, Mode, Registry, Settings, embedded
+from backtest_persist import Container, Mode, Registry, embedded
 from backtest_persist.cli.demo import replay
 from backtest_persist.cli.demo.bars import load
-from backtest_persist.cli.demo.strategy import Signal, SmaCross
+from backtest_persist.cli.demo.strategy import SmaCross
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use price instead:DeprecationWarning")  # basana's own use of it
 
 ROOT = Path(__file__).parents[2]
 BARS = 450
 """Enough of AAPL for an entry that expires, limit and market entries, a stop, a breakeven stop and an open end."""
+
+DOMAINS = (
+    *("breakeven", "candle", "interval", "log", "measure", "memory", "notification", "partial"),
+    *("recent", "risk", "schedule", "session", "signal", "state", "storage"),
+)
 
 Documents = dict[str, list[dict[str, Any]]]
 
@@ -78,25 +80,15 @@ async def dump(container: Container) -> Documents:
     return documents
 
 
+def assert_same(documents: Documents, expected: Documents) -> None:
+    """Equal to the last digit: ``0`` and ``0.00`` are equal as decimals, but not as documents."""
+    assert documents == expected
+    assert repr(documents) == repr(expected)
+
+
 async def dump_directory(data_dir: Path) -> Documents:
     async with embedded(data_dir) as settings, Container(settings) as container:
         return await dump(container)
-
-
-@asynccontextmanager
-async def fresh(servers: Settings) -> AsyncIterator[Container]:
-    """A container on a database and a Redis prefix of its own."""
-    name = f"demo-{uuid4().hex[:12]}"
-    update: dict[str, Any] = {"redis_key_prefix": f"{name}:", "redis_timeout_ms": 5_000, "mongo_timeout_ms": 30_000}
-    uri = servers.mongo_connection_string.get_secret_value()
-    update["mongo_connection_string"] = uri.replace(f"/{uri.rpartition('/')[2].partition('?')[0]}", f"/{name}")
-    async with Container(Settings(**{**servers.model_dump(), **update})) as container:
-        try:
-            yield container
-        finally:
-            await container.mongo_service.client.drop_database(name)
-            for service in ("candle", "signal"):
-                await getattr(container, f"{service}_cache_service").clear()
 
 
 async def run_here(container: Container, mode: Mode = Mode.BACKTEST, bars: int = BARS) -> SmaCross:
@@ -116,13 +108,257 @@ async def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
     return outcome.result, await dump_directory(data_dir)
 
 
-def kinds(documents: Documents) -> list[str]:
-    return [document["payload"]["kind"] for document in documents["log-items"]]
+def comparable(result: dict[str, Any]) -> dict[str, Any]:
+    """A result without what depends on the process: reads, writes, time."""
+    names = ("symbol", "mode", "frame", "bars", "complete", "balance", "trades")
+    documents = {name: domain["documents"] for name, domain in result["domains"].items()}
+    return {"documents": documents, **{name: result[name] for name in names}}
 
 
-def same(result: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two results agree in all but what depends on the process: reads, writes, time."""
-    counts = [{name: domain["documents"] for name, domain in r["domains"].items()} for r in (result, other)]
-    return counts[0] == counts[1] and all(
-        result[name] == other[name] for name in ("symbol", "mode", "frame", "bars", "complete", "balance", "trades")
-    )
+async def test_the_whole_sample() -> None:
+    """All 3,270 bars: fifteen domains with documents, an id for each of them, reads that hit, and trades."""
+    outcome = await run("demo", "--json")
+    result = outcome.result
+    assert (result["bars"], result["complete"], result["resumedFrom"]) == (3270, True, 0)
+    domains = result["domains"]
+    assert len(domains) == 15
+    for name, domain in domains.items():
+        assert domain["documents"] == domain["ids"] > 0, name
+        assert domain["writes"] >= domain["documents"], name
+    assert domains["candle"]["documents"] == domains["session"]["writes"] == 3270
+    assert domains["interval"]["documents"] == 157  # months
+    assert domains["measure"]["hits"] == domains["measure"]["lookups"] - 1  # the day before the first
+    assert len(result["trades"]) == 22
+    profit = sum(Decimal(trade["profit"]) for trade in result["trades"])
+    assert Decimal(result["balance"]) == 10_000 + profit
+    assert outcome.errors.startswith("AAPL, backtest: 3,270 daily bars through basana.")
+
+
+async def test_the_report(tmp_path: Path) -> None:
+    """Without a terminal the report is plain text of 100 columns; no process and no file is left."""
+    with tempfile.TemporaryDirectory(prefix="t") as directory:
+        outcome = await run("demo", "--symbol", "FB", TMPDIR=directory)
+        assert os.listdir(directory) == []
+    assert outcome.status == 0
+    lines = outcome.output.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+    for name in DOMAINS:
+        documents, ids = rows[name][:2]
+        assert documents == ids != "0", name
+    assert max(map(len, lines)) == 100
+    assert "\x1b" not in outcome.output + outcome.errors
+    for words in ("final balance", "events per second", "cache hit rate", "1 trade", "buy and hold"):
+        assert words in outcome.output
+    assert "196/196" in outcome.errors
+
+
+async def test_stopped_hard_and_resumed(uninterrupted: tuple[dict[str, Any], Documents], tmp_path: Path) -> None:
+    """--stop-after ends the process without a word to the servers; each next run goes on, the last one to the same end.
+
+    The stops are before the first average, while a limit order waits, while a market order waits for the open, right
+    after an entry and after an exit, and while a stop order stands.
+    """
+    expected, documents = uninterrupted
+    bars = [event.when for event in load("AAPL").events[:BARS]]
+
+    def find(kind: str, text: str = "") -> list[int]:
+        """After which bars something was decided."""
+        log = [document["payload"] for document in documents["log-items"]]
+        return sorted(bars.index(e["at"]) + 1 for e in log if e["kind"] == kind and text in e["text"])
+
+    waits, opens, opened = find("entry", "waits"), find("entry", "next open"), find("opened")
+    stops = [1, 30, waits[0], waits[0] + 3, waits[1], opened[1], find("closed")[0], opens[0]]
+    stops = sorted({*stops, find("breakeven")[0], find("cancelled")[0], opened[-1] + 5})
+
+    arguments = ("demo", "--bars", str(BARS), "--json", "--data-dir", str(tmp_path))
+    done = 0
+    for stop in stops:
+        outcome = await run(*arguments, "--stop-after", str(stop - done))
+        assert (outcome.status, outcome.output) == (0, ""), outcome.errors
+        assert f"{stop:,} of {BARS:,} in all" in outcome.errors
+        done = stop
+    result = (await run(*arguments)).result
+    assert result["resumedFrom"] == done
+    assert comparable(result) == comparable(expected)
+    assert_same(await dump_directory(tmp_path), documents)
+
+    again = await run(*arguments)
+    assert "complete" in again.errors
+    assert comparable(again.result) == comparable(expected)
+    assert sum(domain["writes"] for domain in again.result["domains"].values()) == 0
+
+
+async def test_killed_and_resumed(uninterrupted: tuple[dict[str, Any], Documents], tmp_path: Path) -> None:
+    """``kill -9`` at any moment: the next run goes on, and ends with the same trades, balance and documents."""
+    expected, documents = uninterrupted
+    arguments = ("demo", "--bars", str(BARS), "--json", "--data-dir", str(tmp_path))
+    chance = random.Random(3)
+    for _ in range(3):
+        process = await start(*arguments)
+        assert process.stderr is not None
+        await process.stderr.readline()  # what it is about to do
+        await asyncio.sleep(chance.uniform(0.2, 1.5))
+        process.kill()
+        await process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    result = (await run(*arguments)).result
+    assert 0 < result["resumedFrom"] < BARS
+    assert comparable(result) == comparable(expected)
+    assert_same(await dump_directory(tmp_path), documents)
+
+
+class CutError(Exception):
+    """Stands for the end of the process."""
+
+
+class Cuts:
+    """Lets the writes of a container fail from a given one on, as if the process had ended before it."""
+
+    def __init__(self, container: Container) -> None:
+        self.left: int | None = None
+        """Which write fails, counted from 1; None means none."""
+        for service in container.db_services:
+            for name in ("_find_and_update", "_write_many"):
+                setattr(service, name, self._failing(getattr(service, name)))
+
+    def _failing(self, write: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def call(*arguments: Any, **options: Any) -> Any:
+            if self.left is None:
+                return await write(*arguments, **options)
+            self.left -= 1
+            if self.left > 0:
+                return await write(*arguments, **options)
+            raise CutError
+
+        return call
+
+
+@pytest.mark.parametrize("driver", ["motor"], indirect=True)
+async def test_cut_at_any_write(
+    uninterrupted: tuple[dict[str, Any], Documents], container: Container, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Every bar with a decision or a notification is cut at each of its writes, and done again all the same."""
+    _, documents = uninterrupted
+    bars = [event.when for event in load("AAPL").events[:BARS]]
+    entries = documents["log-items"] + documents["notification-items"]
+    cuts = Cuts(container)
+    made = 0
+    for bar in sorted({bars.index(entry["payload"]["at"]) + 1 for entry in entries}):
+        cuts.left = None
+        await run_here(container, bars=bar - 1)
+        write, done = 0, False
+        while not done:
+            write += 1
+            cuts.left = write
+            try:
+                done = (await run_here(container, bars=bar)).session.bars == bar
+            except CutError:
+                made += 1
+                await asyncio.sleep(0.002)  # lets the other writes of a `gather` end
+    assert made > 250
+    cuts.left = None
+    await run_here(container)
+    assert_same(await dump(container), documents)
+
+
+async def test_modes(container: Container, capfd: pytest.CaptureFixture[str]) -> None:
+    """Three modes on one database: the same trades and balance, each with its own documents."""
+    bars = 260
+    results: list[tuple[Any, Any]] = []
+    for mode in Mode:
+        strategy = await run_here(container, mode, bars)
+        trades = [trade.model_dump(exclude={"id"}) for trade in await strategy.trades()]
+        results.append((trades, strategy.session.equity))
+    assert len(results[0][0]) == 2
+    assert results[0] == results[1] == results[2]
+    for service, each in ((container.session_db_service, 1), (container.recent_db_service, 1)):
+        assert await service.count({"backtest": True}) == each
+        assert await service.count({"backtest": False}) == 2 * each
+    for service in (container.storage_db_service, container.notification_db_service):
+        assert 2 * await service.count({"backtest": True}) == await service.count({"backtest": False}) > 0
+    assert await container.signal_db_service.count() == 3
+    assert await container.candle_db_service.count() == bars
+
+
+async def test_paper(tmp_path: Path) -> None:
+    """--mode paper on the directory of a backtest is a run of its own."""
+    arguments = ("demo", "--bars", "60", "--json", "--data-dir", str(tmp_path))
+    await run(*arguments)
+    paper = (await run(*arguments, "--mode", "paper")).result
+    assert (paper["mode"], paper["resumedFrom"], paper["bars"]) == ("paper", 0, 60)
+    other = (await run(*arguments, "--symbol", "IBM")).result
+    assert (other["resumedFrom"], other["domains"]["session"]["documents"]) == (0, 3)
+
+
+async def test_more_bars_later(container: Container, capfd: pytest.CaptureFixture[str]) -> None:
+    """A run over the first bars goes on with more of them, and never back."""
+    assert (await run_here(container, bars=40)).session.bars == 40
+    assert (await run_here(container, bars=70)).session.bars == 70
+
+
+async def test_an_error_ends_the_run(
+    container: Container, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What a handler raises leaves the run as it is, and no later bar is looked at."""
+    seen: list[Any] = []
+
+    async def on_bar(self: SmaCross, event: Any) -> None:
+        seen.append(event)
+        raise LookupError("mine")
+
+    monkeypatch.setattr(SmaCross, "on_bar", on_bar)
+    with pytest.raises(LookupError, match="mine"):
+        await run_here(container)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--symbol", "XYZ"], 2, "AAPL"),
+        (["--mode", "dry"], 2, "paper"),
+        (["--stop-after", "0"], 2, "--stop-after"),
+        (["--servers", "env", "--data-dir", "x"], 1, "--data-dir is for embedded servers"),
+    ],
+)
+async def test_bad_arguments(arguments: list[str], status: int, words: str) -> None:
+    """A bad argument is a message on standard error and a status other than 0."""
+    outcome = await run("demo", *arguments)
+    assert (outcome.status, outcome.output) == (status, "")
+    assert words in outcome.errors
+    assert "Traceback" not in outcome.errors
+
+
+@pytest.mark.parametrize("package", ["basana", "bokeh_sampledata", "cyclopts", "rich"])
+async def test_missing_extra(package: str) -> None:
+    """Without the extra, the command says in one line what to install."""
+    outcome = await run("demo", prelude=f"import sys; sys.modules[{package!r}] = None")
+    assert outcome.status == 2
+    assert outcome.errors.splitlines() == [
+        f'backtest-persist: {package} is not installed; run: pip install "backtest-persist[demo]"'
+    ]
+
+
+async def test_interrupted(tmp_path: Path) -> None:
+    """Ctrl-C ends the run and its servers in good order, and the next run goes on."""
+    arguments = ("demo", "--bars", "300", "--json", "--data-dir", str(tmp_path))
+    process = await start(*arguments)
+    assert process.stderr is not None
+    await process.stderr.readline()
+    await asyncio.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = await process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in errors.decode()
+    assert "interrupted" in errors.decode()
+    assert (await run(*arguments)).result["resumedFrom"] > 0
+
+
+def test_the_bars_are_consistent() -> None:
+    """Every stock of the sample yields bars in order, whole cents, none of them widened."""
+    for symbol, count in {"AAPL": 3270, "FB": 196, "GOOG": 2148, "IBM": 3270, "MSFT": 3270}.items():
+        sample = load(symbol)
+        assert (len(sample.events), sample.widened) == (count, 0)
+        times = [event.when for event in sample.events]
+        assert times == sorted(set(times))
+        assert all(event.bar.close == round(event.bar.close, 2) > 0 for event in sample.events)

@@ -84,6 +84,7 @@ async def replay(
     """
     session = strategy.session
     dispatcher = backtesting_dispatcher()
+    dispatcher.stop_on_handler_exceptions = True
     exchange = Exchange(
         dispatcher,
         {sample.pair.quote_symbol: session.cash, sample.pair.base_symbol: session.shares},
@@ -102,7 +103,7 @@ async def replay(
         async def on_bar(event: BarEvent) -> None:
             try:
                 await strategy.on_bar(event)
-            except Exception as error:  # basana would log it and go on with the next bar
+            except Exception as error:  # basana would log it, and forget it
                 failures.append(error)
                 dispatcher.stop()
                 return
@@ -116,6 +117,8 @@ async def replay(
         await dispatcher.run(stop_signals=[])  # Ctrl-C is asyncio's
     if failures:
         raise failures[0]
+    if session.bars < total:  # an error in the exchange, of which basana tells its logger alone
+        raise RuntimeError(f"basana stopped after bar {session.bars:,} of {total:,}; the error is in its log.")
 
 
 def _check(strategy: SmaCross, sample: Sample, data_dir: Path | None) -> None:
