@@ -100,7 +100,7 @@ def show(result: Result) -> None:
     if not console.is_terminal or console.width > WIDTH:
         console = Console(width=WIDTH)
     console.print(_domains(result), _trades(result), "", _account(result), sep="\n")
-    console.print(*_footnotes(result), sep="\n", style="dim", soft_wrap=True)
+    console.print(*_footnotes(result), sep="\n", style="dim", soft_wrap=True, markup=False, highlight=False)
 
 
 def show_json(result: Result) -> None:
@@ -202,9 +202,10 @@ def _footnotes(result: Result) -> list[str]:
     if result.mode is not Mode.BACKTEST:
         notes.append(f"Mode {result.mode}: the bars of the sample were replayed; no order left this machine.")
     if result.data_dir is not None:
-        notes.append(f"The state is in {result.data_dir}. To look at it, in python -m asyncio:")
+        data_dir = str(result.data_dir.resolve())
+        notes.append(f"The state is in {data_dir}. To look at it, in python -m asyncio:")
         notes.append("  from backtest_persist import *")
-        notes.append(f"  servers = embedded({str(result.data_dir)!r}); setup(await servers.__aenter__())")
+        notes.append(f"  servers = embedded({data_dir!r}); setup(await servers.__aenter__())")
         notes.append(f"  await (await persist.storage({result.mode.backtest})).read_storage_data()")
     elif result.embedded:
         notes.append("The servers and the state are gone; --data-dir DIR keeps the state.")
