@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Any, Generic, TypeVar, cast
 
 from bson.codec_options import CodecOptions, TypeDecoder, TypeRegistry
+from bson.dbref import DBRef
 from bson.decimal128 import Decimal128
 from bson.errors import BSONError
 from bson.int64 import Int64
@@ -144,8 +145,15 @@ class _PlainDecimal(TypeDecoder):
         return value.to_decimal()
 
 
+class _PlainReference(TypeDecoder):
+    bson_type = DBRef  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    def transform_bson(self, value: DBRef) -> dict[str, Any]:
+        return dict(value.as_doc())  # a payload with the keys $ref and $id is data
+
+
 CODEC_OPTIONS: CodecOptions[Document] = CodecOptions(
-    tz_aware=True, tzinfo=UTC, type_registry=TypeRegistry([_PlainInt(), _PlainDecimal()])
+    tz_aware=True, tzinfo=UTC, type_registry=TypeRegistry([_PlainInt(), _PlainDecimal(), _PlainReference()])
 )
 
 

@@ -29,7 +29,7 @@ scalars = (
         lambda value: value.replace(microsecond=value.microsecond // 1000 * 1000, fold=0)
     )
 )
-keys = text | st.sampled_from(["$set", "a.b", "$x", "_id", "$", ".", "when", ""])
+keys = text | st.sampled_from(["$set", "a.b", "$x", "$ref", "$id", "$db", "_id", "$", ".", "when", ""])
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4), max_leaves=12
 )
@@ -150,6 +150,21 @@ async def test_what_cannot_be_stored_exactly_is_refused_before_anything_is_sent(
         await container.signal_db_service.upsert("s", "t", "e", payload)
     assert len(str(caught.value)) < 300
     assert await container.signal_db_service.find_by_context("s", "t", "e") is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"$ref": "a", "$id": 1},
+        {"$id": {"n": 2**40}, "x": Decimal("1.0"), "$ref": "a", "$db": "b"},
+        {"$ref": 1, "$id": 2},
+    ],
+)
+async def test_what_looks_like_a_reference_is_data(container: Container, value: dict[str, Any]) -> None:
+    """A payload with the keys of a DBRef comes back as the dict it was, at any level."""
+    row = await container.signal_db_service.upsert("s", "t", "e", {**value, "inner": [value]})
+    assert row.payload == {**value, "inner": [value]}
+    assert type(row.payload["inner"][0]) is dict
 
 
 async def test_the_deepest_and_the_largest_payloads_are_stored(container: Container) -> None:
