@@ -164,7 +164,10 @@ async def test_what_looks_like_a_reference_is_data(container: Container, value: 
     """A payload with the keys of a DBRef comes back as the dict it was, at any level."""
     row = await container.signal_db_service.upsert("s", "t", "e", {**value, "inner": [value]})
     assert row.payload == {**value, "inner": [value]}
-    assert type(row.payload["inner"][0]) is dict
+    found = await container.signal_db_service.find_by_context("s", "t", "e")
+    assert found is not None
+    assert repr(found.payload) == repr(row.payload)
+    assert "DBRef" not in repr(row.payload)
 
 
 async def test_the_deepest_and_the_largest_payloads_are_stored(container: Container) -> None:
