@@ -4,9 +4,9 @@ import time
 from typing import Any
 
 import pytest
-from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 from backtest_persist import Container, InvalidKeyError, InvalidPayloadError, PersistCandleInstance, Settings
+from tests.commands import Commands, listened_client
 
 MINUTE = 60_000
 START = 1_600_000_020_000
@@ -23,19 +23,6 @@ def candle(number: int, **changes: Any) -> dict[str, Any]:
         "volume": 1.0 + number,
         **changes,
     }
-
-
-class Commands(CommandListener):
-    """Counts the commands that reach MongoDB."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def started(self, event: CommandStartedEvent) -> None:
-        self.names.append(event.command_name)
-
-    def succeeded(self, event: Any) -> None: ...
-    def failed(self, event: Any) -> None: ...
 
 
 async def test_the_first_write_of_a_candle_wins(container: Container) -> None:
@@ -162,16 +149,7 @@ async def test_gaps_are_found_at_both_ends_and_in_between(container: Container) 
 async def test_ten_thousand_candles_take_few_commands(settings: Settings, driver: str) -> None:
     """Ten thousand candles are written by at most 20 commands and read by one query, ids pipelined to Redis."""
     commands = Commands()
-    uri = settings.mongo_connection_string.get_secret_value()
-    client: Any = None
-    if driver == "motor":
-        from motor.motor_asyncio import AsyncIOMotorClient
-
-        client = AsyncIOMotorClient[dict[str, Any]](uri, event_listeners=[commands])
-    else:
-        from pymongo import AsyncMongoClient
-
-        client = AsyncMongoClient[dict[str, Any]](uri, event_listeners=[commands])
+    client = listened_client(settings, driver, commands)
     container = Container(settings, mongo_client=client)
     db = container.candle_db_service
     await db.wait_for_init()
