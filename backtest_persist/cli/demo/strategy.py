@@ -225,12 +225,12 @@ class SmaCross:
                 await self.cancel(signal, f"the price did not come back within {PATIENCE} bars", when)
             return
         self.session.order = None
-        if not result.fills:
-            await self.cancel(signal, "the exchange did not fill the order", when)
-        elif order.purpose == "entry":
+        if result.fills and order.purpose == "entry":
             await self.opened(signal, result, when)
-        else:
+        elif result.fills:
             await self.closed(signal, result, order.reason, when)
+        elif order.purpose == "entry":
+            await self.cancel(signal, "the exchange did not fill the order", when)
 
     # --- the life of a signal ---
 
