@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     """Put before every Redis key, to keep databases apart that share one Redis."""
 
     candle_cache: bool = True
-    """Whether stored candles put their ids into Redis (about 71 MB per symbol and year of 1m candles)."""
+    """Whether stored candles put their ids into Redis (525,600 keys per symbol and year of 1m candles)."""
 
     candle_chunk_size: PositiveInt = 2500
     """Candles per bulk write."""

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from backtest_persist.connections import mongo_errors
 from backtest_persist.container import Container
+from backtest_persist.errors import StoreUnavailableError
 
 __all__ = ("initiate",)
 
@@ -36,9 +37,14 @@ async def initiate(*, member: str = "localhost:27017") -> int:
             except OperationFailure as error:
                 if error.code != _ALREADY_INITIALIZED:
                     raise
-            async with asyncio.timeout(_ELECTION_SECONDS):
-                while not (await admin.command("hello"))["isWritablePrimary"]:  # noqa: ASYNC110  # no event to await
-                    await asyncio.sleep(0.05)
+            try:
+                async with asyncio.timeout(_ELECTION_SECONDS):
+                    while not (await admin.command("hello"))["isWritablePrimary"]:  # noqa: ASYNC110  # no event
+                        await asyncio.sleep(0.05)
+            except TimeoutError:
+                raise StoreUnavailableError(
+                    f"No primary after {_ELECTION_SECONDS} s: mongod has to reach itself as {member}."
+                ) from None
         Console().print(f"The replica set is ready; its member is {member}.")
         return 0
     finally:
