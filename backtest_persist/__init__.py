@@ -2,9 +2,9 @@
 
 from backtest_persist import contracts
 from backtest_persist.container import Container
+from backtest_persist.contracts import CandleData, CandleInterval, When
 from backtest_persist.core.base_map import BaseMap, base_map
 from backtest_persist.core.db_service import Page
-from backtest_persist.core.row import When
 from backtest_persist.domains.breakeven import (
     BreakevenCacheService,
     BreakevenDbService,
@@ -13,9 +13,7 @@ from backtest_persist.domains.breakeven import (
 )
 from backtest_persist.domains.candle import (
     CandleCacheService,
-    CandleData,
     CandleDbService,
-    CandleInterval,
     CandleRow,
     PersistCandleInstance,
 )

@@ -1,9 +1,44 @@
-"""The fifteen contracts: what strategy code may call, and all that another backend has to provide.
+"""The contracts: what strategy code may call, and all that another backend has to provide.
 
-Every method is asynchronous. After a write has returned, the very next read sees it. A payload goes in as a mapping
-or a pydantic model and comes back as plain data. `when` is an instant of simulation time, a timezone-aware datetime or
-an int in ms UTC: a read that is given one behaves as if anything written with a later `when` did not exist, and a
-write with an earlier one overwrites.
+A backend is fifteen adapter classes and one `Backend` that builds them. The package brings three: MongoDB with Redis in
+front, JSON files, and a dummy. To bring your own, write the fifteen from this file, put them behind the registry with
+``persist.use(backend)`` (or one of them with ``persist.signal.use(MyClass)``), and run the conformance suite of
+`backtest_persist.testing` against them. What the suite checks is stated here:
+
+Context
+    The arguments of an adapter's constructor, and the key, id or timestamp that a method takes, name one value. Two
+    contexts never share one, whatever characters their names hold: ``:``, ``/``, ``..``, ``%``, ``_``, glob characters,
+    line breaks, emoji, thousands of characters, upper and lower case. A name that is no str, is empty, or holds NUL or
+    a lone surrogate is an `InvalidKeyError`, raised no later than by the first read or write. Paper and live trading
+    are ``backtest=False``.
+Payload
+    A payload goes in as a mapping, a pydantic model or a dataclass, or None where the method says so, and comes back as
+    plain data that equals it: dict, list, str, int (64 bit), float (NaN and infinities included), bool, None, bytes,
+    Decimal, and datetime (aware, in UTC, whole ms). What cannot come back exactly is an `InvalidPayloadError`, raised
+    before anything is stored. A payload is copied when the call is made; what the caller changes later changes nothing
+    stored. What a read returns belongs to the caller.
+When nothing is stored
+    A read says so with None, ``{}`` or ``[]``, as its docstring tells; that is never an error.
+Order
+    Lists are whole, without a cap, and oldest first: an entry keeps the place of its first write, also when it is
+    written again, or removed and revived. Entries of one call keep their order.
+Atomicity
+    A read sees a value entirely or not at all, also after the writer was killed at any instant. A method that takes
+    many entries checks all of them before it stores the first; each is then stored atomically, and a crash may leave
+    only some of them.
+Durability
+    A write that has returned is seen by every later read, from any instance, task or process, and outlives the process
+    that made it. Of two writes of one context that do not overlap, the later stands; of two that do, either.
+When
+    `when` is an instant of simulation time: a timezone-aware datetime, or an int in ms since the epoch, UTC. A
+    naive datetime, a float, a bool, a str, or None where a time is required, is an `InvalidWhenError`. A read that is
+    given `when` behaves as if a value that was written with a later `when` did not exist: it does not fall back to an
+    older value, because only the latest is kept. A read without `when` sees every value. A write with an earlier `when`
+    overwrites, so that a backtest can start over.
+Errors
+    All are subclasses of `BacktestPersistError`. After an error of bad input nothing was stored.
+
+Instances are cheap, hold no value, and may be built many times for one context, in several tasks and event loops.
 """
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -13,6 +48,7 @@ from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 from pydantic import BaseModel
 
 __all__ = (
+    "Backend",
     "CandleData",
     "CandleInterval",
     "Payload",
@@ -37,8 +73,14 @@ __all__ = (
 )
 
 When = datetime | int
+"""An instant in simulation time: a timezone-aware datetime, or an int in ms since the epoch."""
+
 Payload = dict[str, Any]
+"""A stored payload, as plain data."""
+
 PayloadInput = Mapping[str, Any] | BaseModel
+"""What may be written as a payload."""
+
 CandleInterval = Literal["1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "1d"]
 
 
@@ -55,10 +97,14 @@ class CandleData(TypedDict):
 
 @runtime_checkable
 class PersistInstance(Protocol):
-    """What all adapters have."""
+    """What all adapters have; no adapter has to be closed."""
 
     async def wait_for_init(self, initial: bool) -> None:
-        """Get ready; idempotent, and may be called again after a failure."""
+        """Get ready to read and write; the registry awaits it once for each instance, with `initial` True.
+
+        With `initial` True it verifies what the store needs (indexes, directories); with False it may do nothing.
+        It is idempotent, stores nothing that a reader could see, and after a failure may be called again.
+        """
         ...
 
 
@@ -67,127 +113,153 @@ class PersistBreakevenInstance(PersistInstance, Protocol):
     """Keeps the breakeven mark of a signal, for the signals of a symbol, a strategy and an exchange."""
 
     async def read_breakeven_data(self, signal_id: str, when: When) -> Payload:
-        """What was known of the signal at `when` (aware datetime, or ms UTC); {} when absent or later than that."""
+        """What is known of the signal; {} when nothing is stored, or when it was written with a later `when`."""
         ...
 
     async def write_breakeven_data(self, data: PayloadInput, signal_id: str, when: When) -> None:
-        """Replace what is known of the signal; an earlier `when` overwrites, so a backtest can start over."""
+        """Replace all that is known of the signal, atomically; nothing is merged. An earlier `when` overwrites."""
         ...
 
 
 @runtime_checkable
 class PersistCandleInstance(PersistInstance, Protocol):
-    """Keeps the candles of one symbol, interval and exchange."""
+    """Keeps the candles of one symbol, interval and exchange; a stored candle never changes."""
 
     async def read_candles_data(
         self, limit: int, since_timestamp: int, until_timestamp: int | None = None
     ) -> list[CandleData] | None:
-        """The window of `limit` candles from `since_timestamp` (ms UTC) on, or None when any of them is missing.
+        """The window of `limit` candles from `since_timestamp` on, oldest first; None when any of them is missing.
 
-        A candle that closes after `until_timestamp` (ms UTC) counts as missing: its prices lie in the future.
-        Raises `InvalidKeyError` for a negative limit, or a start that is not a multiple of the interval.
+        The window holds the opening times ``since_timestamp + n * interval`` (ms UTC) for n from 0 to limit - 1; a
+        `limit` of 0 is ``[]``. A candle that closes after `until_timestamp` (ms UTC) counts as missing: its prices lie
+        in the future. Raises `InvalidKeyError` for a limit that is negative or no int, and for a start that is not a
+        multiple of the interval.
         """
         ...
 
     async def write_candles_data(self, candles: Sequence[PayloadInput]) -> None:
-        """Store candles; those that have not closed yet by this machine's clock are skipped."""
+        """Store candles, each atomically; the first write of an opening time stands, also within one call.
+
+        Those that have not closed yet by this machine's clock are skipped. `InvalidPayloadError`, before anything is
+        stored, when one is not real: a timestamp that is no multiple of the interval, a number that is missing or not
+        finite, a high or a low inside the body, a negative volume.
+        """
         ...
 
 
 @runtime_checkable
 class PersistIntervalInstance(PersistInstance, Protocol):
-    """Keeps the markers of one bucket."""
+    """Keeps the markers of one bucket, of what is done once per interval; a removed one leaves a tombstone."""
 
     async def read_interval_data(self, key: str, *, when: When | None = None) -> Payload | None:
-        """The marker, or None when absent, removed, or not yet written at `when` (aware datetime, or ms UTC)."""
+        """The marker; None when nothing is stored, when it is removed, or was written with a later `when`."""
         ...
 
     def list_interval_data(self, *, when: When | None = None) -> AsyncIterator[str]:
-        """Iterate over the keys of the bucket, oldest first, without what is removed or later than `when`."""
+        """Iterate over the keys of the bucket, oldest first, without the removed and those later than `when`."""
         ...
 
     async def write_interval_data(self, data: PayloadInput | None, key: str, when: When) -> None:
-        """Replace the marker; revives a removed one. An earlier `when` overwrites."""
+        """Replace the marker atomically; a removed one is revived in its old place. An earlier `when` overwrites.
+
+        None is a marker like any other: listed, and read as None. A payload with ``removed: true`` is a tombstone.
+        """
         ...
 
     async def remove_interval_data(self, key: str) -> None:
-        """Remove the marker from reads and lists; nothing happens when it is absent."""
+        """Remove the marker from reads and lists, whatever its `when`; nothing happens when none is stored."""
         ...
 
 
 @runtime_checkable
 class PersistLogInstance(PersistInstance, Protocol):
-    """Keeps the log of decisions."""
+    """Keeps the log of decisions, of all runs and modes: append-only."""
 
     async def read_log_data(self) -> list[Payload]:
-        """The payloads of all entries, oldest first."""
+        """The payloads of all entries, oldest first; [] when there are none."""
         ...
 
     async def write_log_data(self, entries: Iterable[PayloadInput]) -> None:
-        """Append entries, each with an ``id``; one that exists is left as it is."""
+        """Append entries, each under its own ``id``, in order; one whose id exists is skipped, also within one call.
+
+        An entry whose ``id`` is missing or unusable is an `InvalidKeyError`, and none of the call is stored.
+        """
         ...
 
 
 @runtime_checkable
 class PersistMeasureInstance(PersistInstance, Protocol):
-    """Keeps the cached answers of one bucket; exempt from look-ahead protection."""
+    """Keeps the answers of outside services, by bucket; exempt from look-ahead protection.
+
+    A removed answer leaves a tombstone.
+    """
 
     async def read_measure_data(self, key: str) -> Payload | None:
-        """The answer, or None when absent or removed."""
+        """The answer; None when nothing is stored, or when it is removed."""
         ...
 
     def list_measure_data(self) -> AsyncIterator[str]:
-        """Iterate over the keys of the bucket, oldest first, without what is removed."""
+        """Iterate over the keys of the bucket, oldest first, without the removed."""
         ...
 
     async def write_measure_data(self, data: PayloadInput | None, key: str, when: When) -> None:
-        """Replace the answer; revives a removed one. `when` is checked, but not stored."""
+        """Replace the answer atomically; a removed one is revived in its old place. `when` is checked, not stored.
+
+        None is an answer like any other: listed, and read as None. A payload with ``removed: true`` is a tombstone.
+        """
         ...
 
     async def remove_measure_data(self, key: str) -> None:
-        """Remove the answer from reads and lists; nothing happens when it is absent."""
+        """Remove the answer from reads and lists; nothing happens when none is stored."""
         ...
 
 
 @runtime_checkable
 class PersistMemoryInstance(PersistInstance, Protocol):
-    """Keeps what a strategy remembers about a signal."""
+    """Keeps what a strategy remembers about a signal, in a bucket. A removed memory leaves a tombstone."""
 
     async def read_memory_data(self, memory_id: str, *, when: When | None = None) -> Payload | None:
-        """The memory, or None when absent, removed, or not yet written at `when` (aware datetime, or ms UTC)."""
+        """The memory; None when nothing is stored, when it is removed, or was written with a later `when`."""
         ...
 
     async def has_memory_data(self, memory_id: str, *, when: When | None = None) -> bool:
-        """Whether the memory was ever written (by `when`); a removed one counts."""
+        """Whether a memory is stored, a removed one included; False when it was written with a later `when`."""
         ...
 
     def list_memory_data(self, *, when: When | None = None) -> AsyncIterator[tuple[str, Payload | None]]:
-        """Iterate over (memory_id, data), oldest first, without what is removed or later than `when`."""
+        """Iterate over (memory_id, data), oldest first, without the removed and those later than `when`."""
         ...
 
     async def write_memory_data(self, data: PayloadInput | None, memory_id: str, when: When) -> None:
-        """Replace the memory; revives a removed one. An earlier `when` overwrites."""
+        """Replace the memory atomically; a removed one is revived in its old place. An earlier `when` overwrites.
+
+        None is a memory like any other: listed, and read as None. A payload with ``removed: true`` is a tombstone.
+        """
         ...
 
     async def remove_memory_data(self, memory_id: str) -> None:
-        """Remove the memory from reads and lists; nothing happens when it is absent."""
+        """Remove the memory from reads and lists, whatever its `when`; nothing happens when none is stored."""
         ...
 
     async def dispose(self) -> None:
-        """Let go of the instance: what is stored stays, and nothing is held here that needs closing."""
+        """Say that the caller is done with this context: what is stored stays, and the instance can still be used."""
         ...
 
 
 @runtime_checkable
 class PersistNotificationInstance(PersistInstance, Protocol):
-    """Keeps notifications of a mode; paper and live are `backtest=False`."""
+    """Keeps the notifications of a mode."""
 
     async def read_notification_data(self) -> list[Payload]:
-        """The payloads of all notifications, oldest first."""
+        """The payloads of all notifications of the mode, oldest first; [] when there are none."""
         ...
 
     async def write_notification_data(self, notifications: Iterable[PayloadInput]) -> None:
-        """Write notifications, each under its own ``id``; what is not among them stays."""
+        """Write notifications, each under its own ``id``; those of the store that are not among them stay.
+
+        One whose id exists is replaced in its place; of two with one id the later stands. An entry whose ``id`` is
+        missing or unusable is an `InvalidKeyError`, and none of the call is stored.
+        """
         ...
 
 
@@ -196,24 +268,24 @@ class PersistPartialInstance(PersistInstance, Protocol):
     """Keeps the levels a signal has passed, for the signals of a symbol, a strategy and an exchange."""
 
     async def read_partial_data(self, signal_id: str, when: When) -> Payload:
-        """What was known of the signal at `when` (aware datetime, or ms UTC); {} when absent or later than that."""
+        """What is known of the signal; {} when nothing is stored, or when it was written with a later `when`."""
         ...
 
     async def write_partial_data(self, data: PayloadInput, signal_id: str, when: When) -> None:
-        """Replace what is known of the signal; an earlier `when` overwrites, so a backtest can start over."""
+        """Replace all that is known of the signal, atomically; nothing is merged. An earlier `when` overwrites."""
         ...
 
 
 @runtime_checkable
 class PersistRecentInstance(PersistInstance, Protocol):
-    """Keeps the latest public signal of a context; paper and live are `backtest=False`."""
+    """Keeps the latest public signal of a symbol, strategy, exchange, frame and mode."""
 
     async def read_recent_data(self, *, when: When | None = None) -> Payload | None:
-        """The payload, or None when nothing is stored, or nothing yet at `when` (aware datetime, or ms UTC)."""
+        """The payload; None when nothing is stored, when None is, or when it was written with a later `when`."""
         ...
 
     async def write_recent_data(self, row: PayloadInput | None, when: When) -> None:
-        """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
+        """Replace the payload atomically; nothing is merged. An earlier `when` overwrites."""
         ...
 
 
@@ -222,11 +294,14 @@ class PersistRiskInstance(PersistInstance, Protocol):
     """Keeps the open positions under a risk profile."""
 
     async def read_position_data(self, when: When) -> list[Any]:
-        """The positions known at `when` (aware datetime, or ms UTC); [] when absent or later than that."""
+        """The positions; [] when nothing is stored, or when they were written with a later `when`."""
         ...
 
     async def write_position_data(self, positions: Sequence[Any], when: When) -> None:
-        """Replace the positions; an earlier `when` overwrites, so a backtest can start over."""
+        """Replace the whole list atomically. An earlier `when` overwrites.
+
+        Positions are payload values of any shape; anything but a list or tuple is an `InvalidPayloadError`.
+        """
         ...
 
 
@@ -235,28 +310,28 @@ class PersistScheduleInstance(PersistInstance, Protocol):
     """Keeps the pending signal of a symbol, a strategy and an exchange across restarts."""
 
     async def read_schedule_data(self) -> Payload | None:
-        """The payload, or None when nothing is open."""
+        """The payload; None when nothing is stored, or when None is: nothing is open."""
         ...
 
     async def write_schedule_data(self, row: PayloadInput | None) -> None:
-        """Replace the payload; None says that nothing is open any more."""
+        """Replace the payload atomically; None says that nothing is open any more."""
         ...
 
 
 @runtime_checkable
 class PersistSessionInstance(PersistInstance, Protocol):
-    """Keeps the state of a run; paper and live are `backtest=False`."""
+    """Keeps the state of a run: of a strategy, exchange, frame, symbol and mode."""
 
     async def read_session_data(self, *, when: When | None = None) -> Payload | None:
-        """The payload, or None when nothing is stored, or nothing yet at `when` (aware datetime, or ms UTC)."""
+        """The payload; None when nothing is stored, when None is, or when it was written with a later `when`."""
         ...
 
     async def write_session_data(self, data: PayloadInput | None, when: When) -> None:
-        """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
+        """Replace the payload atomically; nothing is merged. An earlier `when` overwrites."""
         ...
 
     async def dispose(self) -> None:
-        """Let go of the instance: what is stored stays, and nothing is held here that needs closing."""
+        """Say that the caller is done with this context: what is stored stays, and the instance can still be used."""
         ...
 
 
@@ -265,11 +340,11 @@ class PersistSignalInstance(PersistInstance, Protocol):
     """Keeps the open signal of a symbol, a strategy and an exchange across restarts."""
 
     async def read_signal_data(self) -> Payload | None:
-        """The payload, or None when nothing is open."""
+        """The payload; None when nothing is stored, or when None is: nothing is open."""
         ...
 
     async def write_signal_data(self, row: PayloadInput | None) -> None:
-        """Replace the payload; None says that nothing is open any more."""
+        """Replace the payload atomically; None says that nothing is open any more."""
         ...
 
 
@@ -278,26 +353,102 @@ class PersistStateInstance(PersistInstance, Protocol):
     """Keeps the state of a signal in a bucket."""
 
     async def read_state_data(self, *, when: When | None = None) -> Payload | None:
-        """The payload, or None when nothing is stored, or nothing yet at `when` (aware datetime, or ms UTC)."""
+        """The payload; None when nothing is stored, when None is, or when it was written with a later `when`."""
         ...
 
     async def write_state_data(self, data: PayloadInput | None, when: When) -> None:
-        """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
+        """Replace the payload atomically; nothing is merged. An earlier `when` overwrites."""
         ...
 
     async def dispose(self) -> None:
-        """Let go of the instance: what is stored stays, and nothing is held here that needs closing."""
+        """Say that the caller is done with this context: what is stored stays, and the instance can still be used."""
         ...
 
 
 @runtime_checkable
 class PersistStorageInstance(PersistInstance, Protocol):
-    """Keeps signals of a mode; paper and live are `backtest=False`."""
+    """Keeps all signals of a mode, open and closed."""
 
     async def read_storage_data(self) -> list[Payload]:
-        """The payloads of all signals, oldest first."""
+        """The payloads of all signals of the mode, oldest first; [] when there are none."""
         ...
 
     async def write_storage_data(self, signals: Iterable[PayloadInput]) -> None:
-        """Write signals, each under its own ``id``; what is not among them stays."""
+        """Write signals, each under its own ``id``; those of the store that are not among them stay.
+
+        One whose id exists is replaced in its place; of two with one id the later stands. An entry whose ``id`` is
+        missing or unusable is an `InvalidKeyError`, and none of the call is stored.
+        """
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Builds the adapters of the fifteen domains; each method is called with one context, by position.
+
+    A module or any other object with fifteen callables of these names will do. Building an adapter does no I/O.
+    """
+
+    def breakeven(self, symbol: str, strategy_name: str, exchange_name: str, /) -> PersistBreakevenInstance:
+        """The adapter of a breakeven context."""
+        ...
+
+    def candle(self, symbol: str, interval: CandleInterval, exchange_name: str, /) -> PersistCandleInstance:
+        """The adapter of a candle context."""
+        ...
+
+    def interval(self, bucket: str, /) -> PersistIntervalInstance:
+        """The adapter of an interval context."""
+        ...
+
+    def log(self) -> PersistLogInstance:
+        """The adapter of the log."""
+        ...
+
+    def measure(self, bucket: str, /) -> PersistMeasureInstance:
+        """The adapter of a measure context."""
+        ...
+
+    def memory(self, signal_id: str, bucket_name: str, /) -> PersistMemoryInstance:
+        """The adapter of a memory context."""
+        ...
+
+    def notification(self, backtest: bool, /) -> PersistNotificationInstance:
+        """The adapter of a notification context."""
+        ...
+
+    def partial(self, symbol: str, strategy_name: str, exchange_name: str, /) -> PersistPartialInstance:
+        """The adapter of a partial context."""
+        ...
+
+    def recent(
+        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool, /
+    ) -> PersistRecentInstance:
+        """The adapter of a recent context."""
+        ...
+
+    def risk(self, risk_name: str, exchange_name: str, /) -> PersistRiskInstance:
+        """The adapter of a risk context."""
+        ...
+
+    def schedule(self, symbol: str, strategy_name: str, exchange_name: str, /) -> PersistScheduleInstance:
+        """The adapter of a schedule context."""
+        ...
+
+    def session(
+        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool, /
+    ) -> PersistSessionInstance:
+        """The adapter of a session context."""
+        ...
+
+    def signal(self, symbol: str, strategy_name: str, exchange_name: str, /) -> PersistSignalInstance:
+        """The adapter of a signal context."""
+        ...
+
+    def state(self, signal_id: str, bucket_name: str, /) -> PersistStateInstance:
+        """The adapter of a state context."""
+        ...
+
+    def storage(self, backtest: bool, /) -> PersistStorageInstance:
+        """The adapter of a storage context."""
         ...

@@ -74,15 +74,21 @@ class BaseMap:
             await self._service.client.set(name, data, ex=ttl if ttl > 0 else None)
 
     async def set_many(self, items: list[tuple[str, str]]) -> None:
-        """Store several values in one pipelined round trip per thousand."""
+        """Store several values in one round trip per thousand."""
         ttl = self.ttl_expire_seconds
         for start in range(0, len(items), 1000):
+            batch = {
+                self._get_item_key(checked_name(key, "key")): _to_bytes(value)
+                for key, value in items[start : start + 1000]
+            }
             with self._errors("SET"):
-                pipeline = self._service.client.pipeline(transaction=False)
-                for key, value in items[start : start + 1000]:
-                    name = self._get_item_key(checked_name(key, "key"))
-                    pipeline.set(name, _to_bytes(value), ex=ttl if ttl > 0 else None)
-                await pipeline.execute()
+                if ttl <= 0:
+                    await self._service.client.mset(batch)
+                else:
+                    pipeline = self._service.client.pipeline(transaction=False)
+                    for name, value in batch.items():
+                        pipeline.set(name, value, ex=ttl)
+                    await pipeline.execute()
 
     async def get(self, key: str | None) -> str | None:
         """Return the value, or None when absent; a key of None is None without a command."""

@@ -3,20 +3,22 @@
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
-from bson import ObjectId
+from bson import BSON, ObjectId
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
-from backtest_persist.connections import Collection, Document, MongoService, RedisService, mongo_errors
+from backtest_persist.connections import CODEC_OPTIONS, Collection, Document, MongoService, RedisService, mongo_errors
+from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import BaseMap
 from backtest_persist.core.indexes import Index, drop_narrow_indexes, narrow_indexes, prepare_indexes
 from backtest_persist.core.keys import checked_limit
-from backtest_persist.core.payload import PayloadInput, encode_payload
+from backtest_persist.core.payload import encode_payload
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
 
-__all__ = ("DbService", "Filter", "Page", "Sort", "Stats")
+__all__ = ("DbService", "Filter", "Page", "Restored", "Sort", "Stats")
 
 C = TypeVar("C", bound=Context)
 R = TypeVar("R", bound=Row)
@@ -28,6 +30,7 @@ Sort = Sequence[tuple[str, int]]
 """(field, 1 or -1) pairs; ``_id`` is added last, so an order is always total."""
 
 BULK_SIZE = 1000
+_RESTORE_SIZE = 500
 _DUPLICATE_KEY = 11000
 
 
@@ -51,6 +54,17 @@ class Stats:
     """Lookups that the cache answered with the right document."""
     writes: int = 0
     """Documents written."""
+
+
+class Restored(Enum):
+    """What became of a document that `DbService.restore` was given."""
+
+    NEW = "new"
+    """It was stored, or would be."""
+    SAME = "same"
+    """It stood there already."""
+    DIFFERENT = "different"
+    """Another value stands there, which was kept."""
 
 
 class DbService(Generic[C, R]):
@@ -129,6 +143,28 @@ class DbService(Generic[C, R]):
         with self._errors("count"):
             return await collection.count_documents(self._filter(filter or {}))
 
+    async def restore(
+        self, contents: Sequence[tuple[C, Mapping[str, Any]]], *, dry_run: bool = False
+    ) -> list[Restored]:
+        """Store documents where none stands yet, and say of each what became of it; what stands is never touched.
+
+        Each is a context with the fields beside it, by their wire names, payloads encoded. With `dry_run` nothing is
+        written, no index either.
+        """
+        outcomes: list[Restored] = []
+        for start in range(0, len(contents), _RESTORE_SIZE):
+            chunk = contents[start : start + _RESTORE_SIZE]
+            standing = await self._standing([context for context, _ in chunk], prepare=not dry_run)
+            found = [standing.get(context) for context, _ in chunk]
+            if not dry_run:
+                missing = [content for content, document in zip(chunk, found, strict=True) if document is None]
+                await self._write_many(missing, replace=False)
+            outcomes += [
+                Restored.NEW if document is None else Restored.SAME if _holds(document, fields) else Restored.DIFFERENT
+                for (_, fields), document in zip(chunk, found, strict=True)
+            ]
+        return outcomes
+
     async def narrow_indexes(self) -> list[str]:
         """Name the unique indexes of an older release that are narrower than this domain's context."""
         return await narrow_indexes(self._mongo.collection(self.collection), self.context_type.wire_names())
@@ -187,6 +223,49 @@ class DbService(Generic[C, R]):
         row = self.row_type.from_document(document)
         await self._remember(context, row.id)
         return row
+
+    async def _standing(self, contexts: Sequence[C], *, prepare: bool) -> dict[C, Document]:
+        """The documents of many contexts, by one query."""
+        if not contexts:
+            return {}
+        collection = await self._prepared() if prepare else self._mongo.collection(self.collection)
+        self.stats.reads += 1
+        with self._errors("find"):
+            documents = await collection.find({"$or": [context.to_filter() for context in contexts]}).to_list(None)
+        by_values = {tuple(context.to_filter().values()): context for context in contexts}
+        names = self.context_type.wire_names()
+        return {by_values[tuple(document[name] for name in names)]: document for document in documents}
+
+    async def _insert_many(
+        self, documents: Sequence[tuple[str, Mapping[str, Any]]], *, chunk_size: int, remember: bool
+    ) -> int:
+        """Insert (cache key, document) pairs in unordered bulks; of a context that is stored already nothing changes.
+
+        Several times faster than upserts; the unique index decides between writers. Returns how many were new.
+        """
+        collection = await self._prepared()
+        stored = 0
+        for start in range(0, len(documents), chunk_size):
+            chunk = documents[start : start + chunk_size]
+            now = utc_now()
+            inserts = [
+                {"_id": ObjectId(), **document, "createDate": now, "updatedDate": now, "__v": 0}
+                for _, document in chunk
+            ]
+            taken: set[int] = set()
+            with self._errors(f"write of {len(documents)} items", write=True):
+                try:
+                    await collection.insert_many(inserts, ordered=False)
+                except BulkWriteError as error:
+                    taken = _taken(error)
+            new = [index for index in range(len(chunk)) if index not in taken]
+            self.stats.writes += len(new)
+            stored += len(new)
+            if remember:
+                ids = [(chunk[index][0], str(inserts[index]["_id"])) for index in new]
+                for first in range(0, len(ids), BULK_SIZE):
+                    await self._remember_many(ids[first : first + BULK_SIZE])
+        return stored
 
     async def _write_many(
         self,
@@ -296,6 +375,34 @@ class DbService(Generic[C, R]):
 
     def _wire_name(self, name: str) -> str:
         return to_wire(name) if name in self.row_type.model_fields else name
+
+
+def _taken(error: BulkWriteError) -> set[int]:
+    """The positions of inserts whose context was stored already; any other problem is raised."""
+    details: Mapping[str, Any] = error.details or {}
+    failures: Sequence[Mapping[str, Any]] = details.get("writeErrors") or ()
+    if details.get("writeConcernErrors") or any(failure.get("code") != _DUPLICATE_KEY for failure in failures):
+        raise error
+    return {failure["index"] for failure in failures}
+
+
+def _holds(document: Document, fields: Mapping[str, Any]) -> bool:
+    """Whether a document holds these fields as they would come back from the server."""
+    sent = BSON.encode(fields).decode(CODEC_OPTIONS)
+    return all(name in document and _same(document[name], value) for name, value in sent.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal values, numbers of any type (JavaScript has one), with NaN equal to itself."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        ours, theirs = cast("dict[str, Any]", one), cast("dict[str, Any]", other)
+        return ours.keys() == theirs.keys() and all(_same(value, theirs[key]) for key, value in ours.items())
+    if isinstance(one, list) and isinstance(other, list):
+        items = cast("list[Any]", one), cast("list[Any]", other)
+        return len(items[0]) == len(items[1]) and all(map(_same, *items))
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    return one == other or (one != one and other != other)  # NaN
 
 
 async def _bulk(collection: Collection, operations: list[UpdateOne]) -> dict[int, Any]:

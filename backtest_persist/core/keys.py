@@ -8,7 +8,9 @@ from pydantic import BeforeValidator, ValidationInfo
 from backtest_persist.errors import InvalidKeyError
 
 __all__ = (
+    "STORED",
     "Flag",
+    "FrameName",
     "Name",
     "Timestamp",
     "checked_flag",
@@ -51,7 +53,7 @@ def checked_timestamp(value: Any, what: str) -> int:
     """Return an instant in ms since the epoch as int; whole floats of a JavaScript writer pass, bool does not."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
         raise InvalidKeyError(f"{what} must be an int in ms since the epoch, not {type(value).__name__}.")
     timestamp = operator.index(value)
     if not INT64_MIN <= timestamp <= INT64_MAX:
@@ -75,6 +77,16 @@ def _by_field(check: Any) -> BeforeValidator:
 
     return BeforeValidator(validate)
 
+
+def _frame(value: Any, info: ValidationInfo) -> str:
+    return "" if value == "" and info.context == STORED else checked_name(value, info.field_name or "key")
+
+
+STORED = "stored"
+"""The validation context of what a store holds already."""
+
+FrameName = Annotated[str, BeforeValidator(_frame)]
+"""A name; in documents that the original wrote in live trading, which has no frame, it is empty."""
 
 Name = Annotated[str, _by_field(checked_name)]
 Flag = Annotated[bool, _by_field(checked_flag)]

@@ -11,16 +11,14 @@ from bson import encode
 from bson.decimal128 import Decimal128
 from pydantic import BaseModel, SkipValidation
 
+from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.keys import INT64_MAX, INT64_MIN, checked_name
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
 
-__all__ = ("Payload", "PayloadInput", "encode_entries", "encode_list", "encode_payload")
+__all__ = ("Payload", "encode_entries", "encode_list", "encode_payload")
 
 Payload = Annotated[dict[str, Any], SkipValidation]
 """A stored payload: plain dict, list, str, int, float, bool, None, Decimal, aware datetime, bytes."""
-
-PayloadInput = Mapping[str, Any] | BaseModel
-"""What may be written as a payload."""
 
 MAX_DEPTH = 90
 MAX_BYTES = 16 * 1024 * 1024 - 64 * 1024  # room for the context and the dates in the 16 MiB of a document

@@ -9,13 +9,11 @@ from bson.int64 import Int64
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
-from backtest_persist.core.keys import INT64_MAX, INT64_MIN
-from backtest_persist.errors import InvalidPayloadError, InvalidWhenError
+from backtest_persist.contracts import When
+from backtest_persist.core.keys import INT64_MAX, INT64_MIN, STORED
+from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, InvalidWhenError
 
-__all__ = ("Context", "Row", "When", "to_horizon", "to_millis", "to_wire", "utc_now", "wire_when")
-
-When = datetime | int
-"""An instant in simulation time: a timezone-aware datetime, or an int in ms since the epoch."""
+__all__ = ("Context", "Row", "to_horizon", "to_millis", "to_wire", "utc_now", "wire_when")
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -88,12 +86,14 @@ class Row(Wire):
         A document that lacks a field, or has one of another type, is an `InvalidPayloadError` that names it.
         """
         try:
-            return cls.model_validate(document)
+            return cls.model_validate(document, context=STORED)
         except ValidationError as error:
-            fields = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
-            raise InvalidPayloadError(
-                f"The document {document.get('_id')} is no {cls.__name__}: see {fields}. Repair or remove it."
-            ) from None
+            problem = f"see {', '.join(sorted({str(found['loc'][0]) for found in error.errors()}))}"
+        except InvalidKeyError as error:
+            problem = str(error).rstrip(".")
+        raise InvalidPayloadError(
+            f"The document {document.get('_id')} is no {cls.__name__}: {problem}. Repair or remove it."
+        )
 
 
 def to_millis(when: When) -> int:

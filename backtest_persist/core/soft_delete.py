@@ -2,8 +2,9 @@
 
 from typing import Any, TypeVar
 
+from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.db_service import C, DbService, Filter
-from backtest_persist.core.payload import Payload, PayloadInput
+from backtest_persist.core.payload import Payload
 from backtest_persist.core.row import Row, utc_now
 
 __all__ = ("RemovableRow", "SoftDeleteDbService", "living_payload")

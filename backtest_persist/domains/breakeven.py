@@ -2,12 +2,13 @@
 
 from typing import Protocol
 
+from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.keys import Name, Timestamp, join_key
-from backtest_persist.core.payload import Payload, PayloadInput
+from backtest_persist.core.payload import Payload
 from backtest_persist.core.persist_instance import PersistInstance
-from backtest_persist.core.row import Context, Row, When, to_millis, wire_when
+from backtest_persist.core.row import Context, Row, to_millis, wire_when
 
 __all__ = (
     "BreakevenCacheService",

@@ -2,19 +2,20 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal, Protocol, TypedDict, cast, get_args
+from typing import Any, Protocol, cast, get_args
 
 from bson.int64 import Int64
 from pydantic import BaseModel
 from pymongo import ASCENDING
 
 from backtest_persist.connections import aggregate
+from backtest_persist.contracts import CandleData, CandleInterval, PayloadInput
 from backtest_persist.core.base_map import base_map
-from backtest_persist.core.db_service import DbService
+from backtest_persist.core.db_service import DbService, Restored
 from backtest_persist.core.keys import Name, Timestamp, checked_limit, checked_name, checked_timestamp, join_key
-from backtest_persist.core.payload import PayloadInput
 from backtest_persist.core.persist_instance import PersistInstance
 from backtest_persist.core.row import Context, Row, utc_now
 from backtest_persist.errors import BacktestPersistError, InvalidKeyError, InvalidPayloadError
@@ -22,30 +23,19 @@ from backtest_persist.errors import BacktestPersistError, InvalidKeyError, Inval
 __all__ = (
     "CandleCacheService",
     "CandleContext",
-    "CandleData",
     "CandleDbService",
-    "CandleInterval",
     "CandleRow",
     "CandleServices",
     "PersistCandleInstance",
+    "checked_candle",
+    "checked_window",
+    "closed_candles",
     "interval_step_ms",
 )
 
-CandleInterval = Literal["1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "1d"]
-
+_NUMBERS = ("open", "high", "low", "close", "volume")
 _UNIT_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _STEP_MS: Mapping[str, int] = {name: int(name[:-1]) * _UNIT_MS[name[-1]] for name in get_args(CandleInterval)}
-
-
-class CandleData(TypedDict):
-    """One candle: its opening time in ms UTC, prices, and volume."""
-
-    timestamp: int
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
 
 
 def interval_step_ms(interval: str) -> int:
@@ -54,6 +44,29 @@ def interval_step_ms(interval: str) -> int:
     if step is None:
         raise InvalidKeyError(f"interval must be one of {' '.join(_STEP_MS)}, not {interval!r:.40}.")
     return step
+
+
+@dataclass(frozen=True)
+class _Series:
+    """The candles of one symbol, interval and exchange."""
+
+    symbol: str
+    interval: str
+    exchange_name: str
+
+    def filter(self) -> dict[str, Any]:
+        interval_step_ms(self.interval)
+        return {
+            "exchangeName": checked_name(self.exchange_name, "exchange_name"),
+            "symbol": checked_name(self.symbol, "symbol"),
+            "interval": self.interval,
+        }
+
+    def window(self, since: int, until: int) -> dict[str, Any]:
+        return {**self.filter(), "timestamp": {"$gte": Int64(since), "$lt": Int64(until)}}
+
+    def cache_key(self, timestamp: int) -> str:
+        return join_key(self.exchange_name, self.symbol, self.interval, timestamp)
 
 
 class CandleContext(Context):
@@ -67,7 +80,7 @@ class CandleContext(Context):
     @property
     def cache_key(self) -> str:
         """The Redis key inside ``candle_cache``."""
-        return join_key(self.exchange_name, self.symbol, self.interval, self.timestamp)
+        return _Series(self.symbol, self.interval, self.exchange_name).cache_key(self.timestamp)
 
 
 class CandleRow(CandleContext, Row):
@@ -121,9 +134,17 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
 
         Raises `InvalidPayloadError` for a candle that cannot be real (see `create_many`).
         """
-        context, fields = _checked_candle(symbol, interval, exchange_name, candle)
+        checked = checked_candle(symbol, interval, exchange_name, candle)
+        context = _context(symbol, interval, exchange_name, checked["timestamp"])
         now = utc_now()
-        update = {"$setOnInsert": {**fields, "createDate": now, "updatedDate": now, "__v": 0}}
+        update = {
+            "$setOnInsert": {
+                **{name: checked[name] for name in _NUMBERS},
+                "createDate": now,
+                "updatedDate": now,
+                "__v": 0,
+            }
+        }
         row = await self._find_and_update(context, update, upsert=True)
         return cast("CandleRow", row)
 
@@ -134,14 +155,32 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         interval, a number that is not finite, a high or low inside the body, a negative volume. Prices may be
         negative, as some futures have been.
         """
-        writes: dict[int, tuple[CandleContext, dict[str, Any]]] = {}
+        unique: dict[int, CandleData] = {}
         for candle in candles:
-            context, fields = _checked_candle(symbol, interval, exchange_name, candle)
-            writes.setdefault(context.timestamp, (context, fields))
-        settings = self._mongo.settings
-        return await self._write_many(
-            list(writes.values()), replace=False, chunk_size=settings.candle_chunk_size, remember=settings.candle_cache
+            checked = checked_candle(symbol, interval, exchange_name, candle)
+            unique.setdefault(checked["timestamp"], checked)
+        series = _Series(symbol, interval, exchange_name)
+        stored = await self._find_series(series, unique, fields=("timestamp",))
+        return await self._insert_series(series, [candle for at, candle in unique.items() if at not in stored])
+
+    async def restore_series(
+        self, symbol: str, interval: str, exchange_name: str, candles: Sequence[CandleData], *, dry_run: bool = False
+    ) -> list[Restored]:
+        """What `restore` does, for candles of one series that `checked_candle` has passed."""
+        series = _Series(symbol, interval, exchange_name)
+        stored = await self._find_series(
+            series, [candle["timestamp"] for candle in candles], fields=tuple(_NUMBERS), prepare=not dry_run
         )
+        if not dry_run:
+            await self._insert_series(series, [candle for candle in candles if candle["timestamp"] not in stored])
+        return [
+            Restored.NEW
+            if (document := stored.get(candle["timestamp"])) is None
+            else Restored.SAME
+            if all(document.get(name) == candle[name] for name in _NUMBERS)
+            else Restored.DIFFERENT
+            for candle in candles
+        ]
 
     async def find_by_context(self, symbol: str, interval: str, exchange_name: str, timestamp: int) -> CandleRow | None:
         """The row of this context, or None."""
@@ -154,7 +193,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         until = checked_timestamp(since, "since") + checked_limit(limit) * interval_step_ms(interval)
         if until == since:
             return []
-        return await self.find_all(_range_filter(symbol, interval, exchange_name, since, until))
+        return await self.find_all(_Series(symbol, interval, exchange_name).window(since, until))
 
     async def find_gaps(
         self, symbol: str, interval: str, exchange_name: str, since: int, until: int
@@ -165,7 +204,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         if start >= end:
             return []
         pipeline = [
-            {"$match": _range_filter(symbol, interval, exchange_name, start, end)},
+            {"$match": _Series(symbol, interval, exchange_name).window(start, end)},
             {"$project": {"_id": 0, "timestamp": 1}},
             {
                 "$setWindowFields": {
@@ -199,6 +238,31 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
                 if following > timestamp + step:
                     gaps.append((timestamp + step, following))
         return gaps if seen else [(start, end)]
+
+    async def _find_series(
+        self, series: "_Series", timestamps: Collection[int], *, fields: tuple[str, ...], prepare: bool = True
+    ) -> dict[int, Mapping[str, Any]]:
+        """These fields of what is stored at these opening times; the timestamp alone is answered by the index."""
+        if not timestamps:
+            return {}
+        first, last = min(timestamps), max(timestamps)
+        dense = last - first < 2 * len(timestamps) * interval_step_ms(series.interval)
+        filter = {**series.filter(), "timestamp": {"$gte": Int64(first), "$lte": Int64(last)}}
+        if not dense:
+            filter["timestamp"] = {"$in": [Int64(timestamp) for timestamp in timestamps]}
+        collection = await self._prepared() if prepare else self._mongo.collection(self.collection)
+        projection = {"_id": 0, "timestamp": 1, **dict.fromkeys(fields, 1)}
+        with self._errors("find"):
+            documents = await collection.find(filter, projection, batch_size=len(timestamps) + 1).to_list(None)
+        return {int(document["timestamp"]): document for document in documents}
+
+    async def _insert_series(self, series: "_Series", candles: Sequence[CandleData]) -> int:
+        settings, fields = self._mongo.settings, series.filter()
+        return await self._insert_many(
+            [(series.cache_key(candle["timestamp"]), {**fields, **candle}) for candle in candles],
+            chunk_size=settings.candle_chunk_size,
+            remember=settings.candle_cache,
+        )
 
     async def has_candle(self, symbol: str, interval: str, exchange_name: str, timestamp: int) -> bool:
         """Whether MongoDB holds the candle."""
@@ -238,43 +302,45 @@ class PersistCandleInstance(PersistInstance[CandleServices]):
         A candle that closes after `until_timestamp` (ms UTC) counts as missing: its prices lie in the future.
         Raises `InvalidKeyError` for a negative limit, or a start that is not a multiple of the interval.
         """
-        step = interval_step_ms(self.interval)
-        since = checked_timestamp(since_timestamp, "since_timestamp")
-        if since % step:
-            raise InvalidKeyError(
-                f"since_timestamp {since} is not the start of a {self.interval} candle; "
-                f"the one around it starts at {since - since % step}."
-            )
-        count = checked_limit(limit)
-        if until_timestamp is not None and since + count * step > checked_timestamp(until_timestamp, "until_timestamp"):
+        window = checked_window(self.interval, limit, since_timestamp, until_timestamp)
+        if window is None:
             return None
         rows = await self._services.candle_db_service.find_range(
-            self.symbol, self.interval, self.exchange_name, since, count
+            self.symbol, self.interval, self.exchange_name, window.start, len(window)
         )
-        if len(rows) != count:
-            return None
-        return [row.data() for row in rows]
+        return [row.data() for row in rows] if len(rows) == len(window) else None
 
     async def write_candles_data(self, candles: Sequence[PayloadInput]) -> None:
         """Store candles; those that have not closed yet by this machine's clock are skipped."""
-        step = interval_step_ms(self.interval)
-        now = int(time.time() * 1000)
-        closed = [candle for candle in candles if _timestamp(_members(candle)) + step <= now]
+        closed = closed_candles(self.interval, candles, int(time.time() * 1000))
         await self._services.candle_db_service.create_many(self.symbol, self.interval, self.exchange_name, closed)
+
+
+def checked_window(interval: str, limit: int, since: int, until: int | None) -> range | None:
+    """The opening times (ms UTC) of a window of `limit` candles; None when one of them closes after `until`.
+
+    Raises `InvalidKeyError` for a limit that is negative or no int, and a start that is not a multiple of the interval.
+    """
+    step, start, count = interval_step_ms(interval), checked_timestamp(since, "since_timestamp"), checked_limit(limit)
+    if start % step:
+        raise InvalidKeyError(
+            f"since_timestamp {start} is not the start of a {interval} candle; "
+            f"the one around it starts at {start - start % step}."
+        )
+    end = start + count * step
+    late = until is not None and end > checked_timestamp(until, "until_timestamp")
+    return None if late and count else range(start, end, step)
+
+
+def closed_candles(interval: str, candles: Iterable[PayloadInput], now: int) -> list[PayloadInput]:
+    """The candles that have closed at `now` (ms UTC)."""
+    latest = now - interval_step_ms(interval)
+    return [candle for candle in candles if _timestamp(_members(candle)) <= latest]
 
 
 def _context(symbol: str, interval: str, exchange_name: str, timestamp: int) -> CandleContext:
     interval_step_ms(interval)
     return CandleContext(symbol=symbol, interval=interval, exchange_name=exchange_name, timestamp=timestamp)
-
-
-def _range_filter(symbol: str, interval: str, exchange_name: str, since: int, until: int) -> dict[str, Any]:
-    return {
-        "exchangeName": checked_name(exchange_name, "exchange_name"),
-        "symbol": checked_name(symbol, "symbol"),
-        "interval": interval,
-        "timestamp": {"$gte": Int64(since), "$lt": Int64(until)},
-    }
 
 
 def _ceil(timestamp: int, step: int) -> int:
@@ -296,34 +362,41 @@ def _timestamp(members: Mapping[str, Any]) -> int:
         raise InvalidPayloadError("A candle needs a 'timestamp': its opening time as int, in ms UTC.") from None
 
 
-def _checked_candle(
-    symbol: str, interval: str, exchange_name: str, candle: PayloadInput
-) -> tuple[CandleContext, dict[str, Any]]:
+def checked_candle(symbol: str, interval: str, exchange_name: str, candle: PayloadInput) -> CandleData:
+    """Return the timestamp and the numbers of a candle; `InvalidPayloadError` for one that cannot be real."""
     members = _members(candle)
-    timestamp = _timestamp(members)
-    context = _context(symbol, interval, exchange_name, timestamp)
-    what = f"candle-items ({context.describe()})"
-    step = interval_step_ms(interval)
+    timestamp, step = _timestamp(members), interval_step_ms(interval)
+    problem = ""
+    values: dict[str, float] = {}
     if timestamp % step:
-        raise InvalidPayloadError(
-            f"{what}: {timestamp} is not the start of a {interval} candle; the one around it starts at "
-            f"{timestamp - timestamp % step}."
-        )
-    values = {name: _number(members, name, what) for name in ("open", "high", "low", "close", "volume")}
-    if values["high"] < max(values["open"], values["close"], values["low"]):
-        raise InvalidPayloadError(f"{what}: high is below open, close or low.")
-    if values["low"] > min(values["open"], values["close"]):
-        raise InvalidPayloadError(f"{what}: low is above open or close.")
-    if values["volume"] < 0:
-        raise InvalidPayloadError(f"{what}: volume is negative.")
-    return context, values
+        around = timestamp - timestamp % step
+        problem = f"{timestamp} is not the start of a {interval} candle; the one around it starts at {around}"
+    else:
+        for name in _NUMBERS:
+            number = members.get(name)
+            if type(number) is not float:
+                number = _float(number)
+            if number is None or not math.isfinite(number):
+                problem = f"{name} must be a finite number"
+                break
+            values[name] = number
+        else:
+            problem = _contradiction(**values)
+    if problem:
+        context = _context(symbol, interval, exchange_name, timestamp).describe()
+        raise InvalidPayloadError(f"candle-items ({context}): {problem}.")
+    return cast("CandleData", {"timestamp": timestamp, **values})
 
 
-def _number(members: Mapping[str, Any], name: str, what: str) -> float:
-    value = members.get(name)
-    if isinstance(value, bool) or (not isinstance(value, int | float | Decimal) and not hasattr(value, "__float__")):
-        raise InvalidPayloadError(f"{what}: {name} must be a number, not {type(value).__name__}.")
-    number = float(cast("float", value))
-    if not math.isfinite(number):
-        raise InvalidPayloadError(f"{what}: {name} must be finite.")
-    return number
+def _float(value: Any) -> float | None:
+    if isinstance(value, bool) or not (isinstance(value, int | float | Decimal) or hasattr(value, "__float__")):
+        return None
+    return float(value)
+
+
+def _contradiction(open: float, high: float, low: float, close: float, volume: float) -> str:
+    if high < open or high < close or high < low:
+        return "high is below open, close or low"
+    if low > open or low > close:
+        return "low is above open or close"
+    return "volume is negative" if volume < 0 else ""

@@ -5,11 +5,12 @@ from typing import Protocol
 
 from pymongo import ASCENDING
 
+from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.keys import Name, checked_name, join_key
-from backtest_persist.core.payload import Payload, PayloadInput
+from backtest_persist.core.payload import Payload
 from backtest_persist.core.persist_instance import PersistInstance
-from backtest_persist.core.row import Context, When, to_millis
+from backtest_persist.core.row import Context, to_millis
 from backtest_persist.core.soft_delete import RemovableRow, SoftDeleteDbService, living_payload
 
 __all__ = (

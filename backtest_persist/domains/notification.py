@@ -5,10 +5,11 @@ from typing import Protocol
 
 from pymongo import ASCENDING, DESCENDING
 
+from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.keys import Flag, Name, checked_flag, join_key, mode_word
-from backtest_persist.core.payload import Payload, PayloadInput, encode_entries
+from backtest_persist.core.payload import Payload, encode_entries
 from backtest_persist.core.persist_instance import PersistInstance
 from backtest_persist.core.row import Context, Row
 

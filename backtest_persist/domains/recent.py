@@ -2,12 +2,13 @@
 
 from typing import Protocol
 
+from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
-from backtest_persist.core.keys import Flag, Name, Timestamp, join_key, mode_word
-from backtest_persist.core.payload import Payload, PayloadInput
+from backtest_persist.core.keys import Flag, FrameName, Name, Timestamp, join_key, mode_word
+from backtest_persist.core.payload import Payload
 from backtest_persist.core.persist_instance import PersistInstance
-from backtest_persist.core.row import Context, Row, When, to_horizon, wire_when
+from backtest_persist.core.row import Context, Row, to_horizon, wire_when
 
 __all__ = (
     "PersistRecentInstance",
@@ -25,7 +26,7 @@ class RecentContext(Context):
     symbol: Name
     strategy_name: Name
     exchange_name: Name
-    frame_name: Name
+    frame_name: FrameName
     backtest: Flag
 
     @property

@@ -2,10 +2,11 @@
 
 from typing import Protocol
 
+from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.keys import Name, join_key
-from backtest_persist.core.payload import Payload, PayloadInput
+from backtest_persist.core.payload import Payload
 from backtest_persist.core.persist_instance import PersistInstance
 from backtest_persist.core.row import Context, Row
 

@@ -1,27 +1,17 @@
 """The registry a runner talks to: fifteen typed entries, and one place to say which backend stands behind them."""
 
 import asyncio
+import os
 from collections.abc import Callable, Hashable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from backtest_persist import contracts
 from backtest_persist.container import Container
-from backtest_persist.domains.breakeven import PersistBreakevenInstance
-from backtest_persist.domains.candle import PersistCandleInstance
-from backtest_persist.domains.interval import PersistIntervalInstance
-from backtest_persist.domains.log import PersistLogInstance
-from backtest_persist.domains.measure import PersistMeasureInstance
-from backtest_persist.domains.memory import PersistMemoryInstance
-from backtest_persist.domains.notification import PersistNotificationInstance
-from backtest_persist.domains.partial import PersistPartialInstance
-from backtest_persist.domains.recent import PersistRecentInstance
-from backtest_persist.domains.risk import PersistRiskInstance
-from backtest_persist.domains.schedule import PersistScheduleInstance
-from backtest_persist.domains.session import PersistSessionInstance
-from backtest_persist.domains.signal import PersistSignalInstance
-from backtest_persist.domains.state import PersistStateInstance
-from backtest_persist.domains.storage import PersistStorageInstance
+from backtest_persist.ioc import ioc
+from backtest_persist.persist.dummy import DummyBackend
+from backtest_persist.persist.dump.backend import JsonBackend
+from backtest_persist.persist.mongo import MongoBackend
 
 __all__ = ("Entry", "Registry")
 
@@ -191,43 +181,56 @@ class StorageEntry(Entry[contracts.PersistStorageInstance]):
 
 
 class Registry:
-    """Fifteen entries over one container; several registries can live in one process."""
+    """Fifteen entries with one backend behind them; several registries can live in one process.
 
-    def __init__(self, container: Container) -> None:
-        self._container = container
-        self.breakeven = BreakevenEntry(self._on_mongo(PersistBreakevenInstance))
-        self.candle = CandleEntry(self._on_mongo(PersistCandleInstance))
-        self.interval = IntervalEntry(self._on_mongo(PersistIntervalInstance))
-        self.log = LogEntry(self._on_mongo(PersistLogInstance))
-        self.measure = MeasureEntry(self._on_mongo(PersistMeasureInstance))
-        self.memory = MemoryEntry(self._on_mongo(PersistMemoryInstance))
-        self.notification = NotificationEntry(self._on_mongo(PersistNotificationInstance))
-        self.partial = PartialEntry(self._on_mongo(PersistPartialInstance))
-        self.recent = RecentEntry(self._on_mongo(PersistRecentInstance))
-        self.risk = RiskEntry(self._on_mongo(PersistRiskInstance))
-        self.schedule = ScheduleEntry(self._on_mongo(PersistScheduleInstance))
-        self.session = SessionEntry(self._on_mongo(PersistSessionInstance))
-        self.signal = SignalEntry(self._on_mongo(PersistSignalInstance))
-        self.state = StateEntry(self._on_mongo(PersistStateInstance))
-        self.storage = StorageEntry(self._on_mongo(PersistStorageInstance))
+    MongoDB, through `container` (the process-wide one when None), stands behind them until another backend is chosen.
+    """
+
+    def __init__(self, container: Container | None = None) -> None:
+        self._container = ioc if container is None else container
+        backend = MongoBackend(self._container)
+        self.breakeven = BreakevenEntry(backend.breakeven)
+        self.candle = CandleEntry(backend.candle)
+        self.interval = IntervalEntry(backend.interval)
+        self.log = LogEntry(backend.log)
+        self.measure = MeasureEntry(backend.measure)
+        self.memory = MemoryEntry(backend.memory)
+        self.notification = NotificationEntry(backend.notification)
+        self.partial = PartialEntry(backend.partial)
+        self.recent = RecentEntry(backend.recent)
+        self.risk = RiskEntry(backend.risk)
+        self.schedule = ScheduleEntry(backend.schedule)
+        self.session = SessionEntry(backend.session)
+        self.signal = SignalEntry(backend.signal)
+        self.state = StateEntry(backend.state)
+        self.storage = StorageEntry(backend.storage)
+
+    def use(self, backend: contracts.Backend) -> None:
+        """Let a backend stand behind all fifteen domains; memoised instances are forgotten."""
+        self.breakeven.use(backend.breakeven)
+        self.candle.use(backend.candle)
+        self.interval.use(backend.interval)
+        self.log.use(backend.log)
+        self.measure.use(backend.measure)
+        self.memory.use(backend.memory)
+        self.notification.use(backend.notification)
+        self.partial.use(backend.partial)
+        self.recent.use(backend.recent)
+        self.risk.use(backend.risk)
+        self.schedule.use(backend.schedule)
+        self.session.use(backend.session)
+        self.signal.use(backend.signal)
+        self.state.use(backend.state)
+        self.storage.use(backend.storage)
 
     def use_mongo(self) -> None:
         """Let MongoDB, with Redis in front, stand behind all fifteen domains."""
-        self.breakeven.use(self._on_mongo(PersistBreakevenInstance))
-        self.candle.use(self._on_mongo(PersistCandleInstance))
-        self.interval.use(self._on_mongo(PersistIntervalInstance))
-        self.log.use(self._on_mongo(PersistLogInstance))
-        self.measure.use(self._on_mongo(PersistMeasureInstance))
-        self.memory.use(self._on_mongo(PersistMemoryInstance))
-        self.notification.use(self._on_mongo(PersistNotificationInstance))
-        self.partial.use(self._on_mongo(PersistPartialInstance))
-        self.recent.use(self._on_mongo(PersistRecentInstance))
-        self.risk.use(self._on_mongo(PersistRiskInstance))
-        self.schedule.use(self._on_mongo(PersistScheduleInstance))
-        self.session.use(self._on_mongo(PersistSessionInstance))
-        self.signal.use(self._on_mongo(PersistSignalInstance))
-        self.state.use(self._on_mongo(PersistStateInstance))
-        self.storage.use(self._on_mongo(PersistStorageInstance))
+        self.use(MongoBackend(self._container))
 
-    def _on_mongo(self, adapter: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *context: adapter(*context, ioc=self._container)
+    def use_json(self, directory: str | os.PathLike[str] = "./dump") -> None:
+        """Let JSON files below `directory` stand behind all fifteen domains; see `JsonBackend`."""
+        self.use(JsonBackend(directory))
+
+    def use_dummy(self) -> None:
+        """Let nothing stand behind all fifteen domains: reads find nothing, writes vanish; see `DummyBackend`."""
+        self.use(DummyBackend())

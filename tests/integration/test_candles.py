@@ -156,7 +156,7 @@ async def test_ten_thousand_candles_take_few_commands(settings: Settings, driver
     commands.names.clear()
 
     assert await db.create_many(*KEY, (candle(n) for n in range(10_000))) == 10_000
-    assert set(commands.names) == {"update"}
+    assert set(commands.names) == {"find", "insert"}
     assert len(commands.names) <= 20
     assert await container.candle_cache_service.size() == 10_000
     row = (await db.find_range(*KEY, START, 1))[0]

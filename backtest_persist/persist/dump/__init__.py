@@ -1,0 +1,1 @@
+"""The JSON backend: the fifteen domains as a tree of files."""

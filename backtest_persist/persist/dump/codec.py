@@ -1,0 +1,115 @@
+"""Payloads as JSON text and back: plain JSON for plain data, MongoDB's Extended JSON for what JSON lacks.
+
+The types JSON does not know are written as in MongoDB Extended JSON v2 (relaxed): ``{"$numberDecimal": "1.10"}``,
+``{"$date": "2024-01-31T12:00:00.000Z"}``, ``{"$binary": {"base64": "…", "subType": "00"}}`` and
+``{"$numberDouble": "NaN"}``. A dict of the user's own that has such a key is wrapped in ``{"$literal": …}``.
+
+In the original, JSON turns an infinite `minuteEstimatedTime`, which says that a signal never expires, into null. The
+same is done here, and undone; a None under that key is written as ``{"$literal": null}``.
+"""
+
+import base64
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, cast
+
+from bson.decimal128 import Decimal128
+
+__all__ = ("LITERAL", "decode", "dumps", "encode", "loads", "tombstone")
+
+LITERAL = "$literal"
+_TAGS = frozenset({"$numberDecimal", "$date", "$binary", "$numberDouble", LITERAL})
+_ETERNAL = "minuteEstimatedTime"
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+def dumps(value: Any) -> bytes:
+    """The compact JSON text of what `encode` returned."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def loads(text: bytes) -> Any:
+    """Parse JSON text into what `decode` takes; `ValueError` when it is malformed."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def encode(value: Any) -> Any:
+    """Return a checked payload value (see `core.payload.encode_payload`) as JSON values."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"$numberDouble": _name(value)}
+    if isinstance(value, list):
+        return [encode(item) for item in cast("list[Any]", value)]
+    if isinstance(value, Mapping):
+        members = {key: _encode_member(key, item) for key, item in cast("Mapping[str, Any]", value).items()}
+        return members if _TAGS.isdisjoint(members) else {LITERAL: members}
+    if isinstance(value, Decimal128):
+        return {"$numberDecimal": str(value.to_decimal())}
+    if isinstance(value, datetime):
+        utc = _EPOCH + (value - _EPOCH)  # `astimezone` would fail at both ends of the calendar
+        return {"$date": f"{utc.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"}
+    return {"$binary": {"base64": base64.b64encode(value).decode(), "subType": "00"}}
+
+
+def tombstone(payload: Any) -> bytes:
+    """The text of a removed payload: an object carries the mark itself, None has nothing to carry it."""
+    if isinstance(payload, dict):
+        return dumps(encode(cast("dict[str, Any]", payload) | {"removed": True}))
+    return dumps({LITERAL: encode(payload), "removed": True})
+
+
+def decode(value: Any) -> Any:
+    """Return JSON values as the payload value that `encode` was given; `ValueError` for a damaged tag."""
+    if isinstance(value, list):
+        return [decode(item) for item in cast("list[Any]", value)]
+    if not isinstance(value, dict):
+        return value
+    members = cast("dict[str, Any]", value)
+    if len(members) == 1:
+        ((tag, content),) = members.items()
+        if tag == LITERAL and not isinstance(content, dict):
+            return content
+        if tag == LITERAL:
+            members = cast("dict[str, Any]", content)
+        elif tag in _TAGS:
+            return _decode_tag(tag, content)
+    return {key: _decode_member(key, item) for key, item in members.items()}
+
+
+def _encode_member(key: str, value: Any) -> Any:
+    if key == _ETERNAL:
+        if value is None:
+            return {LITERAL: None}
+        if value == math.inf and isinstance(value, float):
+            return None
+    return encode(value)
+
+
+def _decode_member(key: str, value: Any) -> Any:
+    return math.inf if key == _ETERNAL and value is None else decode(value)
+
+
+def _decode_tag(tag: str, content: Any) -> Any:
+    try:
+        if tag == "$numberDecimal":
+            return Decimal(content)
+        if tag == "$date":
+            moment = datetime.fromisoformat(content)
+            return _EPOCH + (moment - _EPOCH) // _MILLISECOND * _MILLISECOND
+        if tag == "$binary":
+            return base64.b64decode(content["base64"], validate=True)
+        return float(content)
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"a damaged {tag}") from error
+
+
+def _name(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -1,0 +1,466 @@
+"""The files of a dump: every value in a file of its own, replaced atomically, and beside it what JSON has no place for.
+
+A value is written to a temporary file, flushed to the disk and renamed, so a reader sees the old or the new one, and a
+crash leaves at most a temporary file, which the next `Folder.sweep` removes. The files hold what the TypeScript
+framework writes, and nothing else. What it does not keep lies in the hidden tree ``.backtest-persist``, mirrored:
+
+``records/``
+    The `when` of a value, and when it was first written if that is no longer the time of its file. A record names its
+    value by a digest. It is written before its value and keeps the record of the value that stands, so that at every
+    instant the value in the file has its record; a file that somebody else wrote has none.
+``labels/``
+    The parts of a name that does not tell them: one joined from parts that hold ``_``, or shortened. The first writer
+    of such a directory owns it; other parts that would give the same name get a stricter one.
+"""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from hashlib import blake2b
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from anyio.to_thread import run_sync
+
+from backtest_persist.contracts import When
+from backtest_persist.core.row import to_millis
+from backtest_persist.errors import (
+    BacktestPersistError,
+    InvalidPayloadError,
+    InvalidWhenError,
+    StoreUnavailableError,
+    WriteOutcomeUnknownError,
+    WriteRejectedError,
+)
+from backtest_persist.persist.dump import codec
+from backtest_persist.persist.dump.layout import LAYOUTS, Segment
+from backtest_persist.persist.dump.names import escape, unescape
+
+__all__ = ("HIDDEN", "SUFFIX", "TEMPORARY", "DumpFiles", "Folder", "Stored", "Write", "natural")
+
+HIDDEN = ".backtest-persist"
+SUFFIX = ".json"
+TEMPORARY = ".tmp-"
+_FOREIGN_LEFTOVER_SECONDS = 120
+"""The age at which the original removes its own temporary files."""
+_LOCK_SECONDS = 5.0
+_TICK_NS = 1000
+"""Entries of one call are told apart by 1 us, which common file systems keep."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A value as it was found."""
+
+    value: Any
+    removed: bool
+    """Whether it is a tombstone."""
+    when: int
+    """Since when it is known, in simulation time (ms UTC); 0 when nothing says it: it was always known."""
+    created: int
+    """When it was first written, in ns since the epoch."""
+
+
+@dataclass(frozen=True)
+class Write:
+    """A value to be stored under a name."""
+
+    name: str
+    text: bytes
+    when: int | None = None
+    created: int | None = None
+    """When it was first written, in ns since the epoch; None for now."""
+
+
+class DumpFiles:
+    """A dump directory.
+
+    All writes of a process go through one thread, in the order in which they were called, so a cancelled
+    write cannot land after a later one. Other processes are kept out by a lock on the directory that is written to.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        self.tick = 0
+        self._thread: ThreadPoolExecutor | None = None
+        self._pid = 0
+
+    def folder(self, domain: str, **context: Any) -> "Folder":
+        """The directory of a context; `InvalidKeyError` for a part that is no key component."""
+        return Folder(self, domain, context)
+
+    async def write(self, work: Callable[[], T]) -> T:
+        """Run `work` in the writing thread, after what was handed to it before."""
+        if self._thread is None or self._pid != os.getpid():  # a fork has no threads
+            self._thread, self._pid = ThreadPoolExecutor(1, "backtest-persist-dump"), os.getpid()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+class Folder:
+    """The directory of one context; its methods take names as they are, and do their I/O in threads."""
+
+    def __init__(self, dump: DumpFiles, domain: str, context: Mapping[str, Any]) -> None:
+        self._dump = dump
+        self._layout = LAYOUTS[domain]
+        self._segments = tuple(self._layout.folder(context))
+        self._what = f"{domain} ({', '.join(f'{field}={value!r:.80}' for field, value in context.items())})"
+        self._claimed: Path | None = None
+
+    def describe(self, name: str = "") -> str:
+        """The domain and the context, for a message."""
+        return f"{self._what}, {name!r:.80}" if name else self._what
+
+    # --- reading ---
+
+    async def read(self, name: str) -> Stored | None:
+        """The value of a name, or None. `InvalidPayloadError` for a damaged file."""
+        return await run_sync(partial(self._read, _segment(name)))
+
+    async def read_window(self, names: Sequence[str]) -> list[Any] | None:
+        """The values of all these names, or None when any is missing."""
+        return await run_sync(self._read_window, names)
+
+    async def read_all(self) -> list[tuple[str, Stored]]:
+        """(name, value) of the whole directory, oldest first."""
+        return await run_sync(self._read_all)
+
+    # --- writing ---
+
+    async def sweep(self) -> None:
+        """Remove what a crash has left in this directory; nothing else changes."""
+        await self._dump.write(self._sweep)
+
+    async def write(self, writes: Sequence[Write], *, replace: bool = True) -> int:
+        """Store values, in order; without `replace` the first write wins. Returns how many were new.
+
+        Raises `WriteRejectedError` when the file system refuses, `StoreUnavailableError` when another process does not
+        let go of the directory.
+        """
+        return await self._dump.write(partial(self._write, writes, replace)) if writes else 0
+
+    async def remove(self, name: str) -> None:
+        """Turn the value of a name into a tombstone; nothing happens when there is none."""
+        await self._dump.write(partial(self._remove, _segment(name)))
+
+    # --- in a thread ---
+
+    def _read(self, segment: Segment) -> Stored | None:
+        with self._reading():
+            return self._load(self._path(), segment.plain)
+
+    def _read_window(self, names: Sequence[str]) -> list[Any] | None:
+        with self._reading():
+            path = self._path()
+            values: list[Any] = []
+            for name in names:
+                file = path / f"{escape(name)}{SUFFIX}"
+                text = _text(file)
+                if text is None:
+                    return None
+                values.append(_parse(text, file)[0])
+            return values
+
+    def _read_all(self) -> list[tuple[str, Stored]]:
+        with self._reading():
+            path = self._path()
+            found: list[tuple[str, Stored]] = []
+            for file in _json_files(path):
+                stored = self._load(path, file.removesuffix(SUFFIX))
+                if stored is not None:
+                    found.append((self._name(path, file.removesuffix(SUFFIX)), stored))
+        return sorted(found, key=lambda entry: (entry[1].created, natural(entry[0])))
+
+    def _load(self, path: Path, stem: str) -> Stored | None:
+        file, records = path / f"{stem}{SUFFIX}", self._hidden("records", path, stem)
+        while True:
+            try:
+                with open(file, "rb") as opened:
+                    text, created = opened.read(), os.fstat(opened.fileno()).st_mtime_ns
+            except FileNotFoundError:
+                return None
+            known = _load_records(records) if self._layout.timed or self._layout.ordered else {}
+            record = known.get(_digest(text), {})
+            if record or not known or _text(file) == text:  # else it was replaced twice between the two reads
+                break
+        value, removed = _parse(text, file)
+        when = record.get("when")
+        return Stored(value, removed, self._stated(value) if when is None else when, record.get("created", created))
+
+    def _stated(self, value: Any) -> int:
+        """The `when` that a payload of the original states itself, as ISO 8601 text or ms."""
+        stated = _object(value).get(self._layout.stated_by)
+        if isinstance(stated, str):
+            try:
+                stated = datetime.fromisoformat(stated)
+            except ValueError:
+                return 0
+        try:
+            return to_millis(int(stated) if isinstance(stated, float) else cast("When", stated))
+        except (InvalidWhenError, OverflowError, ValueError):
+            return 0
+
+    def _write(self, writes: Sequence[Write], replace: bool) -> int:
+        stored = new = 0
+        with self._writing(lambda: stored > 0) as (path, descriptor):
+            for write in writes:
+                segment = _segment(write.name)
+                if segment.labelled:
+                    self._label(path, segment)
+                outcome = self._put(path, segment.plain, write, replace)
+                stored += outcome is not None
+                new += outcome is True
+            os.fsync(descriptor)
+        return new
+
+    def _put(self, path: Path, stem: str, write: Write, replace: bool) -> bool | None:
+        """Whether the value was new; None when nothing was to be done."""
+        file, records = path / f"{stem}{SUFFIX}", self._hidden("records", path, stem)
+        old = _text(file)
+        if old is not None and not replace:
+            return None
+        known = _load_records(records)
+        fields: dict[str, int] = {} if write.when is None else {"when": write.when}
+        kept: dict[str, dict[str, int]] = {}
+        if old is not None:
+            standing = known.get(_digest(old))
+            kept = {_digest(old): standing} if standing else {}
+            if self._layout.ordered:
+                fields["created"] = (standing or {}).get("created", file.stat().st_mtime_ns)
+        wanted = {**kept, _digest(write.text): fields}
+        wanted = {digest: record for digest, record in wanted.items() if record}
+        if wanted != known and (wanted or known):
+            records.parent.mkdir(parents=True, exist_ok=True)
+            _replace(records, codec.dumps(wanted))
+            _flush(records.parent)
+        if old == write.text:
+            return False
+        self._dump.tick = max(self._dump.tick + _TICK_NS, time.time_ns() // _TICK_NS * _TICK_NS)
+        _replace(file, write.text, self._dump.tick if write.created is None else write.created)
+        return old is None
+
+    def _remove(self, segment: Segment) -> None:
+        if not self._path().is_dir():
+            return
+        stored = False
+        with self._writing(lambda: stored) as (path, descriptor):
+            standing = self._load(path, segment.plain)
+            if standing is None or standing.removed:
+                return
+            text = codec.tombstone(standing.value)
+            self._put(path, segment.plain, Write("", text, standing.when if self._layout.timed else None), True)
+            stored = True
+            os.fsync(descriptor)
+
+    def _sweep(self) -> None:
+        if not self._path().is_dir():
+            return
+        with self._writing(lambda: False) as (path, _):
+            mirrors = [self._hidden(kind, path, "").parent for kind in ("records", "labels")]
+            for directory in (path, *mirrors):
+                for leftover in _leftovers(directory):
+                    leftover.unlink(missing_ok=True)
+
+    # --- paths ---
+
+    def _path(self, *, claim: bool = False) -> Path:
+        """The directory of this context; with `claim` it is made, and no other context will take it."""
+        if self._claimed is not None and (not claim or self._claimed.is_dir()):
+            return self._claimed
+        path = self._dump.root / self._layout.path
+        for segment in self._segments:
+            owned = not segment.labelled or self._label(path, segment, claim=claim)
+            path /= segment.plain if owned else segment.strict
+        if claim:
+            _make(path)
+            self._claimed = path
+        return path
+
+    def _label(self, path: Path, segment: Segment, *, claim: bool = True) -> bool:
+        """Whether the plain name belongs to these parts, or to nobody yet; `claim` settles it."""
+        label = self._hidden("labels", path, segment.plain)
+        owner = _text(label)
+        if owner is None and claim:
+            label.parent.mkdir(parents=True, exist_ok=True)
+            _replace(label, codec.dumps(list(segment.parts)), keep=True)
+            _flush(label.parent)
+            owner = _text(label)
+        return owner is None or codec.loads(owner) == list(segment.parts)
+
+    def _hidden(self, kind: str, path: Path, stem: str) -> Path:
+        return self._dump.root / HIDDEN / kind / path.relative_to(self._dump.root) / f"{stem}{SUFFIX}"
+
+    def _name(self, path: Path, stem: str) -> str:
+        label = _text(self._hidden("labels", path, stem)) if "%~" in stem else None
+        return unescape(stem) if label is None else codec.loads(label)[0]
+
+    # --- locks and errors ---
+
+    @contextmanager
+    def _reading(self) -> Generator[None]:
+        try:
+            yield
+        except NotADirectoryError:
+            raise StoreUnavailableError(f"{self._what}: a part of its path is a file; move it away.") from None
+        except OSError as error:
+            raise StoreUnavailableError(f"{self._what} cannot be read: {error.strerror}.") from None
+
+    @contextmanager
+    def _writing(self, stored: Callable[[], bool]) -> Generator[tuple[Path, int]]:
+        try:
+            path = self._path(claim=True)
+            with _locked(path, self._what) as descriptor:
+                yield path, descriptor
+        except BacktestPersistError:
+            raise
+        except OSError as error:
+            problem = f"{self._what} cannot be written: {error.strerror}."
+            if stored():
+                raise WriteOutcomeUnknownError(f"{problem} A part may have been stored; read to see.") from None
+            raise WriteRejectedError(f"{problem} Nothing was stored.") from None
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A sort key that puts 2 before 10, as the original lists its files."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d{1,18})", name) if part]
+
+
+def _segment(name: str) -> Segment:
+    return Segment((name,), ambiguous=False)
+
+
+def _parse(text: bytes, file: Path) -> tuple[Any, bool]:
+    try:
+        value = codec.loads(text)
+        members = _object(value)
+        if members.keys() == {codec.LITERAL, "removed"}:
+            return codec.decode(members[codec.LITERAL]), bool(members["removed"])
+        return codec.decode(value), members.get("removed") is True
+    except ValueError as error:
+        raise InvalidPayloadError(f"The file {file} is damaged: {error}. Repair or remove it.") from None
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _text(file: Path) -> bytes | None:
+    try:
+        with open(file, "rb") as opened:
+            return opened.read()
+    except FileNotFoundError:
+        return None
+
+
+def _load_records(file: Path) -> dict[str, dict[str, int]]:
+    text = _text(file)
+    try:
+        return {} if text is None else codec.loads(text)
+    except ValueError as error:
+        raise InvalidPayloadError(f"The file {file} is damaged: {error}. Remove it to go on without it.") from None
+
+
+def _digest(text: bytes) -> str:
+    return blake2b(text, digest_size=16).hexdigest()
+
+
+_numbers = count()
+
+
+def _replace(file: Path, text: bytes, created: int | None = None, *, keep: bool = False) -> None:
+    """Put a text in the place of a file, atomically; with `keep` only where there is none."""
+    temporary = file.with_name(f"{TEMPORARY}{os.getpid()}-{next(_numbers)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            view = memoryview(text)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            if created is not None:
+                os.utime(descriptor, ns=(created, created))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if keep:
+            with suppress(FileExistsError):
+                os.link(temporary, file)
+            os.unlink(temporary)
+        else:
+            os.rename(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _make(path: Path) -> None:
+    """Make a directory, and see to it that it survives a crash."""
+    missing: list[Path] = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
+        _flush(directory.parent)
+
+
+def _flush(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path, what: str) -> Generator[int]:
+    """Keep other writers out of a directory, in this process and others; the lock ends with its process."""
+    import fcntl  # not on Windows, where the rest of the package can be imported
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StoreUnavailableError(
+                        f"{what}: another process has kept {path} locked for {_LOCK_SECONDS:g} s. Nothing was stored."
+                    ) from None
+                time.sleep(0.002)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _json_files(path: Path) -> Iterable[str]:
+    try:
+        with os.scandir(path) as entries:
+            return [
+                entry.name
+                for entry in entries
+                if entry.name.endswith(SUFFIX) and not entry.name.startswith(TEMPORARY) and entry.is_file()
+            ]
+    except FileNotFoundError:
+        return []
+
+
+def _leftovers(directory: Path) -> Iterator[Path]:
+    """Temporary files of writers that are gone: ours, as their directory is locked; foreign ones by their age."""
+    oldest = time.time() - _FOREIGN_LEFTOVER_SECONDS
+    if directory.is_dir():
+        for file in directory.iterdir():
+            if file.name.startswith(TEMPORARY) and (
+                re.fullmatch(rf"{re.escape(TEMPORARY)}\d+-\d+", file.name) or file.stat().st_mtime < oldest
+            ):
+                yield file

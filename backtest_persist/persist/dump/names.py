@@ -1,0 +1,41 @@
+"""Names on disk: any str becomes one path segment that no file system trips over, and comes back from it."""
+
+import re
+from hashlib import blake2b
+
+__all__ = ("escape", "shorten", "unescape")
+
+MAX_BYTES = 200
+"""Longer segments are shortened; file systems take 255 bytes, of which a suffix and a temporary name need some."""
+
+_UNSAFE = re.compile(r"[%/\\\x00-\x1f\x7f]|^\.|[. ]$")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
+_ESCAPED = re.compile(r"%([0-9A-F]{2})")
+
+
+def escape(name: str) -> str:
+    """Percent-encode what has a meaning in paths, so that no name leaves its directory or hides in it.
+
+    That is ``%``, slashes, control characters, a leading dot, a dot or space at the end, and the first letter of the
+    names that Windows keeps for devices. All else stands as it is. Injective; `unescape` is the way back.
+    """
+    name = _UNSAFE.sub(lambda match: _percent(match[0]), name)
+    return _percent(name[0]) + name[1:] if _DEVICE.match(name) else name
+
+
+def unescape(segment: str) -> str:
+    """The name that `escape` was given; a ``%`` that begins no escape stands for itself."""
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), segment)
+
+
+def shorten(segment: str) -> str:
+    """An escaped segment; of one that is too long the beginning, ``%~``, which occurs in no other, and a hash."""
+    encoded = segment.encode()
+    if len(encoded) <= MAX_BYTES:
+        return segment
+    head = encoded[: MAX_BYTES - 50].decode(errors="ignore")
+    return f"{re.sub('%.?$', '', head)}%~{blake2b(encoded, digest_size=20).hexdigest()}"
+
+
+def _percent(character: str) -> str:
+    return f"%{ord(character):02X}"
