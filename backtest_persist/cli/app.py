@@ -22,6 +22,7 @@ app = App(
 app.command(migrate)
 app.command(initiate)
 
+Flag = Annotated[bool, Parameter(negative=())]
 Count = Annotated[int | None, Parameter(validator=Number(gte=1))]
 
 
@@ -34,7 +35,7 @@ async def demo(
     stop_after: Count = None,
     bars: Count = None,
     servers: Literal["embedded", "env"] = "embedded",
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Flag = False,
 ) -> int:
     """Run a moving-average crossover through basana on daily bars, its state in all fifteen domains.
 
@@ -68,3 +69,54 @@ async def demo(
         servers=servers,
         as_json=json,
     )
+
+
+@app.command
+async def import_dump(
+    directory: Path,
+    /,
+    *,
+    dry_run: Flag = False,
+    exchange: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    json: Flag = False,
+) -> int:
+    """Store a dump directory, this package's or the TypeScript framework's, in the MongoDB of the CC_* settings.
+
+    What is stored already is never touched, so an import can be run again, or resumed. Exits with 3 when files were
+    skipped; the report says which, and why.
+
+    Parameters
+    ----------
+    directory
+        The dump: the directory that holds data/, memory/, state/ and session/.
+    dry_run
+        Read and check everything, write nothing.
+    exchange
+        The name of an exchange that holds an underscore; may be given several times. Directories of the original join
+        names with underscores, and this says where one ends.
+    json
+        Print the whole report as JSON on standard output.
+
+    """
+    from backtest_persist.cli.dump import import_
+
+    return await import_(directory, dry_run=dry_run, exchanges=exchange, as_json=json)
+
+
+@app.command
+async def export_dump(directory: Path, /, *, json: Flag = False) -> int:
+    """Write all that the MongoDB of the CC_* settings holds into a dump directory, as JSON files.
+
+    The files lie where the TypeScript framework keeps its own. Exits with 3 when documents were skipped.
+
+    Parameters
+    ----------
+    directory
+        The directory to write to; it has to be empty, or not to exist yet.
+    json
+        Print the whole report as JSON on standard output.
+
+    """
+    from backtest_persist.cli.dump import export
+
+    return await export(directory, as_json=json)

@@ -41,10 +41,22 @@ from backtest_persist.errors import (
     WriteRejectedError,
 )
 from backtest_persist.persist.dump import codec
-from backtest_persist.persist.dump.layout import LAYOUTS, Segment
+from backtest_persist.persist.dump.layout import LAYOUTS, Layout, Segment
 from backtest_persist.persist.dump.names import escape, unescape
 
-__all__ = ("HIDDEN", "SUFFIX", "TEMPORARY", "DumpFiles", "Folder", "Stored", "Write", "natural")
+__all__ = (
+    "HIDDEN",
+    "SUFFIX",
+    "TEMPORARY",
+    "DumpFiles",
+    "Folder",
+    "Stored",
+    "Write",
+    "load",
+    "members",
+    "natural",
+    "parts_of",
+)
 
 HIDDEN = ".backtest-persist"
 SUFFIX = ".json"
@@ -140,13 +152,15 @@ class Folder:
         """Remove what a crash has left in this directory; nothing else changes."""
         await self._dump.write(self._sweep)
 
-    async def write(self, writes: Sequence[Write], *, replace: bool = True) -> int:
+    async def write(self, writes: Sequence[Write], *, replace: bool = True, flush: bool = True) -> int:
         """Store values, in order; without `replace` the first write wins. Returns how many were new.
+
+        Without `flush` they are on the disk only after a `sync` of the caller's own.
 
         Raises `WriteRejectedError` when the file system refuses, `StoreUnavailableError` when another process does not
         let go of the directory.
         """
-        return await self._dump.write(partial(self._write, writes, replace)) if writes else 0
+        return await self._dump.write(partial(self._write, writes, replace, flush)) if writes else 0
 
     async def remove(self, name: str) -> None:
         """Turn the value of a name into a tombstone; nothing happens when there is none."""
@@ -181,48 +195,23 @@ class Folder:
         return sorted(found, key=lambda entry: (entry[1].created, natural(entry[0])))
 
     def _load(self, path: Path, stem: str) -> Stored | None:
-        file, records = path / f"{stem}{SUFFIX}", self._hidden("records", path, stem)
-        while True:
-            try:
-                with open(file, "rb") as opened:
-                    text, created = opened.read(), os.fstat(opened.fileno()).st_mtime_ns
-            except FileNotFoundError:
-                return None
-            known = _load_records(records) if self._layout.timed or self._layout.ordered else {}
-            record = known.get(_digest(text), {})
-            if record or not known or _text(file) == text:  # else it was replaced twice between the two reads
-                break
-        value, removed = _parse(text, file)
-        when = record.get("when")
-        return Stored(value, removed, self._stated(value) if when is None else when, record.get("created", created))
+        return load(self._dump.root, self._layout, path, stem)
 
-    def _stated(self, value: Any) -> int:
-        """The `when` that a payload of the original states itself, as ISO 8601 text or ms."""
-        stated = _object(value).get(self._layout.stated_by)
-        if isinstance(stated, str):
-            try:
-                stated = datetime.fromisoformat(stated)
-            except ValueError:
-                return 0
-        try:
-            return to_millis(int(stated) if isinstance(stated, float) else cast("When", stated))
-        except (InvalidWhenError, OverflowError, ValueError):
-            return 0
-
-    def _write(self, writes: Sequence[Write], replace: bool) -> int:
+    def _write(self, writes: Sequence[Write], replace: bool, flush: bool) -> int:
         stored = new = 0
         with self._writing(lambda: stored > 0) as (path, descriptor):
             for write in writes:
                 segment = _segment(write.name)
                 if segment.labelled:
                     self._label(path, segment)
-                outcome = self._put(path, segment.plain, write, replace)
+                outcome = self._put(path, segment.plain, write, replace, flush)
                 stored += outcome is not None
                 new += outcome is True
-            os.fsync(descriptor)
+            if flush:
+                os.fsync(descriptor)
         return new
 
-    def _put(self, path: Path, stem: str, write: Write, replace: bool) -> bool | None:
+    def _put(self, path: Path, stem: str, write: Write, replace: bool = True, flush: bool = True) -> bool | None:
         """Whether the value was new; None when nothing was to be done."""
         file, records = path / f"{stem}{SUFFIX}", self._hidden("records", path, stem)
         old = _text(file)
@@ -240,12 +229,13 @@ class Folder:
         wanted = {digest: record for digest, record in wanted.items() if record}
         if wanted != known and (wanted or known):
             records.parent.mkdir(parents=True, exist_ok=True)
-            _replace(records, codec.dumps(wanted))
-            _flush(records.parent)
+            _replace(records, codec.dumps(wanted), flush=flush)
+            if flush:
+                _flush(records.parent)
         if old == write.text:
             return False
         self._dump.tick = max(self._dump.tick + _TICK_NS, time.time_ns() // _TICK_NS * _TICK_NS)
-        _replace(file, write.text, self._dump.tick if write.created is None else write.created)
+        _replace(file, write.text, self._dump.tick if write.created is None else write.created, flush=flush)
         return old is None
 
     def _remove(self, segment: Segment) -> None:
@@ -257,7 +247,7 @@ class Folder:
             if standing is None or standing.removed:
                 return
             text = codec.tombstone(standing.value)
-            self._put(path, segment.plain, Write("", text, standing.when if self._layout.timed else None), True)
+            self._put(path, segment.plain, Write("", text, standing.when if self._layout.timed else None))
             stored = True
             os.fsync(descriptor)
 
@@ -297,11 +287,11 @@ class Folder:
         return owner is None or codec.loads(owner) == list(segment.parts)
 
     def _hidden(self, kind: str, path: Path, stem: str) -> Path:
-        return self._dump.root / HIDDEN / kind / path.relative_to(self._dump.root) / f"{stem}{SUFFIX}"
+        return _hidden(self._dump.root, kind, path, stem)
 
     def _name(self, path: Path, stem: str) -> str:
-        label = _text(self._hidden("labels", path, stem)) if "%~" in stem else None
-        return unescape(stem) if label is None else codec.loads(label)[0]
+        parts = parts_of(self._dump.root, path, stem) if "%~" in stem else None
+        return unescape(stem) if parts is None else parts[0]
 
     # --- locks and errors ---
 
@@ -329,9 +319,51 @@ class Folder:
             raise WriteRejectedError(f"{problem} Nothing was stored.") from None
 
 
+def load(root: Path, layout: Layout, path: Path, stem: str) -> Stored | None:
+    """The value of a file, or None when there is none; `InvalidPayloadError` when it is damaged."""
+    file, records = path / f"{stem}{SUFFIX}", _hidden(root, "records", path, stem)
+    while True:
+        try:
+            with open(file, "rb") as opened:
+                text, created = opened.read(), os.fstat(opened.fileno()).st_mtime_ns
+        except FileNotFoundError:
+            return None
+        known = _load_records(records) if layout.timed or layout.ordered else {}
+        record = known.get(_digest(text), {})
+        if record or not known or _text(file) == text:  # else it was replaced twice between the two reads
+            break
+    value, removed = _parse(text, file)
+    when = record.get("when")
+    return Stored(value, removed, _stated(layout, value) if when is None else when, record.get("created", created))
+
+
+def parts_of(root: Path, path: Path, segment: str) -> list[str] | None:
+    """The parts of a name that does not tell them itself; None when nobody has written them down."""
+    label = _text(_hidden(root, "labels", path, segment))
+    return None if label is None else codec.loads(label)
+
+
 def natural(name: str) -> list[tuple[int, int, str]]:
     """A sort key that puts 2 before 10, as the original lists its files."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d{1,18})", name) if part]
+
+
+def _hidden(root: Path, kind: str, path: Path, stem: str) -> Path:
+    return root / HIDDEN / kind / path.relative_to(root) / f"{stem}{SUFFIX}"
+
+
+def _stated(layout: Layout, value: Any) -> int:
+    """The `when` that a payload of the original states itself, as ISO 8601 text or ms."""
+    stated = members(value).get(layout.stated_by)
+    if isinstance(stated, str):
+        try:
+            stated = datetime.fromisoformat(stated)
+        except ValueError:
+            return 0
+    try:
+        return to_millis(int(stated) if isinstance(stated, float) else cast("When", stated))
+    except (InvalidWhenError, OverflowError, ValueError):
+        return 0
 
 
 def _segment(name: str) -> Segment:
@@ -341,15 +373,16 @@ def _segment(name: str) -> Segment:
 def _parse(text: bytes, file: Path) -> tuple[Any, bool]:
     try:
         value = codec.loads(text)
-        members = _object(value)
-        if members.keys() == {codec.LITERAL, "removed"}:
-            return codec.decode(members[codec.LITERAL]), bool(members["removed"])
-        return codec.decode(value), members.get("removed") is True
+        marks = members(value)
+        if marks.keys() == {codec.LITERAL, "removed"}:
+            return codec.decode(marks[codec.LITERAL]), bool(marks["removed"])
+        return codec.decode(value), marks.get("removed") is True
     except ValueError as error:
         raise InvalidPayloadError(f"The file {file} is damaged: {error}. Repair or remove it.") from None
 
 
-def _object(value: Any) -> dict[str, Any]:
+def members(value: Any) -> dict[str, Any]:
+    """The members of an object; none of anything else."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
@@ -376,7 +409,7 @@ def _digest(text: bytes) -> str:
 _numbers = count()
 
 
-def _replace(file: Path, text: bytes, created: int | None = None, *, keep: bool = False) -> None:
+def _replace(file: Path, text: bytes, created: int | None = None, *, keep: bool = False, flush: bool = True) -> None:
     """Put a text in the place of a file, atomically; with `keep` only where there is none."""
     temporary = file.with_name(f"{TEMPORARY}{os.getpid()}-{next(_numbers)}")
     try:
@@ -387,7 +420,8 @@ def _replace(file: Path, text: bytes, created: int | None = None, *, keep: bool 
                 view = view[os.write(descriptor, view) :]
             if created is not None:
                 os.utime(descriptor, ns=(created, created))
-            os.fsync(descriptor)
+            if flush:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         if keep:

@@ -1,0 +1,230 @@
+"""Finds the values of a dump: which file holds which context, of which domain.
+
+A dump of the original joins names with ``_`` and keeps no note of where one ends. When a directory can be read in
+several ways, they are all given, the most probable first: a strategy or a risk profile may hold ``_``, the names around
+it do not.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+from backtest_persist.persist.dump.files import HIDDEN, SUFFIX, TEMPORARY, parts_of
+from backtest_persist.persist.dump.layout import LAYOUTS, MODES, Layout
+from backtest_persist.persist.dump.names import unescape
+
+__all__ = ("Found", "Scan", "Skipped", "scan")
+
+Context = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that holds a value."""
+
+    domain: str
+    contexts: tuple[Context, ...]
+    """What it can be the value of, the most probable first."""
+    path: Path
+    stem: str
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that was left out."""
+
+    path: str
+    """Relative to the dump."""
+    reason: str
+
+
+@dataclass
+class Scan:
+    """What lies in a dump."""
+
+    found: dict[str, list[Found]] = field(default_factory=lambda: {domain: [] for domain in LAYOUTS})
+    """The values of each domain."""
+    skipped: dict[str, list[Skipped]] = field(default_factory=lambda: {domain: [] for domain in LAYOUTS})
+    """What lies among the values of a domain and is none."""
+    ignored: dict[str, int] = field(default_factory=dict[str, int])
+    """Top-level directories that are no part of the persisted data, and how many files they hold."""
+
+
+def scan(root: Path) -> Scan:
+    """Walk a dump; does I/O, reads no value."""
+    result = Scan()
+    for domain, layout in LAYOUTS.items():
+        for path, names in _walk(root.joinpath(*_tree(layout))):
+            stems = [name.removesuffix(SUFFIX) for name in names]
+            for name, stem, contexts in zip(names, stems, _contexts(root, layout, path, stems), strict=True):
+                problem = _no_value(name)
+                if contexts and not problem:
+                    result.found[domain].append(Found(domain, contexts, path, stem))
+                else:
+                    reason = problem or f"no value of the {domain} domain lies at such a path"
+                    result.skipped[domain].append(Skipped(str((path / name).relative_to(root)), reason))
+    trees = {_tree(layout) for layout in LAYOUTS.values()}
+    for top in _children(root):
+        for below in _children(top) if top.name == "data" else [top]:
+            parts = below.relative_to(root).parts
+            if parts not in trees and parts != (HIDDEN,) and (count := sum(len(names) for _, names in _walk(below))):
+                result.ignored["/".join(parts)] = count
+    return result
+
+
+def _tree(layout: Layout) -> tuple[str, ...]:
+    """The directory that is the domain's alone."""
+    return tuple(layout.path.split("/")[:2])
+
+
+def _no_value(name: str) -> str:
+    if name.startswith(TEMPORARY):
+        return "the leftover of a write that was interrupted"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "its name is no UTF-8"
+    return "" if name.endswith(SUFFIX) else "no JSON file"
+
+
+def _children(path: Path) -> list[Path]:
+    return sorted(path.iterdir()) if path.is_dir() else []
+
+
+def _walk(path: Path) -> Iterator[tuple[Path, list[str]]]:
+    if path.is_file():
+        yield path.parent, [path.name]
+    for directory, directories, names in os.walk(path):
+        directories.sort()
+        yield Path(directory), sorted(names)
+
+
+def _contexts(root: Path, layout: Layout, path: Path, stems: Sequence[str]) -> Iterator[tuple[Context, ...]]:
+    """For each file of a directory, what it can be the value of."""
+    tree = root / layout.path
+    inside = path.is_relative_to(tree)
+    directories = list(path.relative_to(tree).parts) if inside else []
+    regular = len(directories) == len(layout.directories)
+    labels = [parts_of(root, parent, name) for parent, name in _steps(tree, directories)]
+    of_directory = _readings(layout, directories, labels) if regular else []
+    for stem in stems:
+        label = parts_of(root, path, stem) if "%~" in stem else None
+        name = label[0] if label else unescape(stem)
+        readings = of_directory
+        if inside and not regular:
+            shape, name = _unnested(layout, directories, name)
+            readings = _readings(layout, shape, [None] * len(shape))
+        file = _file(layout, name) if inside else None
+        yield (
+            ()
+            if file is None
+            else tuple(
+                {**context, **file}
+                for context in readings
+                if all(context.get(field, value) == value for field, value in file.items())
+            )
+        )
+
+
+def _readings(layout: Layout, directories: Sequence[str], labels: Sequence[list[str] | None]) -> list[Context]:
+    """What these directories can be, the most probable first."""
+    if len(directories) != len(layout.directories):
+        return []
+    contexts: list[Context] = [{}]
+    for fields, segment, parts in zip(layout.directories, directories, labels, strict=True):
+        options = list(_splits(fields, segment)) if parts is None else [_labelled(fields, parts)]
+        contexts = [{**context, **option} for context in contexts for option in options]
+    return contexts
+
+
+def _steps(tree: Path, directories: Sequence[str]) -> Iterator[tuple[Path, str]]:
+    for name in directories:
+        yield tree, name
+        tree /= name
+
+
+def _unnested(layout: Layout, directories: Sequence[str], name: str) -> tuple[list[str], str]:
+    """Undo what the original makes of an empty frame, and of a ``/`` in a symbol: fewer directories, and more."""
+    wanted, fields = len(layout.directories), [field for group in layout.directories for field in group]
+    shape = list(directories)
+    if len(shape) == wanted - 1 and fields[-1:] == ["frame_name"] and name.endswith("_live"):
+        return [*shape, ""], name
+    if len(shape) < wanted or not wanted:
+        return shape, name
+    if layout.path == "session":
+        return shape[:wanted], "/".join([*shape[wanted:], name])
+    if layout.file == ("timestamp",):
+        return [shape[0], "/".join(shape[1:-1]), shape[-1]], name
+    if wanted == 1 and layout.file == ("symbol",):
+        steps = [*shape, name]
+        for cut in range(1, len(steps)):
+            joined, symbol = "/".join(steps[:cut]), "/".join(steps[cut:])
+            if joined.startswith(f"{symbol}_"):
+                return [joined], symbol
+    elif wanted == 1 and len(fields) > 1:
+        return ["/".join(shape)], name
+    return shape, name
+
+
+def _file(layout: Layout, name: str) -> Context | None:
+    """What the name of a file says; None when it cannot be the name of one."""
+    if not layout.file:
+        return {} if name == layout.fixed_file else None
+    if layout.file == ("timestamp",):
+        return {"timestamp": int(name)} if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", name) else None
+    if len(layout.file) == 1:
+        return {layout.file[0]: name}
+    symbol, _, mode = name.rpartition("_")
+    return {"symbol": symbol, "backtest": MODES[mode]} if symbol and mode in MODES else None
+
+
+def _labelled(fields: tuple[str, ...], parts: list[str]) -> Context:
+    if len(parts) < len(fields) and "frame_name" in fields:
+        at = fields.index("frame_name")
+        parts = [*parts[:at], "", *parts[at:]]
+    context: Context = dict(zip(fields, parts, strict=True))
+    if "backtest" in context:
+        context["backtest"] = MODES[context["backtest"]]
+    return context
+
+
+def _splits(fields: tuple[str, ...], segment: str) -> Iterator[Context]:
+    """All that a joined name can be, the most probable first."""
+    if fields == ("backtest",):
+        if segment in MODES:
+            yield {"backtest": MODES[segment]}
+        return
+    if len(fields) == 1:
+        yield {fields[0]: unescape(segment)}
+        return
+    parts, fixed = segment.split("_"), Context()
+    free = [field for field in fields if field != "backtest"]
+    if len(free) < len(fields):
+        mode = parts.pop()
+        if mode not in MODES:
+            return
+        fixed["backtest"] = MODES[mode]
+        if not fixed["backtest"]:  # the original trades live without a frame
+            yield from _cuts([field for field in free if field != "frame_name"], parts, {**fixed, "frame_name": ""})
+    yield from _cuts(free, parts, fixed)
+
+
+def _cuts(fields: Sequence[str], parts: Sequence[str], fixed: Mapping[str, Any]) -> Iterator[Context]:
+    found: list[tuple[int, Context]] = []
+    for cuts in combinations(range(1, len(parts)), len(fields) - 1):
+        bounds = [0, *cuts, len(parts)]
+        groups = [parts[start:end] for start, end in pairwise(bounds)]
+        names = [unescape("_".join(group)) for group in groups]
+        if all(names):
+            context = dict(zip(fields, names, strict=True))
+            wide = sum(
+                len(group) - 1
+                for field, group in zip(fields, groups, strict=True)
+                if field not in ("strategy_name", "risk_name")
+            )
+            found.append((wide, {**context, **fixed}))
+    yield from (context for _, context in sorted(found, key=lambda option: option[0]))
