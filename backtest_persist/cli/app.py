@@ -34,6 +34,7 @@ async def demo(
     data_dir: Path | None = None,
     stop_after: Count = None,
     bars: Count = None,
+    backend: Literal["mongo", "json", "dummy"] = "mongo",
     servers: Literal["embedded", "env"] = "embedded",
     json: Flag = False,
 ) -> int:
@@ -47,11 +48,13 @@ async def demo(
     symbol
         A stock of the sample.
     data_dir
-        Keep the state of the embedded servers here; a second run resumes where the first one stopped.
+        Keep the state here, of the embedded servers or as JSON files; a second run resumes where the first one stopped.
     stop_after
         Exit hard, as if killed, after that many bars of this run.
     bars
         Take only the first bars of the sample; a later run with more of them goes on from there.
+    backend
+        What stands behind the strategy: MongoDB and Redis, JSON files, or nothing.
     servers
         Private servers for this run, or those of the CC_* settings.
     json
@@ -66,6 +69,7 @@ async def demo(
         data_dir=data_dir,
         stop_after=stop_after,
         limit=bars,
+        backend=backend,
         servers=servers,
         as_json=json,
     )

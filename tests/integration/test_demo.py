@@ -96,7 +96,7 @@ async def run_here(container: Container, mode: Mode = Mode.BACKTEST, bars: int =
     sample = load("AAPL")
     strategy = SmaCross(Registry(container), mode, sample.pair, sample.frame)
     await strategy.restore()
-    await replay(strategy, container, sample, bars)
+    await replay(strategy, sample, bars)
     return strategy
 
 

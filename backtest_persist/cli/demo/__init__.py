@@ -5,10 +5,12 @@
 import os
 import sys
 import time
+from asyncio import gather
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from basana import BarEvent, FifoQueueEventSource, backtesting_dispatcher
@@ -16,10 +18,10 @@ from basana.backtesting.exchange import Exchange
 from basana.backtesting.fees import Percentage
 from basana.backtesting.liquidity import InfiniteLiquidity
 
-from backtest_persist import CandleData, Container, Mode, SettingsError, embedded, ioc, persist, setup
+from backtest_persist import CandleData, Mode, SettingsError, embedded, ioc, persist, setup
 from backtest_persist.cli.demo.bars import DAY, Sample, load, millis
-from backtest_persist.cli.demo.report import Result, count_domains, progress, show, show_json
-from backtest_persist.cli.demo.strategy import MARKET, SLOW, SmaCross
+from backtest_persist.cli.demo.report import Backend, Result, count_domains, count_files, progress, show, show_json
+from backtest_persist.cli.demo.strategy import SLOW, SmaCross
 
 __all__ = ("replay", "run")
 
@@ -35,16 +37,25 @@ async def run(
     data_dir: Path | None,
     stop_after: int | None,
     limit: int | None,
+    backend: Backend,
     servers: Literal["embedded", "env"],
     as_json: bool,
 ) -> int:
     """Run the demo and print its report; returns the exit status."""
-    if servers == "env" and data_dir is not None:
-        raise SettingsError("--data-dir is for embedded servers; --servers env uses those of the CC_* settings.")
+    if data_dir is not None and (backend == "dummy" or (backend == "mongo" and servers == "env")):
+        keeper = "--backend dummy keeps nothing" if backend == "dummy" else "--servers env keeps it where CC_* says"
+        raise SettingsError(f"--data-dir says where the state is kept, but {keeper}; leave one of them out.")
     sample = load(symbol)
+    directory = None
     async with AsyncExitStack() as stack:
-        setup(await stack.enter_async_context(embedded(data_dir)) if servers == "embedded" else None)
-        await stack.enter_async_context(ioc)
+        if backend == "mongo":
+            setup(await stack.enter_async_context(embedded(data_dir)) if servers == "embedded" else None)
+            await stack.enter_async_context(ioc)
+        elif backend == "json":
+            directory = data_dir or Path(stack.enter_context(TemporaryDirectory(prefix="backtest-persist-")))
+            persist.use_json(directory)
+        else:
+            persist.use_dummy()
 
         strategy = SmaCross(persist, mode, sample.pair, sample.frame)
         resumed_from = (await strategy.restore()).bars
@@ -53,7 +64,7 @@ async def run(
         _say(_opening(strategy, total))
         started = time.perf_counter()
         if resumed_from < total:
-            await replay(strategy, ioc, sample, total, stop_after)
+            await replay(strategy, sample, total, stop_after)
         seconds = time.perf_counter() - started
         result = Result(
             symbol=symbol,
@@ -64,20 +75,20 @@ async def run(
             widened=sample.widened,
             first_close=sample.events[0].bar.close,
             last_close=sample.events[total - 1].bar.close,
-            embedded=servers == "embedded",
+            backend=backend,
+            temporary=data_dir is None and (backend == "json" or servers == "embedded"),
             data_dir=data_dir,
             session=strategy.session,
             trades=await strategy.trades(),
-            domains=await count_domains(ioc),
+            domains=await count_domains(ioc) if backend == "mongo" else {},
+            files=await count_files(directory) if directory else {},
             seconds=seconds,
         )
     (show_json if as_json else show)(result)
     return 0
 
 
-async def replay(
-    strategy: SmaCross, container: Container, sample: Sample, total: int, stop_after: int | None = None
-) -> None:
+async def replay(strategy: SmaCross, sample: Sample, total: int, stop_after: int | None = None) -> None:
     """Send the bars that the session does not hold yet through basana, up to `total` of the sample.
 
     After `stop_after` of them this process ends at once, without a word to anyone.
@@ -91,7 +102,7 @@ async def replay(
         liquidity_strategy_factory=InfiniteLiquidity,  # orders this small move no price, and are never filled in part
         fee_strategy=Percentage(FEE_PERCENT),
     )
-    strategy.trade_on(exchange, await _last_candles(strategy, container))
+    strategy.trade_on(exchange, await _last_candles(strategy))
     # The last committed bar comes again: it tells the exchange the price at which the working order was given.
     exchange.add_bar_source(FifoQueueEventSource(events=[*sample.events[max(session.bars - 1, 0) : total]]))
     failures: list[Exception] = []
@@ -142,12 +153,11 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-async def _last_candles(strategy: SmaCross, container: Container) -> list[CandleData]:
-    """The last `SLOW` candles of the session; days without trade are gaps here, and no error."""
-    last = strategy.session.last_bar
+async def _last_candles(strategy: SmaCross) -> list[CandleData]:
+    """The last `SLOW` candles of the session, asked for day by day: a day without trade is a gap, and no error."""
+    last, day = strategy.session.last_bar, DAY // timedelta(milliseconds=1)
     if last < 0:
         return []
-    days = SLOW * 7 // 5 + LONGEST_BREAK
-    since = last - (days - 1) * DAY // timedelta(milliseconds=1)
-    rows = await container.candle_db_service.find_range(strategy.symbol, "1d", MARKET, since, days)
-    return [row.data() for row in rows[-SLOW:]]
+    days = range(SLOW * 7 // 5 + LONGEST_BREAK)
+    windows = await gather(*(strategy.candles.read_candles_data(1, last - back * day) for back in reversed(days)))
+    return [candle for window in windows for candle in window or ()][-SLOW:]

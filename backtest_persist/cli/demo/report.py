@@ -4,7 +4,9 @@ import json
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Literal
 
+from anyio.to_thread import run_sync
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -13,8 +15,11 @@ from rich.text import Text
 
 from backtest_persist import Container, Mode
 from backtest_persist.cli.demo.strategy import CASH, Session, Signal, percent
+from backtest_persist.persist.dump.scan import scan
 
-__all__ = ("Domain", "Result", "count_domains", "progress", "show", "show_json")
+__all__ = ("Backend", "Domain", "Result", "count_domains", "count_files", "progress", "show", "show_json")
+
+Backend = Literal["mongo", "json", "dummy"]
 
 FAMILIES = (
     ("signal", "schedule", "risk", "partial", "breakeven", "recent", "state", "session"),
@@ -50,11 +55,16 @@ class Result:
     widened: int
     first_close: Decimal
     last_close: Decimal
-    embedded: bool
+    backend: Backend
+    temporary: bool
+    """Whether the state is gone with this process."""
     data_dir: Path | None
     session: Session
     trades: list[Signal]
     domains: dict[str, Domain]
+    """What MongoDB holds; empty with another backend."""
+    files: dict[str, int]
+    """How many JSON files there are; empty with another backend."""
     seconds: float
 
     @property
@@ -71,6 +81,12 @@ async def count_domains(container: Container) -> dict[str, Domain]:
         s = db.stats
         domains[name] = Domain(await db.count(), await cache.size(), s.reads, s.writes, s.lookups, s.hits)
     return domains
+
+
+async def count_files(directory: Path) -> dict[str, int]:
+    """Count the values of a dump."""
+    found = (await run_sync(scan, directory)).found
+    return {name: len(found[name]) for family in FAMILIES for name in family}
 
 
 class Speed(ProgressColumn):
@@ -99,7 +115,9 @@ def show(result: Result) -> None:
     console = Console()
     if not console.is_terminal or console.width > WIDTH:
         console = Console(width=WIDTH)
-    console.print(_domains(result), _trades(result), "", _account(result), sep="\n")
+    if result.backend != "dummy":
+        console.print(_domains(result) if result.backend == "mongo" else _files(result))
+    console.print(_trades(result), "", _account(result), sep="\n")
     console.print(*_footnotes(result), sep="\n", style="dim", soft_wrap=True, markup=False, highlight=False)
 
 
@@ -109,25 +127,39 @@ def show_json(result: Result) -> None:
     document = {
         "symbol": result.symbol,
         "mode": result.mode,
+        "backend": result.backend,
         "frame": result.frame,
         "bars": session.bars,
         "resumedFrom": result.resumed_from,
         "complete": session.bars == result.total_bars,
         "balance": session.equity,
         "trades": [trade.model_dump(mode="json", by_alias=True) for trade in result.trades],
-        "domains": {name: vars(domain) for name, domain in result.domains.items()},
+        "domains": {name: vars(domain) for name, domain in result.domains.items()}
+        or {name: {"files": files} for name, files in result.files.items()},
         "seconds": round(result.seconds, 3),
         "eventsPerSecond": round(result.bars / result.seconds, 1) if result.bars else None,
     }
     print(json.dumps(document, indent=2, default=str))
 
 
+def _table(result: Result) -> Table:
+    title = f"{result.symbol}, {result.mode}: {result.session.bars:,} of {result.total_bars:,} bars"
+    return Table(title=title, box=box.SIMPLE_HEAD, width=WIDTH)
+
+
+def _files(result: Result) -> Table:
+    table = _table(result)
+    table.add_column("domain")
+    table.add_column("JSON files", justify="right")
+    for family in FAMILIES:
+        for name in family:
+            table.add_row(name, f"{result.files[name]:,}", end_section=name == family[-1])
+    table.add_row("all fifteen", f"{sum(result.files.values()):,}", style="bold")
+    return table
+
+
 def _domains(result: Result) -> Table:
-    table = Table(
-        title=f"{result.symbol}, {result.mode}: {result.session.bars:,} of {result.total_bars:,} bars",
-        box=box.SIMPLE_HEAD,
-        width=WIDTH,
-    )
+    table = _table(result)
     table.add_column("domain")
     for column in ("documents in MongoDB", "ids in Redis", "reads", "writes", "cache hit rate"):
         table.add_column(column, justify="right")
@@ -189,13 +221,17 @@ def _account(result: Result) -> Table:
     if result.bars:
         operations = sum(d.reads + d.writes for d in result.domains.values())
         took = f"{result.bars:,} bars in {result.seconds:,.1f} s"
-        rate = f"{operations / result.seconds:,.0f} reads and writes per second"
-        table.add_row("events per second", f"{result.bars / result.seconds:,.0f}", f"{took}; {rate}")
+        rate = f"; {operations / result.seconds:,.0f} reads and writes per second" if operations else ""
+        table.add_row("events per second", f"{result.bars / result.seconds:,.0f}", f"{took}{rate}")
     return table
 
 
 def _footnotes(result: Result) -> list[str]:
-    notes = ["Documents and ids: of the whole database. Reads, writes and cache hits: of this process."]
+    notes: list[str] = []
+    if result.backend == "mongo":
+        notes.append("Documents and ids: of the whole database. Reads, writes and cache hits: of this process.")
+    if result.backend == "dummy":
+        notes.append("Backend dummy: every read found nothing, so the strategy remembered nothing between bars.")
     notes.append("Prices: adjusted for splits and dividends (adj_close), in dollars of the sample's last day.")
     if result.widened:
         notes.append(f"{result.widened} bars of the sample have a high or low inside the body: widened to hold it.")
@@ -205,8 +241,12 @@ def _footnotes(result: Result) -> list[str]:
         data_dir = str(result.data_dir.resolve())
         notes.append(f"The state is in {data_dir}. To look at it, in python -m asyncio:")
         notes.append("  from backtest_persist import *")
-        notes.append(f"  servers = embedded({data_dir!r}); setup(await servers.__aenter__())")
+        if result.backend == "mongo":
+            notes.append(f"  servers = embedded({data_dir!r}); setup(await servers.__aenter__())")
+        else:
+            notes.append(f"  persist.use_json({data_dir!r})")
         notes.append(f"  await (await persist.storage({result.mode.backtest})).read_storage_data()")
-    elif result.embedded:
-        notes.append("The servers and the state are gone; --data-dir DIR keeps the state.")
+    elif result.temporary and result.backend != "dummy":
+        gone = "The servers and the state are" if result.backend == "mongo" else "The files are"
+        notes.append(f"{gone} gone; --data-dir DIR keeps the state.")
     return notes

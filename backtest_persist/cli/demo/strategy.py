@@ -302,7 +302,7 @@ class SmaCross:
             memory = await self.persist.memory(signal.id, "notes")
             await memory.write_memory_data({"price": best, "at": when}, "best-close", when)
 
-        passed, safe = marks["profitLevels"], moved["reached"]
+        passed, safe = marks.get("profitLevels", []), moved.get("reached", False)
         new = [level for level in LEVELS if level <= profit and level not in passed]
         for level in new:
             await self.notify(f"profit-{level}", f"{self.symbol} is {profit} % up", when)

@@ -41,7 +41,7 @@ def loads(text: bytes) -> Any:
 
 
 def encode(value: Any) -> Any:
-    """Return a checked payload value (see `core.payload.encode_payload`) as JSON values."""
+    """Return a payload value as JSON values: one that `core.payload.encode_payload` checked, or `decode` returned."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -51,8 +51,8 @@ def encode(value: Any) -> Any:
     if isinstance(value, Mapping):
         members = {key: _encode_member(key, item) for key, item in cast("Mapping[str, Any]", value).items()}
         return members if _TAGS.isdisjoint(members) else {LITERAL: members}
-    if isinstance(value, Decimal128):
-        return {"$numberDecimal": str(value.to_decimal())}
+    if isinstance(value, Decimal | Decimal128):
+        return {"$numberDecimal": str(value.to_decimal() if isinstance(value, Decimal128) else value)}
     if isinstance(value, datetime):
         utc = _EPOCH + (value - _EPOCH)  # `astimezone` would fail at both ends of the calendar
         return {"$date": f"{utc.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"}
