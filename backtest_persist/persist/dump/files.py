@@ -33,7 +33,6 @@ from anyio.to_thread import run_sync
 from backtest_persist.contracts import When
 from backtest_persist.core.row import to_millis
 from backtest_persist.errors import (
-    BacktestPersistError,
     InvalidPayloadError,
     InvalidWhenError,
     StoreUnavailableError,
@@ -252,10 +251,11 @@ class Folder:
             os.fsync(descriptor)
 
     def _sweep(self) -> None:
-        if not self._path().is_dir():
+        path = self._path()
+        if not path.is_dir():
             return
-        with self._writing(lambda: False) as (path, _):
-            mirrors = [self._hidden(kind, path, "").parent for kind in ("records", "labels")]
+        mirrors = [self._hidden(kind, path, "").parent for kind in ("records", "labels")]
+        with self._errors(lambda: False), _locked(path, self._what):
             for directory in (path, *mirrors):
                 for leftover in _leftovers(directory):
                     leftover.unlink(missing_ok=True)
@@ -306,12 +306,16 @@ class Folder:
 
     @contextmanager
     def _writing(self, stored: Callable[[], bool]) -> Generator[tuple[Path, int]]:
-        try:
+        """Make the directory of this context, and keep others from writing to it; `stored`: whether anything was."""
+        with self._errors(stored):
             path = self._path(claim=True)
             with _locked(path, self._what) as descriptor:
                 yield path, descriptor
-        except BacktestPersistError:
-            raise
+
+    @contextmanager
+    def _errors(self, stored: Callable[[], bool]) -> Generator[None]:
+        try:
+            yield
         except OSError as error:
             problem = f"{self._what} cannot be written: {error.strerror}."
             if stored():

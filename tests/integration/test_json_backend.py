@@ -1,0 +1,453 @@
+"""JSON files: the layout of the TypeScript framework, whole values after a crash at any step, no way out."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backtest_persist import (
+    InvalidKeyError,
+    InvalidPayloadError,
+    Registry,
+    StoreUnavailableError,
+    WriteOutcomeUnknownError,
+    WriteRejectedError,
+)
+from backtest_persist.persist.dump import files
+from tests.dumps import ORIGINAL, ORIGINAL_WHEN, files_of, write_dump
+
+EARLY, LATE = 1_600_000_000_000, 1_700_000_000_000
+CANDLE = {"timestamp": 1_600_000_020_000, "open": 10.0, "high": 12.5, "low": 9.0, "close": 11.0, "volume": 100.0}
+
+
+def on(directory: Path) -> Registry:
+    registry = Registry()
+    registry.use_json(directory)
+    return registry
+
+
+async def collect(items: AsyncIterator[Any]) -> list[Any]:
+    return [item async for item in items]
+
+
+async def test_files_lie_where_the_original_keeps_its_own(tmp_path: Path) -> None:
+    """One write in each domain gives exactly these files with exactly this text."""
+    persist = on(tmp_path)
+    await (await persist.signal("BTCUSDT", "trend", "binance")).write_signal_data({"id": "s-1"})
+    await (await persist.schedule("BTCUSDT", "trend", "binance")).write_schedule_data(None)
+    await (await persist.risk("max", "binance")).write_position_data([["BTCUSDT", {"n": 1}]], LATE)
+    await (await persist.partial("BTCUSDT", "trend", "binance")).write_partial_data({"levels": [10]}, "s-1", LATE)
+    await (await persist.breakeven("BTCUSDT", "trend", "binance")).write_breakeven_data({"reached": True}, "s-1", LATE)
+    await (await persist.candle("BTCUSDT", "1m", "binance")).write_candles_data([CANDLE])
+    await (await persist.storage(True)).write_storage_data([{"id": "s-1"}])
+    await (await persist.notification(False)).write_notification_data([{"id": "n-1"}])
+    await (await persist.log()).write_log_data([{"id": "l-1"}])
+    await (await persist.measure("news")).write_measure_data({"score": 0.5}, "k", LATE)
+    await (await persist.interval("monthly")).write_interval_data({"done": True}, "2024-01", LATE)
+    await (await persist.memory("s-1", "notes")).write_memory_data({"text": "a"}, "m-1", LATE)
+    await (await persist.recent("BTCUSDT", "trend", "binance", "2024", True)).write_recent_data({"id": "s-1"}, LATE)
+    await (await persist.state("s-1", "stop")).write_state_data({"stop": 1.5}, LATE)
+    await (await persist.session("trend", "binance", "2024", "BTCUSDT", False)).write_session_data({"n": 1}, LATE)
+    assert files_of(tmp_path) == {
+        "data/signal/BTCUSDT_trend_binance/BTCUSDT.json": '{"id":"s-1"}',
+        "data/schedule/BTCUSDT_trend_binance/BTCUSDT.json": "null",
+        "data/risk/max_binance/positions.json": '[["BTCUSDT",{"n":1}]]',
+        "data/partial/BTCUSDT_trend_binance/s-1.json": '{"levels":[10]}',
+        "data/breakeven/BTCUSDT_trend_binance/s-1.json": '{"reached":true}',
+        "data/candle/binance/BTCUSDT/1m/1600000020000.json": (
+            '{"timestamp":1600000020000,"open":10.0,"high":12.5,"low":9.0,"close":11.0,"volume":100.0}'
+        ),
+        "data/storage/backtest/s-1.json": '{"id":"s-1"}',
+        "data/notification/live/n-1.json": '{"id":"n-1"}',
+        "data/log/log/l-1.json": '{"id":"l-1"}',
+        "data/measure/news/k.json": '{"score":0.5}',
+        "data/interval/monthly/2024-01.json": '{"done":true}',
+        "memory/s-1/notes/m-1.json": '{"text":"a"}',
+        "data/recent/BTCUSDT_trend_binance_2024_backtest/BTCUSDT.json": '{"id":"s-1"}',
+        "state/s-1/stop/stop.json": '{"stop":1.5}',
+        "session/trend/binance/2024/BTCUSDT_live.json": '{"n":1}',
+    }
+
+
+async def test_a_dump_of_the_original_is_read_in_every_domain(tmp_path: Path) -> None:
+    """What backtest-kit wrote is there, infinity and tombstones included; its own times hide what is later."""
+    write_dump(tmp_path, ORIGINAL)
+    persist, before = on(tmp_path), ORIGINAL_WHEN - 1
+    sse = ("BTCUSDT", "my_strategy", "binance")
+    signal = await (await persist.signal(*sse)).read_signal_data()
+    assert signal is not None
+    assert (signal["note"], signal["minuteEstimatedTime"]) == ("ü:/%", float("inf"))
+    assert await (await persist.schedule(*sse)).read_schedule_data() is None
+    risk = await (await persist.risk("max_2", "binance")).read_position_data(0)
+    assert risk == [["BTCUSDT", {"openTimestamp": 1, "minuteEstimatedTime": float("inf")}]]
+    assert (await (await persist.partial(*sse)).read_partial_data("s-1", 0))["BTC"]["profitLevels"] == [10, 20]
+    assert await (await persist.breakeven(*sse)).read_breakeven_data("s-1", 0) == {"BTC": {"reached": True}}
+    window = await (await persist.candle("BTCUSDT", "1m", "binance")).read_candles_data(3, 1_600_000_020_000)
+    assert window is not None
+    assert [candle["volume"] for candle in window] == [100.0, 101.0, 102.0]
+    for backtest in (True, False):
+        assert [row["id"] for row in await (await persist.storage(backtest)).read_storage_data()] == ["a", "b"]
+        assert len(await (await persist.notification(backtest)).read_notification_data()) == 1
+    assert {row["id"] for row in await (await persist.log()).read_log_data()} == {"l-2", "l-10"}
+    measure = await persist.measure("llm:news")
+    assert await collect(measure.list_measure_data()) == ["k1"]
+    assert await measure.read_measure_data("k2") is None
+    interval = await persist.interval("monthly")
+    assert await interval.read_interval_data("2024-01", when=before) is None
+    assert await interval.read_interval_data("2024-01", when=ORIGINAL_WHEN) is not None
+    memory = await persist.memory("s-1", "notes")
+    assert [name for name, _ in await collect(memory.list_memory_data())] == ["m1"]
+    assert await collect(memory.list_memory_data(when=before)) == []
+    assert await memory.has_memory_data("m2") is True
+    recent = await persist.recent(*sse, "2024_q1", True)
+    assert await recent.read_recent_data(when=before) is None
+    assert await recent.read_recent_data(when=ORIGINAL_WHEN) is not None
+    state = await persist.state("s-1", "stop")
+    assert await state.read_state_data(when=before) is None
+    assert await state.read_state_data(when=ORIGINAL_WHEN) is not None
+    session = await persist.session("my_strategy", "binance", "2024_q1", "BTCUSDT", True)
+    assert await session.read_session_data(when=before) is None
+    assert await session.read_session_data() is not None
+    assert files_of(tmp_path, hidden=True) == dict(sorted(ORIGINAL.items()))  # reading changes nothing
+
+
+async def test_names_that_join_to_the_same_directory_keep_apart(tmp_path: Path) -> None:
+    """The first writer gets the original's directory, the others a stricter one, also after a restart."""
+    contexts = [("A_B", "C", "x"), ("A", "B_C", "x"), ("A", "B", "C_x"), ("A", "B%5FC", "x")]
+    for number, context in enumerate(contexts):
+        partial = await on(tmp_path).partial(*context)
+        assert await partial.read_partial_data("s", LATE) == {}
+        await partial.write_partial_data({"n": number}, "s", LATE)
+    for number, context in enumerate(contexts):
+        assert await (await on(tmp_path).partial(*context)).read_partial_data("s", LATE) == {"n": number}
+    assert json.loads((tmp_path / "data/partial/A_B_C_x/s.json").read_text()) == {"n": 0}
+
+
+async def test_a_directory_of_the_original_belongs_to_its_first_writer(tmp_path: Path) -> None:
+    """All contexts it can be read as see what the original shares among them, until one of them writes."""
+    write_dump(tmp_path, {"data/signal/A_B_C_x/A.json": '{"n":0}'})
+    assert await (await on(tmp_path).signal("A", "B_C", "x")).read_signal_data() == {"n": 0}
+    mine, other = await on(tmp_path).signal("A", "B", "C_x"), await on(tmp_path).signal("A", "B_C", "x")
+    assert await mine.read_signal_data() == {"n": 0}
+    await mine.write_signal_data({"n": 1})
+    assert await mine.read_signal_data() == {"n": 1}
+    assert await other.read_signal_data() is None
+
+
+async def test_no_name_leaves_the_dump(tmp_path: Path) -> None:
+    """Path tricks in every place a name can stand create files below the dump alone, and are read back."""
+    dump = tmp_path / "a" / "dump"
+    persist = on(dump)
+    for name in ("..", "../..", "../../outside", "/etc/passwd", "a/../../b", ".", "...", "~", ".backtest-persist"):
+        await (await persist.signal(name, name, name)).write_signal_data({"id": name})
+        await (await persist.memory(name, name)).write_memory_data({"id": name}, name, LATE)
+        await (await persist.storage(True)).write_storage_data([{"id": name}])
+        assert await (await persist.signal(name, name, name)).read_signal_data() == {"id": name}
+        assert await (await persist.memory(name, name)).read_memory_data(name) == {"id": name}
+    assert len(await (await persist.storage(True)).read_storage_data()) == 9
+    assert os.listdir(tmp_path) == ["a"]
+    assert os.listdir(tmp_path / "a") == ["dump"]
+    for name in ("", "a\0b", "\ud800"):
+        with pytest.raises(InvalidKeyError):
+            await (await persist.signal(name, "s", "e")).read_signal_data()
+
+
+STEPS = ("open", "write", "fsync", "rename", "link", "unlink", "mkdir", "utime")
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("second", [{"n": 2, "long": "x" * 100}, {"n": 1}, None], ids=["other", "same", "none"])
+async def test_a_write_that_dies_at_any_step_leaves_the_old_value_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: dict[str, Any] | None
+) -> None:
+    """Cut at the first, second, … call of the system: the value and its `when` are both old or both new, then go on."""
+    first = {"n": 1}
+    outcomes: list[str] = []
+    for cut in range(1, 100):
+        directory = tmp_path / str(cut)
+        await (await on(directory).state("sig", "b")).write_state_data(first, LATE)
+        with monkeypatch.context() as patch:
+            calls = cut_at(patch, cut)
+            finished = True
+            try:
+                await (await on(directory).state("sig", "b")).write_state_data(second, EARLY)
+            except Killed:
+                finished = False
+        state = await on(directory).state("sig", "b")
+        found = await state.read_state_data(), await state.read_state_data(when=EARLY)
+        if finished:
+            assert found == (second, second)
+            assert len(calls) < cut
+            break
+        assert found in ((first, None), (second, second))
+        outcomes.append("old" if found == (first, None) else "new")
+        assert leftovers(directory) == []  # swept
+        await state.write_state_data({"n": 3}, LATE)
+        assert await state.read_state_data(when=LATE) == {"n": 3}
+        assert await state.read_state_data(when=LATE - 1) is None
+    else:
+        pytest.fail("the write never finished")
+    assert outcomes == sorted(outcomes, reverse=True)  # once new, never old again
+    assert "old" in outcomes
+
+
+def leftovers(directory: Path) -> list[Path]:
+    return list(directory.rglob(".tmp-*"))
+
+
+def cut_at(patch: pytest.MonkeyPatch, cut: int) -> list[str]:
+    """Let the `cut`-th call of the system end everything; returns the names of the calls that were made."""
+    calls: list[str] = []
+
+    def cutting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            calls.append(name)
+            if len(calls) >= cut:  # a dead process makes no further calls
+                raise Killed
+            return real(*args, **options)
+
+        return call
+
+    for name in STEPS:
+        patch.setattr(files.os, name, cutting(name, getattr(os, name)))
+    return calls
+
+
+async def test_leftovers_of_a_crash_are_swept_at_the_start(tmp_path: Path) -> None:
+    """Temporary files of ours go at once, of others when they are old; everything else stays."""
+    folder = tmp_path / "data/storage/live"
+    write_dump(folder, {".tmp-123-0": "{", ".tmp-0a1b2c-x.json": "{", ".tmp-old-x.json": "{", "a.json": '{"id":"a"}'})
+    old = time.time() - 600
+    os.utime(folder / ".tmp-old-x.json", (old, old))
+    storage = await on(tmp_path).storage(False)
+    assert sorted(path.name for path in folder.iterdir()) == [".tmp-0a1b2c-x.json", "a.json"]
+    assert await storage.read_storage_data() == [{"id": "a"}]
+
+
+async def test_a_cancelled_write_never_lands_after_a_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that was cancelled while its thread was busy is done or not done before the next one."""
+    persist = on(tmp_path)
+    state = await persist.state("sig", "b")
+    await state.write_state_data({"n": 0}, 0)
+    slow, real = asyncio.Event(), os.fsync
+    loop = asyncio.get_running_loop()
+
+    def fsync(descriptor: int) -> None:
+        loop.call_soon_threadsafe(slow.set)
+        time.sleep(0.05)
+        real(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    cancelled = asyncio.create_task(state.write_state_data({"n": 1}, 1))
+    await slow.wait()
+    cancelled.cancel()
+    await state.write_state_data({"n": 2}, 2)
+    assert await state.read_state_data() == {"n": 2}
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+
+
+async def test_two_processes_write_to_one_directory(tmp_path: Path) -> None:
+    """Entries, values and times of several writers are all there; none is mixed up with another's."""
+    code = """
+import asyncio, sys
+from backtest_persist import Registry
+async def main(who):
+    persist = Registry(); persist.use_json(sys.argv[1])
+    log, state, risk = await persist.log(), await persist.state("s", "b"), await persist.risk("r_1", "e_1")
+    for n in range(100):
+        await log.write_log_data([{"id": f"{who}-{n}"}])
+        await state.write_state_data({"who": who, "n": n}, n)
+        await risk.write_position_data([who, n], n)
+asyncio.run(main(sys.argv[2]))
+"""
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), who], cwd=Path(__file__).parents[2])  # noqa: ASYNC220
+        for who in "ABC"
+    ]
+    persist = on(tmp_path)
+    state = await persist.state("s", "b")
+    while any(writer.poll() is None for writer in writers):
+        value = await state.read_state_data()
+        if value is not None:
+            assert await state.read_state_data(when=-1) is None
+        await asyncio.sleep(0)
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    entries = [entry["id"] for entry in await (await persist.log()).read_log_data()]
+    for who in "ABC":
+        assert [entry for entry in entries if entry.startswith(who)] == [f"{who}-{n}" for n in range(100)]
+    assert (await state.read_state_data(when=99) or {})["n"] == 99
+    assert await state.read_state_data(when=98) is None
+    assert (await (await persist.risk("r_1", "e_1")).read_position_data(99))[1] == 99
+
+
+async def test_a_read_between_two_writes_sees_a_value_with_its_own_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When two writes land between the read of a value and the read of its record, the value is read again."""
+    state = await on(tmp_path).state("s", "b")
+    await state.write_state_data({"n": 1}, LATE)
+    other = files.DumpFiles(tmp_path).folder("state", signal_id="s", bucket_name="b")
+    real, raced = files._load_records, False
+
+    def racing(file: Path) -> dict[str, dict[str, int]]:
+        nonlocal raced
+        if not raced:
+            raced = True
+            for n in (2, 3):
+                other._write([files.Write("b", b'{"n":%d}' % n, LATE)], True, True)
+        return real(file)
+
+    monkeypatch.setattr(files, "_load_records", racing)
+    assert await state.read_state_data(when=EARLY) is None
+    assert raced
+    assert await state.read_state_data(when=LATE) == {"n": 3}
+
+
+async def test_a_directory_that_stays_locked_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that does not let go costs a bounded wait, then a StoreUnavailableError; reads go on."""
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.1)
+    state = await on(tmp_path).state("s", "b")
+    await state.write_state_data({"n": 1}, 1)
+    folder = tmp_path / "state/s/b"
+    code = "import fcntl,os,sys; fcntl.flock(os.open(sys.argv[1],0),2); print('held',flush=True); sys.stdin.read()"
+    holder = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(StoreUnavailableError, match="locked"):
+        await state.write_state_data({"n": 2}, 2)
+    assert await state.read_state_data() == {"n": 1}
+    holder.communicate()
+    await state.write_state_data({"n": 3}, 3)
+    assert await state.read_state_data() == {"n": 3}
+
+
+async def test_a_full_disk_is_a_typed_error_and_the_old_value_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error before the rename says that nothing was stored, one after it that the next read tells."""
+    state = await on(tmp_path).state("s", "b")
+    await state.write_state_data({"n": 1}, 1)
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "write", refuse)
+        with pytest.raises(WriteRejectedError, match="No space left"):
+            await state.write_state_data({"n": 2}, 2)
+        assert await state.read_state_data() == {"n": 1}
+    assert leftovers(tmp_path) == []
+    storage, real, written = await on(tmp_path).storage(True), os.rename, 0
+
+    def refuse_later(*args: Any) -> None:
+        nonlocal written
+        written += 1
+        if written > 2:
+            refuse()
+        real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "rename", refuse_later)
+        with pytest.raises(WriteOutcomeUnknownError, match="read to see"):
+            await storage.write_storage_data([{"id": str(n)} for n in range(5)])
+    assert [entry["id"] for entry in await storage.read_storage_data()] == ["0", "1"]
+
+
+async def test_a_file_in_the_place_of_a_directory_is_a_typed_error(tmp_path: Path) -> None:
+    """Neither reads nor writes raise what the operating system raised."""
+    (tmp_path / "state").write_text("")
+    state = await on(tmp_path).state("s", "b")
+    with pytest.raises(StoreUnavailableError):
+        await state.read_state_data()
+    with pytest.raises(WriteRejectedError):
+        await state.write_state_data({}, 1)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"id": "bro', '{"$date": "x"}'])
+async def test_a_damaged_file_is_a_typed_error_that_names_it(tmp_path: Path, text: str) -> None:
+    """Nothing is guessed and nothing removed; a later write repairs it."""
+    write_dump(tmp_path, {"data/signal/A_B_C/A.json": text, "data/storage/live/x.json": text})
+    signal, storage = await on(tmp_path).signal("A", "B", "C"), await on(tmp_path).storage(False)
+    with pytest.raises(InvalidPayloadError, match=r"A\.json"):
+        await signal.read_signal_data()
+    with pytest.raises(InvalidPayloadError, match=r"x\.json"):
+        await storage.read_storage_data()
+    await signal.write_signal_data({"n": 1})
+    assert await signal.read_signal_data() == {"n": 1}
+
+
+async def test_a_damaged_candle_is_a_typed_error(tmp_path: Path) -> None:
+    """A file that holds no candle, or one of another time, is not passed on as prices."""
+    path = "data/candle/b/BTC/1m/1600000020000.json"
+    for text in ("null", "[]", '{"timestamp":1600000020000}', json.dumps({**CANDLE, "timestamp": 1_600_000_080_000})):
+        write_dump(tmp_path, {path: text})
+        with pytest.raises(InvalidPayloadError, match=r"damaged|another candle"):
+            await (await on(tmp_path).candle("BTC", "1m", "b")).read_candles_data(1, 1_600_000_020_000)
+
+
+async def test_an_entry_keeps_its_place_when_it_is_written_again(tmp_path: Path) -> None:
+    """The order is that of the first writes, over restarts, rewrites, removals and revivals."""
+    storage, memory = await on(tmp_path).storage(True), await on(tmp_path).memory("s", "b")
+    await storage.write_storage_data([{"id": name} for name in ("c", "a", "b")])
+    for name in ("c", "a", "b"):
+        await memory.write_memory_data({"n": 1}, name, LATE)
+    storage, memory = await on(tmp_path).storage(True), await on(tmp_path).memory("s", "b")
+    await storage.write_storage_data([{"id": "c", "n": 2}, {"id": "0"}])
+    await storage.write_storage_data([{"id": "c", "n": 3}])
+    await memory.remove_memory_data("c")
+    await memory.write_memory_data({"n": 2}, "c", EARLY)
+    storage, memory = await on(tmp_path).storage(True), await on(tmp_path).memory("s", "b")
+    assert [entry["id"] for entry in await storage.read_storage_data()] == ["c", "a", "b", "0"]
+    assert [name for name, _ in await collect(memory.list_memory_data())] == ["c", "a", "b"]
+
+
+async def test_the_thread_that_writes_ends_with_its_backend(tmp_path: Path) -> None:
+    """Swapping the backend leaves no thread behind."""
+    import gc
+    import threading
+
+    persist = on(tmp_path)
+    await (await persist.log()).write_log_data([{"id": "a"}])
+    writers = [thread for thread in threading.enumerate() if thread.name.startswith("backtest-persist-dump")]
+    assert writers
+    persist.use_dummy()
+    gc.collect()
+    for thread in writers:
+        await asyncio.to_thread(thread.join, 10)
+        assert not thread.is_alive()
+
+
+async def test_a_fork_writes_on(tmp_path: Path) -> None:
+    """A child that was forked after the first write has no thread of its parent's, and starts its own."""
+    code = """
+import asyncio, os, sys
+from backtest_persist import Registry
+persist = Registry(); persist.use_json(sys.argv[1])
+async def write(name):
+    await (await persist.log()).write_log_data([{"id": name}])
+asyncio.run(write("parent"))
+child = os.fork()
+asyncio.run(write("child" if child == 0 else "again"))
+if child:
+    os.waitpid(child, 0)
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(tmp_path), cwd=Path(__file__).parents[2]
+    )
+    async with asyncio.timeout(60):
+        assert await process.wait() == 0
+    entries = await (await on(tmp_path).log()).read_log_data()
+    assert {entry["id"] for entry in entries} == {"parent", "child", "again"}
