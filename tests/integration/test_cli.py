@@ -1,5 +1,6 @@
 """The command line: what it prints and how it exits, on real servers."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import anyio.to_thread
 from pymongo import AsyncMongoClient
 
 from backtest_persist import Settings, __version__
+from tests.dumps import ORIGINAL, write_dump
 
 
 async def run(*arguments: str, settings: Settings, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -75,3 +77,46 @@ async def test_an_unreachable_server_is_one_clear_line(settings: Settings, tmp_p
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "Nothing was applied" in " ".join(result.stderr.split())
+
+
+async def test_import_and_export_print_reports_and_exit_with_what_happened(settings: Settings, tmp_path: Path) -> None:
+    """0 when all went well, 3 when something was skipped, 1 for an error; --json is the whole report."""
+    dump, out = tmp_path / "dump", tmp_path / "out"
+    write_dump(dump, ORIGINAL)
+    dry = await run("import-dump", str(dump), "--dry-run", settings=settings, cwd=tmp_path)
+    assert dry.returncode == 0, dry.stderr
+    assert "Nothing was written" in dry.stdout
+    done = await run("import-dump", "dump", settings=settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(ORIGINAL)} files in" in done.stdout
+    assert "Importing" in done.stderr  # the progress bar
+
+    write_dump(dump, {f"data/storage/live/[bold]{n}.json": "{" for n in range(30)})
+    shown = await run("import-dump", str(dump), settings=settings, cwd=tmp_path)
+    assert shown.returncode == 3
+    assert "30 files were skipped" in shown.stdout
+    assert "[bold]0.json" in shown.stdout
+    assert "data/storage/live: 10 more" in shown.stdout
+    full = await run(
+        "import-dump",
+        str(dump),
+        "--json",
+        "--exchange",
+        "gate_io",
+        "--exchange",
+        "x_y",
+        settings=settings,
+        cwd=tmp_path,
+    )
+    assert full.returncode == 3
+    report = json.loads(full.stdout)
+    assert len(report["skipped"]) == 30
+    assert report["domains"]["storage"] == {"files": 34, "new": 0, "same": 4, "skipped": 30}
+
+    exported = await run("export-dump", str(out), "--json", settings=settings, cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert sum(json.loads(exported.stdout)["domains"].values()) == len(ORIGINAL)
+    refused = await run("export-dump", str(out), settings=settings, cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.splitlines()[-1].startswith("backtest-persist:")
+    assert "not an empty directory" in refused.stderr

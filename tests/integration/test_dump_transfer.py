@@ -1,0 +1,344 @@
+"""Import and export: everything arrives or is reported, nothing that stands is touched, and the way back is exact."""
+
+import json
+import os
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from backtest_persist import Container, Registry, Settings, SettingsError
+from backtest_persist.persist.dump import transfer
+from backtest_persist.persist.dump.transfer import Imported, export_dump, import_dump
+from tests.cases import CASES
+from tests.dumps import ORIGINAL, ORIGINAL_WHEN, files_of, write_dump
+
+Documents = dict[str, list[dict[str, Any]]]
+MINUTE = 60_000
+START = 1_600_000_020_000
+
+
+async def documents(container: Container) -> Documents:
+    """All documents as they are stored, without ids and dates, by collection."""
+    found: Documents = {}
+    for service in container.db_services:
+        collection = container.mongo_service.collection(service.collection)
+        rows = [document async for document in collection.find({}).sort([("createDate", 1), ("_id", 1)])]
+        for row in rows:
+            assert isinstance(row.pop("_id"), ObjectId)
+            del row["createDate"], row["updatedDate"]
+        if rows:
+            found[service.collection] = rows
+    return found
+
+
+def totals(report: Imported) -> tuple[int, int, int, int]:
+    counts = report.domains.values()
+    files, new = sum(count.files for count in counts), sum(count.new for count in counts)
+    return files, new, sum(count.same for count in counts), sum(count.skipped for count in counts)
+
+
+async def test_a_dump_of_the_original_arrives_whole(container: Container, tmp_path: Path) -> None:
+    """Every file is a document of the right context, with the payload, the tombstone and the time it says itself."""
+    write_dump(tmp_path, ORIGINAL)
+    report = await import_dump(container, tmp_path)
+    assert totals(report) == (len(ORIGINAL), len(ORIGINAL), 0, 0)
+    assert report.skipped == []
+    sse = {"symbol": "BTCUSDT", "strategyName": "my_strategy", "exchangeName": "binance"}
+    stored = await documents(container)
+    assert stored["schedule-items"] == [{**sse, "payload": None, "__v": 0}]
+    assert stored["partial-items"] == [
+        {
+            **sse,
+            "signalId": "s-1",
+            "payload": {"BTC": {"profitLevels": [10, 20], "lossLevels": []}},
+            "when": 0,
+            "__v": 0,
+        }
+    ]
+    assert stored["risk-items"][0]["positions"] == [
+        ["BTCUSDT", {"openTimestamp": 1, "minuteEstimatedTime": float("inf")}]
+    ]
+    assert {(row["frameName"], row["backtest"], row["when"]) for row in stored["recent-items"]} == {
+        ("2024_q1", True, ORIGINAL_WHEN),
+        ("", False, ORIGINAL_WHEN),  # the original trades live without a frame
+    }
+    assert {(row["frameName"], row["symbol"], row["backtest"]) for row in stored["session-items"]} == {
+        ("2024_q1", "BTCUSDT", True),
+        ("", "BTCUSDT", False),
+    }
+    assert {(row["entryKey"], row["removed"]) for row in stored["measure-items"]} == {("k1", False), ("k2", True)}
+    assert {(row["memoryId"], row["removed"], row["when"]) for row in stored["memory-items"]} == {
+        ("m1", False, ORIGINAL_WHEN),
+        ("m2", True, ORIGINAL_WHEN),
+    }
+    assert {row["symbol"] for row in stored["candle-items"]} == {"BTCUSDT", "BTC/USDT:USDT"}
+    assert [len(stored[f"{name}-items"]) for name in ("storage", "notification", "log", "candle")] == [4, 2, 2, 4]
+    persist = Registry(container)
+    window = await (await persist.candle("BTCUSDT", "1m", "binance")).read_candles_data(3, START)
+    assert window is not None
+    signal = await (await persist.signal("BTCUSDT", "my_strategy", "binance")).read_signal_data()
+    assert signal == {**json.loads(next(text for path, text in ORIGINAL.items() if "data/signal" in path))} | {
+        "minuteEstimatedTime": float("inf")
+    }
+
+
+async def test_a_second_import_stores_nothing_new(container: Container, tmp_path: Path) -> None:
+    """Importing again changes no document, not even its dates, and says that all is there already."""
+    write_dump(tmp_path, ORIGINAL)
+    await import_dump(container, tmp_path)
+    signals = container.mongo_service.collection("signal-items")
+    before, dates = await documents(container), [row async for row in signals.find({})]
+    report = await import_dump(container, tmp_path)
+    assert totals(report) == (len(ORIGINAL), 0, len(ORIGINAL), 0)
+    assert await documents(container) == before
+    assert [row async for row in signals.find({})] == dates
+
+
+async def test_a_dry_run_writes_nothing_at_all(container: Container, tmp_path: Path) -> None:
+    """Not even a collection or an index comes into being, and the report is that of the import."""
+    write_dump(tmp_path, {**ORIGINAL, "data/storage/live/bad.json": "{"})
+    dry = await import_dump(container, tmp_path, dry_run=True)
+    assert await container.mongo_service.database.list_collection_names() == []
+    assert await container.candle_cache_service.size() == 0
+    wet = await import_dump(container, tmp_path)
+    dry.seconds = wet.seconds
+    assert dry == wet
+
+
+async def test_what_stands_in_the_database_is_kept_and_reported(container: Container, tmp_path: Path) -> None:
+    """A value that a runner has written since is not overwritten, and the file that lost is named."""
+    write_dump(tmp_path, ORIGINAL)
+    persist = Registry(container)
+    signal = await persist.signal("BTCUSDT", "my_strategy", "binance")
+    await signal.write_signal_data({"id": "newer"})
+    candle = {"timestamp": START, "open": 1.0, "high": 2.0, "low": 1.0, "close": 1.5, "volume": 1.0}
+    await (await persist.candle("BTCUSDT", "1m", "binance")).write_candles_data([candle])
+    report = await import_dump(container, tmp_path)
+    assert await signal.read_signal_data() == {"id": "newer"}
+    assert await (await persist.candle("BTCUSDT", "1m", "binance")).read_candles_data(1, START) == [candle]
+    assert {entry.path for entry in report.skipped} == {
+        "data/signal/BTCUSDT_my_strategy_binance/BTCUSDT.json",
+        f"data/candle/binance/BTCUSDT/1m/{START}.json",
+    }
+    assert all("another value is stored already" in entry.reason for entry in report.skipped)
+    assert totals(report) == (len(ORIGINAL), len(ORIGINAL) - 2, 0, 2)
+
+
+GOOD = '{"timestamp":%d,"open":10,"high":12,"low":9,"close":11,"volume":1}'
+MALFORMED = {
+    "data/storage/live/cut.json": '{"id": "cut',
+    "data/storage/live/list.json": "[1]",
+    "data/storage/live/null.json": "null",
+    "data/storage/live/renamed.json": '{"id":"other"}',
+    "data/storage/paper/x.json": '{"id":"x"}',
+    "data/storage/live/deep/x.json": '{"id":"x"}',
+    "data/storage/live/notes.txt": "hello",
+    "data/storage/live/.tmp-12-x.json": "{",
+    "data/storage/live/huge.json": '{"id":"huge","n":123456789012345678901234567890}',
+    "data/log/x.json": '{"id":"x"}',
+    "data/risk/max_binance/other.json": "[]",
+    "data/risk/min_binance/positions.json": '{"no":"list"}',
+    "data/risk/alone/positions.json": "[]",
+    "data/signal/A_B_C/D.json": '{"id":"x"}',
+    "data/signal/A_B/A.json": '{"id":"x"}',
+    "data/candle/binance/BTC/1w/1600000020000.json": GOOD % START,
+    "data/candle/binance/BTC/1m/1600000020000.json": GOOD % (START + MINUTE),
+    "data/candle/binance/BTC/1m/1600000020001.json": GOOD % (START + 1),
+    "data/candle/binance/BTC/1m/now.json": GOOD % START,
+    "data/candle/binance/BTC/1m/1600000140000.json": '{"timestamp":1600000140000,"open":10}',
+    "data/candle/binance/BTC/1m/1600000200000.json": (GOOD % 1_600_000_200_000).replace("12", "1"),
+    "data/candle/binance/BTC/1m/4102444800000.json": GOOD % 4_102_444_800_000,
+    "data/candle/binance/BTC/1m/1600000260000.json": "\x00",
+    "state/s/b/c.json": "{}",
+    "session/t/b/f/nothing.json": "{}",
+    "memory/s/b/deeper/m.json": "{}",
+}
+
+
+async def test_a_malformed_file_stops_nothing_and_is_always_reported(container: Container, tmp_path: Path) -> None:
+    """Each is in the report, once, with a reason; every good file beside them is stored."""
+    write_dump(tmp_path, {**ORIGINAL, **MALFORMED})
+    (tmp_path / "data/storage/live" / os.fsdecode(b"\xff.json")).write_text("{}")
+    report = await import_dump(container, tmp_path)
+    reported = [entry.path for entry in report.skipped]
+    assert set(MALFORMED) <= set(reported)
+    assert len(reported) == len(set(reported)) == len(MALFORMED) + 1
+    assert all(entry.reason for entry in report.skipped)
+    assert totals(report) == (len(ORIGINAL) + len(reported), len(ORIGINAL), 0, len(reported))
+
+
+async def test_what_is_no_persisted_data_is_counted(container: Container, tmp_path: Path) -> None:
+    """Other things the framework writes into its dump directory are named, and left alone."""
+    others = {"report/a.jsonl": "", "report/b/c.jsonl": "", "data/strategy/A_B_C/A.json": "{}", "notes.txt": ""}
+    write_dump(tmp_path, {**ORIGINAL, **others})
+    report = await import_dump(container, tmp_path)
+    assert report.ignored == {"data/strategy": 1, "report": 2, "notes.txt": 1}
+    assert report.skipped == []
+
+
+@pytest.mark.parametrize(
+    ("path", "hints", "expected"),
+    [
+        ("data/partial/BTC_my_trend_binance/s.json", {}, ("BTC", "my_trend", "binance")),
+        ("data/partial/BTC_trend_gate_io/s.json", {"exchanges": ["gate_io"]}, ("BTC", "trend", "gate_io")),
+        ("data/partial/BTC_USDT_trend_gate/s.json", {"candle": ("gate", "BTC_USDT")}, ("BTC_USDT", "trend", "gate")),
+        ("data/signal/BTC_USDT_trend_gate/BTC_USDT.json", {}, ("BTC_USDT", "trend", "gate")),
+        (
+            "data/signal/BTC_a_b_c/BTC.json",
+            {"payload": {"strategyName": "a", "exchangeName": "b_c"}},
+            ("BTC", "a", "b_c"),
+        ),
+        ("data/signal/BTC/USDT_trend_binance/BTC/USDT.json", {}, ("BTC/USDT", "trend", "binance")),
+    ],
+)
+async def test_a_joined_name_is_split_by_what_is_known(
+    container: Container, tmp_path: Path, path: str, hints: dict[str, Any], expected: tuple[str, ...]
+) -> None:
+    """The symbol of the file, the payload, known exchanges and symbols decide, in the end the rule; it is reported."""
+    write_dump(tmp_path, {path: json.dumps(hints.get("payload", {"id": "x"}))})
+    if "candle" in hints:
+        exchange, symbol = hints["candle"]
+        write_dump(tmp_path, {f"data/candle/{exchange}/{symbol}/1m/{START}.json": GOOD % START})
+    report = await import_dump(container, tmp_path, exchanges=hints.get("exchanges", ()))
+    domain = path.split("/")[1]
+    (row,) = (await documents(container))[f"{domain}-items"]
+    assert (row["symbol"], row["strategyName"], row["exchangeName"]) == expected
+    assert (path.rpartition("/")[0] in report.assumed) == (path == "data/partial/BTC_my_trend_binance/s.json")
+
+
+async def test_an_import_that_was_cut_is_resumed(
+    container: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far it came, running it again ends with the same documents as one that was not cut."""
+    candles = {f"data/candle/b/BTC/1m/{START + n * MINUTE}.json": GOOD % (START + n * MINUTE) for n in range(250)}
+    write_dump(tmp_path, {**ORIGINAL, **candles})
+    monkeypatch.setattr(transfer, "CANDLES_AT_ONCE", 50)
+    monkeypatch.setattr(transfer, "FILES_AT_ONCE", 2)
+
+    class Cut(Exception):  # noqa: N818
+        pass
+
+    class Cutter:
+        def __init__(self, cut: int) -> None:
+            self.left = cut
+
+        def begin(self, total: int) -> None:
+            assert total == len(ORIGINAL) + 250
+
+        def advance(self, done: int) -> None:
+            self.left -= 1
+            if not self.left:
+                raise Cut
+
+    stored = 0
+    for cut in (1, 2, 5, 9, 14):
+        with pytest.raises(Cut):
+            await import_dump(container, tmp_path, progress=Cutter(cut))
+        now = sum(map(len, (await documents(container)).values()))
+        assert stored <= now < len(ORIGINAL) + 250
+        stored = now
+    report = await import_dump(container, tmp_path)
+    files, new, same, skipped = totals(report)
+    assert (files, skipped) == (len(ORIGINAL) + 250, 0)
+    assert new + same == files
+    assert same == stored
+    assert sum(map(len, (await documents(container)).values())) == files
+
+
+async def test_import_of_an_export_gives_identical_documents(
+    container: Container, settings: Settings, tmp_path: Path
+) -> None:
+    """Every domain, hostile names, all types, tombstones, null payloads and the order of lists survive the way."""
+    for case in CASES:
+        service = getattr(container, f"{case.domain}_db_service")
+        if case.domain == "candle":
+            await service.create(*case.args[:3], *case.written)
+        else:
+            await service.upsert(*case.args, *case.written)
+    names = ["a/b", "..", "A_B", "x" * 3000, "é😀", "%2F", ".hidden", "CON", "a\nb", "a:b"]
+    odd = {"d": Decimal("1.10"), "t": datetime(2024, 1, 1, tzinfo=UTC), "b": b"\0", "n": float("-inf"), "$date": 1}
+    for name in names:
+        await container.signal_db_service.upsert(name, "B_C", name, {**odd, "minuteEstimatedTime": None})
+        await container.partial_db_service.upsert("A", name, "B_C", name, {"minuteEstimatedTime": float("inf")}, -5)
+        await container.recent_db_service.upsert(name, "t", "e", name, False, None, 5)
+        await container.session_db_service.upsert(name, "e", name, name, True, {"n": 1}, 2**62)
+        await container.state_db_service.upsert(name, name, odd, 7)
+        await container.memory_db_service.upsert(name, "b", name, None, 7)
+        await container.memory_db_service.upsert("s", "b", name, {"n": 1}, 7)
+    await container.memory_db_service.soft_remove("s", "b", "..")
+    await container.memory_db_service.soft_remove("..", "b", "..")
+    await container.storage_db_service.upsert_many(True, [{"id": name, **odd} for name in names])
+    await container.log_db_service.create_many([{"id": f"{n}"} for n in range(1200)])
+    await container.candle_db_service.create_many(
+        "A/B", "1m", "x_y", [json.loads(GOOD % (START + n * MINUTE)) for n in range(100)]
+    )
+    before = await documents(container)
+
+    exported = await export_dump(container, tmp_path / "dump")
+    assert exported.skipped == []
+    assert sum(exported.domains.values()) == sum(map(len, before.values()))
+    await container.mongo_service.client.drop_database(container.mongo_service.database.name)
+    async with Container(settings) as other:
+        report = await import_dump(other, tmp_path / "dump")
+        assert report.skipped == []
+        assert report.assumed == {}
+        after = await documents(other)
+        assert after.keys() == before.keys()
+        for collection, rows in before.items():
+            if collection in ("storage-items", "log-items", "memory-items"):
+                assert after[collection] == rows  # in the same order
+            else:
+                assert sorted(after[collection], key=repr) == sorted(rows, key=repr)
+        again = tmp_path / "again"
+        await export_dump(other, again)
+        assert files_of(again) == files_of(tmp_path / "dump")
+
+
+async def test_the_json_backend_reads_an_export_and_an_import_reads_its_files(
+    container: Container, tmp_path: Path
+) -> None:
+    """Strategy state moves between the two backends with the time it was written for."""
+    mongo, files = Registry(container), Registry(container)
+    state = await mongo.state("s_1", "b")
+    await state.write_state_data({"at": datetime(2024, 1, 1, tzinfo=UTC)}, ORIGINAL_WHEN)
+    await export_dump(container, tmp_path / "dump")
+    files.use_json(tmp_path / "dump")
+    mine = await files.state("s_1", "b")
+    assert await mine.read_state_data(when=ORIGINAL_WHEN - 1) is None
+    assert await mine.read_state_data(when=ORIGINAL_WHEN) == {"at": datetime(2024, 1, 1, tzinfo=UTC)}
+    await (await files.recent("A_B", "C", "x", "f", False)).write_recent_data({"n": 1}, 5)
+    await import_dump(container, tmp_path / "dump")
+    recent = await mongo.recent("A_B", "C", "x", "f", False)
+    assert await recent.read_recent_data(when=4) is None
+    assert await recent.read_recent_data(when=5) == {"n": 1}
+
+
+async def test_an_export_leaves_nothing_out_in_silence(container: Container, tmp_path: Path) -> None:
+    """A foreign document that has no form in a dump is named, and the others are written."""
+    await container.signal_db_service.upsert("a", "s", "e", {"n": 1})
+    row = await container.signal_db_service.upsert("b", "s", "e", {"n": 1})
+    signals = container.mongo_service.collection("signal-items")
+    await signals.update_one({"symbol": "b"}, {"$set": {"payload": {"x": ObjectId()}}})
+    report = await export_dump(container, tmp_path / "dump")
+    assert report.domains["signal"] == 1
+    assert [entry.path for entry in report.skipped] == [f"signal-items {row.id}"]
+    assert list(files_of(tmp_path / "dump")) == ["data/signal/a_s_e/a.json"]
+
+
+async def test_a_directory_that_cannot_be_meant_is_a_settings_error(container: Container, tmp_path: Path) -> None:
+    """No dump, the directory above one, and a target that is in use are refused with what to do."""
+    with pytest.raises(SettingsError, match="no directory"):
+        await import_dump(container, tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingsError, match="holds no dump"):
+        await import_dump(container, tmp_path / "empty")
+    write_dump(tmp_path / "dump", ORIGINAL)
+    with pytest.raises(SettingsError, match=r"try .*dump"):
+        await import_dump(container, tmp_path)
+    with pytest.raises(SettingsError, match="not an empty directory"):
+        await export_dump(container, tmp_path)
+    assert files_of(tmp_path / "dump") == dict(sorted(ORIGINAL.items()))
