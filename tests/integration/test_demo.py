@@ -19,6 +19,7 @@ from backtest_persist import Container, Mode, Registry, embedded
 from backtest_persist.cli.demo import replay
 from backtest_persist.cli.demo.bars import load
 from backtest_persist.cli.demo.strategy import SmaCross
+from backtest_persist.persist.dump.transfer import import_dump
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use price instead:DeprecationWarning")  # basana's own use of it
 
@@ -296,6 +297,34 @@ async def test_more_bars_later(container: Container, capfd: pytest.CaptureFixtur
     assert (await run_here(container, bars=70)).session.bars == 70
 
 
+async def test_json_files_give_the_same_result(
+    uninterrupted: tuple[dict[str, Any], Documents], container: Container, tmp_path: Path
+) -> None:
+    """The same strategy on JSON files, stopped twice, makes the same trades; imported, it is the same documents."""
+    expected, documents = uninterrupted
+    arguments = ("demo", "--backend", "json", "--bars", str(BARS), "--json", "--data-dir", str(tmp_path))
+    for stop in (100, 200):
+        outcome = await run(*arguments, "--stop-after", str(stop))
+        assert (outcome.status, outcome.output) == (0, ""), outcome.errors
+    result = (await run(*arguments)).result
+    assert result["resumedFrom"] == 300
+    for name in ("symbol", "mode", "frame", "bars", "complete", "balance", "trades"):
+        assert result[name] == expected[name], name
+    assert {name: domain["files"] for name, domain in result["domains"].items()} == {
+        name: domain["documents"] for name, domain in expected["domains"].items()
+    }
+    assert (await import_dump(container, tmp_path)).skipped == []
+    assert_same(await dump(container), documents)
+
+
+async def test_the_dummy_runs_and_forgets() -> None:
+    """Without anything behind the adapters the strategy runs to the end, and needs no server for it."""
+    outcome = await run("demo", "--backend", "dummy", "--bars", str(BARS), PATH="")
+    assert outcome.status == 0, outcome.errors
+    assert "every read found nothing" in outcome.output
+    assert f"{BARS} bars in" in outcome.output
+
+
 async def test_an_error_ends_the_run(
     container: Container, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,7 +347,9 @@ async def test_an_error_ends_the_run(
         (["--symbol", "XYZ"], 2, "AAPL"),
         (["--mode", "dry"], 2, "paper"),
         (["--stop-after", "0"], 2, "--stop-after"),
-        (["--servers", "env", "--data-dir", "x"], 1, "--data-dir is for embedded servers"),
+        (["--servers", "env", "--data-dir", "x"], 1, "--servers env"),
+        (["--backend", "dummy", "--data-dir", "x"], 1, "--backend dummy keeps nothing"),
+        (["--backend", "csv"], 2, "json"),
     ],
 )
 async def test_bad_arguments(arguments: list[str], status: int, words: str) -> None:
