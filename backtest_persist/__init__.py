@@ -60,6 +60,10 @@ from backtest_persist.errors import (
 )
 from backtest_persist.ioc import ioc
 from backtest_persist.persist import Mode, Registry, persist, setup
+from backtest_persist.persist.dummy import DummyBackend
+from backtest_persist.persist.dump.backend import JsonBackend
+from backtest_persist.persist.dump.transfer import export_dump, import_dump
+from backtest_persist.persist.mongo import MongoBackend
 from backtest_persist.settings import Settings
 
 __version__ = "0.1.0"
@@ -77,6 +81,7 @@ __all__ = (
     "CandleRow",
     "ClosedError",
     "Container",
+    "DummyBackend",
     "IndexConflictError",
     "IntervalCacheService",
     "IntervalDbService",
@@ -84,6 +89,7 @@ __all__ = (
     "InvalidKeyError",
     "InvalidPayloadError",
     "InvalidWhenError",
+    "JsonBackend",
     "LogCacheService",
     "LogDbService",
     "LogRow",
@@ -94,6 +100,7 @@ __all__ = (
     "MemoryDbService",
     "MemoryRow",
     "Mode",
+    "MongoBackend",
     "NotificationCacheService",
     "NotificationDbService",
     "NotificationRow",
@@ -148,6 +155,8 @@ __all__ = (
     "base_map",
     "contracts",
     "embedded",
+    "export_dump",
+    "import_dump",
     "ioc",
     "persist",
     "setup",
