@@ -1,0 +1,220 @@
+"""Backends that are broken on purpose, each in one place, behind the capability that has to see it.
+
+Not collected by itself; `test_kit` runs it in a process of its own and looks at what has failed.
+"""
+
+import atexit
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from backtest_persist import Registry
+from backtest_persist.contracts import CandleData, CandleInterval
+from backtest_persist.domains.candle import checked_window
+from backtest_persist.testing import (
+    Candles,
+    Crash,
+    Fidelity,
+    Isolation,
+    LatestValue,
+    Lists,
+    LookAhead,
+    ReadAfterWrite,
+    Suite,
+    Tombstones,
+)
+from tests.contract.reference import Candle, Entry, Reference, Store
+
+
+class OnStore(Suite):
+    """A suite on the reference backend with another store."""
+
+    backend: ClassVar[type[Reference]] = Reference
+    store: ClassVar[type[Store]] = Store
+
+    def use(self, persist: Registry, place: Path) -> None:
+        persist.use(self.backend(self.store(place)))
+
+
+class TestUnbroken(OnStore, LatestValue, Tombstones, Candles):
+    """Nothing is broken, so nothing may fail."""
+
+
+class KeepsTheFirst(Store):
+    """A value that was written stays."""
+
+    def put(self, context: str, entries: Sequence[Entry], *, replace: bool = True) -> None:
+        super().put(context, entries, replace=False)
+
+
+class TestKeepsTheFirst(OnStore, LatestValue):
+    store = KeepsTheFirst
+
+
+class ListsTheRemoved(Store):
+    """The lists of one domain do not look at tombstones."""
+
+    def all(self, context: str) -> list[Entry]:
+        entries = super().all(context)
+        return [(*entry[:3], False) for entry in entries] if '"measure"' in context else entries
+
+
+class TestListsTheRemoved(OnStore, Tombstones):
+    store = ListsTheRemoved
+
+
+class HasACap(Store):
+    """A list ends after a thousand entries."""
+
+    def all(self, context: str) -> list[Entry]:
+        return super().all(context)[:1000]
+
+
+class TestHasACap(OnStore, Lists):
+    store = HasACap
+
+
+class OrdersByName(Store):
+    """A list is in the order of its names."""
+
+    def all(self, context: str) -> list[Entry]:
+        return sorted(super().all(context), key=lambda entry: entry[0])
+
+
+class TestOrdersByName(OnStore, Lists):
+    store = OrdersByName
+
+
+class ReplacesCandles(Store):
+    """The last write of a candle stands."""
+
+    def put(self, context: str, entries: Sequence[Entry], *, replace: bool = True) -> None:
+        super().put(context, entries)
+
+
+class TestReplacesCandles(OnStore, Candles):
+    store = ReplacesCandles
+
+
+class LeavesGaps(Reference):
+    """A window has the candles that there are."""
+
+    def candle(self, symbol: str, interval: CandleInterval, exchange_name: str) -> Candle:
+        return CandleWithGaps(self.store, symbol, interval, exchange_name)
+
+
+class CandleWithGaps(Candle):
+    async def read_candles_data(
+        self, limit: int, since_timestamp: int, until_timestamp: int | None = None
+    ) -> list[CandleData] | None:
+        window = checked_window(self.key[1], limit, since_timestamp, until_timestamp)
+        stored = [value for _, value, _, _ in self.store.all(self.context)]
+        return None if window is None else [candle for candle in stored if candle["timestamp"] in window]
+
+
+class TestLeavesGaps(OnStore, Candles):
+    backend = LeavesGaps
+
+
+class SeesTheFuture(Store):
+    """A reader's time does not matter."""
+
+    def visible(self, entry: Entry | None, horizon: int) -> bool:
+        return entry is not None
+
+
+class TestSeesTheFuture(OnStore, LookAhead):
+    store = SeesTheFuture
+
+
+class Remembers(Store):
+    """A value that was read or written here is not asked for again."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(place)
+        self.known: dict[tuple[str, str], Entry | None] = {}
+
+    def put(self, context: str, entries: Sequence[Entry], *, replace: bool = True) -> None:
+        super().put(context, entries, replace=replace)
+        self.known |= {(context, entry[0]): entry for entry in entries}
+
+    def get(self, context: str, name: str) -> Entry | None:
+        if (context, name) not in self.known:
+            self.known[context, name] = super().get(context, name)
+        return self.known[context, name]
+
+
+class TestRemembers(OnStore, ReadAfterWrite):
+    store = Remembers
+
+
+class JoinsNames(Store):
+    """Names are joined with what may be a part of them."""
+
+    def join(self, *parts: str) -> str:
+        return "_".join(parts)
+
+
+class TestJoinsNames(OnStore, Isolation):
+    store = JoinsNames
+
+
+class WritesJson(Store):
+    """What JSON has no word for becomes a text."""
+
+    def encode(self, value: Any) -> bytes:
+        return json.dumps(value, default=str).encode()
+
+    def decode(self, value: bytes) -> Any:
+        return json.loads(value)
+
+
+class TestWritesJson(OnStore, Fidelity):
+    store = WritesJson
+
+
+class WritesBehind(Store):
+    """Writes wait in memory until somebody here reads, or the process ends properly."""
+
+    waiting: ClassVar[list[tuple[Store, str, Sequence[Entry], bool]]] = []
+
+    def put(self, context: str, entries: Sequence[Entry], *, replace: bool = True) -> None:
+        self.waiting.append((self, context, entries, replace))
+
+    def select(self, condition: str, *values: str) -> list[Entry]:
+        self.flush()
+        return super().select(condition, *values)
+
+    @classmethod
+    def flush(cls) -> None:
+        while cls.waiting:
+            store, context, entries, replace = cls.waiting.pop(0)
+            Store.put(store, context, entries, replace=replace)
+
+
+atexit.register(WritesBehind.flush)
+
+
+class TestWritesBehind(OnStore, Crash):
+    store = WritesBehind
+
+
+class WritesInTwoSteps(Store):
+    """For a while there is half a value."""
+
+    def put(self, context: str, entries: Sequence[Entry], *, replace: bool = True) -> None:
+        halves = [(name, self.half(value), at, gone) for name, value, at, gone in entries]
+        if halves != entries:
+            super().put(context, halves, replace=replace)
+            time.sleep(0.01)  # long enough to be seen
+        super().put(context, entries, replace=replace or halves != entries)
+
+    def half(self, value: Any) -> Any:
+        payload = cast("dict[str, Any]", value)
+        return {**payload, "copies": payload["copies"][:1]} if "copies" in payload else payload
+
+
+class TestWritesInTwoSteps(OnStore, Crash):
+    store = WritesInTwoSteps
