@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
-from bson import BSON, ObjectId
+from bson import BSON, ObjectId, encode
+from bson.errors import BSONError
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
@@ -14,9 +15,10 @@ from backtest_persist.connections import CODEC_OPTIONS, Collection, Document, Mo
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import BaseMap
 from backtest_persist.core.indexes import Index, drop_narrow_indexes, narrow_indexes, prepare_indexes
-from backtest_persist.core.keys import checked_limit
+from backtest_persist.core.keys import checked_limit, checked_name, to_int
 from backtest_persist.core.payload import encode_payload
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
+from backtest_persist.errors import InvalidKeyError
 
 __all__ = ("DbService", "Filter", "Page", "Restored", "Sort", "Stats")
 
@@ -30,6 +32,7 @@ Sort = Sequence[tuple[str, int]]
 """(field, 1 or -1) pairs; ``_id`` is added last, so an order is always total."""
 
 BULK_SIZE = 1000
+_COMBINING = ("$and", "$nor", "$or")
 _RESTORE_SIZE = 500
 _DUPLICATE_KEY = 11000
 
@@ -98,10 +101,11 @@ class DbService(Generic[C, R]):
 
     async def find_by_filter(self, filter: Filter, sort: Sort | None = None) -> R | None:
         """Return the first row that matches a MongoDB filter, or None."""
+        query, order = self._filter(filter), self._sort(sort)
         collection = await self._prepared()
         self.stats.reads += 1
         with self._errors("find"):
-            document = await collection.find_one(self._filter(filter), sort=self._sort(sort))
+            document = await collection.find_one(query, sort=order)
         return None if document is None else self.row_type.from_document(document)
 
     async def find_all(
@@ -112,9 +116,7 @@ class DbService(Generic[C, R]):
         limit: int | None = None,
     ) -> list[R]:
         """Return all rows that match, oldest first unless sorted otherwise, without a cap unless given one."""
-        if limit is not None and checked_limit(limit) == 0:
-            return []
-        return [row async for row in self._rows(filter, sort, limit=limit)]
+        return [row async for row in self._rows(filter, sort, limit=None if limit is None else checked_limit(limit))]
 
     async def iterate(self, filter: Filter | None = None, *, sort: Sort | None = None) -> AsyncIterator[R]:
         """Iterate over all rows that match, holding one server batch in memory."""
@@ -130,18 +132,16 @@ class DbService(Generic[C, R]):
         sort: Sort | None = None,
     ) -> Page[R]:
         """Return `limit` rows from `offset` on, and the total number of rows that match."""
+        rows = self._rows(filter, sort, limit=checked_limit(limit), skip=checked_limit(offset, "offset"))
         total = await self.count(filter)
-        if checked_limit(limit) == 0:
-            return Page([], total)
-        return Page(
-            [row async for row in self._rows(filter, sort, limit=limit, skip=checked_limit(offset, "offset"))], total
-        )
+        return Page([row async for row in rows], total)
 
     async def count(self, filter: Filter | None = None) -> int:
         """Count the rows that match."""
+        query = self._filter({} if filter is None else filter)
         collection = await self._prepared()
         with self._errors("count"):
-            return await collection.count_documents(self._filter(filter or {}))
+            return await collection.count_documents(query)
 
     async def restore(
         self, contents: Sequence[tuple[C, Mapping[str, Any]]], *, dry_run: bool = False
@@ -306,9 +306,10 @@ class DbService(Generic[C, R]):
         return stored
 
     async def _delete_many(self, filter: Filter) -> int:
+        query = self._filter(filter)
         collection = await self._prepared()
         with self._errors("delete", write=True):
-            return (await collection.delete_many(self._filter(filter))).deleted_count
+            return (await collection.delete_many(query)).deleted_count
 
     async def _remember(self, context: C, row_id: str) -> None:
         await self._redis.attempt(lambda: self._cache.set(context.cache_key, row_id), None)
@@ -323,17 +324,20 @@ class DbService(Generic[C, R]):
         rows = await self.find_all(filter, sort=(("createDate", DESCENDING), ("_id", DESCENDING)), limit=limit)
         return rows[::-1]
 
-    async def _rows(
-        self,
-        filter: Filter | None,
-        sort: Sort | None,
-        *,
-        limit: int | None = None,
-        skip: int = 0,
+    def _rows(
+        self, filter: Filter | None, sort: Sort | None, *, limit: int | None = None, skip: int = 0
     ) -> AsyncIterator[R]:
+        query = self._filter({} if filter is None else filter)
+        return self._stream(query, self._sort(sort), limit, skip)
+
+    async def _stream(
+        self, query: Filter, order: list[tuple[str, int]], limit: int | None, skip: int
+    ) -> AsyncIterator[R]:
+        if limit == 0:  # which means no limit to MongoDB
+            return
         collection = await self._prepared()
         self.stats.reads += 1
-        cursor = collection.find(self._filter(filter or {}), sort=self._sort(sort), limit=limit or 0, skip=skip)
+        cursor = collection.find(query, sort=order, limit=limit or 0, skip=skip)
         try:
             while True:
                 with self._errors("list"):
@@ -359,22 +363,58 @@ class DbService(Generic[C, R]):
         return mongo_errors(f"{verb.capitalize()} in {what}", write=write)
 
     def _filter(self, given: Filter) -> dict[str, Any]:
+        try:
+            query = self._translated(given)
+            encode(query)
+        except (BSONError, OverflowError, RecursionError, ValueError) as error:
+            problem = f"the filter holds a name or a value that MongoDB does not know ({type(error).__name__})"
+            raise InvalidKeyError(f"{self.collection}: {problem}.") from None
+        return query
+
+    def _translated(self, given: Any) -> dict[str, Any]:
+        if not isinstance(given, Mapping):
+            raise InvalidKeyError(
+                f"{self.collection}: a filter is a mapping of field names to values, not {type(given).__name__}."
+            )
         translated: dict[str, Any] = {}
-        for name, value in given.items():
-            if name.startswith("$") and isinstance(value, Sequence) and not isinstance(value, str):
-                translated[name] = [self._filter(part) for part in cast("Sequence[Filter]", value)]
-            elif self._wire_name(name) == "_id" and isinstance(value, str):
-                translated["_id"] = _to_object_id(value) or value
+        for name, value in cast("Filter", given).items():
+            if name in _COMBINING and isinstance(value, list | tuple):
+                translated[name] = [self._translated(part) for part in cast("Sequence[Any]", value)]
             else:
-                translated[self._wire_name(name)] = value
+                wire = self._wire_name(name)
+                translated[wire] = _operand(value, is_id=wire == "_id")
         return translated
 
     def _sort(self, given: Sort | None) -> list[tuple[str, int]]:
-        sort = [(self._wire_name(name), direction) for name, direction in given or self.default_sort]
+        pairs: Any = self.default_sort if given is None else given
+        if not isinstance(pairs, Sequence) or not all(map(_is_order, cast("Sequence[Any]", pairs))):
+            raise InvalidKeyError(
+                f"{self.collection}: a sort is a list of (field, 1 or -1), like [('createDate', -1)]."
+            )
+        ordered = cast("Sort", pairs) or self.default_sort
+        sort = [
+            (self._wire_name(checked_name(name, "a field to sort by")), int(direction)) for name, direction in ordered
+        ]
         return sort if any(name == "_id" for name, _ in sort) else [*sort, ("_id", ASCENDING)]
 
     def _wire_name(self, name: str) -> str:
         return to_wire(name) if name in self.row_type.model_fields else name
+
+
+def _operand(value: Any, *, is_id: bool) -> Any:
+    """A value of a filter as MongoDB knows it: enums by value, ids as ObjectId, in operators and lists as well."""
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, Mapping):
+        operators = cast("Mapping[str, Any]", value)
+        return {name: _operand(operand, is_id=is_id) for name, operand in operators.items()}
+    if isinstance(value, list | tuple):
+        return [_operand(item, is_id=is_id) for item in cast("Sequence[Any]", value)]
+    return (_to_object_id(value) or value) if is_id else value
+
+
+def _is_order(pair: Any) -> bool:
+    return isinstance(pair, list | tuple) and len(cast("Sequence[Any]", pair)) == 2 and to_int(pair[1]) in (1, -1)
 
 
 def _taken(error: BulkWriteError) -> set[int]:

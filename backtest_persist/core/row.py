@@ -1,16 +1,15 @@
 """Context and Row: snake_case in Python, camelCase on the wire, and the simulation time `when`."""
 
-import operator
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, ClassVar, Self, SupportsIndex
+from typing import Annotated, Any, ClassVar, Self
 
 from bson.int64 import Int64
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
 from backtest_persist.contracts import When
-from backtest_persist.core.keys import INT64_MAX, INT64_MIN, STORED
+from backtest_persist.core.keys import INT64_MAX, INT64_MIN, STORED, to_int
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, InvalidWhenError
 
 __all__ = ("Context", "Row", "to_horizon", "to_millis", "to_wire", "utc_now", "wire_when")
@@ -101,15 +100,15 @@ def to_millis(when: When) -> int:
 
     Raises `InvalidWhenError` for a naive datetime, bool, None, float (NaN included) or anything beyond 64 bits.
     """
-    if isinstance(when, datetime):
+    if isinstance(when, datetime) and when == when:  # pandas.NaT is a datetime, too
         if when.utcoffset() is None:
             raise InvalidWhenError("when is a naive datetime; give it a time zone, such as datetime.UTC.")
         return (when - _EPOCH) // timedelta(milliseconds=1)
-    if isinstance(when, bool) or not isinstance(when, SupportsIndex):
+    millis = to_int(when)
+    if millis is None:
         raise InvalidWhenError(
             f"when must be a timezone-aware datetime or an int in ms since the epoch, not {type(when).__name__}."
         )
-    millis = operator.index(when)
     if not INT64_MIN <= millis <= INT64_MAX:
         raise InvalidWhenError("when does not fit 64 bits.")
     return millis

@@ -73,6 +73,7 @@ class NotificationDbService(DbService[NotificationContext, NotificationRow]):
 
     async def upsert_many(self, backtest: bool, payloads: Iterable[PayloadInput]) -> int:
         """Write payloads in bulk, each under its own ``id``; returns how many were new."""
+        checked_flag(backtest, "backtest")
         encoded = encode_entries(payloads, self.collection)
         writes = [
             (NotificationContext(backtest=backtest, notification_id=notification_id), {"payload": payload})

@@ -73,6 +73,7 @@ class StorageDbService(DbService[StorageContext, StorageRow]):
 
     async def upsert_many(self, backtest: bool, payloads: Iterable[PayloadInput]) -> int:
         """Write payloads in bulk, each under its own ``id``; returns how many were new."""
+        checked_flag(backtest, "backtest")
         encoded = encode_entries(payloads, self.collection)
         writes = [
             (StorageContext(backtest=backtest, signal_id=signal_id), {"payload": payload})

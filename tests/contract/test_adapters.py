@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -53,6 +54,63 @@ async def test_an_entry_memoises_one_instance_per_context(persist: Registry) -> 
     assert first is second
     assert await persist.signal(exchange_name="e", symbol="s", strategy_name="t") is first
     assert await persist.signal("s", "t", "other") is not first
+
+
+CONTEXTS: dict[str, tuple[Any, ...]] = {
+    "breakeven": ("s", "t", "e"),
+    "candle": ("s", "1m", "e"),
+    "interval": ("b",),
+    "measure": ("b",),
+    "memory": ("sig", "b"),
+    "notification": (True,),
+    "partial": ("s", "t", "e"),
+    "recent": ("s", "t", "e", "f", True),
+    "risk": ("r", "e"),
+    "schedule": ("s", "t", "e"),
+    "session": ("t", "e", "f", "s", True),
+    "signal": ("s", "t", "e"),
+    "state": ("sig", "b"),
+    "storage": (True,),
+}
+BAD_NAMES: list[Any] = ["", "a\0b", "\ud800", None, 5, True, b"a", ["a"], {"$gt": ""}]
+BAD_FLAGS: list[Any] = [1, 1.0, 0, "true", None, [True]]
+
+
+@pytest.mark.parametrize("domain", CONTEXTS)
+async def test_an_entry_refuses_a_bad_context_whatever_stands_behind_it(persist: Registry, domain: str) -> None:
+    """Every component is checked before an instance is built; a bad one leaves nothing behind."""
+    persist.use_dummy()
+    entry: Any = getattr(persist, domain)
+    context = CONTEXTS[domain]
+    for place, good in enumerate(context):
+        bad_ones = BAD_FLAGS if isinstance(good, bool) else BAD_NAMES
+        for bad in [*bad_ones, "7m"] if good == "1m" else bad_ones:
+            with pytest.raises(InvalidKeyError):
+                await entry(*context[:place], bad, *context[place + 1 :])
+    instance = await entry(*context)
+    assert instance.context == context
+    assert [type(part) for part in instance.context] == [type(part) for part in context]
+    assert await entry(*context) is instance
+
+
+async def test_a_member_of_a_str_enum_is_the_context_of_its_content(persist: Registry) -> None:
+    """Both spellings give one instance, which knows the content alone."""
+
+    class Sym(str, Enum):  # noqa: UP042  # whose str() is the name of the member
+        BTC = "BTCUSDT"
+
+    persist.use_dummy()
+    instance: Any = await persist.signal(Sym.BTC, "t", "e")
+    assert type(instance.context[0]) is str
+    assert await persist.signal("BTCUSDT", "t", "e") is instance
+
+
+async def test_an_entry_holds_no_lock_when_nobody_waits(persist: Registry) -> None:
+    """Locks of a thousand contexts are gone when their instances are ready, or their initialisation failed."""
+    persist.use_dummy()
+    await asyncio.gather(*(persist.state("sig", f"b{n % 500}") for n in range(1_000)))
+    entry: Any = persist.state
+    assert [len(locks) for locks in entry._locks.values()] == [0]
 
 
 async def test_use_swaps_one_domain_and_forgets_its_instances(persist: Registry) -> None:
