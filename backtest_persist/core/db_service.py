@@ -11,7 +11,15 @@ from bson.errors import BSONError
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
-from backtest_persist.connections import CODEC_OPTIONS, Collection, Document, MongoService, RedisService, mongo_errors
+from backtest_persist.connections import (
+    CODEC_OPTIONS,
+    Collection,
+    Document,
+    MongoService,
+    RedisService,
+    mongo_errors,
+    to_plain,
+)
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import BaseMap
 from backtest_persist.core.indexes import Index, drop_narrow_indexes, narrow_indexes, prepare_indexes
@@ -231,10 +239,10 @@ class DbService(Generic[C, R]):
         collection = await self._prepared() if prepare else self._mongo.collection(self.collection)
         self.stats.reads += 1
         with self._errors("find"):
-            documents = await collection.find({"$or": [context.to_filter() for context in contexts]}).to_list(None)
+            found = await collection.find({"$or": [context.to_filter() for context in contexts]}).to_list(None)
         by_values = {tuple(context.to_filter().values()): context for context in contexts}
         names = self.context_type.wire_names()
-        return {by_values[tuple(document[name] for name in names)]: document for document in documents}
+        return {by_values[tuple(document[name] for name in names)]: document for document in map(to_plain, found)}
 
     async def _insert_many(
         self, documents: Sequence[tuple[str, Mapping[str, Any]]], *, chunk_size: int, remember: bool
@@ -428,7 +436,7 @@ def _taken(error: BulkWriteError) -> set[int]:
 
 def _holds(document: Document, fields: Mapping[str, Any]) -> bool:
     """Whether a document holds these fields as they would come back from the server."""
-    sent = BSON.encode(fields).decode(CODEC_OPTIONS)
+    sent = to_plain(BSON.encode(fields).decode(CODEC_OPTIONS))
     return all(name in document and _same(document[name], value) for name, value in sent.items())
 
 

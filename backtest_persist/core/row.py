@@ -8,6 +8,7 @@ from bson.int64 import Int64
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
+from backtest_persist.connections import to_plain
 from backtest_persist.contracts import When
 from backtest_persist.core.keys import INT64_MAX, INT64_MIN, STORED, to_int
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, InvalidWhenError
@@ -85,7 +86,7 @@ class Row(Wire):
         A document that lacks a field, or has one of another type, is an `InvalidPayloadError` that names it.
         """
         try:
-            return cls.model_validate(document, context=STORED)
+            return cls.model_validate(to_plain(document), context=STORED)
         except ValidationError as error:
             problem = f"see {', '.join(sorted({str(found['loc'][0]) for found in error.errors()}))}"
         except InvalidKeyError as error:

@@ -9,6 +9,7 @@ from bson import ObjectId
 from bson.int64 import Int64
 
 from backtest_persist import Container, InvalidPayloadError, Registry
+from backtest_persist.connections import to_plain
 from backtest_persist.core.row import Row
 from tests.cases import CASES, WHEN, Case
 
@@ -42,7 +43,7 @@ async def test_a_write_leaves_the_golden_document_and_the_golden_key(container: 
 
     documents = await container.mongo_service.database[case.collection].find({}).to_list(None)
     assert len(documents) == 1
-    document = documents[0]
+    document = to_plain(documents[0])
     assert isinstance(document.pop("_id"), ObjectId)
     created, updated = document.pop("createDate"), document.pop("updatedDate")
     assert created == updated
