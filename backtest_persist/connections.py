@@ -186,6 +186,7 @@ class _MongoState:
         self.collections: dict[str, Collection] = {}
         self.prepared: set[str] = set()
         self.locks: dict[str, asyncio.Lock] = {}
+        self.held: dict[object, Any] = {}
 
     async def close(self) -> None:
         if self.owned:
@@ -262,6 +263,13 @@ class MongoService:
                     await prepare(self.collection(name))
                     state.prepared.add(name)
         return self.collection(name)
+
+    def held(self, owner: object, create: Callable[[], T]) -> T:
+        """What `owner` keeps for the running event loop; made on first use, forgotten with the client."""
+        held = self._states.get().held
+        if owner not in held:
+            held[owner] = create()
+        return held[owner]
 
     async def ping(self) -> None:
         """Ask the server for a sign of life; `StoreUnavailableError` without one."""

@@ -2,7 +2,7 @@
 
 from array import array
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, ClassVar, cast
 
 from backtest_persist.connections import RedisService, redis_errors
@@ -75,6 +75,8 @@ class BaseMap:
 
     async def set_many(self, items: list[tuple[str, str]]) -> None:
         """Store several values in one round trip per thousand."""
+        if len(items) == 1:
+            return await self.set(*items[0])
         ttl = self.ttl_expire_seconds
         for start in range(0, len(items), 1000):
             batch = {
@@ -97,6 +99,15 @@ class BaseMap:
         name = self._get_item_key(checked_name(key, "key"))
         with self._errors("GET"):
             return _to_str(cast("bytes | None", await self._service.client.get(name)))
+
+    async def get_many(self, keys: Sequence[str]) -> list[str | None]:
+        """Return the values of several keys by one command, None for those that are absent."""
+        if len(keys) == 1:
+            return [await self.get(keys[0])]
+        names = [self._get_item_key(checked_name(key, "key")) for key in keys]
+        with self._errors("MGET"):
+            found = cast("list[bytes | None]", await self._service.client.mget(names))
+        return [_to_str(value) for value in found]
 
     async def delete(self, key: str) -> None:
         """Remove a key; nothing happens when it is absent."""

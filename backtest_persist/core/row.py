@@ -86,7 +86,8 @@ class Row(Wire):
         A document that lacks a field, or has one of another type, is an `InvalidPayloadError` that names it.
         """
         try:
-            return cls.model_validate(to_plain(document), context=STORED)
+            contents = {name: to_plain(document[name]) for name in _CONTENTS if name in document}
+            return cls.model_validate({**document, **contents}, context=STORED)
         except ValidationError as error:
             problem = f"see {', '.join(sorted({str(found['loc'][0]) for found in error.errors()}))}"
         except InvalidKeyError as error:
@@ -94,6 +95,10 @@ class Row(Wire):
         raise InvalidPayloadError(
             f"The document {document.get('_id')} is no {cls.__name__}: {problem}. Repair or remove it."
         )
+
+
+_CONTENTS = ("payload", "positions")
+"""The fields that hold data of the user's own, in which types of BSON can stand."""
 
 
 def to_millis(when: When) -> int:
