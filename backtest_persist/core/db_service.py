@@ -18,7 +18,7 @@ from backtest_persist.core.indexes import Index, drop_narrow_indexes, narrow_ind
 from backtest_persist.core.keys import checked_limit, checked_name, to_int
 from backtest_persist.core.payload import encode_payload
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
-from backtest_persist.errors import InvalidKeyError
+from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
 
 __all__ = ("DbService", "Filter", "Page", "Restored", "Sort", "Stats")
 
@@ -197,6 +197,13 @@ class DbService(Generic[C, R]):
 
     def _encode(self, payload: PayloadInput | None, context: C) -> dict[str, Any] | None:
         return encode_payload(payload, self._what(context))
+
+    def _encode_entry(self, payload: PayloadInput, context: C) -> dict[str, Any]:
+        """The payload of a list entry, which is never None."""
+        encoded = self._encode(payload, context)
+        if encoded is None:
+            raise InvalidPayloadError(f"{self._what(context)}: a payload is a mapping or a pydantic model, not None.")
+        return encoded
 
     async def _upsert(self, context: C, fields: Mapping[str, Any]) -> R:
         """One atomic write: the filter is exactly the unique index, so concurrent first writes make one document."""

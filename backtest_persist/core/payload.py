@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal, DecimalException
 from enum import Enum
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 from bson import encode
 from bson.decimal128 import Decimal128
-from pydantic import BaseModel, SkipValidation
+from pydantic import BaseModel, InstanceOf
 
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.keys import INT64_MAX, INT64_MIN, checked_name
@@ -17,7 +17,7 @@ from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
 
 __all__ = ("Payload", "checked_entries", "encode_entries", "encode_list", "encode_payload", "opened")
 
-Payload = Annotated[dict[str, Any], SkipValidation]
+Payload = InstanceOf[dict[str, Any]]
 """A stored payload: plain dict, list, str, int, float, bool, None, Decimal, aware datetime, bytes."""
 
 MAX_DEPTH = 90
