@@ -5,7 +5,7 @@ from typing import Any
 
 from bson.int64 import Int64
 
-__all__ = ("CASES", "WHEN", "Case")
+__all__ = ("CASES", "PAYLOAD", "WHEN", "Case")
 
 
 @dataclass(frozen=True)

@@ -233,14 +233,26 @@ class DbService(Generic[C, R]):
     def _encode(self, payload: PayloadInput | None, context: C) -> dict[str, Any] | None:
         return encode_payload(payload, self._what(context))
 
+    def _encode_entry(self, payload: PayloadInput, context: C) -> dict[str, Any]:
+        """The payload of a list entry, which is never None."""
+        encoded = self._encode(payload, context)
+        if encoded is None:
+            raise InvalidPayloadError(f"{self._what(context)}: a payload is a mapping or a pydantic model, not None.")
+        return encoded
+
     # --- reads ---
 
     async def _read_together(self, seats: Sequence[Seat[C, R | None]], seconds: float) -> None:
         """Answer lookups: a lone one by GET and find by id, many by MGET and one find."""
         collection = self._mongo.collection(self.collection)
         contexts = {seat.item.cache_key: seat.item for seat in seats}
-        with self._errors("find", seats[0].item if len(seats) == 1 else None):
-            documents = await self._lookup(collection, contexts)
+        try:
+            with self._errors("find", seats[0].item if len(seats) == 1 else None):
+                documents = await self._lookup(collection, contexts)
+        except BacktestPersistError as error:
+            for seat in seats:
+                seat.crash(type(error)(str(error)))  # one for each, as tracebacks grow where they are raised
+            return
         for seat in seats:
             document = documents.get(seat.item.cache_key)
             try:
@@ -288,10 +300,16 @@ class DbService(Generic[C, R]):
         await self._write_run(run)
 
     async def _write_run(self, seats: "Sequence[Seat[_Write[C], R | None]]") -> None:
-        if len({seat.item.context.cache_key for seat in seats}) > 1:
-            await self._write_bulk(seats)
-        elif seats:
-            await self._write_one(seats)
+        if not seats:
+            return
+        try:
+            if len({seat.item.context.cache_key for seat in seats}) > 1:
+                await self._write_bulk(seats)
+            else:
+                await self._write_one(seats)
+        except BacktestPersistError as error:
+            for seat in seats:
+                seat.crash(type(error)(str(error)))  # one for each, as tracebacks grow where they are raised
 
     async def _write_one(self, seats: "Sequence[Seat[_Write[C], R | None]]") -> None:
         """One findAndModify; of several writes of one context the last, which makes up for those before it."""
@@ -449,7 +467,10 @@ class DbService(Generic[C, R]):
         await self._redis.attempt(lambda: self._cache.set(context.cache_key, row_id), None)
 
     async def _remember_many(self, ids: list[tuple[str, str]]) -> None:
-        await self._redis.attempt(lambda: self._cache.set_many(ids), None)
+        if len(ids) == 1:
+            await self._redis.attempt(lambda: self._cache.set(*ids[0]), None)
+        elif ids:
+            await self._redis.attempt(lambda: self._cache.set_many(ids), None)
 
     async def _newest(self, filter: Filter, limit: int | None) -> list[R]:
         """All rows that match, or the newest `limit` of them; oldest first either way."""

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal, DecimalException
 from enum import Enum
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 from bson import encode
 from bson.decimal128 import Decimal128
-from pydantic import BaseModel, SkipValidation
+from pydantic import BaseModel, InstanceOf
 
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.keys import INT64_MAX, INT64_MIN, checked_name
@@ -17,7 +17,7 @@ from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
 
 __all__ = ("Payload", "checked_entries", "encode_entries", "encode_list", "encode_payload", "opened")
 
-Payload = Annotated[dict[str, Any], SkipValidation]
+Payload = InstanceOf[dict[str, Any]]
 """A stored payload: plain dict, list, str, int, float, bool, None, Decimal, aware datetime, bytes."""
 
 MAX_DEPTH = 90
@@ -32,7 +32,7 @@ def encode_payload(payload: PayloadInput | None, what: str) -> dict[str, Any] | 
 
     Raises `InvalidPayloadError` for: a payload that is no mapping or model, keys that are not str, naive datetimes or
     ones finer than a ms, ints beyond 64 bits, decimals beyond 34 digits, sets, numpy's dates and other foreign
-    types, cycles, more than 90 levels, more than 16 MiB; ``$ref`` and ``$id`` beside a ``$db`` of None, which is lost.
+    types, cycles, more than 90 levels, more than 16 MiB.
     """
     if payload is None:
         return None
@@ -220,10 +220,7 @@ class _Encoder:
         if not isinstance(held, dict):
             return self.value(held)  # of a RootModel
         items = cast("dict[Any, Any]", held).items()
-        plain = {(name := self.name(key)): self.child(name, item) for key, item in items}
-        if "$ref" in plain and "$id" in plain and isinstance(plain["$ref"], str) and plain.get("$db", "") is None:
-            raise self.error("has $ref, $id and a $db of None, which MongoDB reads as a reference without $db")
-        return plain
+        return {(name := self.name(key)): self.child(name, item) for key, item in items}
 
     def name(self, key: Any) -> str:
         if not isinstance(key, str):

@@ -1,4 +1,4 @@
-"""The floor: the commands that the package sends, by the bare drivers, without rows, checks, or anything else of ours."""
+"""The floor: the commands that the package sends, by the bare drivers, without rows or checks of ours."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime

@@ -194,6 +194,18 @@ async def test_nothing_to_write_is_no_reason_to_accept_a_bad_call(container: Con
         await container.log_db_service.find_by_filter(None)  # pyright: ignore[reportArgumentType]
 
 
+async def test_an_entry_of_a_list_is_never_none(container: Container) -> None:
+    """None is refused before it is stored, where a reader of the list would stumble over it."""
+    with pytest.raises(InvalidPayloadError, match="None"):
+        await container.log_db_service.upsert("a", None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidPayloadError, match="None"):
+        await container.storage_db_service.upsert(True, "a", None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidPayloadError, match="None"):
+        await container.notification_db_service.upsert(True, "a", None)  # pyright: ignore[reportArgumentType]
+    for service in (container.log_db_service, container.storage_db_service, container.notification_db_service):
+        assert await service.count() == 0
+
+
 async def test_an_id_finds_its_row_and_a_malformed_one_finds_none(container: Container) -> None:
     """find_by_id casts to ObjectId; anything that is none gives None."""
     row = await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
