@@ -61,6 +61,7 @@ __all__ = (
     "MongoService",
     "RedisService",
     "aggregate",
+    "aggregate_raw",
     "list_indexes",
     "mongo_errors",
     "redis_errors",
@@ -316,6 +317,15 @@ async def aggregate(collection: Collection, pipeline: Sequence[Mapping[str, Any]
         cursor = await cursor
     async for document in cursor:
         yield document
+
+
+async def aggregate_raw(collection: Collection, pipeline: Sequence[Mapping[str, Any]]) -> AsyncIterator[bytes]:
+    """Run an aggregation on either driver, and get batches of documents as they come from the server."""
+    cursor: Any = collection.aggregate_raw_batches(pipeline, batchSize=100_000)
+    if inspect.isawaitable(cursor):
+        cursor = await cursor
+    async for batch in cursor:
+        yield batch
 
 
 async def list_indexes(collection: Collection) -> list[Document]:

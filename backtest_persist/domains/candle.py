@@ -5,20 +5,24 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
-from typing import Any, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 
 from bson.int64 import Int64
 from pymongo import ASCENDING
 
-from backtest_persist.connections import aggregate
+from backtest_persist.connections import aggregate, aggregate_raw
 from backtest_persist.contracts import CandleData, CandleInterval, PayloadInput
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService, Restored
+from backtest_persist.core.documents import fetch
 from backtest_persist.core.keys import Name, Timestamp, checked_limit, checked_name, checked_timestamp, join_key
 from backtest_persist.core.payload import checked_entries, opened
 from backtest_persist.core.persist_instance import PersistInstance
 from backtest_persist.core.row import Context, Row, utc_now
-from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
+from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = (
     "CandleCacheService",
@@ -35,6 +39,18 @@ __all__ = (
 
 _REAL = (int, Decimal, Real)
 _NUMBERS = ("open", "high", "low", "close", "volume")
+_COLUMNS = ("timestamp", *_NUMBERS)
+_COLUMNS_LAYOUT = [
+    ("length", "V4"),
+    *(
+        column
+        for name in _COLUMNS
+        # type and name of the field, then its eight bytes
+        for column in ((f"{name} header", f"V{len(name) + 2}"), (name, "<i8" if name == "timestamp" else "<f8"))
+    ),
+    ("end", "V1"),
+]
+"""A document of int64 and doubles in BSON (https://bsonspec.org), as fields of a numpy dtype."""
 _UNIT_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _STEP_MS: Mapping[str, int] = {name: int(name[:-1]) * _UNIT_MS[name[-1]] for name in get_args(CandleInterval)}
 
@@ -190,7 +206,43 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         series = _Series(symbol, interval, exchange_name)
         start = checked_timestamp(since, "since")
         end = checked_timestamp(start + checked_limit(limit) * series.step, "the end of the window")
-        return await self.find_all(series.window(start, end)) if end > start else []
+        if end == start:
+            return []
+        collection = await self._prepared()
+        self.stats.reads += 1
+        with self._errors("find"):
+            batches = fetch(
+                collection, series.window(start, end), sort=[("timestamp", ASCENDING)], batch_size=limit + 1
+            )
+            documents = [document async for batch in batches for document in batch]
+        return [CandleRow.from_document(document) for document in documents]
+
+    async def find_columns(
+        self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
+    ) -> "dict[str, NDArray[Any]]":
+        """What `find_range` finds, as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64.
+
+        No object is built for a candle. Needs numpy; `SettingsError` without it.
+        """
+        try:
+            import numpy
+        except ModuleNotFoundError:
+            raise SettingsError("Candle columns need numpy; run: pip install numpy") from None
+        series = _Series(symbol, interval, exchange_name)
+        start = checked_timestamp(since, "since")
+        end = checked_timestamp(start + checked_limit(limit) * series.step, "the end of the window")
+        numbers = {name: {"$toDouble": f"${name}"} for name in _NUMBERS}
+        pipeline = [
+            {"$match": series.window(start, end)},
+            {"$sort": {"timestamp": 1}},
+            {"$project": {"_id": 0, "timestamp": {"$toLong": "$timestamp"}, **numbers}},
+        ]
+        collection = await self._prepared()
+        self.stats.reads += 1
+        with self._errors("find"):
+            batches = [batch async for batch in aggregate_raw(collection, pipeline)]
+        found = numpy.frombuffer(b"".join(batches), dtype=numpy.dtype(_COLUMNS_LAYOUT))
+        return {name: numpy.ascontiguousarray(found[name]) for name in _COLUMNS}
 
     async def find_gaps(
         self, symbol: str, interval: str, exchange_name: str, since: int, until: int
@@ -313,6 +365,21 @@ class PersistCandleInstance(PersistInstance[CandleServices]):
             return None
         found = {row.timestamp: row for row in rows}  # another program may have stored some in between
         return [found[at].data() for at in window] if found.keys() >= set(window) else None
+
+    async def read_candle_columns(
+        self, limit: int, since_timestamp: int, until_timestamp: int | None = None
+    ) -> "dict[str, NDArray[Any]] | None":
+        """What `read_candles_data` reads, as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64.
+
+        None when any candle of the window is missing. No object is built for a candle. Needs numpy.
+        """
+        window = checked_window(self.interval, limit, since_timestamp, until_timestamp)
+        if window is None:
+            return None
+        columns = await self._services.candle_db_service.find_columns(
+            self.symbol, self.interval, self.exchange_name, window.start, len(window)
+        )
+        return columns if columns["timestamp"].tolist() == list(window) else None
 
     async def write_candles_data(self, candles: Sequence[PayloadInput]) -> None:
         """Store candles; those that have not closed yet by this machine's clock are skipped."""

@@ -5,6 +5,7 @@ import asyncio
 import json
 import platform
 import sys
+from importlib import import_module
 from statistics import median
 from typing import Any
 
@@ -24,11 +25,9 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write all measurements to FILE")
     parser.add_argument("--plot", metavar="FILE", help="draw the ratios to FILE")
     arguments = parser.parse_args()
-    factory = None
+    factory: Any = None
     if arguments.uvloop:
-        import uvloop
-
-        factory = uvloop.new_event_loop
+        factory = import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         figures = runner.run(run(arguments))
     if arguments.json:
@@ -44,7 +43,8 @@ def main() -> None:
 async def run(arguments: argparse.Namespace) -> list[Figure]:
     figures: list[Figure] = []
     async with embedded() as servers:
-        settings = Settings(**{**servers.model_dump(), "mongo_driver": arguments.driver, "redis_timeout_ms": 5000})
+        given: dict[str, Any] = {"mongo_driver": arguments.driver, "redis_timeout_ms": 5000}
+        settings = Settings(**{**servers.model_dump(), **given})
         async with Container(settings) as container:
             print(" | ".join(["workload", "ours", "baseline", "ours / baseline (spread)", "ours / floor", "target"]))
             print("|".join(["---"] * 6))

@@ -293,3 +293,33 @@ async def test_the_backfill_of_candle_ids_can_be_turned_off(settings: Settings) 
         await container.candle_db_service.create_many(*KEY, [candle(n) for n in range(5)])
         assert await container.candle_cache_service.size() == 0
         assert await container.candle_db_service.has_candle(*KEY, START) is True
+
+
+async def test_a_window_comes_as_columns(container: Container) -> None:
+    """Arrays of int64 and float64 that equal the candles, whichever numbers a writer left; None with a hole."""
+    adapter = PersistCandleInstance("BTC/USDT:USDT", "1m", "binance", ioc=container)
+    await adapter.write_candles_data([candle(n) for n in range(300) if n != 200])
+    await container.mongo_service.collection("candle-items").update_one(
+        {"timestamp": START + MINUTE}, {"$set": {"open": 10, "timestamp": float(START + MINUTE), "volume": 7}}
+    )
+    columns = await adapter.read_candle_columns(200, START)
+    rows = await adapter.read_candles_data(200, START)
+    assert columns is not None
+    assert rows is not None
+    assert list(columns) == ["timestamp", "open", "high", "low", "close", "volume"]
+    assert [str(column.dtype) for column in columns.values()] == ["int64", *["float64"] * 5]
+    for name, column in columns.items():
+        assert column.tolist() == [row[name] for row in rows]
+        assert column.flags.writeable
+    assert await adapter.read_candle_columns(201, START) is None
+    assert await adapter.read_candle_columns(5, START, START + 5 * MINUTE - 1) is None
+    empty = await adapter.read_candle_columns(0, START)
+    assert empty is not None
+    assert [len(column) for column in empty.values()] == [0] * 6
+    big = PersistCandleInstance("BIG", "1m", "binance", ioc=container)
+    await big.write_candles_data([candle(n) for n in range(12_000)])
+    many = await big.read_candle_columns(12_000, START)
+    assert many is not None
+    assert many["volume"].sum() == sum(1.0 + n for n in range(12_000))
+    with pytest.raises(InvalidKeyError, match="starts at"):
+        await adapter.read_candle_columns(1, START + 1)
