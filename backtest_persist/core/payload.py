@@ -32,7 +32,7 @@ def encode_payload(payload: PayloadInput | None, what: str) -> dict[str, Any] | 
 
     Raises `InvalidPayloadError` for: a payload that is no mapping or model, keys that are not str, naive datetimes or
     ones finer than a ms, ints beyond 64 bits, decimals beyond 34 digits, sets, numpy's dates and other foreign
-    types, cycles, more than 90 levels, more than 16 MiB; ``$ref`` and ``$id`` beside a ``$db`` of None, which is lost.
+    types, cycles, more than 90 levels, more than 16 MiB.
     """
     if payload is None:
         return None
@@ -220,10 +220,7 @@ class _Encoder:
         if not isinstance(held, dict):
             return self.value(held)  # of a RootModel
         items = cast("dict[Any, Any]", held).items()
-        plain = {(name := self.name(key)): self.child(name, item) for key, item in items}
-        if "$ref" in plain and "$id" in plain and isinstance(plain["$ref"], str) and plain.get("$db", "") is None:
-            raise self.error("has $ref, $id and a $db of None, which MongoDB reads as a reference without $db")
-        return plain
+        return {(name := self.name(key)): self.child(name, item) for key, item in items}
 
     def name(self, key: Any) -> str:
         if not isinstance(key, str):
