@@ -96,8 +96,7 @@ def linked() -> Link:
         (datetime.min.replace(tzinfo=WEST), datetime(1, 1, 1, 5, tzinfo=UTC)),
         (pd.Timestamp("2024-01-01", tz="UTC"), datetime(2024, 1, 1, tzinfo=UTC)),
         (pd.Timestamp("1677-09-21T01", tz="UTC").tz_convert(EAST), datetime(1677, 9, 21, 1, tzinfo=UTC)),
-        ({"$ref": 1, "$id": 1, "$db": None}, {"$ref": 1, "$id": 1, "$db": None}),
-        ({"$ref": "c", "$db": None}, {"$ref": "c", "$db": None}),
+        ({"$ref": "c", "$id": 1, "$db": None}, {"$ref": "c", "$id": 1, "$db": None}),
     ],
     ids=repr,
 )
