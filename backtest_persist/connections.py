@@ -11,15 +11,16 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC
-from decimal import Decimal
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar, cast
 
-from bson.codec_options import CodecOptions, TypeDecoder, TypeRegistry
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.datetime_ms import DatetimeMS
 from bson.dbref import DBRef
 from bson.decimal128 import Decimal128
 from bson.errors import BSONError
 from bson.int64 import Int64
+from bson.objectid import ObjectId
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
 from pymongo.asynchronous.collection import AsyncCollection
@@ -60,9 +61,11 @@ __all__ = (
     "MongoService",
     "RedisService",
     "aggregate",
+    "aggregate_raw",
     "list_indexes",
     "mongo_errors",
     "redis_errors",
+    "to_plain",
 )
 
 T = TypeVar("T")
@@ -131,30 +134,47 @@ class PerLoop(Generic[T]):
 # --- MongoDB ---------------------------------------------------------------------------------------------------------
 
 
-class _PlainInt(TypeDecoder):
-    bson_type = Int64  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+class _Decoded(dict[str, Any]):
+    """A document as the driver decodes it; `to_plain` makes dicts of it.
 
-    def transform_bson(self, value: int) -> int:
-        return int(value)
+    It denies that it has ``$ref``: of a payload with the keys of a reference PyMongo would make a `DBRef`, which
+    forgets their order and a ``$db`` of None.
+    """
 
-
-class _PlainDecimal(TypeDecoder):
-    bson_type = Decimal128  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-
-    def transform_bson(self, value: Decimal128) -> Decimal:
-        return value.to_decimal()
-
-
-class _PlainReference(TypeDecoder):
-    bson_type = DBRef  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-
-    def transform_bson(self, value: DBRef) -> dict[str, Any]:
-        return dict(value.as_doc())  # a payload with the keys $ref and $id is data
+    def __getitem__(self, key: str) -> Any:
+        if key == "$ref":
+            raise KeyError(key)
+        return super().__getitem__(key)
 
 
+# No type_registry: with one PyMongo cannot retry a write whose reply has a writeConcernError (helpers_shared calls
+# `update` on a RawBSONDocument).
 CODEC_OPTIONS: CodecOptions[Document] = CodecOptions(
-    tz_aware=True, tzinfo=UTC, type_registry=TypeRegistry([_PlainInt(), _PlainDecimal(), _PlainReference()])
+    document_class=_Decoded, tz_aware=True, tzinfo=UTC, datetime_conversion=DatetimeConversion.DATETIME_AUTO
 )
+
+_PLAIN_TYPES = frozenset({bool, bytes, datetime, float, int, str, ObjectId, type(None)})
+
+
+def to_plain(value: Any) -> Any:
+    """Return a decoded value as plain data: dict, list, int, Decimal.
+
+    A date beyond the years of `datetime` becomes an int in ms since the epoch.
+    """
+    if type(value) in _PLAIN_TYPES:
+        return value
+    if isinstance(value, dict):
+        document = cast("Document", value)
+        return {key: item if type(item) in _PLAIN_TYPES else to_plain(item) for key, item in document.items()}
+    if isinstance(value, list):
+        return [to_plain(item) for item in cast("list[Any]", value)]
+    if isinstance(value, Int64 | DatetimeMS):
+        return int(value)
+    if isinstance(value, Decimal128):
+        return value.to_decimal()
+    if isinstance(value, DBRef):  # the deprecated BSON type of a pointer
+        return to_plain(value.as_doc())
+    return value
 
 
 class _MongoState:
@@ -167,6 +187,7 @@ class _MongoState:
         self.collections: dict[str, Collection] = {}
         self.prepared: set[str] = set()
         self.locks: dict[str, asyncio.Lock] = {}
+        self.held: dict[object, Any] = {}
 
     async def close(self) -> None:
         if self.owned:
@@ -202,7 +223,7 @@ class MongoService:
             )
         database = client.get_default_database(
             DEFAULT_DATABASE,
-            codec_options=CODEC_OPTIONS,
+            codec_options=CodecOptions[Document](tz_aware=True, tzinfo=UTC),
             read_preference=ReadPreference.PRIMARY,
             write_concern=WriteConcern(**concern),
         )
@@ -228,7 +249,7 @@ class MongoService:
         state = self._states.get()
         collection = state.collections.get(name)
         if collection is None:
-            collection = state.collections[name] = state.database[name]
+            collection = state.collections[name] = state.database.get_collection(name, codec_options=CODEC_OPTIONS)
         return collection
 
     async def prepared(self, name: str, prepare: Callable[[Collection], Awaitable[None]]) -> Collection:
@@ -243,6 +264,13 @@ class MongoService:
                     await prepare(self.collection(name))
                     state.prepared.add(name)
         return self.collection(name)
+
+    def held(self, owner: object, create: Callable[[], T]) -> T:
+        """What `owner` keeps for the running event loop; made on first use, forgotten with the client."""
+        held = self._states.get().held
+        if owner not in held:
+            held[owner] = create()
+        return held[owner]
 
     async def ping(self) -> None:
         """Ask the server for a sign of life; `StoreUnavailableError` without one."""
@@ -291,6 +319,15 @@ async def aggregate(collection: Collection, pipeline: Sequence[Mapping[str, Any]
         yield document
 
 
+async def aggregate_raw(collection: Collection, pipeline: Sequence[Mapping[str, Any]]) -> AsyncIterator[bytes]:
+    """Run an aggregation on either driver, and get batches of documents as they come from the server."""
+    cursor: Any = collection.aggregate_raw_batches(pipeline, batchSize=100_000)
+    if inspect.isawaitable(cursor):
+        cursor = await cursor
+    async for batch in cursor:
+        yield batch
+
+
 async def list_indexes(collection: Collection) -> list[Document]:
     """List the indexes of a collection on either driver; empty when the collection does not exist."""
     cursor: Any = collection.list_indexes()
@@ -304,7 +341,9 @@ def mongo_errors(operation: str, *, write: bool = False) -> Generator[None]:
     """Turn driver errors into ours; `operation` opens the message and names domain and context."""
     try:
         yield
-    except (PyMongoError, BSONError, OverflowError) as error:
+    except BacktestPersistError:
+        raise
+    except Exception as error:  # the driver has bugs, too; a write that met one may have been applied
         raise _translate(error, operation, write=write) from (None if _quotes_data(error) else error)
 
 
@@ -312,7 +351,9 @@ _BAD_QUERY_CODES = {2, 9, 14, 15974, 15975}  # BadValue, FailedToParse, TypeMism
 
 
 def _quotes_data(error: Exception) -> bool:
-    return isinstance(error, OperationFailure | BSONError | DocumentTooLarge | OverflowError | ConfigurationError)
+    return not isinstance(error, PyMongoError) or isinstance(
+        error, OperationFailure | DocumentTooLarge | ConfigurationError
+    )
 
 
 def _translate(error: Exception, operation: str, *, write: bool) -> BacktestPersistError:
@@ -350,6 +391,8 @@ def _describe(error: Exception) -> str:
         name = (error.details or {}).get("codeName", type(error).__name__)
         hint = {13: "; grant the user readWrite on this database", 18: "; check user and password"}
         return f"the server answered {name} (code {error.code}{hint.get(error.code or 0, '')})"
+    if _quotes_data(error):
+        return f"the driver failed with {type(error).__name__}"
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from bson.int64 import Int64
 
-__all__ = ("CASES", "WHEN", "Case")
+__all__ = ("ADAPTER_CONTEXTS", "CASES", "PAYLOAD", "WHEN", "Case")
 
 
 @dataclass(frozen=True)
@@ -260,3 +260,22 @@ CASES = (
         foreign={**SSE_WIRE, "frameName": "2024", "backtest": False, "payload": PAYLOAD, "when": float(WHEN), "__v": 0},
     ),
 )
+
+ADAPTER_CONTEXTS: dict[str, tuple[Any, ...]] = {
+    "breakeven": ("s", "t", "e"),
+    "candle": ("s", "1m", "e"),
+    "interval": ("b",),
+    "log": (),
+    "measure": ("b",),
+    "memory": ("sig", "b"),
+    "notification": (True,),
+    "partial": ("s", "t", "e"),
+    "recent": ("s", "t", "e", "f", True),
+    "risk": ("r", "e"),
+    "schedule": ("s", "t", "e"),
+    "session": ("t", "e", "f", "s", True),
+    "signal": ("s", "t", "e"),
+    "state": ("sig", "b"),
+    "storage": (True,),
+}
+"""Arguments of the fifteen entries of a registry."""

@@ -2,12 +2,12 @@
 
 from array import array
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, ClassVar, cast
 
 from backtest_persist.connections import RedisService, redis_errors
-from backtest_persist.core.keys import checked_name
-from backtest_persist.errors import InvalidPayloadError, SettingsError
+from backtest_persist.core.keys import checked_name, to_int
+from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError
 
 __all__ = ("DEFAULT_TTL_EXPIRE_SECONDS", "ITERATOR_BATCH_SIZE", "BaseMap", "base_map")
 
@@ -23,7 +23,10 @@ class BaseMap:
     it uses the process-wide container's. A namespace must not be the beginning of another one up to a colon:
     ``a`` and ``a:b`` would share keys.
 
-    Every method raises `StoreUnavailableError` when Redis does not answer within ``CC_REDIS_TIMEOUT_MS``.
+    A namespace that is no usable name is an `InvalidKeyError`, a ttl that is no int a `SettingsError`, when the class
+    is made. Every method raises `StoreUnavailableError` when Redis does not answer within ``CC_REDIS_TIMEOUT_MS``.
+    What another program stored here under a name that is no text, or as a list or set, is removed by `clear`, and is
+    not there for iteration and `size`.
     """
 
     connection_key: ClassVar[str] = ""
@@ -34,8 +37,10 @@ class BaseMap:
         super().__init_subclass__()
         if connection_key is not None:
             cls.connection_key = checked_name(connection_key, "connection_key")
-        if ttl_expire_seconds is not None:
-            cls.ttl_expire_seconds = ttl_expire_seconds
+        ttl = to_int(cls.ttl_expire_seconds if ttl_expire_seconds is None else ttl_expire_seconds)
+        if ttl is None:
+            raise SettingsError(f"{cls.__name__}: ttl_expire_seconds must be an int; -1 means no expiry.")
+        cls.ttl_expire_seconds = ttl
 
     def __init__(self, redis: RedisService | None = None) -> None:
         if not self.connection_key:
@@ -62,25 +67,17 @@ class BaseMap:
 
     async def set(self, key: str, value: str) -> None:
         """Store a value, with the ttl of the namespace if it has one; an empty key is an `InvalidKeyError`."""
-        name = self._get_item_key(checked_name(key, "key"))
-        if not isinstance(value, str):
-            raise InvalidPayloadError(f"A map stores str, not {type(value).__name__}.")
-        try:
-            data = _to_bytes(value)
-        except UnicodeEncodeError:
-            raise InvalidPayloadError("A map stores text; this value contains a lone surrogate.") from None
+        name, data = self._item(key, value)
         ttl = self.ttl_expire_seconds
         with self._errors("SET"):
             await self._service.client.set(name, data, ex=ttl if ttl > 0 else None)
 
     async def set_many(self, items: list[tuple[str, str]]) -> None:
-        """Store several values in one round trip per thousand."""
+        """Store several values in one round trip per thousand, after all were checked."""
         ttl = self.ttl_expire_seconds
-        for start in range(0, len(items), 1000):
-            batch = {
-                self._get_item_key(checked_name(key, "key")): _to_bytes(value)
-                for key, value in items[start : start + 1000]
-            }
+        checked = [self._item(key, value) for key, value in items]
+        for start in range(0, len(checked), 1000):
+            batch = dict(checked[start : start + 1000])
             with self._errors("SET"):
                 if ttl <= 0:
                     await self._service.client.mset(batch)
@@ -90,6 +87,15 @@ class BaseMap:
                         pipeline.set(name, value, ex=ttl)
                     await pipeline.execute()
 
+    def _item(self, key: str, value: str) -> tuple[str, bytes]:
+        name = self._get_item_key(checked_name(key, "key"))
+        if not isinstance(value, str):
+            raise InvalidPayloadError(f"A map stores str, not {type(value).__name__}.")
+        try:
+            return name, _to_bytes(value)
+        except UnicodeEncodeError:
+            raise InvalidPayloadError("A map stores text; this value contains a lone surrogate.") from None
+
     async def get(self, key: str | None) -> str | None:
         """Return the value, or None when absent; a key of None is None without a command."""
         if key is None:
@@ -97,6 +103,15 @@ class BaseMap:
         name = self._get_item_key(checked_name(key, "key"))
         with self._errors("GET"):
             return _to_str(cast("bytes | None", await self._service.client.get(name)))
+
+    async def get_many(self, keys: Sequence[str]) -> list[str | None]:
+        """Return the values of several keys by one command, None for those that are absent."""
+        if len(keys) == 1:
+            return [await self.get(keys[0])]
+        names = [self._get_item_key(checked_name(key, "key")) for key in keys]
+        with self._errors("MGET"):
+            found = cast("list[bytes | None]", await self._service.client.mget(names))
+        return [_to_str(value) for value in found]
 
     async def delete(self, key: str) -> None:
         """Remove a key; nothing happens when it is absent."""
@@ -128,16 +143,18 @@ class BaseMap:
         """
         async for batch in self._unseen():
             with self._errors("MGET"):
-                values = cast("list[bytes | None]", await cast("Awaitable[Any]", self._service.client.mget(batch)))
-            for name, value in zip(batch, values, strict=True):
+                values = cast(
+                    "list[bytes | None]", await cast("Awaitable[Any]", self._service.client.mget(list(batch)))
+                )
+            for key, value in zip(batch.values(), values, strict=True):
                 if value is not None:
-                    yield self._stripped(name), cast("str", _to_str(value))
+                    yield key, cast("str", _to_str(value))
 
     async def keys(self) -> AsyncIterator[str]:
         """Iterate over the keys, without the namespace, each once."""
         async for batch in self._unseen():
-            for name in batch:
-                yield self._stripped(name)
+            for key in batch.values():
+                yield key
 
     async def values(self) -> AsyncIterator[str]:
         """Iterate over the values."""
@@ -151,37 +168,37 @@ class BaseMap:
             count += len(batch)
         return count
 
-    async def _scan(self) -> AsyncIterator[list[bytes]]:
+    async def _scan(self, kind: str | None = None) -> AsyncIterator[list[bytes]]:
         pattern = _escape_glob(self._get_item_key("")) + b"*"
         cursor = 0
         while True:
             with self._errors("SCAN"):
                 cursor, batch = await cast("Any", self._service.client).scan(
-                    cursor, match=pattern, count=ITERATOR_BATCH_SIZE
+                    cursor, match=pattern, count=ITERATOR_BATCH_SIZE, _type=kind
                 )
             if batch:
                 yield cast("list[bytes]", batch)
             if cursor == 0:
                 return
 
-    async def _unseen(self) -> AsyncIterator[list[bytes]]:
+    async def _unseen(self) -> AsyncIterator[dict[bytes, str]]:
+        """Full names and the keys in them: once each, of strings alone, and only what `get` would take."""
         seen = _SeenKeys()  # SCAN repeats keys when the table shrinks under it
-        async for batch in self._scan():
-            fresh = [name for name in batch if seen.add(name)]
+        start = len(_to_bytes(self._get_item_key("")))
+        async for batch in self._scan("string"):
+            fresh = {name: key for name in batch if seen.add(name) and (key := _to_key(name[start:]))}
             if fresh:
                 yield fresh
-
-    def _stripped(self, name: bytes) -> str:
-        return cast("str", _to_str(name[len(_to_bytes(self._get_item_key(""))) :]))
 
 
 def base_map(connection_key: str, ttl_expire_seconds: int = DEFAULT_TTL_EXPIRE_SECONDS) -> type[BaseMap]:
     """Return a map class bound to a Redis namespace, to be instantiated or subclassed; -1 means no expiry."""
+    name = checked_name(connection_key, "connection_key")
 
-    class BoundMap(BaseMap, connection_key=connection_key, ttl_expire_seconds=ttl_expire_seconds):
+    class BoundMap(BaseMap, connection_key=name, ttl_expire_seconds=ttl_expire_seconds):
         pass
 
-    BoundMap.__name__ = BoundMap.__qualname__ = f"BaseMap[{connection_key}]"
+    BoundMap.__name__ = BoundMap.__qualname__ = f"BaseMap[{name}]"
     return BoundMap
 
 
@@ -213,6 +230,13 @@ def _to_bytes(text: str) -> bytes:
 
 def _to_str(data: bytes | None) -> str | None:
     return None if data is None else data.decode("utf-8", "surrogateescape")
+
+
+def _to_key(data: bytes) -> str | None:
+    try:
+        return checked_name(data.decode(), "key")
+    except (InvalidKeyError, UnicodeDecodeError):
+        return None
 
 
 def _escape_glob(text: str) -> bytes:

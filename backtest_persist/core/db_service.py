@@ -1,22 +1,27 @@
 """DbService: cache-first verified reads, atomic upserts and whole lists over one MongoDB collection."""
 
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
-from bson import BSON, ObjectId
+from bson import ObjectId, encode
+from bson.errors import BSONError
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
-from backtest_persist.connections import CODEC_OPTIONS, Collection, Document, MongoService, RedisService, mongo_errors
+from backtest_persist.connections import Collection, Document, MongoService, RedisService, mongo_errors, to_plain
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import BaseMap
+from backtest_persist.core.documents import fetch, find_each, holds, taken, to_object_id, write_bulk
+from backtest_persist.core.flights import Flights, Seat
 from backtest_persist.core.indexes import Index, drop_narrow_indexes, narrow_indexes, prepare_indexes
-from backtest_persist.core.keys import checked_limit
+from backtest_persist.core.keys import checked_limit, checked_name, to_int
 from backtest_persist.core.payload import encode_payload
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
+from backtest_persist.errors import BacktestPersistError, InvalidKeyError, InvalidPayloadError
 
 __all__ = ("DbService", "Filter", "Page", "Restored", "Sort", "Stats")
 
@@ -30,6 +35,10 @@ Sort = Sequence[tuple[str, int]]
 """(field, 1 or -1) pairs; ``_id`` is added last, so an order is always total."""
 
 BULK_SIZE = 1000
+FLIGHT_SIZE = 500
+"""Reads or writes that share a round trip at most."""
+READ_FLIGHTS = 2
+_COMBINING = ("$and", "$nor", "$or")
 _RESTORE_SIZE = 500
 _DUPLICATE_KEY = 11000
 
@@ -67,6 +76,34 @@ class Restored(Enum):
     """Another value stands there, which was kept."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Write(Generic[C]):
+    """A write that waits for its turn: an upsert of all fields, or an update of another kind."""
+
+    context: C
+    now: datetime
+    fields: Mapping[str, Any] | None = None
+    update: Any = None
+    upsert: bool = True
+
+    def command(self) -> Any:
+        if self.fields is None:
+            return self.update
+        return {"$set": {**self.fields, "updatedDate": self.now}, "$setOnInsert": {"createDate": self.now, "__v": 0}}
+
+
+@dataclass(frozen=True)
+class _InFlight(Generic[C, R]):
+    """What an event loop has under way in one service."""
+
+    reads: "Flights[C, R | None]"
+    writes: "Flights[_Write[C], R | None]"
+
+    async def drain(self) -> None:
+        await self.writes.drain()
+        await self.reads.drain()
+
+
 class DbService(Generic[C, R]):
     """Stores the rows of one domain: MongoDB is the truth, the cache service the index in front of it."""
 
@@ -93,15 +130,16 @@ class DbService(Generic[C, R]):
 
     async def find_by_id(self, id: str) -> R | None:
         """Return the row with that id (24 hex digits), or None; a malformed id is None as well."""
-        object_id = _to_object_id(id)
+        object_id = to_object_id(id)
         return None if object_id is None else await self.find_by_filter({"_id": object_id})
 
     async def find_by_filter(self, filter: Filter, sort: Sort | None = None) -> R | None:
         """Return the first row that matches a MongoDB filter, or None."""
+        query, order = self._filter(filter), self._sort(sort)
         collection = await self._prepared()
         self.stats.reads += 1
         with self._errors("find"):
-            document = await collection.find_one(self._filter(filter), sort=self._sort(sort))
+            document = await collection.find_one(query, sort=order)
         return None if document is None else self.row_type.from_document(document)
 
     async def find_all(
@@ -112,9 +150,7 @@ class DbService(Generic[C, R]):
         limit: int | None = None,
     ) -> list[R]:
         """Return all rows that match, oldest first unless sorted otherwise, without a cap unless given one."""
-        if limit is not None and checked_limit(limit) == 0:
-            return []
-        return [row async for row in self._rows(filter, sort, limit=limit)]
+        return [row async for row in self._rows(filter, sort, limit=None if limit is None else checked_limit(limit))]
 
     async def iterate(self, filter: Filter | None = None, *, sort: Sort | None = None) -> AsyncIterator[R]:
         """Iterate over all rows that match, holding one server batch in memory."""
@@ -130,18 +166,16 @@ class DbService(Generic[C, R]):
         sort: Sort | None = None,
     ) -> Page[R]:
         """Return `limit` rows from `offset` on, and the total number of rows that match."""
+        rows = self._rows(filter, sort, limit=checked_limit(limit), skip=checked_limit(offset, "offset"))
         total = await self.count(filter)
-        if checked_limit(limit) == 0:
-            return Page([], total)
-        return Page(
-            [row async for row in self._rows(filter, sort, limit=limit, skip=checked_limit(offset, "offset"))], total
-        )
+        return Page([row async for row in rows], total)
 
     async def count(self, filter: Filter | None = None) -> int:
         """Count the rows that match."""
+        query = self._filter({} if filter is None else filter)
         collection = await self._prepared()
         with self._errors("count"):
-            return await collection.count_documents(self._filter(filter or {}))
+            return await collection.count_documents(query)
 
     async def restore(
         self, contents: Sequence[tuple[C, Mapping[str, Any]]], *, dry_run: bool = False
@@ -160,7 +194,7 @@ class DbService(Generic[C, R]):
                 missing = [content for content, document in zip(chunk, found, strict=True) if document is None]
                 await self._write_many(missing, replace=False)
             outcomes += [
-                Restored.NEW if document is None else Restored.SAME if _holds(document, fields) else Restored.DIFFERENT
+                Restored.NEW if document is None else Restored.SAME if holds(document, fields) else Restored.DIFFERENT
                 for (_, fields), document in zip(chunk, found, strict=True)
             ]
         return outcomes
@@ -176,53 +210,169 @@ class DbService(Generic[C, R]):
     # --- for the domains ---
 
     async def _find(self, context: C) -> R | None:
-        """Cache-first: the id that Redis remembers is believed only if its document has this very context."""
-        collection = await self._prepared()
+        """Cache-first; reads that wait at the same time share their commands."""
+        await self._prepared()
         self.stats.reads += 1
         self.stats.lookups += 1
-        cached = await self._redis.attempt(lambda: self._cache.get(context.cache_key), None)
-        object_id = _to_object_id(cached)
-        with self._errors("find", context):
-            if object_id is not None:
-                document = await collection.find_one({"_id": object_id})
-                if document is not None and context.matches(document):
-                    self.stats.hits += 1
-                    return self.row_type.from_document(document)
-            document = await collection.find_one(context.to_filter())
-        if document is None:
-            return None
-        row = self.row_type.from_document(document)
-        await self._remember(context, row.id)
-        return row
+        return await self._in_flight().reads.board(context)
+
+    async def _upsert(self, context: C, fields: Mapping[str, Any]) -> R:
+        """One atomic write: the filter is exactly the unique index, so concurrent first writes make one document.
+
+        Writes that wait at the same time share a bulk.
+        """
+        await self._prepared()
+        row = await self._in_flight().writes.board(_Write(context, utc_now(), fields=fields))
+        return cast("R", row)
+
+    async def _find_and_update(self, context: C, update: Any, *, upsert: bool) -> R | None:
+        """One atomic write of another kind, in its turn among the writes of this service."""
+        await self._prepared()
+        return await self._in_flight().writes.board(_Write(context, utc_now(), update=update, upsert=upsert))
 
     def _encode(self, payload: PayloadInput | None, context: C) -> dict[str, Any] | None:
         return encode_payload(payload, self._what(context))
 
-    async def _upsert(self, context: C, fields: Mapping[str, Any]) -> R:
-        """One atomic write: the filter is exactly the unique index, so concurrent first writes make one document."""
-        now = utc_now()
-        update = {"$set": {**fields, "updatedDate": now}, "$setOnInsert": {"createDate": now, "__v": 0}}
-        return await self._find_and_update(context, update, upsert=True)  # pyright: ignore[reportReturnType]
+    def _encode_entry(self, payload: PayloadInput, context: C) -> dict[str, Any]:
+        """The payload of a list entry, which is never None."""
+        encoded = self._encode(payload, context)
+        if encoded is None:
+            raise InvalidPayloadError(f"{self._what(context)}: a payload is a mapping or a pydantic model, not None.")
+        return encoded
 
-    async def _find_and_update(self, context: C, update: Any, *, upsert: bool) -> R | None:
-        collection = await self._prepared()
+    # --- reads ---
 
-        def write() -> Awaitable[Document | None]:
+    async def _read_together(self, seats: Sequence[Seat[C, R | None]], seconds: float) -> None:
+        """Answer lookups: a lone one by GET and find by id, many by MGET and one find."""
+        collection = self._mongo.collection(self.collection)
+        contexts = {seat.item.cache_key: seat.item for seat in seats}
+        try:
+            with self._errors("find", seats[0].item if len(seats) == 1 else None):
+                documents = await self._lookup(collection, contexts)
+        except BacktestPersistError as error:
+            for seat in seats:
+                seat.crash(type(error)(str(error)))  # one for each, as tracebacks grow where they are raised
+            return
+        for seat in seats:
+            document = documents.get(seat.item.cache_key)
+            try:
+                seat.land(None if document is None else self.row_type.from_document(document))
+            except InvalidPayloadError as error:
+                seat.crash(error)
+
+    async def _lookup(self, collection: Collection, contexts: Mapping[str, C]) -> dict[str, Document]:
+        """The documents of contexts by cache key: an id that Redis knows is believed only if the context is the same.
+
+        What the ids do not lead to is queried by context, and its id put right in Redis.
+        """
+        ids = await self._redis.attempt(lambda: self._cache.get_many(list(contexts)), [None] * len(contexts))
+        wanted = {id: key for key, cached in zip(contexts, ids, strict=True) if (id := to_object_id(cached))}
+        found: dict[str, Document] = {}
+        for document in await find_each(collection, [{"_id": id} for id in wanted]):
+            key = wanted[document["_id"]]
+            if contexts[key].matches(document):
+                found[key] = document
+        self.stats.hits += len(found)
+        missing = {key: context.to_filter() for key, context in contexts.items() if key not in found}
+        if missing:
+            names = self.context_type.wire_names()
+            by_values = {tuple(filter.values()): key for key, filter in missing.items()}
+            standing = {
+                by_values[tuple(document[name] for name in names)]: document
+                for document in await find_each(collection, list(missing.values()))
+            }
+            await self._remember_many([(key, str(document["_id"])) for key, document in standing.items()])
+            found |= standing
+        return found
+
+    # --- writes ---
+
+    async def _write_together(self, seats: "Sequence[Seat[_Write[C], R | None]]", seconds: float) -> None:
+        """Carry out writes in their order: runs of upserts as one bulk, everything else alone."""
+        run: list[Seat[_Write[C], R | None]] = []
+        for seat in seats:
+            if seat.item.fields is not None:
+                run.append(seat)
+                continue
+            await self._write_run(run)
+            run = []
+            await self._write_run([seat])
+        await self._write_run(run)
+
+    async def _write_run(self, seats: "Sequence[Seat[_Write[C], R | None]]") -> None:
+        if not seats:
+            return
+        try:
+            if len({seat.item.context.cache_key for seat in seats}) > 1:
+                await self._write_bulk(seats)
+            else:
+                await self._write_one(seats)
+        except BacktestPersistError as error:
+            for seat in seats:
+                seat.crash(type(error)(str(error)))  # one for each, as tracebacks grow where they are raised
+
+    async def _write_one(self, seats: "Sequence[Seat[_Write[C], R | None]]") -> None:
+        """One findAndModify; of several writes of one context the last, which makes up for those before it."""
+        collection, write = self._mongo.collection(self.collection), seats[-1].item
+        context = write.context
+
+        def send() -> Awaitable[Document | None]:
             return collection.find_one_and_update(
-                context.to_filter(), update, upsert=upsert, return_document=ReturnDocument.AFTER
+                context.to_filter(), write.command(), upsert=write.upsert, return_document=ReturnDocument.AFTER
             )
 
         with self._errors("write", context, write=True):
             try:
-                document = await write()
+                document = await send()
             except DuplicateKeyError:  # two first writes met in the server: by now the document exists
-                document = await write()
-        self.stats.writes += 1
-        if document is None:
-            return None
-        row = self.row_type.from_document(document)
-        await self._remember(context, row.id)
-        return row
+                document = await send()
+        self.stats.writes += len(seats)
+        if document is not None:
+            await self._remember(context, str(document["_id"]))
+        for seat in seats:
+            self._land(seat, document)
+
+    async def _write_bulk(self, seats: "Sequence[Seat[_Write[C], R | None]]") -> None:
+        collection = self._mongo.collection(self.collection)
+        latest = {seat.item.context.cache_key: seat.item for seat in seats}
+        with self._errors(f"write of {len(latest)} items", write=True):
+            bulk = await write_bulk(
+                collection, [UpdateOne(w.context.to_filter(), w.command(), upsert=True) for w in latest.values()]
+            )
+        self.stats.writes += len(seats)
+        keys = list(latest)
+        new = {keys[index]: id for index, id in bulk.upserted.items()}
+        refused = {keys[index]: error for index, error in bulk.refused.items()}
+        await self._remember_many([(key, str(id)) for key, id in new.items()])
+        known = {key: write.context for key, write in latest.items() if key not in new and key not in refused}
+        with self._errors(f"write of {len(latest)} items", write=True):
+            documents = await self._lookup(collection, known)
+        documents |= {key: {"_id": id, "createDate": latest[key].now} for key, id in new.items()}
+        for seat in seats:
+            key = seat.item.context.cache_key
+            if key in refused:
+                try:
+                    with self._errors("write", seat.item.context, write=True):
+                        raise refused[key]
+                except BacktestPersistError as error:
+                    seat.crash(error)
+            elif key in documents:
+                self._land(seat, documents[key])
+            else:  # somebody removed it since
+                await self._write_one([seat])
+
+    def _land(self, seat: "Seat[_Write[C], R | None]", document: Document | None) -> None:
+        """Give a writer the row of its own write."""
+        write = seat.item
+        if document is not None and write.fields is not None:
+            document = {
+                **write.context.to_filter(),
+                **write.fields,
+                "_id": document["_id"],
+                "createDate": document["createDate"],
+                "updatedDate": write.now,
+            }
+        seat.land(None if document is None else self.row_type.from_document(document))
 
     async def _standing(self, contexts: Sequence[C], *, prepare: bool) -> dict[C, Document]:
         """The documents of many contexts, by one query."""
@@ -231,10 +381,10 @@ class DbService(Generic[C, R]):
         collection = await self._prepared() if prepare else self._mongo.collection(self.collection)
         self.stats.reads += 1
         with self._errors("find"):
-            documents = await collection.find({"$or": [context.to_filter() for context in contexts]}).to_list(None)
+            found = await collection.find({"$or": [context.to_filter() for context in contexts]}).to_list(None)
         by_values = {tuple(context.to_filter().values()): context for context in contexts}
         names = self.context_type.wire_names()
-        return {by_values[tuple(document[name] for name in names)]: document for document in documents}
+        return {by_values[tuple(document[name] for name in names)]: document for document in map(to_plain, found)}
 
     async def _insert_many(
         self, documents: Sequence[tuple[str, Mapping[str, Any]]], *, chunk_size: int, remember: bool
@@ -252,13 +402,13 @@ class DbService(Generic[C, R]):
                 {"_id": ObjectId(), **document, "createDate": now, "updatedDate": now, "__v": 0}
                 for _, document in chunk
             ]
-            taken: set[int] = set()
+            stood: set[int] = set()
             with self._errors(f"write of {len(documents)} items", write=True):
                 try:
                     await collection.insert_many(inserts, ordered=False)
                 except BulkWriteError as error:
-                    taken = _taken(error)
-            new = [index for index in range(len(chunk)) if index not in taken]
+                    stood = taken(error)
+            new = [index for index in range(len(chunk)) if index not in stood]
             self.stats.writes += len(new)
             stored += len(new)
             if remember:
@@ -296,25 +446,31 @@ class DbService(Generic[C, R]):
                 for context, fields in chunk
             ]
             with self._errors(f"write of {len(writes)} items", write=True):
-                upserted = await _bulk(collection, operations)
+                bulk = await write_bulk(collection, operations)
+                for error in bulk.refused.values():
+                    raise error
             self.stats.writes += len(chunk)
-            stored += len(upserted)
-            if remember and upserted:
-                ids = [(chunk[index][0].cache_key, str(object_id)) for index, object_id in upserted.items()]
+            stored += len(bulk.upserted)
+            if remember and bulk.upserted:
+                ids = [(chunk[index][0].cache_key, str(object_id)) for index, object_id in bulk.upserted.items()]
                 for first in range(0, len(ids), BULK_SIZE):
                     await self._remember_many(ids[first : first + BULK_SIZE])
         return stored
 
     async def _delete_many(self, filter: Filter) -> int:
+        query = self._filter(filter)
         collection = await self._prepared()
         with self._errors("delete", write=True):
-            return (await collection.delete_many(self._filter(filter))).deleted_count
+            return (await collection.delete_many(query)).deleted_count
 
     async def _remember(self, context: C, row_id: str) -> None:
         await self._redis.attempt(lambda: self._cache.set(context.cache_key, row_id), None)
 
     async def _remember_many(self, ids: list[tuple[str, str]]) -> None:
-        await self._redis.attempt(lambda: self._cache.set_many(ids), None)
+        if len(ids) == 1:
+            await self._redis.attempt(lambda: self._cache.set(*ids[0]), None)
+        elif ids:
+            await self._redis.attempt(lambda: self._cache.set_many(ids), None)
 
     async def _newest(self, filter: Filter, limit: int | None) -> list[R]:
         """All rows that match, or the newest `limit` of them; oldest first either way."""
@@ -323,27 +479,42 @@ class DbService(Generic[C, R]):
         rows = await self.find_all(filter, sort=(("createDate", DESCENDING), ("_id", DESCENDING)), limit=limit)
         return rows[::-1]
 
-    async def _rows(
-        self,
-        filter: Filter | None,
-        sort: Sort | None,
-        *,
-        limit: int | None = None,
-        skip: int = 0,
+    def _rows(
+        self, filter: Filter | None, sort: Sort | None, *, limit: int | None = None, skip: int = 0
     ) -> AsyncIterator[R]:
+        query = self._filter({} if filter is None else filter)
+        return self._stream(query, self._sort(sort), limit, skip)
+
+    async def _stream(
+        self, query: Filter, order: list[tuple[str, int]], limit: int | None, skip: int
+    ) -> AsyncIterator[R]:
+        if limit == 0:  # which means no limit to MongoDB
+            return
         collection = await self._prepared()
         self.stats.reads += 1
-        cursor = collection.find(self._filter(filter or {}), sort=self._sort(sort), limit=limit or 0, skip=skip)
+        batches = fetch(collection, query, sort=order, limit=limit or 0, skip=skip)
         try:
             while True:
                 with self._errors("list"):
-                    try:
-                        document = await anext(cursor)
-                    except StopAsyncIteration:
-                        return
-                yield self.row_type.from_document(document)
+                    documents = await anext(batches, None)
+                if documents is None:
+                    return
+                for document in documents:
+                    yield self.row_type.from_document(document)
         finally:
-            await cursor.close()
+            await batches.aclose()
+
+    def _in_flight(self) -> _InFlight[C, R]:
+        return self._mongo.held(self, self._open_flights)
+
+    def _open_flights(self) -> _InFlight[C, R]:
+        def deadline() -> float:
+            return self._mongo.settings.mongo_timeout_ms / 1000
+
+        return _InFlight(
+            Flights(self._read_together, limit=READ_FLIGHTS, size=FLIGHT_SIZE, deadline=deadline),
+            Flights(self._write_together, limit=1, size=FLIGHT_SIZE, deadline=deadline),  # writes keep their order
+        )
 
     async def _prepared(self) -> Collection:
         return await self._mongo.prepared(self.collection, self._prepare)
@@ -359,73 +530,55 @@ class DbService(Generic[C, R]):
         return mongo_errors(f"{verb.capitalize()} in {what}", write=write)
 
     def _filter(self, given: Filter) -> dict[str, Any]:
+        try:
+            query = self._translated(given)
+            encode(query)
+        except (BSONError, OverflowError, RecursionError, ValueError) as error:
+            problem = f"the filter holds a name or a value that MongoDB does not know ({type(error).__name__})"
+            raise InvalidKeyError(f"{self.collection}: {problem}.") from None
+        return query
+
+    def _translated(self, given: Any) -> dict[str, Any]:
+        if not isinstance(given, Mapping):
+            raise InvalidKeyError(
+                f"{self.collection}: a filter is a mapping of field names to values, not {type(given).__name__}."
+            )
         translated: dict[str, Any] = {}
-        for name, value in given.items():
-            if name.startswith("$") and isinstance(value, Sequence) and not isinstance(value, str):
-                translated[name] = [self._filter(part) for part in cast("Sequence[Filter]", value)]
-            elif self._wire_name(name) == "_id" and isinstance(value, str):
-                translated["_id"] = _to_object_id(value) or value
+        for name, value in cast("Filter", given).items():
+            if name in _COMBINING and isinstance(value, list | tuple):
+                translated[name] = [self._translated(part) for part in cast("Sequence[Any]", value)]
             else:
-                translated[self._wire_name(name)] = value
+                wire = self._wire_name(name)
+                translated[wire] = _operand(value, is_id=wire == "_id")
         return translated
 
     def _sort(self, given: Sort | None) -> list[tuple[str, int]]:
-        sort = [(self._wire_name(name), direction) for name, direction in given or self.default_sort]
+        pairs: Any = self.default_sort if given is None else given
+        if not isinstance(pairs, Sequence) or not all(map(_is_order, cast("Sequence[Any]", pairs))):
+            raise InvalidKeyError(
+                f"{self.collection}: a sort is a list of (field, 1 or -1), like [('createDate', -1)]."
+            )
+        ordered = cast("Sort", pairs) or self.default_sort
+        sort = [
+            (self._wire_name(checked_name(name, "a field to sort by")), int(direction)) for name, direction in ordered
+        ]
         return sort if any(name == "_id" for name, _ in sort) else [*sort, ("_id", ASCENDING)]
 
     def _wire_name(self, name: str) -> str:
         return to_wire(name) if name in self.row_type.model_fields else name
 
 
-def _taken(error: BulkWriteError) -> set[int]:
-    """The positions of inserts whose context was stored already; any other problem is raised."""
-    details: Mapping[str, Any] = error.details or {}
-    failures: Sequence[Mapping[str, Any]] = details.get("writeErrors") or ()
-    if details.get("writeConcernErrors") or any(failure.get("code") != _DUPLICATE_KEY for failure in failures):
-        raise error
-    return {failure["index"] for failure in failures}
+def _operand(value: Any, *, is_id: bool) -> Any:
+    """A value of a filter as MongoDB knows it: enums by value, ids as ObjectId, in operators and lists as well."""
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, Mapping):
+        operators = cast("Mapping[str, Any]", value)
+        return {name: _operand(operand, is_id=is_id) for name, operand in operators.items()}
+    if isinstance(value, list | tuple):
+        return [_operand(item, is_id=is_id) for item in cast("Sequence[Any]", value)]
+    return (to_object_id(value) or value) if is_id else value
 
 
-def _holds(document: Document, fields: Mapping[str, Any]) -> bool:
-    """Whether a document holds these fields as they would come back from the server."""
-    sent = BSON.encode(fields).decode(CODEC_OPTIONS)
-    return all(name in document and _same(document[name], value) for name, value in sent.items())
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Equal values, numbers of any type (JavaScript has one), with NaN equal to itself."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        ours, theirs = cast("dict[str, Any]", one), cast("dict[str, Any]", other)
-        return ours.keys() == theirs.keys() and all(_same(value, theirs[key]) for key, value in ours.items())
-    if isinstance(one, list) and isinstance(other, list):
-        items = cast("list[Any]", one), cast("list[Any]", other)
-        return len(items[0]) == len(items[1]) and all(map(_same, *items))
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    return one == other or (one != one and other != other)  # NaN
-
-
-async def _bulk(collection: Collection, operations: list[UpdateOne]) -> dict[int, Any]:
-    """Write unordered; returns index -> _id of the newly stored."""
-    upserted: dict[int, Any] = {}
-    for may_retry in (True, False):
-        try:
-            result = await collection.bulk_write(cast("Any", operations), ordered=False)
-        except BulkWriteError as error:
-            details: Mapping[str, Any] = error.details or {}
-            upserted |= {entry["index"]: entry["_id"] for entry in details.get("upserted", ())}
-            failed: Iterable[Mapping[str, Any]] = details.get("writeErrors") or ({},)
-            if not may_retry or any(failure.get("code") != _DUPLICATE_KEY for failure in failed):
-                raise
-        else:
-            upserted |= result.upserted_ids or {}
-            break
-    return upserted
-
-
-def _to_object_id(value: Any) -> ObjectId | None:
-    if isinstance(value, ObjectId):
-        return value
-    if isinstance(value, str) and len(value) == 24 and value.isascii() and ObjectId.is_valid(value):
-        return ObjectId(value)
-    return None
+def _is_order(pair: Any) -> bool:
+    return isinstance(pair, list | tuple) and len(cast("Sequence[Any]", pair)) == 2 and to_int(pair[1]) in (1, -1)

@@ -27,6 +27,8 @@ class _Found:
     keys: Index
     unique: bool
     usable: bool  # neither partial nor sparse
+    collated: bool  # for which values may be equal that are not the same
+    expires: bool
 
 
 async def _found(collection: Collection) -> list[_Found]:
@@ -38,6 +40,8 @@ async def _found(collection: Collection) -> list[_Found]:
             keys=tuple((field, direction) for field, direction in document["key"].items()),
             unique=bool(document.get("unique", False)),
             usable="partialFilterExpression" not in document and not document.get("sparse", False),
+            collated="collation" in document,
+            expires="expireAfterSeconds" in document,
         )
         for document in documents
     ]
@@ -68,8 +72,9 @@ async def drop_narrow_indexes(collection: Collection, fields: Sequence[str]) -> 
 async def prepare_indexes(collection: Collection, fields: Sequence[str], secondary: Sequence[Index]) -> None:
     """Create what is missing and verify the unique index; with all in place this sends one command.
 
-    Raises `IndexConflictError` for a narrow unique index of an older database, for documents that already
-    contradict the unique index, and for a user who may not create what is missing.
+    Raises `IndexConflictError` for a narrow unique index of an older database, for one that stands in the way, refuses
+    a context of its own or deletes documents, for documents that already contradict the unique index, and for a user
+    who may not create what is missing.
     """
     found = await _found(collection)
     narrow = _narrow(found, fields)
@@ -81,15 +86,25 @@ async def prepare_indexes(collection: Collection, fields: Sequence[str], seconda
             "first make sure that no bot of that release uses this database."
         )
     unique: Index = tuple((field, ASCENDING) for field in fields)
-    blocking = [index for index in found if index.keys == unique and not (index.unique and index.usable)]
-    if blocking:
-        raise IndexConflictError(
-            f"{collection.name} has the index {blocking[0].name} on {', '.join(fields)}, but it is not unique over all "
-            f"documents. Drop it, db['{collection.name}'].dropIndex('{blocking[0].name}'), and start again."
-        )
     present = {index.keys for index in found}
     missing = [IndexModel(list(unique), unique=True)] if unique not in present else []
     missing += [IndexModel(list(keys)) for keys in secondary if keys not in present]
+    wanted = {index.document["name"] for index in missing}
+    for index in found:
+        if index.expires:
+            problem = "which deletes documents after a time"
+        elif index.unique and index.collated:
+            problem = "whose collation takes different names for the same, so that two contexts cannot both be stored"
+        elif index.keys == unique and not (index.unique and index.usable):
+            problem = f"which is not unique over all documents, on {', '.join(fields)}"
+        elif index.name in wanted:
+            problem = "which has the name of a needed one, but other fields"
+        else:
+            continue
+        raise IndexConflictError(
+            f"{collection.name} has the index {index.name}, {problem}. "
+            f"Drop it, db['{collection.name}'].dropIndex('{index.name}'), and start again."
+        )
     if not missing:
         return
     with pymongo.timeout(BUILD_SECONDS), mongo_errors(f"Creating the indexes of {collection.name}"):

@@ -1,7 +1,7 @@
 """Key components: what may be part of a context, and how components become one Redis key."""
 
 import operator
-from typing import Annotated, Any, SupportsIndex
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationInfo
 
@@ -19,6 +19,7 @@ __all__ = (
     "checked_timestamp",
     "join_key",
     "mode_word",
+    "to_int",
 )
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
@@ -39,7 +40,7 @@ def checked_name(value: Any, what: str) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise InvalidKeyError(f"{what} must not contain a lone surrogate.") from None
-    return str(value)
+    return str.__str__(value)  # of a (str, Enum) the content; `str` would give the name of the member
 
 
 def checked_flag(value: Any, what: str) -> bool:
@@ -49,25 +50,33 @@ def checked_flag(value: Any, what: str) -> bool:
     return value
 
 
+def to_int(value: Any) -> int | None:
+    """Return the int that a value is, numpy's included; None for anything else, such as a bool, a float or an array."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
 def checked_timestamp(value: Any, what: str) -> int:
     """Return an instant in ms since the epoch as int; whole floats of a JavaScript writer pass, bool does not."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
+    timestamp = value if type(value) is int else to_int(value)
+    if timestamp is None:
         raise InvalidKeyError(f"{what} must be an int in ms since the epoch, not {type(value).__name__}.")
-    timestamp = operator.index(value)
     if not INT64_MIN <= timestamp <= INT64_MAX:
         raise InvalidKeyError(f"{what} does not fit 64 bits.")
     return timestamp
 
 
 def checked_limit(value: Any, what: str = "limit") -> int:
-    """Return a number of rows that is an int of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+    """Return a number of rows that is an int of at least 0 and fits 64 bits."""
+    count = to_int(value)
+    if count is None:
         raise InvalidKeyError(f"{what} must be an int, not {type(value).__name__}.")
-    count = operator.index(value)
-    if count < 0:
-        raise InvalidKeyError(f"{what} must be 0 or more.")
+    if not 0 <= count <= INT64_MAX:
+        raise InvalidKeyError(f"{what} must be 0 or more, and fit 64 bits.")
     return count
 
 

@@ -5,19 +5,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal, DecimalException
 from enum import Enum
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 from bson import encode
 from bson.decimal128 import Decimal128
-from pydantic import BaseModel, SkipValidation
+from pydantic import BaseModel, InstanceOf
 
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.keys import INT64_MAX, INT64_MIN, checked_name
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
 
-__all__ = ("Payload", "encode_entries", "encode_list", "encode_payload")
+__all__ = ("Payload", "checked_entries", "encode_entries", "encode_list", "encode_payload", "opened")
 
-Payload = Annotated[dict[str, Any], SkipValidation]
+Payload = InstanceOf[dict[str, Any]]
 """A stored payload: plain dict, list, str, int, float, bool, None, Decimal, aware datetime, bytes."""
 
 MAX_DEPTH = 90
@@ -28,15 +28,18 @@ _SURELY_SMALL = 1024 * 1024
 def encode_payload(payload: PayloadInput | None, what: str) -> dict[str, Any] | None:
     """Return a deep copy of a payload that BSON stores exactly; `what` names domain and context in errors.
 
+    Tuples, named ones too, become lists, and models and dataclasses dicts: that is how they come back.
+
     Raises `InvalidPayloadError` for: a payload that is no mapping or model, keys that are not str, naive datetimes or
-    ones finer than a ms, ints beyond 64 bits, decimals beyond 34 digits, sets and other foreign types, cycles,
-    more than 90 levels, more than 16 MiB.
+    ones finer than a ms, ints beyond 64 bits, decimals beyond 34 digits, sets, numpy's dates and other foreign
+    types, cycles, more than 90 levels, more than 16 MiB.
     """
     if payload is None:
         return None
-    if not isinstance(payload, Mapping | BaseModel) and not _is_dataclass(payload):
+    encoded = _Encoder(what).encode(payload) if _has_members(payload) else None
+    if not isinstance(encoded, dict):  # a RootModel may hold anything
         raise InvalidPayloadError(f"{what}: a payload is a mapping or a pydantic model, not {type(payload).__name__}.")
-    return _Encoder(what).encode(payload)
+    return cast("dict[str, Any]", encoded)
 
 
 def encode_list(items: Sequence[Any], what: str) -> list[Any]:
@@ -55,7 +58,7 @@ def encode_entries(
     one id the later stands, or the first with `first_wins`.
     """
     encoded: dict[str, dict[str, Any]] = {}
-    for position, entry in enumerate(entries):
+    for position, entry in enumerate(checked_entries(entries, what)):
         payload = encode_payload(entry, f"{what}, entry {position}")
         if payload is None or "id" not in payload:
             raise InvalidKeyError(f"{what}, entry {position}: has no 'id', by which it is kept.")
@@ -65,8 +68,37 @@ def encode_entries(
     return encoded
 
 
+def checked_entries(entries: Iterable[PayloadInput], what: str) -> Iterable[PayloadInput]:
+    """Return what can be iterated over as it is; anything else is an `InvalidPayloadError`."""
+    if not isinstance(cast("Any", entries), Iterable):
+        raise InvalidPayloadError(f"{what}: expected a list of payloads, not {type(entries).__name__}.")
+    return entries
+
+
+def opened(value: Any, what: str, *, by_alias: bool = True) -> Any:
+    """Return a mapping or dataclass as dict, a model as what it dumps to, and anything else as it is.
+
+    One that fails when it is read, such as a model that contains itself, is an `InvalidPayloadError`.
+    """
+    try:
+        if isinstance(value, BaseModel):
+            return value.model_dump(by_alias=by_alias, warnings=False)
+        if isinstance(value, Mapping):
+            return dict(cast("Mapping[Any, Any]", value))
+        if _is_dataclass(value):
+            return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    except Exception as error:  # code of the user's own; its message may quote the payload
+        problem = f"a {type(cast('Any', value)).__name__} cannot be read ({type(error).__name__})"
+        raise InvalidPayloadError(f"{what}: {problem}.") from None
+    return value
+
+
 def _is_dataclass(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _has_members(value: Any) -> bool:
+    return isinstance(value, Mapping | BaseModel) or _is_dataclass(value)
 
 
 class _Encoder:
@@ -110,7 +142,7 @@ class _Encoder:
             value.encode()
         except UnicodeEncodeError:
             raise self.error("contains a lone surrogate") from None
-        return str(value)
+        return value if type(value) is str else str.__str__(value)  # of a (str, Enum) the content
 
     def integer(self, value: int) -> int:
         self.size += 4
@@ -121,7 +153,7 @@ class _Encoder:
     def unusual(self, value: Any) -> Any:
         if isinstance(value, Enum):
             return self.value(value.value)
-        if isinstance(value, Mapping | BaseModel | list | tuple) or _is_dataclass(value):
+        if isinstance(value, list | tuple) or _has_members(value):
             return self.nested(value)
         if isinstance(value, str):
             return self.text(value)
@@ -133,7 +165,11 @@ class _Encoder:
             self.size += len(value)
             return bytes(value)
         if _is_numpy_scalar(value):
-            return self.value(value.item())
+            if value.dtype.kind in "mM":
+                raise self.error(f"is a {type(value).__name__}; give a datetime with a time zone, or an int of ms")
+            plain = value.item()
+            if type(plain) is not type(value):  # as of a long double
+                return self.value(plain)
         if isinstance(value, int):
             return self.integer(int(value))
         if isinstance(value, float):
@@ -141,12 +177,21 @@ class _Encoder:
         raise self.error(f"is of type {type(value).__name__}, which has no exact form in BSON")
 
     def instant(self, value: datetime) -> datetime:
-        if value.utcoffset() is None:
+        if value != value:
+            raise self.error("is NaT, which is no instant; use None")
+        finer, to_datetime = getattr(value, "nanosecond", 0), getattr(value, "to_pydatetime", None)
+        if to_datetime and not finer:  # pandas.Timestamp
+            value = to_datetime()
+        offset = value.utcoffset()
+        if offset is None:
             raise self.error("is a naive datetime; give it a time zone, such as datetime.UTC")
-        if value.microsecond % 1000 or getattr(value, "nanosecond", 0):
+        try:
+            utc = value - offset
+        except (OverflowError, ValueError):
+            raise self.error("is a datetime that lies outside of the years 1 to 9999 in UTC") from None
+        if finer or utc.microsecond % 1000:
             raise self.error("is a datetime finer than a ms, which is all MongoDB stores; round it")
-        to_datetime = getattr(value, "to_pydatetime", None)  # pandas.Timestamp
-        return cast("datetime", to_datetime()) if to_datetime else value
+        return value
 
     def decimal(self, value: Decimal) -> Decimal128:
         try:
@@ -168,16 +213,14 @@ class _Encoder:
         self.open.discard(id(value))
         return plain
 
-    def members(self, value: Any) -> list[Any] | dict[str, Any]:
-        if isinstance(value, list | tuple):
-            return [self.child(str(index), item) for index, item in enumerate(cast("Sequence[Any]", value))]
-        if isinstance(value, BaseModel):
-            items: Iterable[tuple[Any, Any]] = value.model_dump(by_alias=True).items()
-        elif isinstance(value, Mapping):
-            items = cast("Mapping[Any, Any]", value).items()
-        else:
-            items = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-        return {self.name(key): self.child(str(key), item) for key, item in items}
+    def members(self, value: Any) -> Any:
+        held: Any = value if type(value) is dict else opened(value, self.what)  # pyright: ignore[reportUnknownVariableType]
+        if isinstance(held, list | tuple):
+            return [self.child(str(index), item) for index, item in enumerate(cast("Sequence[Any]", held))]
+        if not isinstance(held, dict):
+            return self.value(held)  # of a RootModel
+        items = cast("dict[Any, Any]", held).items()
+        return {(name := self.name(key)): self.child(name, item) for key, item in items}
 
     def name(self, key: Any) -> str:
         if not isinstance(key, str):

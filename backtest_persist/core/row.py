@@ -1,16 +1,16 @@
 """Context and Row: snake_case in Python, camelCase on the wire, and the simulation time `when`."""
 
-import operator
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, ClassVar, Self, SupportsIndex
+from typing import Annotated, Any, ClassVar, Self
 
 from bson.int64 import Int64
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
+from backtest_persist.connections import to_plain
 from backtest_persist.contracts import When
-from backtest_persist.core.keys import INT64_MAX, INT64_MIN, STORED
+from backtest_persist.core.keys import INT64_MAX, INT64_MIN, STORED, to_int
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, InvalidWhenError
 
 __all__ = ("Context", "Row", "to_horizon", "to_millis", "to_wire", "utc_now", "wire_when")
@@ -86,7 +86,8 @@ class Row(Wire):
         A document that lacks a field, or has one of another type, is an `InvalidPayloadError` that names it.
         """
         try:
-            return cls.model_validate(document, context=STORED)
+            contents = {name: to_plain(document[name]) for name in _CONTENTS if name in document}
+            return cls.model_validate({**document, **contents}, context=STORED)
         except ValidationError as error:
             problem = f"see {', '.join(sorted({str(found['loc'][0]) for found in error.errors()}))}"
         except InvalidKeyError as error:
@@ -96,20 +97,24 @@ class Row(Wire):
         )
 
 
+_CONTENTS = ("payload", "positions")
+"""The fields that hold data of the user's own, in which types of BSON can stand."""
+
+
 def to_millis(when: When) -> int:
     """Return a simulation time as whole ms since the epoch (UTC); a finer part is cut off, never rounded up.
 
     Raises `InvalidWhenError` for a naive datetime, bool, None, float (NaN included) or anything beyond 64 bits.
     """
-    if isinstance(when, datetime):
+    if isinstance(when, datetime) and when == when:  # pandas.NaT is a datetime, too
         if when.utcoffset() is None:
             raise InvalidWhenError("when is a naive datetime; give it a time zone, such as datetime.UTC.")
         return (when - _EPOCH) // timedelta(milliseconds=1)
-    if isinstance(when, bool) or not isinstance(when, SupportsIndex):
+    millis = to_int(when)
+    if millis is None:
         raise InvalidWhenError(
             f"when must be a timezone-aware datetime or an int in ms since the epoch, not {type(when).__name__}."
         )
-    millis = operator.index(when)
     if not INT64_MIN <= millis <= INT64_MAX:
         raise InvalidWhenError("when does not fit 64 bits.")
     return millis

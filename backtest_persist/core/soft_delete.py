@@ -1,6 +1,8 @@
 """Tombstones: a removed entry keeps its document, with ``removed: true``, until a later write revives it."""
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
+
+from pydantic import BeforeValidator, Field, ValidationInfo
 
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.db_service import C, DbService, Filter
@@ -10,11 +12,18 @@ from backtest_persist.core.row import Row, utc_now
 __all__ = ("RemovableRow", "SoftDeleteDbService", "living_payload")
 
 
+def _removed(value: Any, info: ValidationInfo) -> Any:
+    return _says_removed(info.data.get("payload")) if value is None else value
+
+
 class RemovableRow(Row):
-    """A row that can be a tombstone; an object payload then carries ``removed: true`` as well."""
+    """A row that can be a tombstone; an object payload then carries ``removed: true`` as well.
+
+    Where the field is missing or null, as another program may leave it, the payload tells.
+    """
 
     payload: Payload | None
-    removed: bool
+    removed: Annotated[bool, BeforeValidator(_removed)] = Field(default=cast("bool", None), validate_default=True)
 
 
 T = TypeVar("T", bound=RemovableRow)
@@ -26,7 +35,7 @@ class SoftDeleteDbService(DbService[C, T]):
     def _live_fields(self, payload: PayloadInput | None, context: C) -> dict[str, Any]:
         encoded = self._encode(payload, context)
         # a payload that says it is removed is a tombstone in the wire format
-        return {"payload": encoded, "removed": isinstance(encoded, dict) and encoded.get("removed") is True}
+        return {"payload": encoded, "removed": _says_removed(encoded)}
 
     async def _soft_remove(self, context: C) -> bool:
         payload = {
@@ -40,7 +49,12 @@ class SoftDeleteDbService(DbService[C, T]):
         return await self._find_and_update(context, update, upsert=False) is not None
 
     async def _living(self, filter: Filter) -> list[T]:
-        return await self.find_all({**filter, "removed": False})
+        rows = await self.find_all({**filter, "removed": {"$ne": True}})
+        return [row for row in rows if not row.removed]
+
+
+def _says_removed(payload: Any) -> bool:
+    return isinstance(payload, dict) and cast("dict[str, Any]", payload).get("removed") is True
 
 
 def living_payload(row: RemovableRow | None) -> dict[str, Any] | None:

@@ -3,22 +3,26 @@
 import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Protocol, cast, get_args
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 
 from bson.int64 import Int64
-from pydantic import BaseModel
 from pymongo import ASCENDING
 
-from backtest_persist.connections import aggregate
+from backtest_persist.connections import aggregate, aggregate_raw
 from backtest_persist.contracts import CandleData, CandleInterval, PayloadInput
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService, Restored
+from backtest_persist.core.documents import fetch
 from backtest_persist.core.keys import Name, Timestamp, checked_limit, checked_name, checked_timestamp, join_key
+from backtest_persist.core.payload import checked_entries, opened
 from backtest_persist.core.persist_instance import PersistInstance
 from backtest_persist.core.row import Context, Row, utc_now
-from backtest_persist.errors import BacktestPersistError, InvalidKeyError, InvalidPayloadError
+from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = (
     "CandleCacheService",
@@ -33,7 +37,20 @@ __all__ = (
     "interval_step_ms",
 )
 
+_REAL = (int, Decimal, Real)
 _NUMBERS = ("open", "high", "low", "close", "volume")
+_COLUMNS = ("timestamp", *_NUMBERS)
+_COLUMNS_LAYOUT = [
+    ("length", "V4"),
+    *(
+        column
+        for name in _COLUMNS
+        # type and name of the field, then its eight bytes
+        for column in ((f"{name} header", f"V{len(name) + 2}"), (name, "<i8" if name == "timestamp" else "<f8"))
+    ),
+    ("end", "V1"),
+]
+"""A document of int64 and doubles in BSON (https://bsonspec.org), as fields of a numpy dtype."""
 _UNIT_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _STEP_MS: Mapping[str, int] = {name: int(name[:-1]) * _UNIT_MS[name[-1]] for name in get_args(CandleInterval)}
 
@@ -46,21 +63,17 @@ def interval_step_ms(interval: str) -> int:
     return step
 
 
-@dataclass(frozen=True)
 class _Series:
-    """The candles of one symbol, interval and exchange."""
+    """The candles of one symbol, interval and exchange; `InvalidKeyError` for a part that cannot be."""
 
-    symbol: str
-    interval: str
-    exchange_name: str
+    def __init__(self, symbol: str, interval: str, exchange_name: str) -> None:
+        self.symbol = checked_name(symbol, "symbol")
+        self.interval = checked_name(interval, "interval")
+        self.step = interval_step_ms(interval)
+        self.exchange_name = checked_name(exchange_name, "exchange_name")
 
     def filter(self) -> dict[str, Any]:
-        interval_step_ms(self.interval)
-        return {
-            "exchangeName": checked_name(self.exchange_name, "exchange_name"),
-            "symbol": checked_name(self.symbol, "symbol"),
-            "interval": self.interval,
-        }
+        return {"exchangeName": self.exchange_name, "symbol": self.symbol, "interval": self.interval}
 
     def window(self, since: int, until: int) -> dict[str, Any]:
         return {**self.filter(), "timestamp": {"$gte": Int64(since), "$lt": Int64(until)}}
@@ -80,7 +93,7 @@ class CandleContext(Context):
     @property
     def cache_key(self) -> str:
         """The Redis key inside ``candle_cache``."""
-        return _Series(self.symbol, self.interval, self.exchange_name).cache_key(self.timestamp)
+        return join_key(self.exchange_name, self.symbol, self.interval, self.timestamp)
 
 
 class CandleRow(CandleContext, Row):
@@ -155,11 +168,11 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         interval, a number that is not finite, a high or low inside the body, a negative volume. Prices may be
         negative, as some futures have been.
         """
+        series = _Series(symbol, interval, exchange_name)
         unique: dict[int, CandleData] = {}
-        for candle in candles:
+        for candle in checked_entries(candles, self.collection):
             checked = checked_candle(symbol, interval, exchange_name, candle)
             unique.setdefault(checked["timestamp"], checked)
-        series = _Series(symbol, interval, exchange_name)
         stored = await self._find_series(series, unique, fields=("timestamp",))
         return await self._insert_series(series, [candle for at, candle in unique.items() if at not in stored])
 
@@ -190,21 +203,61 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
     ) -> list[CandleRow]:
         """What is stored of the window of `limit` candles from `since` (ms UTC) on: one query, oldest first."""
-        until = checked_timestamp(since, "since") + checked_limit(limit) * interval_step_ms(interval)
-        if until == since:
+        series = _Series(symbol, interval, exchange_name)
+        start = checked_timestamp(since, "since")
+        end = checked_timestamp(start + checked_limit(limit) * series.step, "the end of the window")
+        if end == start:
             return []
-        return await self.find_all(_Series(symbol, interval, exchange_name).window(since, until))
+        collection = await self._prepared()
+        self.stats.reads += 1
+        with self._errors("find"):
+            batches = fetch(
+                collection, series.window(start, end), sort=[("timestamp", ASCENDING)], batch_size=limit + 1
+            )
+            documents = [document async for batch in batches for document in batch]
+        return [CandleRow.from_document(document) for document in documents]
+
+    async def find_columns(
+        self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
+    ) -> "dict[str, NDArray[Any]]":
+        """What `find_range` finds, as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64.
+
+        No object is built for a candle. Needs numpy; `SettingsError` without it.
+        """
+        try:
+            import numpy
+        except ModuleNotFoundError:
+            raise SettingsError("Candle columns need numpy; run: pip install numpy") from None
+        series = _Series(symbol, interval, exchange_name)
+        start = checked_timestamp(since, "since")
+        end = checked_timestamp(start + checked_limit(limit) * series.step, "the end of the window")
+        numbers = {name: {"$toDouble": f"${name}"} for name in _NUMBERS}
+        pipeline = [
+            {"$match": series.window(start, end)},
+            {"$sort": {"timestamp": 1}},
+            {"$project": {"_id": 0, "timestamp": {"$toLong": "$timestamp"}, **numbers}},
+        ]
+        collection = await self._prepared()
+        self.stats.reads += 1
+        with self._errors("find"):
+            batches = [batch async for batch in aggregate_raw(collection, pipeline)]
+        found = numpy.frombuffer(b"".join(batches), dtype=numpy.dtype(_COLUMNS_LAYOUT))
+        return {name: numpy.ascontiguousarray(found[name]) for name in _COLUMNS}
 
     async def find_gaps(
         self, symbol: str, interval: str, exchange_name: str, since: int, until: int
     ) -> list[tuple[int, int]]:
         """The holes in [since, until), each as (first missing opening time, opening time after the hole), in ms UTC."""
-        step = interval_step_ms(interval)
-        start, end = _ceil(checked_timestamp(since, "since"), step), _ceil(checked_timestamp(until, "until"), step)
+        series = _Series(symbol, interval, exchange_name)
+        step = series.step
+        start = checked_timestamp(_ceil(checked_timestamp(since, "since"), step), "since")
+        end = checked_timestamp(_ceil(checked_timestamp(until, "until"), step), "until")
         if start >= end:
             return []
+        window = series.window(start, end)
+        window["timestamp"]["$mod"] = [step, 0]  # what another program stored in between closes no gap
         pipeline = [
-            {"$match": _Series(symbol, interval, exchange_name).window(start, end)},
+            {"$match": window},
             {"$project": {"_id": 0, "timestamp": 1}},
             {
                 "$setWindowFields": {
@@ -246,7 +299,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         if not timestamps:
             return {}
         first, last = min(timestamps), max(timestamps)
-        dense = last - first < 2 * len(timestamps) * interval_step_ms(series.interval)
+        dense = last - first < 2 * len(timestamps) * series.step
         filter = {**series.filter(), "timestamp": {"$gte": Int64(first), "$lte": Int64(last)}}
         if not dense:
             filter["timestamp"] = {"$in": [Int64(timestamp) for timestamp in timestamps]}
@@ -308,7 +361,25 @@ class PersistCandleInstance(PersistInstance[CandleServices]):
         rows = await self._services.candle_db_service.find_range(
             self.symbol, self.interval, self.exchange_name, window.start, len(window)
         )
-        return [row.data() for row in rows] if len(rows) == len(window) else None
+        if len(rows) < len(window):
+            return None
+        found = {row.timestamp: row for row in rows}  # another program may have stored some in between
+        return [found[at].data() for at in window] if found.keys() >= set(window) else None
+
+    async def read_candle_columns(
+        self, limit: int, since_timestamp: int, until_timestamp: int | None = None
+    ) -> "dict[str, NDArray[Any]] | None":
+        """What `read_candles_data` reads, as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64.
+
+        None when any candle of the window is missing. No object is built for a candle. Needs numpy.
+        """
+        window = checked_window(self.interval, limit, since_timestamp, until_timestamp)
+        if window is None:
+            return None
+        columns = await self._services.candle_db_service.find_columns(
+            self.symbol, self.interval, self.exchange_name, window.start, len(window)
+        )
+        return columns if columns["timestamp"].tolist() == list(window) else None
 
     async def write_candles_data(self, candles: Sequence[PayloadInput]) -> None:
         """Store candles; those that have not closed yet by this machine's clock are skipped."""
@@ -327,7 +398,7 @@ def checked_window(interval: str, limit: int, since: int, until: int | None) -> 
             f"since_timestamp {start} is not the start of a {interval} candle; "
             f"the one around it starts at {start - start % step}."
         )
-    end = start + count * step
+    end = checked_timestamp(start + count * step, "the end of the window")
     late = until is not None and end > checked_timestamp(until, "until_timestamp")
     return None if late and count else range(start, end, step)
 
@@ -335,7 +406,8 @@ def checked_window(interval: str, limit: int, since: int, until: int | None) -> 
 def closed_candles(interval: str, candles: Iterable[PayloadInput], now: int) -> list[PayloadInput]:
     """The candles that have closed at `now` (ms UTC)."""
     latest = now - interval_step_ms(interval)
-    return [candle for candle in candles if _timestamp(_members(candle)) <= latest]
+    given = checked_entries(candles, "candle-items")
+    return [candle for candle in given if _timestamp(_members(candle)) <= latest]
 
 
 def _context(symbol: str, interval: str, exchange_name: str, timestamp: int) -> CandleContext:
@@ -347,18 +419,19 @@ def _ceil(timestamp: int, step: int) -> int:
     return -(-timestamp // step) * step
 
 
-def _members(candle: PayloadInput) -> Mapping[str, Any]:
-    if isinstance(candle, BaseModel):
-        return candle.model_dump()
-    if isinstance(candle, Mapping):
-        return candle
-    raise InvalidPayloadError(f"A candle is a mapping or a pydantic model, not {type(candle).__name__}.")
+def _members(candle: Any) -> dict[str, Any]:
+    members: Any = candle
+    if type(members) is not dict:
+        members = opened(candle, "candle-items", by_alias=False)
+    if not isinstance(members, dict):
+        raise InvalidPayloadError(f"A candle is a mapping, a model or a dataclass, not {type(members).__name__}.")
+    return cast("dict[str, Any]", members)
 
 
 def _timestamp(members: Mapping[str, Any]) -> int:
     try:
         return checked_timestamp(members["timestamp"], "timestamp")
-    except (KeyError, BacktestPersistError):
+    except (KeyError, InvalidKeyError):
         raise InvalidPayloadError("A candle needs a 'timestamp': its opening time as int, in ms UTC.") from None
 
 
@@ -389,9 +462,12 @@ def checked_candle(symbol: str, interval: str, exchange_name: str, candle: Paylo
 
 
 def _float(value: Any) -> float | None:
-    if isinstance(value, bool) or not (isinstance(value, int | float | Decimal) or hasattr(value, "__float__")):
+    if isinstance(value, bool) or not isinstance(value, _REAL):
         return None
-    return float(value)
+    try:
+        return float(value)
+    except (OverflowError, TypeError, ValueError):  # of 10**400, a numpy.timedelta64 (a Real), a signalling NaN
+        return None
 
 
 def _contradiction(open: float, high: float, low: float, close: float, volume: float) -> str:

@@ -81,8 +81,9 @@ class IntervalDbService(SoftDeleteDbService[IntervalContext, IntervalRow]):
 
     async def list_keys(self, bucket: str, *, when: When | None = None) -> list[str]:
         """The keys of a bucket that are not removed, oldest first; with `when`, only those written by then."""
-        rows = await self._living({"bucket": checked_name(bucket, "bucket"), "when": {"$lte": to_horizon(when)}})
-        return [row.entry_key for row in rows]
+        horizon = to_horizon(when)
+        rows = await self._living({"bucket": checked_name(bucket, "bucket")})
+        return [row.entry_key for row in rows if row.when <= horizon]
 
     async def clear_bucket(self, bucket: str) -> int:
         """Delete the documents of a bucket, tombstones too; returns how many. Their ids in Redis match nothing then."""

@@ -61,7 +61,7 @@ class LogDbService(DbService[LogContext, LogRow]):
     async def upsert(self, entry_id: str, payload: PayloadInput) -> LogRow:
         """Replace the payload in one atomic write."""
         context = LogContext(entry_id=entry_id)
-        return await self._upsert(context, {"payload": self._encode(payload, context)})
+        return await self._upsert(context, {"payload": self._encode_entry(payload, context)})
 
     async def create_many(self, entries: Iterable[PayloadInput]) -> int:
         """Append entries, each under its own ``id``, in bulk; an existing id is skipped. Returns how many were new."""

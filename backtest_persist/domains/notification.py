@@ -69,10 +69,11 @@ class NotificationDbService(DbService[NotificationContext, NotificationRow]):
     async def upsert(self, backtest: bool, notification_id: str, payload: PayloadInput) -> NotificationRow:
         """Replace the payload in one atomic write."""
         context = NotificationContext(backtest=backtest, notification_id=notification_id)
-        return await self._upsert(context, {"payload": self._encode(payload, context)})
+        return await self._upsert(context, {"payload": self._encode_entry(payload, context)})
 
     async def upsert_many(self, backtest: bool, payloads: Iterable[PayloadInput]) -> int:
         """Write payloads in bulk, each under its own ``id``; returns how many were new."""
+        checked_flag(backtest, "backtest")
         encoded = encode_entries(payloads, self.collection)
         writes = [
             (NotificationContext(backtest=backtest, notification_id=notification_id), {"payload": payload})

@@ -69,10 +69,11 @@ class StorageDbService(DbService[StorageContext, StorageRow]):
     async def upsert(self, backtest: bool, signal_id: str, payload: PayloadInput) -> StorageRow:
         """Replace the payload in one atomic write."""
         context = StorageContext(backtest=backtest, signal_id=signal_id)
-        return await self._upsert(context, {"payload": self._encode(payload, context)})
+        return await self._upsert(context, {"payload": self._encode_entry(payload, context)})
 
     async def upsert_many(self, backtest: bool, payloads: Iterable[PayloadInput]) -> int:
         """Write payloads in bulk, each under its own ``id``; returns how many were new."""
+        checked_flag(backtest, "backtest")
         encoded = encode_entries(payloads, self.collection)
         writes = [
             (StorageContext(backtest=backtest, signal_id=signal_id), {"payload": payload})

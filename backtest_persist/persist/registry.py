@@ -3,11 +3,13 @@
 import asyncio
 import os
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Generic, TypeVar, cast
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from backtest_persist import contracts
 from backtest_persist.container import Container
+from backtest_persist.core.keys import checked_flag, checked_name
+from backtest_persist.domains.candle import interval_step_ms
 from backtest_persist.ioc import ioc
 from backtest_persist.persist.dummy import DummyBackend
 from backtest_persist.persist.dump.backend import JsonBackend
@@ -25,7 +27,9 @@ class Entry(Generic[T]):
         self._factory = factory
         self._instances: dict[Hashable, T] = {}
         self._ready: set[Hashable] = set()
-        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, asyncio.Lock]] = WeakKeyDictionary()
+        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[Hashable, asyncio.Lock]] = (
+            WeakKeyDictionary()
+        )
 
     def use(self, factory: Callable[..., T]) -> None:
         """Let another class (or factory) stand behind this domain; memoised instances are forgotten.
@@ -40,12 +44,14 @@ class Entry(Generic[T]):
         self._instances = {}
         self._ready = set()
 
-    async def _instance(self, *context: Hashable) -> T:
+    async def _instance(self, **names: str | bool) -> T:
         """One instance per context, initialised once; after a failed initialisation the next call tries again."""
+        context = tuple([_checked(name, value) for name, value in names.items()])
         if context in self._ready:
             return self._instances[context]
-        locks = self._locks.setdefault(asyncio.get_running_loop(), {})
-        async with locks.setdefault(context, asyncio.Lock()):
+        locks = self._locks.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
+        lock = locks.setdefault(context, asyncio.Lock())  # it lives as long as somebody holds it or waits for it
+        async with lock:
             instances, ready = self._instances, self._ready  # `use` may swap them while this waits
             if context not in ready:
                 instance = instances.setdefault(context, self._factory(*context))
@@ -54,12 +60,21 @@ class Entry(Generic[T]):
             return instances[context]
 
 
+def _checked(name: str, value: str | bool) -> str | bool:
+    """A component of a context that every backend can keep apart from the others."""
+    if name == "backtest":
+        return checked_flag(value, name)
+    if name == "interval":
+        interval_step_ms(cast("str", value))
+    return checked_name(value, name)
+
+
 class BreakevenEntry(Entry[contracts.PersistBreakevenInstance]):
     """The breakeven domain."""
 
     async def __call__(self, symbol: str, strategy_name: str, exchange_name: str) -> contracts.PersistBreakevenInstance:
         """The initialised instance of this context."""
-        return await self._instance(symbol, strategy_name, exchange_name)
+        return await self._instance(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name)
 
 
 class CandleEntry(Entry[contracts.PersistCandleInstance]):
@@ -69,7 +84,7 @@ class CandleEntry(Entry[contracts.PersistCandleInstance]):
         self, symbol: str, interval: contracts.CandleInterval, exchange_name: str
     ) -> contracts.PersistCandleInstance:
         """The initialised instance of this context."""
-        return await self._instance(symbol, interval, exchange_name)
+        return await self._instance(symbol=symbol, interval=interval, exchange_name=exchange_name)
 
 
 class IntervalEntry(Entry[contracts.PersistIntervalInstance]):
@@ -77,7 +92,7 @@ class IntervalEntry(Entry[contracts.PersistIntervalInstance]):
 
     async def __call__(self, bucket: str) -> contracts.PersistIntervalInstance:
         """The initialised instance of this context."""
-        return await self._instance(bucket)
+        return await self._instance(bucket=bucket)
 
 
 class LogEntry(Entry[contracts.PersistLogInstance]):
@@ -93,7 +108,7 @@ class MeasureEntry(Entry[contracts.PersistMeasureInstance]):
 
     async def __call__(self, bucket: str) -> contracts.PersistMeasureInstance:
         """The initialised instance of this context."""
-        return await self._instance(bucket)
+        return await self._instance(bucket=bucket)
 
 
 class MemoryEntry(Entry[contracts.PersistMemoryInstance]):
@@ -101,7 +116,7 @@ class MemoryEntry(Entry[contracts.PersistMemoryInstance]):
 
     async def __call__(self, signal_id: str, bucket_name: str) -> contracts.PersistMemoryInstance:
         """The initialised instance of this context."""
-        return await self._instance(signal_id, bucket_name)
+        return await self._instance(signal_id=signal_id, bucket_name=bucket_name)
 
 
 class NotificationEntry(Entry[contracts.PersistNotificationInstance]):
@@ -109,7 +124,7 @@ class NotificationEntry(Entry[contracts.PersistNotificationInstance]):
 
     async def __call__(self, backtest: bool) -> contracts.PersistNotificationInstance:
         """The initialised instance of this context."""
-        return await self._instance(backtest)
+        return await self._instance(backtest=backtest)
 
 
 class PartialEntry(Entry[contracts.PersistPartialInstance]):
@@ -117,7 +132,7 @@ class PartialEntry(Entry[contracts.PersistPartialInstance]):
 
     async def __call__(self, symbol: str, strategy_name: str, exchange_name: str) -> contracts.PersistPartialInstance:
         """The initialised instance of this context."""
-        return await self._instance(symbol, strategy_name, exchange_name)
+        return await self._instance(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name)
 
 
 class RecentEntry(Entry[contracts.PersistRecentInstance]):
@@ -127,7 +142,13 @@ class RecentEntry(Entry[contracts.PersistRecentInstance]):
         self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool
     ) -> contracts.PersistRecentInstance:
         """The initialised instance of this context."""
-        return await self._instance(symbol, strategy_name, exchange_name, frame_name, backtest)
+        return await self._instance(
+            symbol=symbol,
+            strategy_name=strategy_name,
+            exchange_name=exchange_name,
+            frame_name=frame_name,
+            backtest=backtest,
+        )
 
 
 class RiskEntry(Entry[contracts.PersistRiskInstance]):
@@ -135,7 +156,7 @@ class RiskEntry(Entry[contracts.PersistRiskInstance]):
 
     async def __call__(self, risk_name: str, exchange_name: str) -> contracts.PersistRiskInstance:
         """The initialised instance of this context."""
-        return await self._instance(risk_name, exchange_name)
+        return await self._instance(risk_name=risk_name, exchange_name=exchange_name)
 
 
 class ScheduleEntry(Entry[contracts.PersistScheduleInstance]):
@@ -143,7 +164,7 @@ class ScheduleEntry(Entry[contracts.PersistScheduleInstance]):
 
     async def __call__(self, symbol: str, strategy_name: str, exchange_name: str) -> contracts.PersistScheduleInstance:
         """The initialised instance of this context."""
-        return await self._instance(symbol, strategy_name, exchange_name)
+        return await self._instance(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name)
 
 
 class SessionEntry(Entry[contracts.PersistSessionInstance]):
@@ -153,7 +174,13 @@ class SessionEntry(Entry[contracts.PersistSessionInstance]):
         self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool
     ) -> contracts.PersistSessionInstance:
         """The initialised instance of this context."""
-        return await self._instance(strategy_name, exchange_name, frame_name, symbol, backtest)
+        return await self._instance(
+            strategy_name=strategy_name,
+            exchange_name=exchange_name,
+            frame_name=frame_name,
+            symbol=symbol,
+            backtest=backtest,
+        )
 
 
 class SignalEntry(Entry[contracts.PersistSignalInstance]):
@@ -161,7 +188,7 @@ class SignalEntry(Entry[contracts.PersistSignalInstance]):
 
     async def __call__(self, symbol: str, strategy_name: str, exchange_name: str) -> contracts.PersistSignalInstance:
         """The initialised instance of this context."""
-        return await self._instance(symbol, strategy_name, exchange_name)
+        return await self._instance(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name)
 
 
 class StateEntry(Entry[contracts.PersistStateInstance]):
@@ -169,7 +196,7 @@ class StateEntry(Entry[contracts.PersistStateInstance]):
 
     async def __call__(self, signal_id: str, bucket_name: str) -> contracts.PersistStateInstance:
         """The initialised instance of this context."""
-        return await self._instance(signal_id, bucket_name)
+        return await self._instance(signal_id=signal_id, bucket_name=bucket_name)
 
 
 class StorageEntry(Entry[contracts.PersistStorageInstance]):
@@ -177,7 +204,7 @@ class StorageEntry(Entry[contracts.PersistStorageInstance]):
 
     async def __call__(self, backtest: bool) -> contracts.PersistStorageInstance:
         """The initialised instance of this context."""
-        return await self._instance(backtest)
+        return await self._instance(backtest=backtest)
 
 
 class Registry:

@@ -6,24 +6,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import Registry, contracts
-
-CONTEXTS: dict[str, tuple[Any, ...]] = {
-    "breakeven": ("s", "t", "e"),
-    "candle": ("s", "1m", "e"),
-    "interval": ("b",),
-    "log": (),
-    "measure": ("b",),
-    "memory": ("sig", "b"),
-    "notification": (True,),
-    "partial": ("s", "t", "e"),
-    "recent": ("s", "t", "e", "f", True),
-    "risk": ("r", "e"),
-    "schedule": ("s", "t", "e"),
-    "session": ("t", "e", "f", "s", True),
-    "signal": ("s", "t", "e"),
-    "state": ("sig", "b"),
-    "storage": (True,),
-}
+from tests.cases import ADAPTER_CONTEXTS
 
 
 @pytest.fixture
@@ -33,10 +16,10 @@ def persist() -> Registry:
     return registry
 
 
-@pytest.mark.parametrize("domain", CONTEXTS)
+@pytest.mark.parametrize("domain", ADAPTER_CONTEXTS)
 async def test_every_dummy_satisfies_its_contract(persist: Registry, domain: str) -> None:
     """The instance behind each entry has all that its protocol asks for."""
-    instance = await getattr(persist, domain)(*CONTEXTS[domain])
+    instance = await getattr(persist, domain)(*ADAPTER_CONTEXTS[domain])
     assert isinstance(instance, getattr(contracts, f"Persist{domain.capitalize()}Instance"))
 
 
@@ -44,23 +27,23 @@ async def test_writes_vanish_and_reads_find_nothing(persist: Registry) -> None:
     """After a write in every domain each read gives what stands for nothing there."""
     candle = {"timestamp": 0, "open": 1.0, "high": 1.0, "low": 1.0, "close": 1.0, "volume": 1.0}
     for domain in ("signal", "schedule"):
-        latest = await getattr(persist, domain)(*CONTEXTS[domain])
+        latest = await getattr(persist, domain)(*ADAPTER_CONTEXTS[domain])
         await getattr(latest, f"write_{domain}_data")({"id": "x"})
         assert await getattr(latest, f"read_{domain}_data")() is None
     for domain in ("recent", "state", "session"):
-        latest = await getattr(persist, domain)(*CONTEXTS[domain])
+        latest = await getattr(persist, domain)(*ADAPTER_CONTEXTS[domain])
         await getattr(latest, f"write_{domain}_data")({"id": "x"}, 1)
         assert await getattr(latest, f"read_{domain}_data")() is None
     for domain in ("partial", "breakeven"):
-        marks = await getattr(persist, domain)(*CONTEXTS[domain])
+        marks = await getattr(persist, domain)(*ADAPTER_CONTEXTS[domain])
         await getattr(marks, f"write_{domain}_data")({"n": 1}, "sig", 1)
         assert await getattr(marks, f"read_{domain}_data")("sig", 1) == {}
     for domain in ("storage", "notification", "log"):
-        entries = await getattr(persist, domain)(*CONTEXTS[domain])
+        entries = await getattr(persist, domain)(*ADAPTER_CONTEXTS[domain])
         await getattr(entries, f"write_{domain}_data")([{"id": "x"}])
         assert await getattr(entries, f"read_{domain}_data")() == []
     for domain in ("measure", "interval", "memory"):
-        keyed = await getattr(persist, domain)(*CONTEXTS[domain])
+        keyed = await getattr(persist, domain)(*ADAPTER_CONTEXTS[domain])
         await getattr(keyed, f"write_{domain}_data")({"n": 1}, "k", 1)
         assert await getattr(keyed, f"read_{domain}_data")("k") is None
         assert await collect(getattr(keyed, f"list_{domain}_data")()) == []

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from backtest_persist import Container, InvalidKeyError, Registry, contracts
 from backtest_persist.persist.dummy import DummyBackend
 from backtest_persist.persist.dump.backend import JsonBackend
 from backtest_persist.persist.mongo import MongoBackend
+from tests.cases import ADAPTER_CONTEXTS
 
 PROTOCOLS: dict[str, Any] = {
     domain: getattr(contracts, f"Persist{domain.capitalize()}Instance")
@@ -18,6 +20,8 @@ PROTOCOLS: dict[str, Any] = {
     if not domain.startswith("_")
 }
 CONTEXT = {"backtest": True, "interval": "1m"}
+BAD_NAMES: list[Any] = ["", "a\0b", "\ud800", None, 5, True, b"a", ["a"], {"$gt": ""}]
+BAD_FLAGS: list[Any] = [1, 1.0, 0, "true", None, [True]]
 
 
 class Recorder:
@@ -177,3 +181,40 @@ async def test_a_context_that_cannot_be_hashed_is_refused_like_any_other(tmp_pat
     bad: Any = {"$gt": ""}
     with pytest.raises(InvalidKeyError):
         await (await persist.signal(bad, "t", "e")).read_signal_data()
+
+
+@pytest.mark.parametrize("domain", ADAPTER_CONTEXTS)
+async def test_an_entry_refuses_a_bad_context_whatever_stands_behind_it(persist: Registry, domain: str) -> None:
+    """Every component is checked before an instance is built; a bad one leaves nothing behind."""
+    persist.use_dummy()
+    entry: Any = getattr(persist, domain)
+    context = ADAPTER_CONTEXTS[domain]
+    for place, good in enumerate(context):
+        bad_ones = BAD_FLAGS if isinstance(good, bool) else BAD_NAMES
+        for bad in [*bad_ones, "7m"] if good == "1m" else bad_ones:
+            with pytest.raises(InvalidKeyError):
+                await entry(*context[:place], bad, *context[place + 1 :])
+    instance = await entry(*context)
+    assert instance.context == context
+    assert [type(part) for part in instance.context] == [type(part) for part in context]
+    assert await entry(*context) is instance
+
+
+async def test_a_member_of_a_str_enum_is_the_context_of_its_content(persist: Registry) -> None:
+    """Both spellings give one instance, which knows the content alone."""
+
+    class Sym(str, Enum):  # noqa: UP042  # whose str() is the name of the member
+        BTC = "BTCUSDT"
+
+    persist.use_dummy()
+    instance: Any = await persist.signal(Sym.BTC, "t", "e")
+    assert type(instance.context[0]) is str
+    assert await persist.signal("BTCUSDT", "t", "e") is instance
+
+
+async def test_an_entry_holds_no_lock_when_nobody_waits(persist: Registry) -> None:
+    """Locks of a thousand contexts are gone when their instances are ready, or their initialisation failed."""
+    persist.use_dummy()
+    await asyncio.gather(*(persist.state("sig", f"b{n % 500}") for n in range(1_000)))
+    entry: Any = persist.state
+    assert [len(locks) for locks in entry._locks.values()] == [0]

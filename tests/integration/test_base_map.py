@@ -1,10 +1,19 @@
 """BaseMap: ten methods over one namespace of a real Redis."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
-from backtest_persist import BaseMap, Container, InvalidKeyError, InvalidPayloadError, Settings, base_map
+from backtest_persist import (
+    BaseMap,
+    Container,
+    InvalidKeyError,
+    InvalidPayloadError,
+    Settings,
+    SettingsError,
+    base_map,
+)
 from backtest_persist.core.base_map import ITERATOR_BATCH_SIZE
 
 
@@ -65,7 +74,46 @@ async def test_none_is_no_key_and_an_empty_key_is_an_error(redis_only: Container
     for value in (5, None, b"x", "\ud800"):
         with pytest.raises(InvalidPayloadError):
             await prices.set("a", value)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(InvalidPayloadError):
+            await prices.set_many([*((f"k{n}", "1") for n in range(1_000)), ("a", value)])  # pyright: ignore[reportArgumentType]
     assert await prices.size() == 0
+
+
+@pytest.mark.parametrize("name", [None, "", 5, "a\0b", "\ud800"])
+def test_a_namespace_is_a_usable_name(name: Any) -> None:
+    """A bad one is refused when the class is made."""
+    with pytest.raises(InvalidKeyError, match="connection_key"):
+        base_map(name)
+
+
+@pytest.mark.parametrize("ttl", ["5", 1.5, True, [5]])
+def test_a_ttl_is_an_int(ttl: Any) -> None:
+    """However it is given, a bad one is refused when the class is made."""
+    with pytest.raises(SettingsError, match="ttl_expire_seconds"):
+        base_map("prices", ttl)
+    with pytest.raises(SettingsError, match="ttl_expire_seconds"):
+
+        class Prices(base_map("prices")):  # pyright: ignore[reportUnusedClass]
+            ttl_expire_seconds = ttl
+
+
+async def test_what_another_program_left_in_a_namespace_is_not_there_but_for_clear(redis_only: Container) -> None:
+    """Lists, and names that `get` would refuse, are neither counted nor iterated over; `clear` removes them."""
+    prices = base_map("prices")(redis_only.redis_service)
+    redis: Any = redis_only.redis_service.client
+    start = f"{redis_only.settings.redis_key_prefix}prices:".encode()
+    await prices.set("a", "1")
+    await redis.set(start + b"binary", b"\xff\x00")
+    for name in (b"\xff\xfe", b"", b"a\0b"):
+        await redis.set(start + name, "x")
+    await redis.rpush(start + b"list", "x")
+    pairs = await prices.to_array()
+    assert sorted(key for key, _ in pairs) == sorted([key async for key in prices.keys()]) == ["a", "binary"]  # noqa: SIM118
+    assert await prices.size() == len([value async for value in prices.values()]) == 2
+    for key, value in pairs:
+        assert await prices.get(key) == value
+    await prices.clear()
+    assert [name async for name in redis.scan_iter(match=start + b"*")] == []
 
 
 @pytest.mark.parametrize("name", ["a*", "a?", "[ab]", "a\\", "a[", "*"])
@@ -101,8 +149,8 @@ async def test_no_key_comes_twice_when_redis_repeats_it(redis_only: Container) -
     class Repeating(base_map("repeating", -1)):
         """A map under which each batch comes again."""
 
-        async def _scan(self) -> AsyncIterator[list[bytes]]:
-            async for batch in super()._scan():
+        async def _scan(self, kind: str | None = None) -> AsyncIterator[list[bytes]]:
+            async for batch in super()._scan(kind):
                 yield batch
                 yield batch[:1] * 2 + batch[1:]
 

@@ -1,9 +1,16 @@
 """Candles: immutable, one query per window, refused when they cannot be real."""
 
 import time
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from pydantic import BaseModel
 
 from backtest_persist import Container, InvalidKeyError, InvalidPayloadError, PersistCandleInstance, Settings
 from tests.commands import Commands, listened_client
@@ -64,6 +71,102 @@ async def test_a_window_is_whole_or_none(container: Container) -> None:
     assert await adapter.read_candles_data(10, START) == [candle(n) for n in range(10)]
 
 
+async def test_a_candle_between_the_times_of_a_window_stands_for_none(container: Container) -> None:
+    """What another program stored at other times than multiples of the interval neither fills nor spoils a window."""
+    adapter = PersistCandleInstance("BTC/USDT:USDT", "1m", "binance", ioc=container)
+    await adapter.write_candles_data([candle(0), candle(2)])
+    stored = container.mongo_service.database["candle-items"]
+    between: Any = await stored.find_one({"timestamp": START})
+    between.pop("_id")
+    await stored.insert_one({**between, "timestamp": START + MINUTE + 500})
+    assert await adapter.read_candles_data(3, START) is None
+    assert await container.candle_db_service.find_gaps(*KEY, START, START + 3 * MINUTE) == [
+        (START + MINUTE, START + 2 * MINUTE)
+    ]
+    await adapter.write_candles_data([candle(1)])
+    assert await adapter.read_candles_data(3, START) == [candle(n) for n in range(3)]
+    assert await container.candle_db_service.find_gaps(*KEY, START, START + 3 * MINUTE) == []
+
+
+@dataclass
+class Bar:
+    timestamp: Any
+    open: Any = 10.0
+    high: Any = 12.0
+    low: Any = 9.0
+    close: Any = 11.0
+    volume: Any = 1.0
+
+
+class Model(BaseModel):
+    timestamp: int
+    open: float = 10.0
+    high: float = 12.0
+    low: float = 9.0
+    close: float = 11.0
+    volume: float = 2.0
+
+
+async def test_a_candle_is_a_mapping_a_model_or_a_dataclass(container: Container) -> None:
+    """Its numbers may be of any type that is a number."""
+    adapter = PersistCandleInstance("BTC/USDT:USDT", "1m", "binance", ioc=container)
+    third = Bar(np.int64(START + 2 * MINUTE), 10, np.float32(12), Decimal("9.0"), Fraction(11), np.int64(3))
+    candles: list[Any] = [Bar(START), Model(timestamp=START + MINUTE), third]
+    await adapter.write_candles_data(candles)
+    assert await adapter.read_candles_data(3, START) == [candle(n) for n in range(3)]
+    bad: list[Any] = [5, "text", [START], Bar, None]
+    for one in bad:
+        with pytest.raises(InvalidPayloadError, match="candle"):
+            await adapter.write_candles_data([one])
+    nothing: list[Any] = [None, 5]
+    for none in nothing:
+        with pytest.raises(InvalidPayloadError, match="candle-items"):
+            await adapter.write_candles_data(none)
+        with pytest.raises(InvalidPayloadError, match="candle-items"):
+            await container.candle_db_service.create_many(*KEY, none)
+
+
+class Market(str, Enum):  # noqa: UP042  # whose str() is the name of the member
+    SYMBOL = "BTC/USDT:USDT"
+    MINUTE = "1m"
+
+
+async def test_a_series_may_be_named_by_members_of_an_enum(container: Container) -> None:
+    """Bulks, ranges and the ids in Redis have the content of a (str, Enum), like single reads."""
+    db, named = container.candle_db_service, (Market.SYMBOL, Market.MINUTE, "binance")
+    assert await db.create_many(*named, [candle(0)]) == 1
+    row = await db.find_by_context(*KEY, START)
+    assert row is not None
+    assert db.stats.hits == 1
+    assert await db.find_range(*named, START, 1) == [row]
+
+
+async def test_a_bad_series_is_refused_with_nothing_to_do_as_well(container: Container) -> None:
+    """No candles, or no rows, are no reason to accept a bad key."""
+    db = container.candle_db_service
+    for key in (("", "1m", "e"), ("s", "7m", "e"), ("s", "1m", "")):
+        with pytest.raises(InvalidKeyError):
+            await db.create_many(*key, [])
+        with pytest.raises(InvalidKeyError):
+            await db.find_range(*key, START, 0)
+        with pytest.raises(InvalidKeyError):
+            await db.find_gaps(*key, START, START)
+
+
+async def test_a_window_beyond_64_bits_is_a_typed_error(container: Container) -> None:
+    """The end of a window is a timestamp, too."""
+    db, late = container.candle_db_service, 2**63 - 2**63 % MINUTE - MINUTE
+    adapter = PersistCandleInstance("BTC/USDT:USDT", "1m", "binance", ioc=container)
+    assert await adapter.read_candles_data(2**47, 0) is None
+    for limit, since in ((2**63, 0), (2**62, 0), (5, late)):
+        with pytest.raises(InvalidKeyError, match="64 bits"):
+            await db.find_range(*KEY, since, limit)
+        with pytest.raises(InvalidKeyError, match="64 bits"):
+            await adapter.read_candles_data(limit, since)
+    with pytest.raises(InvalidKeyError, match="64 bits"):
+        await db.find_gaps(*KEY, 0, 2**63 - 1)
+
+
 async def test_a_window_that_closes_after_until_is_none(container: Container) -> None:
     """A candle whose close lies after `until_timestamp` does not exist yet for the reader."""
     adapter = PersistCandleInstance("BTC/USDT:USDT", "1m", "binance", ioc=container)
@@ -89,11 +192,21 @@ async def test_a_candle_that_has_not_closed_is_skipped(container: Container) -> 
         {"timestamp": START + 1},
         {"timestamp": None},
         {"timestamp": True},
+        {"timestamp": pd.NaT},
+        {"timestamp": np.array([1, 2])},
+        {"timestamp": 2**63},
         {"open": float("nan")},
         {"high": float("inf")},
         {"close": "11"},
         {"close": None},
         {"close": True},
+        {"volume": np.bool_(True)},
+        {"close": np.array([11.0, 11.0])},
+        {"close": np.timedelta64(11, "s")},
+        {"close": np.str_("11")},
+        {"close": 10**400},
+        {"close": Decimal("sNaN")},
+        {"close": pd.NA},
         {"high": 10.5},
         {"low": 10.5},
         {"volume": -1.0},
@@ -180,3 +293,33 @@ async def test_the_backfill_of_candle_ids_can_be_turned_off(settings: Settings) 
         await container.candle_db_service.create_many(*KEY, [candle(n) for n in range(5)])
         assert await container.candle_cache_service.size() == 0
         assert await container.candle_db_service.has_candle(*KEY, START) is True
+
+
+async def test_a_window_comes_as_columns(container: Container) -> None:
+    """Arrays of int64 and float64 that equal the candles, whichever numbers a writer left; None with a hole."""
+    adapter = PersistCandleInstance("BTC/USDT:USDT", "1m", "binance", ioc=container)
+    await adapter.write_candles_data([candle(n) for n in range(300) if n != 200])
+    await container.mongo_service.collection("candle-items").update_one(
+        {"timestamp": START + MINUTE}, {"$set": {"open": 10, "timestamp": float(START + MINUTE), "volume": 7}}
+    )
+    columns = await adapter.read_candle_columns(200, START)
+    rows = await adapter.read_candles_data(200, START)
+    assert columns is not None
+    assert rows is not None
+    assert list(columns) == ["timestamp", "open", "high", "low", "close", "volume"]
+    assert [str(column.dtype) for column in columns.values()] == ["int64", *["float64"] * 5]
+    for name, column in columns.items():
+        assert column.tolist() == [row[name] for row in rows]
+        assert column.flags.writeable
+    assert await adapter.read_candle_columns(201, START) is None
+    assert await adapter.read_candle_columns(5, START, START + 5 * MINUTE - 1) is None
+    empty = await adapter.read_candle_columns(0, START)
+    assert empty is not None
+    assert [len(column) for column in empty.values()] == [0] * 6
+    big = PersistCandleInstance("BIG", "1m", "binance", ioc=container)
+    await big.write_candles_data([candle(n) for n in range(12_000)])
+    many = await big.read_candle_columns(12_000, START)
+    assert many is not None
+    assert many["volume"].sum() == sum(1.0 + n for n in range(12_000))
+    with pytest.raises(InvalidKeyError, match="starts at"):
+        await adapter.read_candle_columns(1, START + 1)

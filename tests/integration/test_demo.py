@@ -219,7 +219,7 @@ class Cuts:
         self.left: int | None = None
         """Which write fails, counted from 1; None means none."""
         for service in container.db_services:
-            for name in ("_find_and_update", "_write_many"):
+            for name in ("_upsert", "_find_and_update", "_insert_many", "_write_many"):
                 setattr(service, name, self._failing(getattr(service, name)))
 
     def _failing(self, write: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -57,6 +57,57 @@ async def test_an_index_that_is_not_unique_is_named(database: Any, settings: Set
     await container.close()
 
 
+CONFLICTS: dict[str, tuple[list[tuple[str, int]], dict[str, Any], str]] = {
+    "the name of the unique one": (
+        [("symbol", 1)],
+        {"name": "symbol_1_strategyName_1_exchangeName_1"},
+        "other fields",
+    ),
+    "not by case": (
+        [("symbol", 1), ("strategyName", 1), ("exchangeName", 1)],
+        {"unique": True, "collation": {"locale": "en", "strength": 2}},
+        "collation",
+    ),
+    "not by case, in another order": (
+        [("exchangeName", 1), ("strategyName", 1), ("symbol", 1)],
+        {"unique": True, "collation": {"locale": "en", "strength": 2}},
+        "collation",
+    ),
+    "expires": ([("createDate", 1)], {"expireAfterSeconds": 3600}, "deletes documents"),
+    "sparse": (
+        [("symbol", 1), ("strategyName", 1), ("exchangeName", 1)],
+        {"unique": True, "sparse": True},
+        "not unique",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "options", "problem"), CONFLICTS.values(), ids=CONFLICTS.keys())
+async def test_an_index_that_does_harm_is_named_with_the_command_that_drops_it(
+    database: Any, settings: Settings, fields: list[tuple[str, int]], options: dict[str, Any], problem: str
+) -> None:
+    """Nothing is dropped unasked; when the command was given, the next call goes through."""
+    name = await database["signal-items"].create_index(fields, **options)
+    container = Container(settings)
+    with pytest.raises(IndexConflictError, match=problem) as caught:
+        await container.signal_db_service.count()
+    assert f"db['signal-items'].dropIndex('{name}')" in str(caught.value)
+    await database["signal-items"].drop_index(name)
+    assert await container.signal_db_service.count() == 0
+    await container.close()
+
+
+async def test_an_index_of_another_kind_disturbs_nobody(database: Any, settings: Settings) -> None:
+    """An index of the user's own, with a collation as well, is left alone as long as it refuses no document."""
+    collation = {"locale": "en", "strength": 2}
+    await database["signal-items"].create_index([("symbol", 1)], collation=collation)
+    await database["signal-items"].create_index([("payload.n", 1)])
+    container = Container(settings)
+    assert await container.signal_db_service.count() == 0
+    assert len(await database["signal-items"].index_information()) == 4
+    await container.close()
+
+
 async def test_existing_duplicates_are_named(database: Any, settings: Settings) -> None:
     """Two documents of one context stop init with a message that says what to do, and are left alone."""
     twice = {"bucket": "b", "entryKey": "k"}

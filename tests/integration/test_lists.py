@@ -1,11 +1,14 @@
 """The shared base of the db services: filters, order, pages, ids."""
 
-from typing import Any
+from enum import Enum
+from typing import Any, cast
+from uuid import uuid4
 
+import numpy as np
 import pytest
 from bson import ObjectId
 
-from backtest_persist import Container, InvalidKeyError
+from backtest_persist import Container, InvalidKeyError, InvalidPayloadError
 
 
 async def fill(container: Container, count: int) -> None:
@@ -67,15 +70,140 @@ async def test_filters_and_sorts_take_python_and_wire_names(container: Container
     assert await db.find_by_filter({"symbol": "none"}) is None
 
 
-@pytest.mark.parametrize("query", [{"filter": {"$odd": 1}}, {"filter": {}, "sort": [("symbol", 5)]}])
+class Side(Enum):
+    LONG = "long"
+
+
+class Sym(str, Enum):  # noqa: UP042  # whose str() is the name of the member
+    BTC = "BTC"
+
+
+async def test_a_filter_takes_enums_by_value_and_ids_inside_operators(container: Container) -> None:
+    """What a payload or a key may be given as, a filter may be as well; an id is one as str, in operators, too."""
+    db = container.signal_db_service
+    first = await db.upsert(Sym.BTC, "t", "e", {"side": Side.LONG, "n": 1})
+    second = await db.upsert("ETH", "t", "e", {"side": Side.LONG, "n": 2})
+    assert await db.find_all({"symbol": Sym.BTC, "payload.side": Side.LONG}) == [first]
+    assert await db.find_all({"payload.side": {"$in": [Side.LONG]}, "symbol": {"$ne": Sym.BTC}}) == [second]
+    assert await db.find_all({"id": {"$in": [first.id]}}) == [first]
+    assert await db.find_all({"_id": {"$nin": (first.id, "junk")}}) == [second]
+    assert await db.find_all({"id": {"$gt": first.id}}) == await db.find_all({"id": {"$ne": first.id}}) == [second]
+    assert await db.find_all({"$or": [{"id": {"$not": {"$eq": first.id}}}, {"$nor": [{}]}]}) == [second]
+    assert await db.find_all({"id": {"$exists": True}}) == [first, second]
+
+
+def cycle() -> dict[str, Any]:
+    loop: dict[str, Any] = {}
+    loop["symbol"] = loop
+    return loop
+
+
+BAD_FILTERS: dict[str, Any] = {
+    "unknown operator": {"$odd": 1},
+    "str": "symbol",
+    "empty str": "",
+    "number": 5,
+    "list": [("symbol", "s")],
+    "name that is no str": {1: 2},
+    "name with NUL": {"a\0b": 1},
+    "lone surrogate": {"symbol": "\ud800"},
+    "lone surrogate in an operator": {"symbol": {"$in": ["\ud800"]}},
+    "int beyond 64 bits": {"payload.n": 2**63},
+    "object": {"symbol": object()},
+    "set": {"symbol": {1}},
+    "uuid": {"symbol": uuid4()},
+    "numpy": {"payload.n": np.int64(1)},
+    "cycle": cycle(),
+    "or of no mappings": {"$or": ["x"]},
+    "or of nothing": {"$or": None},
+}
+BAD_SORTS: dict[str, Any] = {
+    "direction": [("symbol", 5)],
+    "bool": [("symbol", True)],
+    "mapping": {"createDate": -1},
+    "str": "createDate",
+    "number": [5],
+    "three": [("symbol", 1, 1)],
+    "no str": [(5, 1)],
+    "empty name": [("", 1)],
+    "lone surrogate": [("\ud800", 1)],
+    "NUL": [("a\0b", 1)],
+    "pair": ("symbol", 1),
+}
+BAD_QUERIES: dict[str, dict[str, Any]] = {
+    **{name: {"filter": filter} for name, filter in BAD_FILTERS.items()},
+    **{f"sort {name}": {"filter": {}, "sort": sort} for name, sort in BAD_SORTS.items()},
+}
+
+
+@pytest.mark.parametrize("query", BAD_QUERIES.values(), ids=BAD_QUERIES.keys())
 async def test_a_query_that_mongo_does_not_understand_is_a_typed_error(
     container: Container, query: dict[str, Any]
 ) -> None:
-    """An unknown operator or direction is the caller's, not the server's, mistake."""
+    """A filter or a sort that is none is the caller's, not the server's, mistake."""
+    db = container.signal_db_service
     with pytest.raises(InvalidKeyError):
-        await container.signal_db_service.find_all(**query)
+        await db.find_all(**query)
     with pytest.raises(InvalidKeyError):
-        await container.signal_db_service.find_by_filter(**query)
+        await db.find_by_filter(**query)
+    with pytest.raises(InvalidKeyError):
+        await db.paginate(**query, limit=1, offset=0)
+    with pytest.raises(InvalidKeyError):
+        [row async for row in db.iterate(**query)]
+    if "sort" not in query:
+        with pytest.raises(InvalidKeyError):
+            await db.count(**query)
+
+
+async def test_a_limit_is_any_int_from_zero_that_fits_64_bits(container: Container) -> None:
+    """The ints of numpy are ints; every list checks limit and offset, also when there is nothing to fetch."""
+    await fill(container, 3)
+    await container.log_db_service.create_many([{"id": str(n)} for n in range(3)])
+    db, log, one = container.storage_db_service, container.log_db_service, cast("int", np.int64(1))
+    assert (
+        len(await db.find_all(limit=one)) == len(await db.list_by_mode(True, one)) == len(await log.list_all(one)) == 1
+    )
+    page = await db.paginate({}, limit=one, offset=one)
+    assert ([row.signal_id for row in page.rows], page.total) == (["s0001"], 3)
+    assert (await db.paginate({}, limit=0, offset=0)).rows == []
+    assert len((await db.paginate({}, limit=2**63 - 1, offset=1)).rows) == 2
+    bad_ones: list[Any] = [-1, 2**63, 1.0, True, "1"]
+    for bad in bad_ones:
+        for call in (
+            db.find_all(limit=bad),
+            db.list_by_mode(True, bad),
+            log.list_all(bad),
+            db.paginate({}, limit=bad, offset=0),
+            db.paginate({}, limit=0, offset=bad),
+        ):
+            with pytest.raises(InvalidKeyError):
+                await call
+
+
+async def test_nothing_to_write_is_no_reason_to_accept_a_bad_call(container: Container) -> None:
+    """A mode that is no bool and entries that are None are refused, and named."""
+    with pytest.raises(InvalidKeyError, match="backtest"):
+        await container.storage_db_service.upsert_many("x", [])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidKeyError, match="backtest"):
+        await container.notification_db_service.upsert_many(1, [])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidPayloadError, match="storage-items"):
+        await container.storage_db_service.upsert_many(True, None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidPayloadError, match="log-items"):
+        await container.log_db_service.create_many(None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidKeyError, match="filter"):
+        await container.log_db_service.find_by_filter(None)  # pyright: ignore[reportArgumentType]
+
+
+async def test_an_entry_of_a_list_is_never_none(container: Container) -> None:
+    """None is refused before it is stored, where a reader of the list would stumble over it."""
+    with pytest.raises(InvalidPayloadError, match="None"):
+        await container.log_db_service.upsert("a", None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidPayloadError, match="None"):
+        await container.storage_db_service.upsert(True, "a", None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidPayloadError, match="None"):
+        await container.notification_db_service.upsert(True, "a", None)  # pyright: ignore[reportArgumentType]
+    for service in (container.log_db_service, container.storage_db_service, container.notification_db_service):
+        assert await service.count() == 0
 
 
 async def test_an_id_finds_its_row_and_a_malformed_one_finds_none(container: Container) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bson.datetime_ms import DatetimeMS
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -47,9 +48,9 @@ async def test_plain_data_round_trips_exactly(container: Container, payload: dic
 
 
 def typed(value: Any) -> Any:
-    """The value with the type of every part; of dicts without their order, which PyMongo changes after a ``$ref``."""
-    if isinstance(value, dict):
-        return {key: typed(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    """The value with the type of every part, and dicts with their order."""
+    if type(value) is dict:
+        return [(key, typed(item)) for key, item in value.items()]  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, list):
         return [typed(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
     return repr(value)
@@ -167,6 +168,8 @@ async def test_what_cannot_be_stored_exactly_is_refused_before_anything_is_sent(
         {"$ref": "a", "$id": 1},
         {"$id": {"n": 2**40}, "x": Decimal("1.0"), "$ref": "a", "$db": "b"},
         {"$ref": 1, "$id": 2},
+        {"$ref": "c", "$id": 1, "$db": None},
+        {"x": 1, "$id": 1, "$ref": "c", "collection": "d", "_DBRef__kwargs": {}},
     ],
 )
 async def test_what_looks_like_a_reference_is_data(container: Container, value: dict[str, Any]) -> None:
@@ -175,8 +178,7 @@ async def test_what_looks_like_a_reference_is_data(container: Container, value: 
     assert row.payload == {**value, "inner": [value]}
     found = await container.signal_db_service.find_by_context("s", "t", "e")
     assert found is not None
-    assert repr(found.payload) == repr(row.payload)
-    assert "DBRef" not in repr(row.payload)
+    assert repr(found.payload) == repr(row.payload) == repr({**value, "inner": [value]})
 
 
 async def test_the_deepest_and_the_largest_payloads_are_stored(container: Container) -> None:
@@ -195,3 +197,16 @@ async def test_a_payload_changed_after_the_call_is_stored_as_it_was(container: C
     await asyncio.sleep(0)
     payload["items"].append(2)
     assert (await writing).payload == {"items": [1]}
+
+
+async def test_a_foreign_date_beyond_the_years_of_datetime_is_its_ms(container: Container) -> None:
+    """What JavaScript can write and datetime cannot hold does not make a list unreadable: it is an int in ms."""
+    await container.signal_db_service.upsert("s", "t", "e", {"at": 1})
+    far = DatetimeMS(8_640_000_000_000_000)
+    collection = container.mongo_service.collection("signal-items")
+    await collection.update_one({}, {"$set": {"payload.at": far, "payload.list": [far]}})
+    rows = await container.signal_db_service.find_all()
+    assert [row.payload for row in rows] == [{"at": 8_640_000_000_000_000, "list": [8_640_000_000_000_000]}]
+    await collection.update_one({}, {"$set": {"createDate": far}})
+    with pytest.raises(InvalidPayloadError, match=f"{rows[0].id} .*createDate"):
+        await container.signal_db_service.find_all()

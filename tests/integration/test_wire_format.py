@@ -1,16 +1,19 @@
 """What is written stands in both stores exactly as the contract spells it, and what others wrote is read."""
 
 import asyncio
+import math
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from bson import ObjectId
+from bson.decimal128 import Decimal128
 from bson.int64 import Int64
 
-from backtest_persist import Container, InvalidPayloadError, Registry
+from backtest_persist import Container, InvalidKeyError, InvalidPayloadError, Registry
+from backtest_persist.connections import to_plain
 from backtest_persist.core.row import Row
-from tests.cases import CASES, WHEN, Case
+from tests.cases import CASES, PAYLOAD, WHEN, Case
 
 each_domain = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -42,7 +45,7 @@ async def test_a_write_leaves_the_golden_document_and_the_golden_key(container: 
 
     documents = await container.mongo_service.database[case.collection].find({}).to_list(None)
     assert len(documents) == 1
-    document = documents[0]
+    document = to_plain(documents[0])
     assert isinstance(document.pop("_id"), ObjectId)
     created, updated = document.pop("createDate"), document.pop("updatedDate")
     assert created == updated
@@ -170,6 +173,82 @@ async def test_a_document_that_lacks_a_field_is_a_typed_error(container: Contain
     await container.mongo_service.database[case.collection].update_one({}, {"$unset": {field: 1}})
     with pytest.raises(InvalidPayloadError, match=f"{row.id}.*{field}"):
         await db(container, case).find_by_context(*case.args)
+
+
+async def insert(container: Container, case: Case, changes: dict[str, Any]) -> ObjectId:
+    """Put a document of the case into the database, as another program left it: `...` stands for a missing field."""
+    now = datetime.now(UTC)
+    object_id = ObjectId()
+    document = {**case.document, "_id": object_id, "createDate": now, "updatedDate": now, **changes}
+    document = {name: value for name, value in document.items() if value is not ...}
+    await container.mongo_service.database[case.collection].insert_one(document)
+    return object_id
+
+
+DAMAGE: dict[str, list[Any]] = {
+    "when": [1_700_000_000_000.5, None, math.nan, math.inf, "1700000000000", True, {}, Decimal128("1.5"), ...],
+    "payload": ["text", 5, [1], ...],
+    "positions": ["text", 5, None, {}, ...],
+    "removed": ["text", 5, {}],
+    "close": ["text", None, {}, ...],
+    "createDate": ["text", None, ...],
+    "updatedDate": ["text", None, ...],
+}
+
+
+@each_domain
+async def test_a_damaged_document_is_named_in_reads_and_in_lists(container: Container, case: Case) -> None:
+    """Whatever is wrong in a field, the error has the id of the document and the name of the field."""
+    service = db(container, case)
+    damages = [(field, value) for field, values in DAMAGE.items() for value in values]
+    damages += [("payload", None)] if case.domain in ("log", "storage", "notification") else []
+    for field, value in damages:
+        if field not in {**case.document, "createDate": 0, "updatedDate": 0}:
+            continue
+        object_id = await insert(container, case, {field: value})
+        lists: list[Any] = [service.find_by_context(*case.args), service.find_all(), service.find_by_id(str(object_id))]
+        if case.domain in ("measure", "interval"):
+            lists.append(service.list_keys(case.args[0]))
+        if case.domain == "memory":
+            lists.append(service.list_entries(*case.args[:2]))
+        for reading in lists:
+            with pytest.raises(InvalidPayloadError, match=f"{object_id}.*{field}"):
+                await reading
+        await container.mongo_service.database[case.collection].delete_many({})
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.domain in ("measure", "interval", "memory")], ids=str)
+@pytest.mark.parametrize("removed", [..., None])
+@pytest.mark.parametrize("payload", [{"a": 1}, {"removed": True}, {"removed": 1}, None], ids=repr)
+async def test_without_a_mark_the_payload_tells_whether_an_entry_is_removed(
+    container: Container, case: Case, removed: Any, payload: Any
+) -> None:
+    """A document whose `removed` is missing or null is a tombstone only if its payload says so, in reads and lists."""
+    await insert(container, case, {"removed": removed, "payload": payload})
+    service = db(container, case)
+    row = await service.find_by_context(*case.args)
+    gone = payload == {"removed": True} and payload["removed"] is True
+    assert row.removed is gone
+    assert row.payload == payload
+    key = case.args[-1]
+    if case.domain == "memory":
+        listed = [entry.memory_id for entry in await service.list_entries(*case.args[:2])]
+    else:
+        listed = await service.list_keys(case.args[0])
+    assert listed == ([] if gone else [key])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.domain in ("recent", "session")], ids=str)
+async def test_documents_of_live_trading_without_a_frame_are_listed(container: Container, case: Case) -> None:
+    """The original writes an empty frameName in live trading; as an argument it is refused all the same."""
+    object_id = await insert(container, case, {"frameName": "", "backtest": False})
+    service = db(container, case)
+    rows = await service.find_all()
+    assert [(row.id, row.frame_name, row.payload) for row in rows] == [(str(object_id), "", PAYLOAD)]
+    assert [row async for row in service.iterate({"frame_name": ""})] == rows
+    assert await service.find_by_id(str(object_id)) == rows[0]
+    with pytest.raises(InvalidKeyError, match="frame_name"):
+        await service.find_by_context(**{**case.context, "frame_name": ""})
 
 
 async def test_numbers_of_a_payload_come_back_as_plain_int_and_float(container: Container) -> None:

@@ -1,13 +1,15 @@
 """Key components and Redis keys."""
 
+from enum import Enum
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backtest_persist import CandleRow, InvalidKeyError, SignalRow
-from backtest_persist.core.keys import checked_limit, checked_timestamp, join_key
+from backtest_persist.core.keys import checked_limit, checked_name, checked_timestamp, join_key
 from backtest_persist.domains.candle import CandleContext
 from backtest_persist.domains.session import SessionContext
 from backtest_persist.domains.signal import SignalContext
@@ -38,6 +40,21 @@ def test_an_unusable_component_is_refused_and_named(place: str, bad: Any) -> Non
         SignalContext(**context)
 
 
+class Sym(str, Enum):  # noqa: UP042  # whose str() is the name of the member
+    BTC = "BTC:USDT"
+
+
+def test_a_member_of_a_str_enum_is_its_content() -> None:
+    """The key is what the user compares with, as a plain str."""
+    assert checked_name(Sym.BTC, "symbol") == "BTC:USDT"
+    assert type(checked_name(Sym.BTC, "symbol")) is str
+    context = SignalContext(symbol=Sym.BTC, strategy_name=Sym.BTC, exchange_name="e")
+    assert context.cache_key == "e:BTC%3AUSDT:BTC:USDT"
+    assert context.to_filter() == {"symbol": "BTC:USDT", "strategyName": "BTC:USDT", "exchangeName": "e"}
+    candle = CandleContext(exchange_name="e", symbol=Sym.BTC, interval="1m", timestamp=1)
+    assert candle.cache_key == "e:BTC%3AUSDT:1m:1"
+
+
 @pytest.mark.parametrize("bad", [0, 1, "true", None])
 def test_a_mode_is_a_bool(bad: Any) -> None:
     """1 is not True: in MongoDB they are different values."""
@@ -45,18 +62,23 @@ def test_a_mode_is_a_bool(bad: Any) -> None:
         SessionContext(strategy_name="t", exchange_name="e", frame_name="f", symbol="s", backtest=bad)
 
 
-@pytest.mark.parametrize("bad", [True, None, 1.5, float("nan"), float("inf"), "1", 2**63])
+NO_INTS: list[Any] = [True, np.bool_(True), None, "1", np.array([1, 2]), np.array([1]), np.datetime64(1, "ms")]
+
+
+@pytest.mark.parametrize("bad", [*NO_INTS, 1.5, float("nan"), float("inf"), 2**63], ids=repr)
 def test_a_timestamp_is_an_int_of_64_bits(bad: Any) -> None:
     """Whole floats of a JavaScript writer pass, nothing else does."""
     with pytest.raises(InvalidKeyError):
         checked_timestamp(bad, "timestamp")
     assert checked_timestamp(60_000.0, "timestamp") == 60_000
+    assert type(checked_timestamp(np.int64(1), "timestamp")) is int
 
 
 def test_a_limit_is_a_whole_number_from_zero() -> None:
     """0 is a limit; less, or no int, is none."""
     assert checked_limit(0) == 0
-    for bad in (-1, True, 1.0, None, "1"):
+    assert type(checked_limit(np.int64(5))) is int
+    for bad in (*NO_INTS, -1, 1.0, 2**63):
         with pytest.raises(InvalidKeyError):
             checked_limit(bad)
 

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from bson.int64 import Int64
 
@@ -17,6 +18,7 @@ from backtest_persist.core.row import to_horizon, to_millis, wire_when
         (0, 0),
         (1_700_000_000_000, 1_700_000_000_000),
         (np.int64(5), 5),
+        (pd.Timestamp("2024-01-01T00:00:00.001999999", tz="UTC"), 1_704_067_200_001),
         (datetime(1970, 1, 1, tzinfo=UTC), 0),
         (datetime(1970, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))), 0),
         (datetime(2024, 1, 1, microsecond=1999, tzinfo=UTC), 1_704_067_200_001),
@@ -31,7 +33,11 @@ def test_an_instant_becomes_whole_ms(when: Any, millis: int) -> None:
     assert type(wire_when(when)) is Int64
 
 
-@pytest.mark.parametrize("bad", [None, True, 1.0, float("nan"), "2024", datetime(2024, 1, 1), 2**63, -(2**63) - 1])
+NO_INSTANTS: list[Any] = [None, True, 1.0, float("nan"), "2024", datetime(2024, 1, 1), 2**63, -(2**63) - 1]
+FOREIGN: list[Any] = [pd.NaT, np.array([1, 2]), np.bool_(True), np.datetime64(1, "ms")]
+
+
+@pytest.mark.parametrize("bad", NO_INSTANTS + FOREIGN, ids=repr)
 def test_anything_else_is_refused(bad: Any) -> None:
     """Naive datetimes, floats, bool, None and what does not fit 64 bits are an InvalidWhenError."""
     with pytest.raises(InvalidWhenError):

@@ -1,0 +1,115 @@
+"""Documents on their way to and from the driver: decoding in bulk, bulk writes, comparison."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from bson import BSON, CodecOptions, ObjectId
+from bson import decode_all as _decode_all  # pyright: ignore[reportUnknownVariableType]
+from pymongo import UpdateOne
+from pymongo.errors import BulkWriteError
+
+from backtest_persist.connections import CODEC_OPTIONS, Collection, Document, to_plain
+
+__all__ = ("Bulk", "fetch", "find_each", "holds", "taken", "to_object_id", "write_bulk")
+
+_DUPLICATE_KEY = 11000
+_FAST_OPTIONS: CodecOptions[Document] = CODEC_OPTIONS.with_options(document_class=dict)
+"""Decodes twice as fast, and makes a `DBRef` of what looks like one."""
+
+
+async def fetch(collection: Collection, query: Mapping[str, Any], **options: Any) -> AsyncGenerator[list[Document]]:
+    """Iterate over what a query finds, batch by batch; `options` are those of ``find``."""
+    cursor = collection.find_raw_batches(query, **options)
+    try:
+        async for batch in cursor:
+            raw = cast("bytes", batch)  # the stubs speak of decoded documents
+            yield _decode_all(raw, CODEC_OPTIONS if b"$ref" in raw else _FAST_OPTIONS)
+    finally:
+        await cursor.close()
+
+
+async def find_each(collection: Collection, queries: Sequence[Mapping[str, Any]]) -> list[Document]:
+    """What one query finds, or many together: each of them selects one document at most."""
+    if not queries:
+        return []
+    if len(queries) == 1:
+        document = await collection.find_one(queries[0])
+        return [] if document is None else [document]
+    by_id = {"_id": {"$in": [query["_id"] for query in queries]}} if "_id" in queries[0] else {"$or": queries}
+    batches = fetch(collection, by_id, batch_size=len(queries) + 1)
+    return [document async for documents in batches for document in documents]
+
+
+def taken(error: BulkWriteError) -> set[int]:
+    """The positions of inserts whose context was stored already; any other problem is raised."""
+    details: Mapping[str, Any] = error.details or {}
+    failures: Sequence[Mapping[str, Any]] = details.get("writeErrors") or ()
+    if details.get("writeConcernErrors") or any(failure.get("code") != _DUPLICATE_KEY for failure in failures):
+        raise error
+    return {failure["index"] for failure in failures}
+
+
+def holds(document: Document, fields: Mapping[str, Any]) -> bool:
+    """Whether a document holds these fields as they would come back from the server."""
+    sent = to_plain(BSON.encode(fields).decode(CODEC_OPTIONS))
+    return all(name in document and _same(document[name], value) for name, value in sent.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal values, numbers of any type (JavaScript has one), with NaN equal to itself."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        ours, theirs = cast("dict[str, Any]", one), cast("dict[str, Any]", other)
+        return ours.keys() == theirs.keys() and all(_same(value, theirs[key]) for key, value in ours.items())
+    if isinstance(one, list) and isinstance(other, list):
+        items = cast("list[Any]", one), cast("list[Any]", other)
+        return len(items[0]) == len(items[1]) and all(map(_same, *items))
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    return one == other or (one != one and other != other)  # NaN
+
+
+@dataclass
+class Bulk:
+    """What became of a bulk write, by the position of the operations."""
+
+    upserted: dict[int, ObjectId]
+    """The ids of what is newly stored."""
+    refused: dict[int, BulkWriteError]
+    """The errors of what the server refused."""
+
+
+async def write_bulk(collection: Collection, operations: Sequence[UpdateOne]) -> Bulk:
+    """Write unordered: what is refused leaves the others. Two first writes that met in the server are tried again."""
+    bulk = Bulk({}, {})
+    again: dict[int, UpdateOne] = dict(enumerate(operations))
+    for may_retry in (True, False):
+        positions = list(again)
+        try:
+            result = await collection.bulk_write(cast("Any", list(again.values())), ordered=False)
+            bulk.upserted |= {positions[index]: id for index, id in (result.upserted_ids or {}).items()}
+            break
+        except BulkWriteError as error:
+            details: Mapping[str, Any] = error.details or {}
+            failures: Sequence[Mapping[str, Any]] = details.get("writeErrors") or ()
+            if details.get("writeConcernErrors") or not failures:
+                raise
+            bulk.upserted |= {positions[entry["index"]]: entry["_id"] for entry in details.get("upserted", ())}
+            met = {failure["index"] for failure in failures if may_retry and failure.get("code") == _DUPLICATE_KEY}
+            for failure in failures:
+                if failure["index"] not in met:
+                    one: Document = {"writeErrors": [failure], "writeConcernErrors": []}
+                    bulk.refused[positions[failure["index"]]] = BulkWriteError(one)
+            again = {positions[index]: again[positions[index]] for index in met}
+            if not again:
+                break
+    return bulk
+
+
+def to_object_id(value: Any) -> ObjectId | None:
+    """The id that 24 hex digits stand for; None for anything else."""
+    if isinstance(value, ObjectId):
+        return value
+    if isinstance(value, str) and len(value) == 24 and value.isascii() and ObjectId.is_valid(value):
+        return ObjectId(value)
+    return None

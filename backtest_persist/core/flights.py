@@ -1,0 +1,109 @@
+"""Flights: calls that wait at the same time share one round trip, and a lone call waits for nobody."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar, cast
+
+from backtest_persist.errors import StoreUnavailableError
+
+__all__ = ("Flights", "Seat")
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@dataclass(eq=False)
+class Seat(Generic[Item, Answer]):
+    """One call: what it asks for, since when it waits, and where its answer goes."""
+
+    item: Item
+    arrived: float = field(default_factory=time.monotonic)
+    answer: "asyncio.Future[Answer]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def land(self, answer: Answer) -> None:
+        """Give the caller its answer, unless it has gone."""
+        if not self.answer.done():
+            self.answer.set_result(answer)
+
+    def crash(self, error: BaseException) -> None:
+        """Give the caller its error, unless it has gone."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class Flights(Generic[Item, Answer]):
+    """Sends items of one event loop in flights; no more than `limit` are in the air, each of `size` items at most.
+
+    With nothing in the air an item leaves at once and alone. What arrives meanwhile waits, and leaves together as soon
+    as there is room; there are no timers. An item never joins a flight that has left. Flights are tasks of their own: a
+    caller that is cancelled leaves the others, and what it sent is not cut in the middle. With a `limit` of 1 items are
+    sent in the order of their arrival, each after the one before it has landed.
+
+    `fly` is given the seats of a flight and the seconds it may take, and has to `land` or `crash` each seat. An item
+    that has waited for `deadline` seconds is a `StoreUnavailableError` and is not sent.
+    """
+
+    def __init__(
+        self,
+        fly: Callable[[Sequence[Seat[Item, Answer]], float], Awaitable[None]],
+        *,
+        limit: int,
+        size: int,
+        deadline: Callable[[], float],
+    ) -> None:
+        self._fly = fly
+        self._limit = limit
+        self._size = size
+        self._deadline = deadline
+        self._waiting: deque[Seat[Item, Answer]] = deque()
+        self._flying: set[asyncio.Task[None]] = set()
+        self._called = False
+
+    def board(self, item: Item) -> "asyncio.Future[Answer]":
+        """Send an item with the next flight; await the future for its answer."""
+        seat = Seat[Item, Answer](item)
+        self._waiting.append(seat)
+        if not self._flying:
+            self._depart()
+        elif len(self._flying) < self._limit and not self._called:  # others of this turn of the loop come along
+            self._called = True
+            asyncio.get_running_loop().call_soon(self._depart)
+        return seat.answer
+
+    async def drain(self) -> None:
+        """Wait until nothing is waiting or in the air."""
+        while self._flying:
+            await asyncio.wait(self._flying)
+
+    def _depart(self) -> None:
+        self._called = False
+        while self._waiting and len(self._flying) < self._limit:
+            now, deadline = time.monotonic(), self._deadline()
+            seats: list[Seat[Item, Answer]] = []
+            while self._waiting and len(seats) < self._size:
+                seat = self._waiting.popleft()
+                if now - seat.arrived >= deadline:
+                    seat.crash(StoreUnavailableError("MongoDB was busy for the whole deadline; nothing was sent."))
+                elif not seat.answer.done():
+                    seats.append(seat)
+            if seats:
+                task = asyncio.get_running_loop().create_task(self._travel(seats, deadline - now + seats[0].arrived))
+                self._flying.add(task)
+
+    async def _travel(self, seats: Sequence[Seat[Item, Answer]], seconds: float) -> None:
+        try:
+            await self._fly(seats, seconds)
+        except asyncio.CancelledError:  # the event loop shuts down
+            for seat in (*seats, *self._waiting):
+                seat.answer.cancel()
+            self._waiting.clear()
+            raise
+        except Exception as error:
+            for seat in seats:
+                seat.crash(error)
+        finally:
+            self._flying.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self._depart()

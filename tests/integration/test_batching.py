@@ -1,0 +1,248 @@
+"""Reads and writes that wait together: few commands, everyone's own answer, and no promise given up for it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from backtest_persist import Container, InvalidPayloadError, Settings, SignalRow, WriteRejectedError
+from tests.commands import Commands, listened_client
+
+CALLERS = 64
+
+
+@pytest.fixture
+async def listened(settings: Settings, driver: str) -> AsyncIterator[tuple[Container, Commands]]:
+    """A container whose MongoDB commands are recorded."""
+    commands = Commands()
+    client = listened_client(settings, driver, commands)
+    container = Container(settings, mongo_client=client)
+    await container.signal_db_service.wait_for_init()
+    commands.names.clear()
+    yield container, commands
+    await container.close()
+    closing = client.close()
+    if closing is not None:
+        await closing
+
+
+def context(number: int) -> tuple[str, str, str]:
+    return f"S{number}", "trend", "binance"
+
+
+async def write_all(container: Container, payloads: list[dict[str, Any]]) -> list[SignalRow]:
+    db = container.signal_db_service
+    return await asyncio.gather(*(db.upsert(*context(number), payload) for number, payload in enumerate(payloads)))
+
+
+async def read_all(container: Container, count: int) -> list[SignalRow | None]:
+    db = container.signal_db_service
+    return await asyncio.gather(*(db.find_by_context(*context(number)) for number in range(count)))
+
+
+async def redis_calls(container: Container) -> Counter[str]:
+    redis: Any = container.redis_service.client
+    statistics: dict[str, Any] = await redis.info("commandstats")
+    return Counter({name.removeprefix("cmdstat_"): value["calls"] for name, value in statistics.items()})
+
+
+async def test_reads_that_wait_together_share_their_commands(listened: tuple[Container, Commands]) -> None:
+    """Sixty-four reads at once take a handful of commands, with warm and with cold Redis; each finds its own row."""
+    container, commands = listened
+    await write_all(container, [{"n": number} for number in range(CALLERS)])
+    for warm in (True, False):
+        if not warm:
+            await container.signal_cache_service.clear()
+        commands.names.clear()
+        before = await redis_calls(container)
+        rows = await read_all(container, CALLERS)
+        assert [row and row.payload for row in rows] == [{"n": number} for number in range(CALLERS)]
+        sent = await redis_calls(container) - before
+        assert set(commands.names) == {"find"}
+        assert len(commands.names) <= (3 if warm else 6)
+        assert sent["get"] + sent["mget"] <= 3
+        assert sent["set"] + sent["mset"] <= (0 if warm else 3)
+    assert await container.signal_cache_service.size() == CALLERS
+
+
+async def test_writes_that_wait_together_share_their_commands(listened: tuple[Container, Commands]) -> None:
+    """Sixty-four writes at once take a handful of commands, new and standing documents alike; the ids reach Redis."""
+    container, commands = listened
+    rows: list[SignalRow] = []
+    for turn in range(2):
+        commands.names.clear()
+        before = await redis_calls(container)
+        rows = await write_all(container, [{"n": number, "turn": turn} for number in range(CALLERS)])
+        sent = await redis_calls(container) - before
+        assert [row.payload for row in rows] == [{"n": number, "turn": turn} for number in range(CALLERS)]
+        assert commands.names.count("findAndModify") <= 1
+        assert len(commands.names) <= 5
+        assert sent["set"] + sent["mset"] <= 3
+    stored = {row.symbol: row for row in await container.signal_db_service.find_all()}
+    assert len(stored) == CALLERS
+    for row in rows:
+        assert row == stored[row.symbol]  # id, both dates, payload
+        assert await container.signal_cache_service.get_signal_id(*context(int(row.symbol[1:]))) == row.id
+
+
+async def test_every_caller_gets_a_row_of_its_own(container: Container) -> None:
+    """Callers of one context that read together share nothing that one of them could change."""
+    db = container.signal_db_service
+    await db.upsert(*context(0), {"levels": [1]})
+    rows = await asyncio.gather(*(db.find_by_context(*context(0)) for _ in range(5)))
+    for row in rows:
+        assert row is not None
+        assert row.payload == {"levels": [1]}
+        levels: Any = (row.payload or {})["levels"]
+        levels.append(2)
+
+
+async def test_a_context_that_holds_nothing_is_none_among_others(container: Container) -> None:
+    """In one flight some are found by id, some by context, and some not at all."""
+    db = container.signal_db_service
+    await write_all(container, [{"n": number} for number in range(10)])
+    for number in range(0, 10, 2):
+        await container.signal_cache_service.delete(f"binance:trend:S{number}")
+    rows = await read_all(container, 20)
+    assert [row and row.payload for row in rows] == [*({"n": n} for n in range(10)), *([None] * 10)]
+    assert await db.find_by_context(*context(99)) is None
+
+
+async def test_poisoned_ids_lead_nobody_astray(container: Container) -> None:
+    """With the ids swapped, junk and gone ones among them, each still finds its own, and Redis is put right."""
+    rows = await write_all(container, [{"n": number} for number in range(20)])
+    cache = container.signal_cache_service
+    for number, row in enumerate(rows):
+        wrong = [rows[number - 1].id, "junk", str(ObjectId()), row.id][number % 4]
+        await cache.set(f"binance:trend:S{number}", wrong)
+    found = await read_all(container, 20)
+    assert [row and row.payload for row in found] == [{"n": number} for number in range(20)]
+    for number, row in enumerate(rows):
+        assert await cache.get_signal_id(*context(number)) == row.id
+
+
+async def test_a_damaged_document_is_the_error_of_its_reader_alone(container: Container) -> None:
+    """The others of the flight get their rows."""
+    await write_all(container, [{"n": number} for number in range(8)])
+    await container.mongo_service.collection("signal-items").update_one(
+        {"symbol": "S3"}, {"$set": {"createDate": "yesterday"}}
+    )
+    db = container.signal_db_service
+    outcomes = await asyncio.gather(*(db.find_by_context(*context(n)) for n in range(8)), return_exceptions=True)
+    assert isinstance(outcomes[3], InvalidPayloadError)
+    assert [isinstance(outcome, SignalRow) for outcome in outcomes].count(True) == 7
+
+
+async def test_a_write_that_the_server_refuses_fails_alone(container: Container) -> None:
+    """One of a bulk is refused by a validator of the collection: its caller is told, the others are stored."""
+    await container.signal_db_service.wait_for_init()
+    database = container.mongo_service.database
+    await database.command("collMod", "signal-items", validator={"payload.bad": {"$ne": True}})
+    payloads = [{"n": number, "bad": number in (0, 5)} for number in range(16)]
+    db = container.signal_db_service
+    outcomes = await asyncio.gather(
+        *(db.upsert(*context(number), payload) for number, payload in enumerate(payloads)), return_exceptions=True
+    )
+    for number, outcome in enumerate(outcomes):
+        if number in (0, 5):
+            assert isinstance(outcome, WriteRejectedError)
+            assert f"symbol='S{number}'" in str(outcome)
+        else:
+            assert isinstance(outcome, SignalRow)
+    assert await db.count() == 14
+
+
+async def test_writes_of_one_context_keep_their_order(container: Container) -> None:
+    """Of many that wait the last one stands, removals and revivals in their turn, and each caller gets its own row."""
+    db = container.memory_db_service
+    key = ("sig", "notes", "m")
+    for _ in range(5):
+        calls: list[Any] = []
+        for number in range(30):
+            calls.append(db.upsert(*key, {"n": number}, number))
+            if number % 10 == 9:
+                calls.append(db.soft_remove(*key))
+        calls.append(db.upsert(*key, {"n": "last"}, 99))
+        answers = await asyncio.gather(*calls)
+        rows = [row for row in answers if not isinstance(row, bool)]
+        assert [row.payload for row in rows] == [*({"n": number} for number in range(30)), {"n": "last"}]
+        assert len({row.id for row in rows}) == 1
+        found = await db.find_by_context(*key)
+        assert found is not None
+        assert (found.payload, found.removed, found.when) == ({"n": "last"}, False, 99)
+        assert await db.soft_remove(*key) is True
+
+
+async def test_a_read_that_starts_after_a_write_never_sees_what_was_before(container: Container) -> None:
+    """Under many readers, each read that begins after an acknowledged write finds that write or a later one."""
+    db = container.state_db_service
+    acknowledged, done = 0, False
+    violations: list[tuple[int, int]] = []
+    await db.upsert("s", "b", {"n": 0}, 0)
+
+    async def write() -> None:
+        nonlocal acknowledged, done
+        for number in range(1, 200):
+            await db.upsert("s", "b", {"n": number}, number)
+            acknowledged = number
+        done = True
+
+    async def read() -> None:
+        while not done:
+            floor = acknowledged
+            row = await db.find_by_context("s", "b")
+            assert row is not None
+            assert row.payload is not None
+            if row.payload["n"] < floor:
+                violations.append((floor, row.payload["n"]))
+
+    await asyncio.gather(write(), *(read() for _ in range(16)))
+    assert violations == []
+
+
+async def test_a_cancelled_write_never_lands_after_a_later_one(container: Container) -> None:
+    """Whenever it was cancelled, what it wrote is there before the next write is, or never."""
+    db = container.state_db_service
+    for delay in range(40):
+        first = asyncio.create_task(db.upsert("s", "b", {"n": f"cancelled {delay}"}, 0))
+        for _ in range(delay):
+            await asyncio.sleep(0)
+        first.cancel()
+        second = await db.upsert("s", "b", {"n": delay}, 1)
+        assert second.payload == {"n": delay}
+        await asyncio.gather(first, return_exceptions=True)
+        found = await db.find_by_context("s", "b")
+        assert found is not None
+        assert found.payload == {"n": delay}
+
+
+async def test_a_cancelled_caller_leaves_the_others_of_its_flight(container: Container) -> None:
+    """Half of the readers and writers give up; the other half gets its answers."""
+    await write_all(container, [{"n": number} for number in range(CALLERS)])
+    db = container.signal_db_service
+    for delay in (0, 1, 2, 5, 20):
+        reads = [asyncio.create_task(db.find_by_context(*context(number))) for number in range(CALLERS)]
+        writes = [asyncio.create_task(db.upsert(*context(number), {"n": delay})) for number in range(CALLERS)]
+        for _ in range(delay):
+            await asyncio.sleep(0)
+        for task in (*reads[::2], *writes[::2]):
+            task.cancel()
+        outcomes = await asyncio.gather(*reads, *writes, return_exceptions=True)
+        kept = [*outcomes[1:CALLERS:2], *outcomes[CALLERS + 1 :: 2]]
+        assert all(isinstance(outcome, SignalRow) for outcome in kept)
+
+
+async def test_many_callers_are_all_served(container: Container) -> None:
+    """A thousand at once, over several domains, end without an error."""
+    db, states = container.signal_db_service, container.state_db_service
+    await asyncio.gather(*(db.upsert(*context(number % 300), {"n": number}) for number in range(500)))
+    rows = await asyncio.gather(
+        *(db.find_by_context(*context(number % 300)) for number in range(500)),
+        *(states.upsert(f"s{number % 50}", "b", {"n": number}, number) for number in range(500)),
+    )
+    assert all(row is not None for row in rows)
+    assert await db.count() == 300
+    assert await states.count() == 50

@@ -1,0 +1,192 @@
+"""Flights: who travels with whom, in which order, and what happens when someone leaves."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from backtest_persist import StoreUnavailableError
+from backtest_persist.core.flights import Flights, Seat
+
+
+class Airport:
+    """Records flights; each lands when the test lets it."""
+
+    def __init__(self, *, limit: int = 1, size: int = 100, deadline: float = 60.0) -> None:
+        self.left: list[list[Any]] = []
+        self.seconds: list[float] = []
+        self.gates: list[asyncio.Event] = []
+        self.flights: Flights[Any, Any] = Flights(self.fly, limit=limit, size=size, deadline=lambda: deadline)
+
+    async def fly(self, seats: Sequence[Seat[Any, Any]], seconds: float) -> None:
+        self.left.append([seat.item for seat in seats])
+        self.seconds.append(seconds)
+        gate = asyncio.Event()
+        self.gates.append(gate)
+        await gate.wait()
+        for seat in seats:
+            if isinstance(seat.item, Exception):
+                seat.crash(seat.item)
+            else:
+                seat.land(seat.item)
+
+    async def close(self) -> None:
+        """Let everything land."""
+        while self.flights._flying:
+            for gate in self.gates:
+                gate.set()
+            await asyncio.sleep(0)
+
+    async def turn(self) -> None:
+        """Let everything that can happen now happen."""
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+Opener = Callable[..., Airport]
+
+
+@pytest.fixture
+async def open_airport() -> AsyncIterator[Opener]:
+    """Opens airports, and at the end of the test lets everything land."""
+    airports: list[Airport] = []
+
+    def open_airport(**options: Any) -> Airport:
+        airports.append(Airport(**options))
+        return airports[-1]
+
+    yield open_airport
+    for airport in airports:
+        await airport.close()
+
+
+async def test_a_lone_item_leaves_at_once_and_alone(open_airport: Opener) -> None:
+    """With nothing in the air the first item is sent without waiting for others."""
+    airport = open_airport()
+    first = airport.flights.board("a")
+    airport.flights.board("b")
+    await airport.turn()
+    assert airport.left == [["a"]]
+    airport.gates[0].set()
+    assert await first == "a"
+
+
+async def test_items_that_wait_leave_together_in_order(open_airport: Opener) -> None:
+    """What arrives during a flight shares the next one, in the order of arrival."""
+    airport = open_airport()
+    answers = [airport.flights.board(item) for item in "abcd"]
+    await airport.turn()
+    airport.gates[0].set()
+    await airport.turn()
+    assert airport.left == [["a"], ["b", "c", "d"]]
+    airport.gates[1].set()
+    assert await asyncio.gather(*answers) == ["a", "b", "c", "d"]
+
+
+async def test_an_item_never_joins_a_flight_that_has_left(open_airport: Opener) -> None:
+    """A second flight leaves beside the first one where that is allowed, and the item travels with it."""
+    airport = open_airport(limit=2)
+    airport.flights.board("a")
+    await airport.turn()
+    airport.flights.board("b")
+    airport.flights.board("c")
+    await airport.turn()
+    airport.flights.board("d")
+    await airport.turn()
+    assert airport.left == [["a"], ["b", "c"]]
+    airport.gates[1].set()
+    await airport.turn()
+    assert airport.left == [["a"], ["b", "c"], ["d"]]
+
+
+async def test_a_flight_has_a_limited_number_of_seats(open_airport: Opener) -> None:
+    """The rest leaves with the following flights."""
+    airport = open_airport(size=2)
+    for item in "abcde":
+        airport.flights.board(item)
+    for gate in range(4):
+        await airport.turn()
+        if gate < len(airport.gates):
+            airport.gates[gate].set()
+    assert airport.left == [["a"], ["b", "c"], ["d", "e"]]
+
+
+async def test_a_caller_that_is_cancelled_leaves_the_others(open_airport: Opener) -> None:
+    """Before the departure its item stays behind; after it the flight goes on, for the others and for itself."""
+    airport = open_airport()
+    first, second, third = (airport.flights.board(item) for item in "abc")
+    second.cancel()
+    await airport.turn()
+    first.cancel()
+    airport.gates[0].set()
+    await airport.turn()
+    assert airport.left == [["a"], ["c"]]
+    airport.gates[1].set()
+    assert await third == "c"
+
+
+async def test_an_error_of_one_is_not_that_of_the_others(open_airport: Opener) -> None:
+    """Each caller gets its own answer or its own error; when a flight as a whole fails, all its callers are told."""
+    airport = open_airport()
+    airport.flights.board("a")
+    good, bad = airport.flights.board("b"), airport.flights.board(LookupError("mine"))
+    await airport.turn()
+    airport.gates[0].set()
+    await airport.turn()
+    airport.gates[1].set()
+    assert await good == "b"
+    with pytest.raises(LookupError, match="mine"):
+        await bad
+
+    async def fail(seats: Sequence[Seat[Any, Any]], seconds: float) -> None:
+        raise ConnectionError("all")
+
+    flights: Flights[Any, Any] = Flights(fail, limit=1, size=9, deadline=lambda: 60.0)
+    answers = [flights.board(item) for item in "abc"]
+    assert [str(error) for error in await asyncio.gather(*answers, return_exceptions=True)] == ["all"] * 3
+    await flights.drain()
+    assert not flights._flying
+
+
+async def test_an_item_that_waited_for_the_whole_deadline_is_not_sent(open_airport: Opener) -> None:
+    """The time in the queue counts: what is over is refused, what is left is the time of the flight."""
+    airport = open_airport(deadline=0.05)
+    first, second = airport.flights.board("a"), airport.flights.board("b")
+    await asyncio.sleep(0.06)  # the deadline itself is what passes here
+    third = airport.flights.board("c")
+    airport.gates[0].set()
+    with pytest.raises(StoreUnavailableError, match="nothing was sent"):
+        await second
+    assert await first == "a"
+    await airport.turn()
+    assert airport.left == [["a"], ["c"]]
+    assert 0 < airport.seconds[1] <= 0.05
+    airport.gates[1].set()
+    assert await third == "c"
+
+
+async def test_draining_waits_for_what_is_waiting(open_airport: Opener) -> None:
+    """After it nothing is in the air and nothing in the queue."""
+    airport = open_airport()
+    answers = [airport.flights.board(item) for item in "ab"]
+    draining = asyncio.create_task(airport.flights.drain())
+    for gate in range(2):
+        await airport.turn()
+        assert not draining.done()
+        airport.gates[gate].set()
+    await draining
+    assert [answer.result() for answer in answers] == ["a", "b"]
+
+
+def test_the_end_of_the_loop_takes_everybody_along() -> None:
+    """A loop that is shut down in the middle cancels those in the air and those that wait, and leaves no task."""
+    answers: list[asyncio.Future[Any]] = []
+
+    async def main() -> None:
+        airport = Airport()
+        answers.extend(airport.flights.board(item) for item in "ab")
+        await airport.turn()
+
+    asyncio.run(main())
+    assert [answer.cancelled() for answer in answers] == [True, True]
