@@ -10,7 +10,7 @@ import inspect
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar, cast
 
@@ -40,7 +40,7 @@ from pymongo.errors import (
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, RedisError, ResponseError
 
 from backtest_persist.errors import (
     BacktestPersistError,
@@ -94,7 +94,7 @@ class PerLoop(Generic[T]):
         if held is not None:
             return held[0]
         if self.closed:
-            raise ClosedError("This container was closed; open another one with Container(...) or setup().")
+            raise _closed()
         self._held = {other: value for other, value in self._held.items() if not other.is_closed()}
         value = self._create()
         guard = self._guard(loop, value)
@@ -128,6 +128,10 @@ class PerLoop(Generic[T]):
             guards.append(held[1])
         for guard in guards:
             await guard.aclose()
+
+
+def _closed() -> ClosedError:
+    return ClosedError("This container was closed; open another one with Container(...) or setup().")
 
 
 # --- MongoDB ---------------------------------------------------------------------------------------------------------
@@ -382,12 +386,31 @@ def _describe(error: Exception) -> str:
 # --- Redis -----------------------------------------------------------------------------------------------------------
 
 
+class _RedisState:
+    """What one event loop holds of Redis."""
+
+    def __init__(self, client: Redis, connections: int, *, owned: bool) -> None:
+        self.client = client
+        self.connections = connections
+        self.free = asyncio.Semaphore(connections)
+        self.owned = owned
+
+    async def close(self) -> None:
+        if self.owned:
+            for _ in range(self.connections):  # each command under way ends within its deadline
+                await self.free.acquire()
+            await self.client.aclose()
+            for _ in range(self.connections):  # for those that wait: they find the service closed
+                self.free.release()
+
+
 class RedisService:
     """The Redis side of a container: one client per event loop, and the decision whether to ask Redis at all.
 
-    Redis holds nothing that MongoDB does not know, so for a db service any Redis fault is a cache miss. After
-    `FAILURES_UNTIL_OPEN` failures in a row the circuit breaker opens: Redis is skipped, then probed again after a
-    pause that doubles from `FIRST_PAUSE_SECONDS` to `LONGEST_PAUSE_SECONDS`.
+    Redis holds nothing that MongoDB does not know, so for a db service any Redis fault is a cache miss. After a
+    command without an answer, or `FAILURES_UNTIL_OPEN` other failures in a row, the circuit breaker opens: Redis is
+    skipped, then probed by one caller after a pause that doubles from `FIRST_PAUSE_SECONDS` to
+    `LONGEST_PAUSE_SECONDS`. A Redis that answers with an error is asked again; it costs no time.
     """
 
     FAILURES_UNTIL_OPEN = 3
@@ -398,79 +421,143 @@ class RedisService:
         self._settings = settings
         self._logger = logger
         self._injected = client
-        self._clients = PerLoop(self._open, self._close_client)
+        self._states = PerLoop(self._open, _RedisState.close)
+        self._refused: set[str] = set()
         self._failures = 0
+        self._failed_at = 0.0
         self._pause = self.FIRST_PAUSE_SECONDS
         self._skip_until = 0.0
 
-    def _open(self) -> Redis:
-        return self._injected if self._injected is not None else _open_redis(self._settings())
-
-    async def _close_client(self, client: Redis) -> None:
-        if client is not self._injected:
-            await client.aclose()
+    def _open(self) -> _RedisState:
+        settings = self._settings()
+        client = self._injected if self._injected is not None else _open_redis(settings)
+        return _RedisState(client, settings.redis_max_connections, owned=self._injected is None)
 
     @property
     def client(self) -> Redis:
         """The client of the running event loop; answers are bytes."""
-        return self._clients.get()
+        return self._states.get().client
 
     @property
     def key_prefix(self) -> str:
         """What stands before every key (``CC_REDIS_KEY_PREFIX``)."""
         return self._settings().redis_key_prefix
 
+    @asynccontextmanager
+    async def command(self, operation: str) -> AsyncGenerator[None]:
+        """Bound one command by ``CC_REDIS_TIMEOUT_MS``, from when one of our connections is free for it.
+
+        Any fault is a `StoreUnavailableError`; `operation` opens its message.
+        """
+        asked = time.monotonic()
+        async with self._states.get().free:
+            if self._states.closed:
+                raise _closed()
+            if self._is_open and self._failed_at > asked:
+                raise StoreUnavailableError(f"{operation}: Redis stopped answering while others were waiting for it.")
+            with redis_errors(operation):
+                async with _busy_loops_aside(self._settings().redis_timeout_ms / 1000):
+                    yield
+
     async def ping(self) -> None:
         """Ask the server for a sign of life; `StoreUnavailableError` without one."""
-        with redis_errors("Ping of Redis"):
+        async with self.command("Ping of Redis"):
             await cast("Any", self.client).ping()
 
-    async def attempt(self, call: Callable[[], Awaitable[T]], default: T) -> T:
-        """Await `call()` if Redis is thought to be up; any fault, or more than the deadline, gives `default`."""
-        if self._failures >= self.FAILURES_UNTIL_OPEN and time.monotonic() < self._skip_until:
-            return default
+    async def attempt(self, kind: str, call: Callable[[], Awaitable[T]], default: T) -> T:
+        """Await `call()` if Redis is thought to be up; any fault gives `default`. Reports are made for each `kind`."""
+        started = time.monotonic()
+        if self._is_open:
+            if started < self._skip_until:
+                return default
+            self._skip_until = started + self._pause  # this caller probes, the others go on without
         try:
-            async with asyncio.timeout(self._settings().redis_timeout_ms / 1000):
-                result = await call()
-        except (StoreUnavailableError, TimeoutError) as error:
-            self._failed(error)
+            result = await call()
+        except ClosedError:
             return default
-        if self._failures >= self.FAILURES_UNTIL_OPEN:
-            self._logger.info("redis.back")
+        except StoreUnavailableError as error:
+            if not _is_answer(error.__cause__):
+                self._failed(error, started)
+            elif kind not in self._refused:
+                self._refused.add(kind)
+                self._logger.warning("redis.refuses", command=kind, why=error)
+            return default
+        if self._is_open or kind in self._refused:
+            self._logger.info("redis.back", command=kind)
+            self._refused.discard(kind)
         self._failures = 0
         self._pause = self.FIRST_PAUSE_SECONDS
         return result
 
-    def _failed(self, error: Exception) -> None:
-        self._failures += 1
-        if self._failures < self.FAILURES_UNTIL_OPEN:
-            return
-        if self._failures == self.FAILURES_UNTIL_OPEN:
-            self._logger.warning("redis.down", why=str(error) or "the deadline passed", now="MongoDB alone")
-        self._skip_until = time.monotonic() + self._pause
-        self._pause = min(self._pause * 2, self.LONGEST_PAUSE_SECONDS)
+    @property
+    def _is_open(self) -> bool:
+        return self._failures >= self.FAILURES_UNTIL_OPEN
+
+    def _failed(self, error: Exception, started: float) -> None:
+        if started < self._failed_at:
+            return  # concurrent failures are one
+        was_open, self._failed_at = self._is_open, time.monotonic()
+        silent = isinstance(error.__cause__, TimeoutError)
+        self._failures = self.FAILURES_UNTIL_OPEN if silent else self._failures + 1
+        if self._is_open:
+            if not was_open:
+                self._logger.warning("redis.down", why=error, now="MongoDB alone")
+            self._skip_until = self._failed_at + self._pause
+            self._pause = min(self._pause * 2, self.LONGEST_PAUSE_SECONDS)
 
     def reconfigure(self) -> None:
         """Take new settings from the next operation on."""
-        self._clients.retire()
-        self._clients.closed = False
+        self._states.retire()
+        self._states.closed = False
         self._failures = 0
 
     async def close(self) -> None:
         """Close the client of the running loop, if it was opened here; the service cannot be used any more."""
-        self._clients.closed = True
-        await self._clients.close()
+        self._states.closed = True
+        await self._states.close()
+
+
+_ANSWERS = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
+
+
+def _is_answer(error: BaseException | None) -> bool:
+    """Whether an error is what the server said, in the middle of connecting too, and not its silence."""
+    return error is not None and (isinstance(error, _ANSWERS) or _is_answer(error.__cause__))
+
+
+@asynccontextmanager
+async def _busy_loops_aside(seconds: float) -> AsyncGenerator[None]:
+    """Raise `TimeoutError` after a time in which the event loop was free to see an answer.
+
+    The time is counted in steps: while the loop is busy with something else, however long, at most one passes.
+    """
+    steps = 5
+    loop = asyncio.get_running_loop()
+
+    def step(left: int) -> None:
+        nonlocal timer
+        if left:
+            timer = loop.call_later(seconds / steps, step, left - 1)
+        else:
+            limit.reschedule(loop.time())
+
+    async with asyncio.timeout(None) as limit:
+        timer = loop.call_later(seconds / steps, step, steps - 1)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def _open_redis(settings: Settings) -> Redis:
-    seconds = settings.redis_timeout_ms / 1000
+    patience = settings.redis_timeout_ms / 1000 + 5  # for users of the client; `command` does not wait for so long
     options: dict[str, Any] = {
         "decode_responses": False,
         "max_connections": settings.redis_max_connections,
-        "retry": Retry(NoBackoff(), 0),  # the deadline is ours; the driver would retry ten times
-        "socket_connect_timeout": seconds,
-        "socket_timeout": seconds,
-        "timeout": seconds,
+        "retry": Retry(NoBackoff(), 0),  # the driver would retry ten times
+        "socket_connect_timeout": patience,
+        "socket_timeout": patience,
+        "timeout": patience,
     }
     try:
         if settings.redis_url is not None:

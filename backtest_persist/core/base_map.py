@@ -3,9 +3,10 @@
 from array import array
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, cast
 
-from backtest_persist.connections import RedisService, redis_errors
+from backtest_persist.connections import RedisService
 from backtest_persist.core.keys import checked_name
 from backtest_persist.errors import InvalidPayloadError, SettingsError
 
@@ -54,8 +55,8 @@ class BaseMap:
             raise SettingsError("This map knows no Redis; import backtest_persist, or pass a RedisService.")
         return service
 
-    def _errors(self, operation: str) -> Any:
-        return redis_errors(f"{operation} of the Redis namespace {self.connection_key!r}")
+    def _command(self, operation: str) -> AbstractAsyncContextManager[None]:
+        return self._service.command(f"{operation} of the Redis namespace {self.connection_key!r}")
 
     def _get_item_key(self, key: str) -> str:
         return f"{self._service.key_prefix}{self.connection_key}:{key}"
@@ -70,7 +71,7 @@ class BaseMap:
         except UnicodeEncodeError:
             raise InvalidPayloadError("A map stores text; this value contains a lone surrogate.") from None
         ttl = self.ttl_expire_seconds
-        with self._errors("SET"):
+        async with self._command("SET"):
             await self._service.client.set(name, data, ex=ttl if ttl > 0 else None)
 
     async def set_many(self, items: list[tuple[str, str]]) -> None:
@@ -81,7 +82,7 @@ class BaseMap:
                 self._get_item_key(checked_name(key, "key")): _to_bytes(value)
                 for key, value in items[start : start + 1000]
             }
-            with self._errors("SET"):
+            async with self._command("SET"):
                 if ttl <= 0:
                     await self._service.client.mset(batch)
                 else:
@@ -95,25 +96,25 @@ class BaseMap:
         if key is None:
             return None
         name = self._get_item_key(checked_name(key, "key"))
-        with self._errors("GET"):
+        async with self._command("GET"):
             return _to_str(cast("bytes | None", await self._service.client.get(name)))
 
     async def delete(self, key: str) -> None:
         """Remove a key; nothing happens when it is absent."""
         name = self._get_item_key(checked_name(key, "key"))
-        with self._errors("DEL"):
+        async with self._command("DEL"):
             await self._service.client.delete(name)
 
     async def has(self, key: str) -> bool:
         """Whether the key is there."""
         name = self._get_item_key(checked_name(key, "key"))
-        with self._errors("EXISTS"):
+        async with self._command("EXISTS"):
             return bool(await self._service.client.exists(name))
 
     async def clear(self) -> None:
         """Remove every key of this namespace, in batches, and nothing else."""
         async for batch in self._scan():
-            with self._errors("UNLINK"):
+            async with self._command("UNLINK"):
                 await self._service.client.unlink(*batch)
 
     async def to_array(self) -> list[tuple[str, str]]:
@@ -127,7 +128,7 @@ class BaseMap:
         or may not be seen, as with Redis ``SCAN``.
         """
         async for batch in self._unseen():
-            with self._errors("MGET"):
+            async with self._command("MGET"):
                 values = cast("list[bytes | None]", await cast("Awaitable[Any]", self._service.client.mget(batch)))
             for name, value in zip(batch, values, strict=True):
                 if value is not None:
@@ -155,7 +156,7 @@ class BaseMap:
         pattern = _escape_glob(self._get_item_key("")) + b"*"
         cursor = 0
         while True:
-            with self._errors("SCAN"):
+            async with self._command("SCAN"):
                 cursor, batch = await cast("Any", self._service.client).scan(
                     cursor, match=pattern, count=ITERATOR_BATCH_SIZE
                 )

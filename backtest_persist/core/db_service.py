@@ -188,7 +188,7 @@ class DbService(Generic[C, R]):
         collection = await self._prepared()
         self.stats.reads += 1
         self.stats.lookups += 1
-        cached = await self._redis.attempt(lambda: self._cache.get(context.cache_key), None)
+        cached = await self._redis.attempt("GET", lambda: self._cache.get(context.cache_key), None)
         object_id = _to_object_id(cached)
         with self._errors("find", context):
             if object_id is not None:
@@ -319,10 +319,10 @@ class DbService(Generic[C, R]):
             return (await collection.delete_many(self._filter(filter))).deleted_count
 
     async def _remember(self, context: C, row_id: str) -> None:
-        await self._redis.attempt(lambda: self._cache.set(context.cache_key, row_id), None)
+        await self._redis.attempt("SET", lambda: self._cache.set(context.cache_key, row_id), None)
 
     async def _remember_many(self, ids: list[tuple[str, str]]) -> None:
-        await self._redis.attempt(lambda: self._cache.set_many(ids), None)
+        await self._redis.attempt("SET", lambda: self._cache.set_many(ids), None)
 
     async def _newest(self, filter: Filter, limit: int | None) -> list[R]:
         """All rows that match, or the newest `limit` of them; oldest first either way."""
