@@ -9,11 +9,13 @@ import asyncio
 import inspect
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar, cast
 
+import pymongo
+from anyio import CancelScope
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
 from bson.dbref import DBRef
@@ -65,6 +67,7 @@ __all__ = (
     "mongo_errors",
     "redis_errors",
     "to_plain",
+    "uncancelled",
 )
 
 T = TypeVar("T")
@@ -118,6 +121,12 @@ class PerLoop(Generic[T]):
         self._retired = [(loop, guard) for loop, guard in open_ones if not loop.is_closed()]
         self._held = {}
 
+    @property
+    def held(self) -> T | None:
+        """The value of the running loop, if there is one."""
+        held = self._held.get(asyncio.get_running_loop())
+        return None if held is None else held[0]
+
     async def close(self) -> None:
         """Close what belongs to the running loop."""
         loop = asyncio.get_running_loop()
@@ -128,6 +137,21 @@ class PerLoop(Generic[T]):
             guards.append(held[1])
         for guard in guards:
             await guard.aclose()
+
+
+async def uncancelled(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run to the end, however often the caller is cancelled meanwhile, and cancel it afterwards."""
+    task = asyncio.create_task(work())
+    cancelled: asyncio.CancelledError | None = None
+    with CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
 
 
 def _closed() -> ClosedError:
@@ -183,15 +207,39 @@ def to_plain(value: Any) -> Any:
 class _MongoState:
     """What one event loop holds of MongoDB."""
 
-    def __init__(self, client: AsyncMongoClient[Document], database: AsyncDatabase[Document], *, owned: bool) -> None:
+    def __init__(
+        self, client: AsyncMongoClient[Document], database: AsyncDatabase[Document], seconds: float, *, owned: bool
+    ) -> None:
         self.client = client
         self.database = database
+        self.seconds = seconds
         self.owned = owned
+        self.under_way = 0
+        self.idle = asyncio.Event()
         self.collections: dict[str, Collection] = {}
         self.prepared: set[str] = set()
         self.locks: dict[str, asyncio.Lock] = {}
 
+    @contextmanager
+    def operation(self) -> Generator[None]:
+        self.under_way += 1
+        self.idle.clear()
+        try:
+            with pymongo.timeout(self.seconds):
+                yield
+        finally:
+            self.under_way -= 1
+            if not self.under_way:
+                self.idle.set()
+
+    async def drained(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.seconds):
+                while self.under_way:
+                    await self.idle.wait()
+
     async def close(self) -> None:
+        await self.drained()
         if self.owned:
             closing = cast("Any", self.client.close())  # Motor closes at once, PyMongo returns an awaitable
             if inspect.isawaitable(closing):
@@ -229,7 +277,8 @@ class MongoService:
             read_preference=ReadPreference.PRIMARY,
             write_concern=WriteConcern(**concern),
         )
-        return _MongoState(client, database, owned=self._injected is None)
+        seconds = client.options.timeout or settings.mongo_timeout_ms / 1000  # one in the URI wins
+        return _MongoState(client, database, seconds, owned=self._injected is None)
 
     @property
     def settings(self) -> Settings:
@@ -254,22 +303,46 @@ class MongoService:
             collection = state.collections[name] = state.database.get_collection(name, codec_options=CODEC_OPTIONS)
         return collection
 
-    async def prepared(self, name: str, prepare: Callable[[Collection], Awaitable[None]]) -> Collection:
+    @property
+    def seconds(self) -> float:
+        """The deadline of one operation."""
+        return self._states.get().seconds
+
+    def operation(self) -> AbstractContextManager[None]:
+        """One operation: refused after `close`, which waits for it, and ended by the deadline."""
+        if self._states.closed:
+            raise _closed()
+        return self._states.get().operation()
+
+    async def prepared(
+        self, name: str, prepare: Callable[[Collection], Awaitable[None]], *, patience: float | None = None
+    ) -> Collection:
         """The collection of that name after `prepare` has succeeded once for this client.
 
-        A failed preparation is tried again by the next call.
+        A failed preparation is tried again by the next call. One that another caller has begun is waited for, as
+        long as an operation may take, or `patience` in seconds.
         """
         state = self._states.get()
         if name not in state.prepared:
-            async with state.locks.setdefault(name, asyncio.Lock()):
+            lock = state.locks.setdefault(name, asyncio.Lock())
+            try:
+                async with asyncio.timeout(patience or state.seconds):
+                    await lock.acquire()
+            except TimeoutError:
+                raise StoreUnavailableError(
+                    f"The indexes of {name} are still being created; await wait_for_init() first."
+                ) from None
+            try:
                 if name not in state.prepared:
                     await prepare(self.collection(name))
                     state.prepared.add(name)
+            finally:
+                lock.release()
         return self.collection(name)
 
     async def ping(self) -> None:
         """Ask the server for a sign of life; `StoreUnavailableError` without one."""
-        with mongo_errors("Ping of MongoDB"):
+        with self.operation(), mongo_errors("Ping of MongoDB"):
             await self.database.command("ping")
 
     def reconfigure(self) -> None:
@@ -278,8 +351,14 @@ class MongoService:
         self._states.closed = False
 
     async def close(self) -> None:
-        """Close the client of the running loop, if it was opened here; the service cannot be used any more."""
+        """Close the client of the running loop, if it was opened here; the service cannot be used any more.
+
+        Operations under way are waited for, as long as one may take.
+        """
         self._states.closed = True
+        state = self._states.held
+        if state is not None:
+            await state.drained()
         await self._states.close()
 
 
@@ -345,7 +424,7 @@ def _quotes_data(error: Exception) -> bool:
 def _translate(error: Exception, operation: str, *, write: bool) -> BacktestPersistError:
     if isinstance(error, BSONError | DocumentTooLarge | OverflowError):
         return InvalidPayloadError(f"{operation}: MongoDB cannot store this value ({type(error).__name__}).")
-    if isinstance(error, InvalidOperation):
+    if isinstance(error, InvalidOperation) and not write:
         return ClosedError(f"{operation}: the client was closed; open another container.")
     if isinstance(error, ConfigurationError | InvalidURI):
         return SettingsError(f"{operation}: the connection string does not fit ({type(error).__name__}).")

@@ -1,10 +1,11 @@
 """DbService: cache-first verified reads, atomic upserts and whole lists over one MongoDB collection."""
 
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from functools import wraps
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from bson import BSON, ObjectId
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
@@ -21,15 +22,19 @@ from backtest_persist.connections import (
 )
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import BaseMap
-from backtest_persist.core.indexes import Index, drop_narrow_indexes, narrow_indexes, prepare_indexes
+from backtest_persist.core.indexes import BUILD_SECONDS, Index, drop_narrow_indexes, narrow_indexes, prepare_indexes
 from backtest_persist.core.keys import checked_limit
 from backtest_persist.core.payload import encode_payload
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
+from backtest_persist.errors import ClosedError
 
-__all__ = ("DbService", "Filter", "Page", "Restored", "Sort", "Stats")
+__all__ = ("DbService", "Filter", "Page", "Restored", "Sort", "Stats", "operation")
 
 C = TypeVar("C", bound=Context)
+P = ParamSpec("P")
 R = TypeVar("R", bound=Row)
+S = TypeVar("S", bound="DbService[Any, Any]")
+T = TypeVar("T")
 
 Filter = Mapping[str, Any]
 """A MongoDB filter; Python field names (``strategy_name``, ``id``) and wire names (``strategyName``) both work."""
@@ -38,6 +43,7 @@ Sort = Sequence[tuple[str, int]]
 """(field, 1 or -1) pairs; ``_id`` is added last, so an order is always total."""
 
 BULK_SIZE = 1000
+_READ_SIZE = 100
 _RESTORE_SIZE = 500
 _DUPLICATE_KEY = 11000
 
@@ -75,6 +81,19 @@ class Restored(Enum):
     """Another value stands there, which was kept."""
 
 
+def operation(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Make one operation of a method: it has the deadline of MongoDB, and closing the container waits for it."""
+
+    @wraps(method)
+    async def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._mongo.operation():  # pyright: ignore[reportPrivateUsage]
+            return await method(self, *args, **kwargs)
+
+    return bounded
+
+
 class DbService(Generic[C, R]):
     """Stores the rows of one domain: MongoDB is the truth, the cache service the index in front of it."""
 
@@ -97,13 +116,14 @@ class DbService(Generic[C, R]):
 
         Raises `IndexConflictError` or `StoreUnavailableError`. Every operation does this by itself.
         """
-        await self._prepared()
+        await self._prepared(patience=BUILD_SECONDS)
 
     async def find_by_id(self, id: str) -> R | None:
         """Return the row with that id (24 hex digits), or None; a malformed id is None as well."""
         object_id = _to_object_id(id)
         return None if object_id is None else await self.find_by_filter({"_id": object_id})
 
+    @operation
     async def find_by_filter(self, filter: Filter, sort: Sort | None = None) -> R | None:
         """Return the first row that matches a MongoDB filter, or None."""
         collection = await self._prepared()
@@ -145,6 +165,7 @@ class DbService(Generic[C, R]):
             [row async for row in self._rows(filter, sort, limit=limit, skip=checked_limit(offset, "offset"))], total
         )
 
+    @operation
     async def count(self, filter: Filter | None = None) -> int:
         """Count the rows that match."""
         collection = await self._prepared()
@@ -173,16 +194,19 @@ class DbService(Generic[C, R]):
             ]
         return outcomes
 
+    @operation
     async def narrow_indexes(self) -> list[str]:
         """Name the unique indexes of an older release that are narrower than this domain's context."""
         return await narrow_indexes(self._mongo.collection(self.collection), self.context_type.wire_names())
 
+    @operation
     async def drop_narrow_indexes(self) -> list[str]:
         """Drop the indexes `narrow_indexes` names, touching no document; returns their names."""
         return await drop_narrow_indexes(self._mongo.collection(self.collection), self.context_type.wire_names())
 
     # --- for the domains ---
 
+    @operation
     async def _find(self, context: C) -> R | None:
         """Cache-first: the id that Redis remembers is believed only if its document has this very context."""
         collection = await self._prepared()
@@ -212,6 +236,7 @@ class DbService(Generic[C, R]):
         update = {"$set": {**fields, "updatedDate": now}, "$setOnInsert": {"createDate": now, "__v": 0}}
         return await self._find_and_update(context, update, upsert=True)  # pyright: ignore[reportReturnType]
 
+    @operation
     async def _find_and_update(self, context: C, update: Any, *, upsert: bool) -> R | None:
         collection = await self._prepared()
 
@@ -232,6 +257,7 @@ class DbService(Generic[C, R]):
         await self._remember(context, row.id)
         return row
 
+    @operation
     async def _standing(self, contexts: Sequence[C], *, prepare: bool) -> dict[C, Document]:
         """The documents of many contexts, by one query."""
         if not contexts:
@@ -251,28 +277,29 @@ class DbService(Generic[C, R]):
 
         Several times faster than upserts; the unique index decides between writers. Returns how many were new.
         """
-        collection = await self._prepared()
         stored = 0
         for start in range(0, len(documents), chunk_size):
-            chunk = documents[start : start + chunk_size]
-            now = utc_now()
-            inserts = [
-                {"_id": ObjectId(), **document, "createDate": now, "updatedDate": now, "__v": 0}
-                for _, document in chunk
-            ]
-            taken: set[int] = set()
-            with self._errors(f"write of {len(documents)} items", write=True):
-                try:
-                    await collection.insert_many(inserts, ordered=False)
-                except BulkWriteError as error:
-                    taken = _taken(error)
-            new = [index for index in range(len(chunk)) if index not in taken]
-            self.stats.writes += len(new)
-            stored += len(new)
-            if remember:
-                ids = [(chunk[index][0], str(inserts[index]["_id"])) for index in new]
-                for first in range(0, len(ids), BULK_SIZE):
-                    await self._remember_many(ids[first : first + BULK_SIZE])
+            with self._mongo.operation():
+                collection = await self._prepared()
+                chunk = documents[start : start + chunk_size]
+                now = utc_now()
+                inserts = [
+                    {"_id": ObjectId(), **document, "createDate": now, "updatedDate": now, "__v": 0}
+                    for _, document in chunk
+                ]
+                taken: set[int] = set()
+                with self._errors(f"write of {len(documents)} items", write=True):
+                    try:
+                        await collection.insert_many(inserts, ordered=False)
+                    except BulkWriteError as error:
+                        taken = _taken(error)
+                new = [index for index in range(len(chunk)) if index not in taken]
+                self.stats.writes += len(new)
+                stored += len(new)
+                if remember:
+                    ids = [(chunk[index][0], str(inserts[index]["_id"])) for index in new]
+                    for first in range(0, len(ids), BULK_SIZE):
+                        await self._remember_many(ids[first : first + BULK_SIZE])
         return stored
 
     async def _write_many(
@@ -287,32 +314,34 @@ class DbService(Generic[C, R]):
 
         With `replace` the fields of existing documents are set, without it the first write wins.
         """
-        collection = await self._prepared()
         stored = 0
         for start in range(0, len(writes), chunk_size):
-            chunk = writes[start : start + chunk_size]
-            now = utc_now()
-            on_insert = {"createDate": now, "__v": 0}
-            operations = [
-                UpdateOne(
-                    context.to_filter(),
-                    {"$set": {**fields, "updatedDate": now}, "$setOnInsert": on_insert}
-                    if replace
-                    else {"$setOnInsert": {**fields, "updatedDate": now, **on_insert}},
-                    upsert=True,
-                )
-                for context, fields in chunk
-            ]
-            with self._errors(f"write of {len(writes)} items", write=True):
-                upserted = await _bulk(collection, operations)
-            self.stats.writes += len(chunk)
-            stored += len(upserted)
-            if remember and upserted:
-                ids = [(chunk[index][0].cache_key, str(object_id)) for index, object_id in upserted.items()]
-                for first in range(0, len(ids), BULK_SIZE):
-                    await self._remember_many(ids[first : first + BULK_SIZE])
+            with self._mongo.operation():
+                collection = await self._prepared()
+                chunk = writes[start : start + chunk_size]
+                now = utc_now()
+                on_insert = {"createDate": now, "__v": 0}
+                operations = [
+                    UpdateOne(
+                        context.to_filter(),
+                        {"$set": {**fields, "updatedDate": now}, "$setOnInsert": on_insert}
+                        if replace
+                        else {"$setOnInsert": {**fields, "updatedDate": now, **on_insert}},
+                        upsert=True,
+                    )
+                    for context, fields in chunk
+                ]
+                with self._errors(f"write of {len(writes)} items", write=True):
+                    upserted = await _bulk(collection, operations)
+                self.stats.writes += len(chunk)
+                stored += len(upserted)
+                if remember and upserted:
+                    ids = [(chunk[index][0].cache_key, str(object_id)) for index, object_id in upserted.items()]
+                    for first in range(0, len(ids), BULK_SIZE):
+                        await self._remember_many(ids[first : first + BULK_SIZE])
         return stored
 
+    @operation
     async def _delete_many(self, filter: Filter) -> int:
         collection = await self._prepared()
         with self._errors("delete", write=True):
@@ -339,25 +368,29 @@ class DbService(Generic[C, R]):
         limit: int | None = None,
         skip: int = 0,
     ) -> AsyncIterator[R]:
-        collection = await self._prepared()
+        with self._mongo.operation():
+            collection = await self._prepared()
         self.stats.reads += 1
         cursor = collection.find(self._filter(filter or {}), sort=self._sort(sort), limit=limit or 0, skip=skip)
         try:
             while True:
-                with self._errors("list"):
-                    try:
-                        document = await anext(cursor)
-                    except StopAsyncIteration:
-                        return
-                yield self.row_type.from_document(document)
+                with self._mongo.operation(), self._errors("list"):
+                    documents = await cursor.to_list(_READ_SIZE)
+                if not documents:
+                    return
+                for document in documents:
+                    yield self.row_type.from_document(document)
         finally:
-            await cursor.close()
+            if cursor.alive:
+                with suppress(ClosedError), self._mongo.operation(), self._errors("list"):
+                    await cursor.close()
 
-    async def _prepared(self) -> Collection:
-        return await self._mongo.prepared(self.collection, self._prepare)
+    async def _prepared(self, *, patience: float | None = None) -> Collection:
+        return await self._mongo.prepared(self.collection, self._prepare, patience=patience)
 
     async def _prepare(self, collection: Collection) -> None:
-        await prepare_indexes(collection, self.context_type.wire_names(), self.secondary_indexes)
+        fields = self.context_type.wire_names()
+        await prepare_indexes(collection, fields, self.secondary_indexes, self._mongo.seconds)
 
     def _what(self, context: C) -> str:
         return f"{self.collection} ({context.describe()})"

@@ -14,7 +14,7 @@ from pymongo import ASCENDING
 from backtest_persist.connections import aggregate
 from backtest_persist.contracts import CandleData, CandleInterval, PayloadInput
 from backtest_persist.core.base_map import base_map
-from backtest_persist.core.db_service import DbService, Restored
+from backtest_persist.core.db_service import DbService, Restored, operation
 from backtest_persist.core.keys import Name, Timestamp, checked_limit, checked_name, checked_timestamp, join_key
 from backtest_persist.core.persist_instance import PersistInstance
 from backtest_persist.core.row import Context, Row, utc_now
@@ -195,6 +195,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             return []
         return await self.find_all(_Series(symbol, interval, exchange_name).window(since, until))
 
+    @operation
     async def find_gaps(
         self, symbol: str, interval: str, exchange_name: str, since: int, until: int
     ) -> list[tuple[int, int]]:
@@ -239,6 +240,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
                     gaps.append((timestamp + step, following))
         return gaps if seen else [(start, end)]
 
+    @operation
     async def _find_series(
         self, series: "_Series", timestamps: Collection[int], *, fields: tuple[str, ...], prepare: bool = True
     ) -> dict[int, Mapping[str, Any]]:
