@@ -412,7 +412,9 @@ def mongo_errors(operation: str, *, write: bool = False) -> Generator[None]:
         raise _translate(error, operation, write=write) from (None if _quotes_data(error) else error)
 
 
-_BAD_QUERY_CODES = {2, 9, 14, 15974, 15975}  # BadValue, FailedToParse, TypeMismatch and older numbers of them
+# BadValue, FailedToParse, TypeMismatch and their like; without a name (51091) an error is of the query's parser as well
+_BAD_QUERY_CODES = {2, 9, 14, 15, 16, 17, 22, 27, 28, 52, 53, 55, 56, 57, 72, 73, 115, 139, 168, 224, 241, 303}
+_STATE_CODES = {10058, 10107, 11600, 11601, 11602, 13388, 13435, 13436}
 
 
 def _quotes_data(error: Exception) -> bool:
@@ -429,8 +431,9 @@ def _translate(error: Exception, operation: str, *, write: bool) -> BacktestPers
     if isinstance(error, ConfigurationError | InvalidURI):
         return SettingsError(f"{operation}: the connection string does not fit ({type(error).__name__}).")
     what = _describe(error)
-    if not write and isinstance(error, OperationFailure) and error.code in _BAD_QUERY_CODES:
-        return InvalidKeyError(f"{operation}: {what}; the filter or the sort is not one that MongoDB understands.")
+    if not write and isinstance(error, OperationFailure) and _is_bad_query(error.code or 0):
+        reason = str((error.details or {}).get("errmsg", "")).partition("\n")[0][:200]
+        return InvalidKeyError(f"{operation}: {what}; MongoDB does not understand the filter or the sort: {reason}")
     if not write or isinstance(error, ServerSelectionTimeoutError):
         return StoreUnavailableError(f"{operation}: {what}. Nothing was applied; check the server and try again.")
     if isinstance(error, BulkWriteError):
@@ -480,6 +483,10 @@ class _RedisState:
                 await self.free.acquire()
             await self.client.aclose()
             for _ in range(self.connections):  # for those that wait: they find the service closed
+def _is_bad_query(code: int) -> bool:
+    return code in _BAD_QUERY_CODES or (code > 10_000 and code not in _STATE_CODES)
+
+
                 self.free.release()
 
 
