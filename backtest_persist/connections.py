@@ -31,7 +31,6 @@ from pymongo.errors import (
     BulkWriteError,
     ConfigurationError,
     DocumentTooLarge,
-    InvalidName,
     InvalidOperation,
     InvalidURI,
     OperationFailure,
@@ -40,6 +39,7 @@ from pymongo.errors import (
     WriteConcernError,
 )
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, RedisError, ResponseError
@@ -158,6 +158,24 @@ def _closed() -> ClosedError:
     return ClosedError("This container was closed; open another one with Container(...) or setup().")
 
 
+class _Home:
+    """The event loop of an injected client: the one in which it is used first."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def check(self) -> None:
+        running = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = running
+        if self._loop is not running:
+            raise SettingsError(
+                f"The {self._server} client given to this container belongs to the event loop of its first use. Give "
+                "another loop a container with a client of its own, or give none: then each loop gets one."
+            )
+
+
 # --- MongoDB ---------------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +273,7 @@ class MongoService:
         self._settings = settings
         self._logger = logger
         self._injected = client
+        self._home = _Home("MongoDB")
         self._states = PerLoop(self._open, _MongoState.close)
 
     def _open(self) -> _MongoState:
@@ -262,7 +281,11 @@ class MongoService:
         client = self._injected
         if client is None:
             client = _open_mongo(settings)
+        else:
+            self._home.check()
         concern: dict[str, Any] = dict(client.write_concern.document)
+        if concern.get("w") == 0:
+            raise SettingsError("w=0 tells nobody whether a write was stored; leave it out, or say w=1 or w=majority.")
         if "w" not in concern:
             concern["w"] = "majority"
         if concern["w"] == "majority":
@@ -377,11 +400,17 @@ def _open_mongo(settings: Settings) -> AsyncMongoClient[Document]:
     options = {name: value for name, value in options.items() if name.lower() not in given}
     try:
         if settings.mongo_driver == "pymongo":
-            return AsyncMongoClient(uri, **options)
-        return cast("AsyncMongoClient[Document]", AsyncIOMotorClient(uri, **options))
-    except (ConfigurationError, InvalidURI, InvalidName, ValueError, TypeError) as error:
-        # the driver's message can quote the URI, and with it a password
-        raise SettingsError(f"CC_MONGO_CONNECTION_STRING is not usable ({type(error).__name__}).") from None
+            client = AsyncMongoClient[Document](uri, **options)
+        else:
+            client = cast("AsyncMongoClient[Document]", AsyncIOMotorClient(uri, **options))
+        client.get_default_database(DEFAULT_DATABASE)
+    except Exception as error:  # the driver's message can quote the URI, and with it a password
+        file = f"; it names a file that cannot be read: {error.strerror}" if isinstance(error, OSError) else ""
+        raise SettingsError(
+            f"CC_MONGO_CONNECTION_STRING is not usable ({type(error).__name__}{file}); write mongodb://host/database, "
+            "names and passwords percent-encoded."
+        ) from None
+    return client
 
 
 async def aggregate(collection: Collection, pipeline: Sequence[Mapping[str, Any]]) -> AsyncIterator[Document]:
@@ -454,6 +483,10 @@ def _translate(error: Exception, operation: str, *, write: bool) -> BacktestPers
     return WriteOutcomeUnknownError(f"{operation}: {what}. It may have been applied; the next read tells.")
 
 
+def _is_bad_query(code: int) -> bool:
+    return code in _BAD_QUERY_CODES or (code > 10_000 and code not in _STATE_CODES)
+
+
 def _describe(error: Exception) -> str:
     if isinstance(error, OperationFailure):
         name = (error.details or {}).get("codeName", type(error).__name__)
@@ -483,10 +516,6 @@ class _RedisState:
                 await self.free.acquire()
             await self.client.aclose()
             for _ in range(self.connections):  # for those that wait: they find the service closed
-def _is_bad_query(code: int) -> bool:
-    return code in _BAD_QUERY_CODES or (code > 10_000 and code not in _STATE_CODES)
-
-
                 self.free.release()
 
 
@@ -506,7 +535,10 @@ class RedisService:
     def __init__(self, settings: Callable[[], Settings], logger: LoggerService, client: Redis | None = None) -> None:
         self._settings = settings
         self._logger = logger
+        if client is not None and client.get_encoder().decode_responses:
+            raise SettingsError("The redis_client must return bytes; open it without decode_responses=True.")
         self._injected = client
+        self._home = _Home("Redis")
         self._states = PerLoop(self._open, _RedisState.close)
         self._refused: set[str] = set()
         self._failures = 0
@@ -516,7 +548,14 @@ class RedisService:
 
     def _open(self) -> _RedisState:
         settings = self._settings()
-        client = self._injected if self._injected is not None else _open_redis(settings)
+        client = self._injected
+        if client is None:
+            client = _open_redis(settings)
+        else:
+            try:
+                self._home.check()
+            except SettingsError as error:  # for the db services a miss
+                raise StoreUnavailableError(str(error)) from error
         return _RedisState(client, settings.redis_max_connections, owned=self._injected is None)
 
     @property
@@ -603,11 +642,11 @@ class RedisService:
         await self._states.close()
 
 
-_ANSWERS = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
+_ANSWERS = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError, SettingsError)
 
 
 def _is_answer(error: BaseException | None) -> bool:
-    """Whether an error is what the server said, in the middle of connecting too, and not its silence."""
+    """Whether an error is what the server said, in the middle of connecting too, or what we know; not its silence."""
     return error is not None and (isinstance(error, _ANSWERS) or _is_answer(error.__cause__))
 
 
@@ -645,19 +684,22 @@ def _open_redis(settings: Settings) -> Redis:
         "socket_timeout": patience,
         "timeout": patience,
     }
+    if settings.redis_url is None:
+        options |= {
+            "host": settings.redis_host,
+            "port": settings.redis_port,
+            "username": settings.redis_user or None,
+            "password": settings.redis_password.get_secret_value() or None,
+        }
     try:
         if settings.redis_url is not None:
-            pool = cast("Any", BlockingConnectionPool).from_url(settings.redis_url.get_secret_value(), **options)
-        else:
-            pool = BlockingConnectionPool(
-                host=settings.redis_host,
-                port=settings.redis_port,
-                username=settings.redis_user or None,
-                password=settings.redis_password.get_secret_value() or None,
-                **options,
-            )
-    except (ValueError, TypeError):
-        raise SettingsError("CC_REDIS_URL is not usable; write redis://, rediss:// or unix://.") from None
+            options = {**parse_url(settings.redis_url.get_secret_value()), **options}
+        pool = BlockingConnectionPool(**options)
+        pool.make_connection()  # which does not connect, but refuses unknown options
+    except Exception:  # the message can quote the URL
+        raise SettingsError(
+            "CC_REDIS_URL is not usable; write redis://, rediss:// or unix://, and only options that redis-py knows."
+        ) from None
     return Redis.from_pool(pool)
 
 
