@@ -463,6 +463,8 @@ def _translate(error: Exception, operation: str, *, write: bool) -> BacktestPers
     if not write and isinstance(error, OperationFailure) and _is_bad_query(error.code or 0):
         reason = str((error.details or {}).get("errmsg", "")).partition("\n")[0][:200]
         return InvalidKeyError(f"{operation}: {what}; MongoDB does not understand the filter or the sort: {reason}")
+    if not write and isinstance(error, TypeError | ValueError):
+        return InvalidKeyError(f"{operation}: the driver cannot send this filter or sort ({type(error).__name__}).")
     if not write or isinstance(error, ServerSelectionTimeoutError):
         return StoreUnavailableError(f"{operation}: {what}. Nothing was applied; check the server and try again.")
     if isinstance(error, BulkWriteError):
