@@ -9,11 +9,13 @@ import asyncio
 import inspect
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
+import pymongo
+from anyio import CancelScope
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
 from bson.dbref import DBRef
@@ -29,7 +31,6 @@ from pymongo.errors import (
     BulkWriteError,
     ConfigurationError,
     DocumentTooLarge,
-    InvalidName,
     InvalidOperation,
     InvalidURI,
     OperationFailure,
@@ -38,9 +39,10 @@ from pymongo.errors import (
     WriteConcernError,
 )
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, RedisError, ResponseError
 
 from backtest_persist.errors import (
     BacktestPersistError,
@@ -59,6 +61,7 @@ __all__ = (
     "Collection",
     "Document",
     "MongoService",
+    "MongoState",
     "RedisService",
     "aggregate",
     "aggregate_raw",
@@ -66,6 +69,7 @@ __all__ = (
     "mongo_errors",
     "redis_errors",
     "to_plain",
+    "uncancelled",
 )
 
 T = TypeVar("T")
@@ -95,7 +99,7 @@ class PerLoop(Generic[T]):
         if held is not None:
             return held[0]
         if self.closed:
-            raise ClosedError("This container was closed; open another one with Container(...) or setup().")
+            raise _closed()
         self._held = {other: value for other, value in self._held.items() if not other.is_closed()}
         value = self._create()
         guard = self._guard(loop, value)
@@ -119,6 +123,12 @@ class PerLoop(Generic[T]):
         self._retired = [(loop, guard) for loop, guard in open_ones if not loop.is_closed()]
         self._held = {}
 
+    @property
+    def held(self) -> T | None:
+        """The value of the running loop, if there is one."""
+        held = self._held.get(asyncio.get_running_loop())
+        return None if held is None else held[0]
+
     async def close(self) -> None:
         """Close what belongs to the running loop."""
         loop = asyncio.get_running_loop()
@@ -129,6 +139,43 @@ class PerLoop(Generic[T]):
             guards.append(held[1])
         for guard in guards:
             await guard.aclose()
+
+
+async def uncancelled(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run to the end, however often the caller is cancelled meanwhile, and cancel it afterwards."""
+    task = asyncio.create_task(work())
+    cancelled: asyncio.CancelledError | None = None
+    with CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
+
+
+def _closed() -> ClosedError:
+    return ClosedError("This container was closed; open another one with Container(...) or setup().")
+
+
+class _Home:
+    """The event loop of an injected client: the one in which it is used first."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def check(self) -> None:
+        running = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = running
+        if self._loop is not running:
+            raise SettingsError(
+                f"The {self._server} client given to this container belongs to the event loop of its first use. Give "
+                "another loop a container with a client of its own, or give none: then each loop gets one."
+            )
 
 
 # --- MongoDB ---------------------------------------------------------------------------------------------------------
@@ -177,20 +224,76 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-class _MongoState:
+class Drainable(Protocol):
+    """Work that goes on by itself, and that closing waits for."""
+
+    async def drain(self) -> None:
+        """Wait until none is left."""
+        ...
+
+
+H = TypeVar("H", bound=Drainable)
+
+
+class MongoState:
     """What one event loop holds of MongoDB."""
 
-    def __init__(self, client: AsyncMongoClient[Document], database: AsyncDatabase[Document], *, owned: bool) -> None:
+    def __init__(
+        self, client: AsyncMongoClient[Document], database: AsyncDatabase[Document], seconds: float, *, owned: bool
+    ) -> None:
         self.client = client
         self.database = database
-        self.owned = owned
-        self.collections: dict[str, Collection] = {}
+        self.seconds = seconds
         self.prepared: set[str] = set()
         self.locks: dict[str, asyncio.Lock] = {}
-        self.held: dict[object, Any] = {}
+        self._owned = owned
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._collections: dict[str, Collection] = {}
+        self._held: dict[object, Drainable] = {}
+
+    def collection(self, name: str) -> Collection:
+        """The collection of that name."""
+        collection = self._collections.get(name)
+        if collection is None:
+            collection = self._collections[name] = self.database.get_collection(name, codec_options=CODEC_OPTIONS)
+        return collection
+
+    def held(self, owner: object, create: "Callable[[MongoState], H]") -> H:
+        """What `owner` keeps here; made on first use, drained before the client is closed."""
+        if owner not in self._held:
+            self._held[owner] = create(self)
+        return cast("H", self._held[owner])
+
+    def deadline(self, seconds: float | None = None) -> AbstractContextManager[None]:
+        """End what is asked of MongoDB after so many seconds, by default those of one operation."""
+        return pymongo.timeout(self.seconds if seconds is None else max(seconds, 0.001))  # 0 would be no deadline
+
+    @contextmanager
+    def under_way(self) -> Generator[Self]:
+        """Count as something that closing waits for."""
+        self._under_way += 1
+        self._idle.clear()
+        try:
+            yield self
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+
+    async def drain(self) -> None:
+        """Wait for what is under way, as long as one operation may take."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.seconds):
+                for held in self._held.values():
+                    await held.drain()
+                while self._under_way:
+                    await self._idle.wait()
 
     async def close(self) -> None:
-        if self.owned:
+        """Close the client, if it was opened here, after what is under way."""
+        await self.drain()
+        if self._owned:
             closing = cast("Any", self.client.close())  # Motor closes at once, PyMongo returns an awaitable
             if inspect.isawaitable(closing):
                 await closing
@@ -205,14 +308,19 @@ class MongoService:
         self._settings = settings
         self._logger = logger
         self._injected = client
-        self._states = PerLoop(self._open, _MongoState.close)
+        self._home = _Home("MongoDB")
+        self._states = PerLoop(self._open, MongoState.close)
 
-    def _open(self) -> _MongoState:
+    def _open(self) -> MongoState:
         settings = self._settings()
         client = self._injected
         if client is None:
             client = _open_mongo(settings)
+        else:
+            self._home.check()
         concern: dict[str, Any] = dict(client.write_concern.document)
+        if concern.get("w") == 0:
+            raise SettingsError("w=0 tells nobody whether a write was stored; leave it out, or say w=1 or w=majority.")
         if "w" not in concern:
             concern["w"] = "majority"
         if concern["w"] == "majority":
@@ -227,7 +335,8 @@ class MongoService:
             read_preference=ReadPreference.PRIMARY,
             write_concern=WriteConcern(**concern),
         )
-        return _MongoState(client, database, owned=self._injected is None)
+        seconds = client.options.timeout or settings.mongo_timeout_ms / 1000  # one in the URI wins
+        return MongoState(client, database, seconds, owned=self._injected is None)
 
     @property
     def settings(self) -> Settings:
@@ -246,35 +355,61 @@ class MongoService:
 
     def collection(self, name: str) -> Collection:
         """The collection of that name, for the running event loop."""
-        state = self._states.get()
-        collection = state.collections.get(name)
-        if collection is None:
-            collection = state.collections[name] = state.database.get_collection(name, codec_options=CODEC_OPTIONS)
-        return collection
+        return self._states.get().collection(name)
 
-    async def prepared(self, name: str, prepare: Callable[[Collection], Awaitable[None]]) -> Collection:
-        """The collection of that name after `prepare` has succeeded once for this client.
+    @property
+    def seconds(self) -> float:
+        """The deadline of one operation."""
+        return self._states.get().seconds
 
-        A failed preparation is tried again by the next call.
+    def accept(self) -> AbstractContextManager[MongoState]:
+        """Begin something that `close` waits for; refused after `close`."""
+        return self._open_state().under_way()
+
+    @contextmanager
+    def operation(self) -> Generator[None]:
+        """Begin one operation: `accept` with its deadline."""
+        with self.accept() as state, state.deadline():
+            yield
+
+    async def prepared(
+        self, name: str, prepare: Callable[[Collection], Awaitable[None]], *, patience: float | None = None
+    ) -> MongoState:
+        """What the running event loop holds, after `prepare` has succeeded once for this client and this collection.
+
+        A failed preparation is tried again by the next call. One that another caller has begun is waited for, as
+        long as an operation may take, or `patience` in seconds; `prepare` may then take its own time.
         """
-        state = self._states.get()
-        if name not in state.prepared:
-            async with state.locks.setdefault(name, asyncio.Lock()):
+        state = self._open_state()
+        if name in state.prepared:
+            return state
+        until = time.monotonic() + (patience or state.seconds)
+        lock = state.locks.setdefault(name, asyncio.Lock())
+        with state.under_way():
+            try:
+                async with asyncio.timeout(patience or state.seconds):
+                    await lock.acquire()
+            except TimeoutError:
+                raise StoreUnavailableError(
+                    f"The indexes of {name} are still being created; await wait_for_init() first."
+                ) from None
+            try:
                 if name not in state.prepared:
-                    await prepare(self.collection(name))
+                    with nullcontext() if patience else state.deadline(until - time.monotonic()):
+                        await prepare(state.collection(name))
                     state.prepared.add(name)
-        return self.collection(name)
+            finally:
+                lock.release()
+        return state
 
-    def held(self, owner: object, create: Callable[[], T]) -> T:
-        """What `owner` keeps for the running event loop; made on first use, forgotten with the client."""
-        held = self._states.get().held
-        if owner not in held:
-            held[owner] = create()
-        return held[owner]
+    def _open_state(self) -> MongoState:
+        if self._states.closed:
+            raise _closed()
+        return self._states.get()
 
     async def ping(self) -> None:
         """Ask the server for a sign of life; `StoreUnavailableError` without one."""
-        with mongo_errors("Ping of MongoDB"):
+        with self.operation(), mongo_errors("Ping of MongoDB"):
             await self.database.command("ping")
 
     def reconfigure(self) -> None:
@@ -283,8 +418,14 @@ class MongoService:
         self._states.closed = False
 
     async def close(self) -> None:
-        """Close the client of the running loop, if it was opened here; the service cannot be used any more."""
+        """Close the client of the running loop, if it was opened here; the service cannot be used any more.
+
+        Operations under way are waited for, as long as one may take.
+        """
         self._states.closed = True
+        state = self._states.held
+        if state is not None:
+            await state.drain()  # here, for a second caller meanwhile
         await self._states.close()
 
 
@@ -303,11 +444,17 @@ def _open_mongo(settings: Settings) -> AsyncMongoClient[Document]:
     options = {name: value for name, value in options.items() if name.lower() not in given}
     try:
         if settings.mongo_driver == "pymongo":
-            return AsyncMongoClient(uri, **options)
-        return cast("AsyncMongoClient[Document]", AsyncIOMotorClient(uri, **options))
-    except (ConfigurationError, InvalidURI, InvalidName, ValueError, TypeError) as error:
-        # the driver's message can quote the URI, and with it a password
-        raise SettingsError(f"CC_MONGO_CONNECTION_STRING is not usable ({type(error).__name__}).") from None
+            client = AsyncMongoClient[Document](uri, **options)
+        else:
+            client = cast("AsyncMongoClient[Document]", AsyncIOMotorClient(uri, **options))
+        client.get_default_database(DEFAULT_DATABASE)
+    except Exception as error:  # the driver's message can quote the URI, and with it a password
+        file = f"; it names a file that cannot be read: {error.strerror}" if isinstance(error, OSError) else ""
+        raise SettingsError(
+            f"CC_MONGO_CONNECTION_STRING is not usable ({type(error).__name__}{file}); write mongodb://host/database, "
+            "names and passwords percent-encoded."
+        ) from None
+    return client
 
 
 async def aggregate(collection: Collection, pipeline: Sequence[Mapping[str, Any]]) -> AsyncIterator[Document]:
@@ -347,7 +494,9 @@ def mongo_errors(operation: str, *, write: bool = False) -> Generator[None]:
         raise _translate(error, operation, write=write) from (None if _quotes_data(error) else error)
 
 
-_BAD_QUERY_CODES = {2, 9, 14, 15974, 15975}  # BadValue, FailedToParse, TypeMismatch and older numbers of them
+# BadValue, FailedToParse, TypeMismatch and their like; without a name (51091) an error is of the query's parser as well
+_BAD_QUERY_CODES = {2, 9, 14, 15, 16, 17, 22, 27, 28, 52, 53, 55, 56, 57, 72, 73, 115, 139, 168, 224, 241, 303}
+_STATE_CODES = {10058, 10107, 11600, 11601, 11602, 13388, 13435, 13436}
 
 
 def _quotes_data(error: Exception) -> bool:
@@ -359,13 +508,16 @@ def _quotes_data(error: Exception) -> bool:
 def _translate(error: Exception, operation: str, *, write: bool) -> BacktestPersistError:
     if isinstance(error, BSONError | DocumentTooLarge | OverflowError):
         return InvalidPayloadError(f"{operation}: MongoDB cannot store this value ({type(error).__name__}).")
-    if isinstance(error, InvalidOperation):
+    if isinstance(error, InvalidOperation) and not write:
         return ClosedError(f"{operation}: the client was closed; open another container.")
     if isinstance(error, ConfigurationError | InvalidURI):
         return SettingsError(f"{operation}: the connection string does not fit ({type(error).__name__}).")
     what = _describe(error)
-    if not write and isinstance(error, OperationFailure) and error.code in _BAD_QUERY_CODES:
-        return InvalidKeyError(f"{operation}: {what}; the filter or the sort is not one that MongoDB understands.")
+    if not write and isinstance(error, OperationFailure) and _is_bad_query(error.code or 0):
+        reason = str((error.details or {}).get("errmsg", "")).partition("\n")[0][:200]
+        return InvalidKeyError(f"{operation}: {what}; MongoDB does not understand the filter or the sort: {reason}")
+    if not write and isinstance(error, TypeError | ValueError):
+        return InvalidKeyError(f"{operation}: the driver cannot send this filter or sort ({type(error).__name__}).")
     if not write or isinstance(error, ServerSelectionTimeoutError):
         return StoreUnavailableError(f"{operation}: {what}. Nothing was applied; check the server and try again.")
     if isinstance(error, BulkWriteError):
@@ -386,6 +538,10 @@ def _translate(error: Exception, operation: str, *, write: bool) -> BacktestPers
     return WriteOutcomeUnknownError(f"{operation}: {what}. It may have been applied; the next read tells.")
 
 
+def _is_bad_query(code: int) -> bool:
+    return code in _BAD_QUERY_CODES or (code > 10_000 and code not in _STATE_CODES)
+
+
 def _describe(error: Exception) -> str:
     if isinstance(error, OperationFailure):
         name = (error.details or {}).get("codeName", type(error).__name__)
@@ -400,12 +556,31 @@ def _describe(error: Exception) -> str:
 # --- Redis -----------------------------------------------------------------------------------------------------------
 
 
+class _RedisState:
+    """What one event loop holds of Redis."""
+
+    def __init__(self, client: Redis, connections: int, *, owned: bool) -> None:
+        self.client = client
+        self.connections = connections
+        self.free = asyncio.Semaphore(connections)
+        self.owned = owned
+
+    async def close(self) -> None:
+        if self.owned:
+            for _ in range(self.connections):  # each command under way ends within its deadline
+                await self.free.acquire()
+            await self.client.aclose()
+            for _ in range(self.connections):  # for those that wait: they find the service closed
+                self.free.release()
+
+
 class RedisService:
     """The Redis side of a container: one client per event loop, and the decision whether to ask Redis at all.
 
-    Redis holds nothing that MongoDB does not know, so for a db service any Redis fault is a cache miss. After
-    `FAILURES_UNTIL_OPEN` failures in a row the circuit breaker opens: Redis is skipped, then probed again after a
-    pause that doubles from `FIRST_PAUSE_SECONDS` to `LONGEST_PAUSE_SECONDS`.
+    Redis holds nothing that MongoDB does not know, so for a db service any Redis fault is a cache miss. After a
+    command without an answer, or `FAILURES_UNTIL_OPEN` other failures in a row, the circuit breaker opens: Redis is
+    skipped, then probed by one caller after a pause that doubles from `FIRST_PAUSE_SECONDS` to
+    `LONGEST_PAUSE_SECONDS`. A Redis that answers with an error is asked again; it costs no time.
     """
 
     FAILURES_UNTIL_OPEN = 3
@@ -415,94 +590,171 @@ class RedisService:
     def __init__(self, settings: Callable[[], Settings], logger: LoggerService, client: Redis | None = None) -> None:
         self._settings = settings
         self._logger = logger
+        if client is not None and client.get_encoder().decode_responses:
+            raise SettingsError("The redis_client must return bytes; open it without decode_responses=True.")
         self._injected = client
-        self._clients = PerLoop(self._open, self._close_client)
+        self._home = _Home("Redis")
+        self._states = PerLoop(self._open, _RedisState.close)
+        self._refused: set[str] = set()
         self._failures = 0
+        self._failed_at = 0.0
         self._pause = self.FIRST_PAUSE_SECONDS
         self._skip_until = 0.0
 
-    def _open(self) -> Redis:
-        return self._injected if self._injected is not None else _open_redis(self._settings())
-
-    async def _close_client(self, client: Redis) -> None:
-        if client is not self._injected:
-            await client.aclose()
+    def _open(self) -> _RedisState:
+        settings = self._settings()
+        client = self._injected
+        if client is None:
+            client = _open_redis(settings)
+        else:
+            try:
+                self._home.check()
+            except SettingsError as error:  # for the db services a miss
+                raise StoreUnavailableError(str(error)) from error
+        return _RedisState(client, settings.redis_max_connections, owned=self._injected is None)
 
     @property
     def client(self) -> Redis:
         """The client of the running event loop; answers are bytes."""
-        return self._clients.get()
+        return self._states.get().client
 
     @property
     def key_prefix(self) -> str:
         """What stands before every key (``CC_REDIS_KEY_PREFIX``)."""
         return self._settings().redis_key_prefix
 
+    @asynccontextmanager
+    async def command(self, operation: str) -> AsyncGenerator[None]:
+        """Bound one command by ``CC_REDIS_TIMEOUT_MS``, from when one of our connections is free for it.
+
+        Any fault is a `StoreUnavailableError`; `operation` opens its message.
+        """
+        asked = time.monotonic()
+        async with self._states.get().free:
+            if self._states.closed:
+                raise _closed()
+            if self._is_open and self._failed_at > asked:
+                raise StoreUnavailableError(f"{operation}: Redis stopped answering while others were waiting for it.")
+            with redis_errors(operation):
+                async with _busy_loops_aside(self._settings().redis_timeout_ms / 1000):
+                    yield
+
     async def ping(self) -> None:
         """Ask the server for a sign of life; `StoreUnavailableError` without one."""
-        with redis_errors("Ping of Redis"):
+        async with self.command("Ping of Redis"):
             await cast("Any", self.client).ping()
 
-    async def attempt(self, call: Callable[[], Awaitable[T]], default: T) -> T:
-        """Await `call()` if Redis is thought to be up; any fault, or more than the deadline, gives `default`."""
-        if self._failures >= self.FAILURES_UNTIL_OPEN and time.monotonic() < self._skip_until:
-            return default
+    async def attempt(self, kind: str, call: Callable[[], Awaitable[T]], default: T) -> T:
+        """Await `call()` if Redis is thought to be up; any fault gives `default`. Reports are made for each `kind`."""
+        started = time.monotonic()
+        if self._is_open:
+            if started < self._skip_until:
+                return default
+            self._skip_until = started + self._pause  # this caller probes, the others go on without
         try:
-            async with asyncio.timeout(self._settings().redis_timeout_ms / 1000):
-                result = await call()
-        except (StoreUnavailableError, TimeoutError) as error:
-            self._failed(error)
+            result = await call()
+        except ClosedError:
             return default
-        if self._failures >= self.FAILURES_UNTIL_OPEN:
-            self._logger.info("redis.back")
+        except StoreUnavailableError as error:
+            if not _is_answer(error.__cause__):
+                self._failed(error, started)
+            elif kind not in self._refused:
+                self._refused.add(kind)
+                self._logger.warning("redis.refuses", command=kind, why=error)
+            return default
+        if self._is_open or kind in self._refused:
+            self._logger.info("redis.back", command=kind)
+            self._refused.discard(kind)
         self._failures = 0
         self._pause = self.FIRST_PAUSE_SECONDS
         return result
 
-    def _failed(self, error: Exception) -> None:
-        self._failures += 1
-        if self._failures < self.FAILURES_UNTIL_OPEN:
-            return
-        if self._failures == self.FAILURES_UNTIL_OPEN:
-            self._logger.warning("redis.down", why=str(error) or "the deadline passed", now="MongoDB alone")
-        self._skip_until = time.monotonic() + self._pause
-        self._pause = min(self._pause * 2, self.LONGEST_PAUSE_SECONDS)
+    @property
+    def _is_open(self) -> bool:
+        return self._failures >= self.FAILURES_UNTIL_OPEN
+
+    def _failed(self, error: Exception, started: float) -> None:
+        if started < self._failed_at:
+            return  # concurrent failures are one
+        was_open, self._failed_at = self._is_open, time.monotonic()
+        silent = isinstance(error.__cause__, TimeoutError)
+        self._failures = self.FAILURES_UNTIL_OPEN if silent else self._failures + 1
+        if self._is_open:
+            if not was_open:
+                self._logger.warning("redis.down", why=error, now="MongoDB alone")
+            self._skip_until = self._failed_at + self._pause
+            self._pause = min(self._pause * 2, self.LONGEST_PAUSE_SECONDS)
 
     def reconfigure(self) -> None:
         """Take new settings from the next operation on."""
-        self._clients.retire()
-        self._clients.closed = False
+        self._states.retire()
+        self._states.closed = False
         self._failures = 0
 
     async def close(self) -> None:
         """Close the client of the running loop, if it was opened here; the service cannot be used any more."""
-        self._clients.closed = True
-        await self._clients.close()
+        self._states.closed = True
+        await self._states.close()
+
+
+_ANSWERS = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError, SettingsError)
+
+
+def _is_answer(error: BaseException | None) -> bool:
+    """Whether an error is what the server said, in the middle of connecting too, or what we know; not its silence."""
+    return error is not None and (isinstance(error, _ANSWERS) or _is_answer(error.__cause__))
+
+
+@asynccontextmanager
+async def _busy_loops_aside(seconds: float) -> AsyncGenerator[None]:
+    """Raise `TimeoutError` after a time in which the event loop was free to see an answer.
+
+    The time is counted in steps: while the loop is busy with something else, however long, at most one passes.
+    """
+    steps = 5
+    loop = asyncio.get_running_loop()
+
+    def step(left: int) -> None:
+        nonlocal timer
+        if left:
+            timer = loop.call_later(seconds / steps, step, left - 1)
+        else:
+            limit.reschedule(loop.time())
+
+    async with asyncio.timeout(None) as limit:
+        timer = loop.call_later(seconds / steps, step, steps - 1)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def _open_redis(settings: Settings) -> Redis:
-    seconds = settings.redis_timeout_ms / 1000
+    patience = settings.redis_timeout_ms / 1000 + 5  # for users of the client; `command` does not wait for so long
     options: dict[str, Any] = {
         "decode_responses": False,
         "max_connections": settings.redis_max_connections,
-        "retry": Retry(NoBackoff(), 0),  # the deadline is ours; the driver would retry ten times
-        "socket_connect_timeout": seconds,
-        "socket_timeout": seconds,
-        "timeout": seconds,
+        "retry": Retry(NoBackoff(), 0),  # the driver would retry ten times
+        "socket_connect_timeout": patience,
+        "socket_timeout": patience,
+        "timeout": patience,
     }
+    if settings.redis_url is None:
+        options |= {
+            "host": settings.redis_host,
+            "port": settings.redis_port,
+            "username": settings.redis_user or None,
+            "password": settings.redis_password.get_secret_value() or None,
+        }
     try:
         if settings.redis_url is not None:
-            pool = cast("Any", BlockingConnectionPool).from_url(settings.redis_url.get_secret_value(), **options)
-        else:
-            pool = BlockingConnectionPool(
-                host=settings.redis_host,
-                port=settings.redis_port,
-                username=settings.redis_user or None,
-                password=settings.redis_password.get_secret_value() or None,
-                **options,
-            )
-    except (ValueError, TypeError):
-        raise SettingsError("CC_REDIS_URL is not usable; write redis://, rediss:// or unix://.") from None
+            options = {**parse_url(settings.redis_url.get_secret_value()), **options}
+        pool = BlockingConnectionPool(**options)
+        pool.make_connection()  # which does not connect, but refuses unknown options
+    except Exception:  # the message can quote the URL
+        raise SettingsError(
+            "CC_REDIS_URL is not usable; write redis://, rediss:// or unix://, and only options that redis-py knows."
+        ) from None
     return Redis.from_pool(pool)
 
 

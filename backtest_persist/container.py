@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, cast
 
-from backtest_persist.connections import MongoService, RedisService
+from backtest_persist.connections import MongoService, RedisService, uncancelled
 from backtest_persist.core.db_service import DbService
 from backtest_persist.domains.breakeven import BreakevenCacheService, BreakevenDbService
 from backtest_persist.domains.candle import CandleCacheService, CandleDbService
@@ -128,10 +128,15 @@ class Container:
     async def close(self) -> None:
         """Close the clients of the running event loop that were opened here; a second call does nothing.
 
-        Later operations raise `ClosedError`.
+        Operations under way are waited for, for ``CC_MONGO_TIMEOUT_MS`` at most; later ones raise `ClosedError`.
         """
-        await self.redis_service.close()
-        await self.mongo_service.close()
+        await uncancelled(self._close)
+
+    async def _close(self) -> None:
+        try:
+            await self.mongo_service.close()
+        finally:
+            await self.redis_service.close()
 
     async def __aenter__(self) -> Self:
         try:

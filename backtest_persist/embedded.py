@@ -13,18 +13,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from anyio import CancelScope
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
+from backtest_persist.connections import uncancelled
 from backtest_persist.errors import SettingsError, StoreUnavailableError
 from backtest_persist.logger import LoggerService
 from backtest_persist.settings import DEFAULT_DATABASE, Settings
@@ -124,7 +124,7 @@ async def embedded(
 
             def start(binary: str, name: str, *options: str) -> _Server:
                 server = _Server([binary, *options], data / name, sockets / name, lock)
-                stack.push_async_callback(_uncancelled, server.stop)
+                stack.push_async_callback(uncancelled, server.stop)
                 return server
 
             def start_redis() -> _Server:
@@ -323,18 +323,3 @@ async def _is_primary(client: AsyncMongoClient[dict[str, Any]]) -> bool:
     except PyMongoError:
         return False
     return bool(hello["isWritablePrimary"])
-
-
-async def _uncancelled(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run to the end, however often the caller is cancelled meanwhile, and cancel it afterwards."""
-    task = asyncio.create_task(work())
-    cancelled: asyncio.CancelledError | None = None
-    with CancelScope(shield=True):
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError as error:
-                cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    task.result()

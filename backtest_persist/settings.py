@@ -92,6 +92,12 @@ class Settings(BaseSettings):
             except ValidationError as error:
                 problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
                 raise SettingsError(f"Bad setting: {problems}.") from None
+            except UnicodeDecodeError:
+                raise SettingsError("The .env file is not UTF-8; save it as UTF-8.") from None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse: a pickle would hold the passwords in plain text."""
+        raise SettingsError("Settings hold passwords and are not pickled; read them anew in the other process.")
 
 
 def _names() -> str:
@@ -100,4 +106,11 @@ def _names() -> str:
 
 def load(settings: Settings | Mapping[str, Any] | None) -> Settings:
     """Return settings as they are, or build them from a mapping, or from the environment alone."""
-    return settings if isinstance(settings, Settings) else Settings(**(settings or {}))
+    if isinstance(settings, Settings):
+        return settings
+    if settings is not None and not isinstance(settings, Mapping):
+        raise SettingsError(
+            f"Settings are a Settings or a mapping, not {type(settings).__name__}; write "
+            "Settings(mongo_connection_string=...)."
+        )
+    return Settings(**{str(name): value for name, value in (settings or {}).items()})

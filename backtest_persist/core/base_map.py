@@ -3,9 +3,10 @@
 from array import array
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, cast
 
-from backtest_persist.connections import RedisService, redis_errors
+from backtest_persist.connections import RedisService
 from backtest_persist.core.keys import checked_name, to_int
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError
 
@@ -59,8 +60,8 @@ class BaseMap:
             raise SettingsError("This map knows no Redis; import backtest_persist, or pass a RedisService.")
         return service
 
-    def _errors(self, operation: str) -> Any:
-        return redis_errors(f"{operation} of the Redis namespace {self.connection_key!r}")
+    def _command(self, operation: str) -> AbstractAsyncContextManager[None]:
+        return self._service.command(f"{operation} of the Redis namespace {self.connection_key!r}")
 
     def _get_item_key(self, key: str) -> str:
         return f"{self._service.key_prefix}{self.connection_key}:{key}"
@@ -69,7 +70,7 @@ class BaseMap:
         """Store a value, with the ttl of the namespace if it has one; an empty key is an `InvalidKeyError`."""
         name, data = self._item(key, value)
         ttl = self.ttl_expire_seconds
-        with self._errors("SET"):
+        async with self._command("SET"):
             await self._service.client.set(name, data, ex=ttl if ttl > 0 else None)
 
     async def set_many(self, items: list[tuple[str, str]]) -> None:
@@ -78,7 +79,7 @@ class BaseMap:
         checked = [self._item(key, value) for key, value in items]
         for start in range(0, len(checked), 1000):
             batch = dict(checked[start : start + 1000])
-            with self._errors("SET"):
+            async with self._command("SET"):
                 if ttl <= 0:
                     await self._service.client.mset(batch)
                 else:
@@ -101,7 +102,7 @@ class BaseMap:
         if key is None:
             return None
         name = self._get_item_key(checked_name(key, "key"))
-        with self._errors("GET"):
+        async with self._command("GET"):
             return _to_str(cast("bytes | None", await self._service.client.get(name)))
 
     async def get_many(self, keys: Sequence[str]) -> list[str | None]:
@@ -109,26 +110,26 @@ class BaseMap:
         if len(keys) == 1:
             return [await self.get(keys[0])]
         names = [self._get_item_key(checked_name(key, "key")) for key in keys]
-        with self._errors("MGET"):
+        async with self._command("MGET"):
             found = cast("list[bytes | None]", await self._service.client.mget(names))
         return [_to_str(value) for value in found]
 
     async def delete(self, key: str) -> None:
         """Remove a key; nothing happens when it is absent."""
         name = self._get_item_key(checked_name(key, "key"))
-        with self._errors("DEL"):
+        async with self._command("DEL"):
             await self._service.client.delete(name)
 
     async def has(self, key: str) -> bool:
         """Whether the key is there."""
         name = self._get_item_key(checked_name(key, "key"))
-        with self._errors("EXISTS"):
+        async with self._command("EXISTS"):
             return bool(await self._service.client.exists(name))
 
     async def clear(self) -> None:
         """Remove every key of this namespace, in batches, and nothing else."""
         async for batch in self._scan():
-            with self._errors("UNLINK"):
+            async with self._command("UNLINK"):
                 await self._service.client.unlink(*batch)
 
     async def to_array(self) -> list[tuple[str, str]]:
@@ -142,7 +143,7 @@ class BaseMap:
         or may not be seen, as with Redis ``SCAN``.
         """
         async for batch in self._unseen():
-            with self._errors("MGET"):
+            async with self._command("MGET"):
                 values = cast(
                     "list[bytes | None]", await cast("Awaitable[Any]", self._service.client.mget(list(batch)))
                 )
@@ -172,7 +173,7 @@ class BaseMap:
         pattern = _escape_glob(self._get_item_key("")) + b"*"
         cursor = 0
         while True:
-            with self._errors("SCAN"):
+            async with self._command("SCAN"):
                 cursor, batch = await cast("Any", self._service.client).scan(
                     cursor, match=pattern, count=ITERATOR_BATCH_SIZE, _type=kind
                 )

@@ -1,32 +1,45 @@
 """DbService: cache-first verified reads, atomic upserts and whole lists over one MongoDB collection."""
 
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from functools import partial, wraps
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from bson import ObjectId, encode
 from bson.errors import BSONError
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
-from backtest_persist.connections import Collection, Document, MongoService, RedisService, mongo_errors, to_plain
+from backtest_persist.connections import (
+    Collection,
+    Document,
+    MongoService,
+    MongoState,
+    RedisService,
+    mongo_errors,
+    to_plain,
+)
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import BaseMap
 from backtest_persist.core.documents import fetch, find_each, holds, taken, to_object_id, write_bulk
 from backtest_persist.core.flights import Flights, Seat
-from backtest_persist.core.indexes import Index, drop_narrow_indexes, narrow_indexes, prepare_indexes
+from backtest_persist.core.indexes import BUILD_SECONDS, Index, drop_narrow_indexes, narrow_indexes, prepare_indexes
 from backtest_persist.core.keys import checked_limit, checked_name, to_int
 from backtest_persist.core.payload import encode_payload
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
-from backtest_persist.errors import BacktestPersistError, InvalidKeyError, InvalidPayloadError
+from backtest_persist.errors import BacktestPersistError, ClosedError, InvalidKeyError, InvalidPayloadError
 
-__all__ = ("DbService", "Filter", "Page", "Restored", "Sort", "Stats")
+__all__ = ("DbService", "Filter", "Page", "Restored", "Sort", "Stats", "operation")
 
 C = TypeVar("C", bound=Context)
+P = ParamSpec("P")
 R = TypeVar("R", bound=Row)
+S = TypeVar("S", bound="DbService[Any, Any]")
+T = TypeVar("T")
 
 Filter = Mapping[str, Any]
 """A MongoDB filter; Python field names (``strategy_name``, ``id``) and wire names (``strategyName``) both work."""
@@ -104,6 +117,19 @@ class _InFlight(Generic[C, R]):
         await self.reads.drain()
 
 
+def operation(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Make one operation of a method: it has the deadline of MongoDB, and closing the container waits for it."""
+
+    @wraps(method)
+    async def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._mongo.operation():  # pyright: ignore[reportPrivateUsage]
+            return await method(self, *args, **kwargs)
+
+    return bounded
+
+
 class DbService(Generic[C, R]):
     """Stores the rows of one domain: MongoDB is the truth, the cache service the index in front of it."""
 
@@ -126,13 +152,14 @@ class DbService(Generic[C, R]):
 
         Raises `IndexConflictError` or `StoreUnavailableError`. Every operation does this by itself.
         """
-        await self._prepared()
+        await self._ready(patience=BUILD_SECONDS)
 
     async def find_by_id(self, id: str) -> R | None:
         """Return the row with that id (24 hex digits), or None; a malformed id is None as well."""
         object_id = to_object_id(id)
         return None if object_id is None else await self.find_by_filter({"_id": object_id})
 
+    @operation
     async def find_by_filter(self, filter: Filter, sort: Sort | None = None) -> R | None:
         """Return the first row that matches a MongoDB filter, or None."""
         query, order = self._filter(filter), self._sort(sort)
@@ -170,6 +197,7 @@ class DbService(Generic[C, R]):
         total = await self.count(filter)
         return Page([row async for row in rows], total)
 
+    @operation
     async def count(self, filter: Filter | None = None) -> int:
         """Count the rows that match."""
         query = self._filter({} if filter is None else filter)
@@ -199,10 +227,12 @@ class DbService(Generic[C, R]):
             ]
         return outcomes
 
+    @operation
     async def narrow_indexes(self) -> list[str]:
         """Name the unique indexes of an older release that are narrower than this domain's context."""
         return await narrow_indexes(self._mongo.collection(self.collection), self.context_type.wire_names())
 
+    @operation
     async def drop_narrow_indexes(self) -> list[str]:
         """Drop the indexes `narrow_indexes` names, touching no document; returns their names."""
         return await drop_narrow_indexes(self._mongo.collection(self.collection), self.context_type.wire_names())
@@ -211,24 +241,27 @@ class DbService(Generic[C, R]):
 
     async def _find(self, context: C) -> R | None:
         """Cache-first; reads that wait at the same time share their commands."""
-        await self._prepared()
+        since = time.monotonic()
+        state = await self._ready()
         self.stats.reads += 1
         self.stats.lookups += 1
-        return await self._in_flight().reads.board(context)
+        return await state.held(self, self._open_flights).reads.board(context, since)
 
     async def _upsert(self, context: C, fields: Mapping[str, Any]) -> R:
         """One atomic write: the filter is exactly the unique index, so concurrent first writes make one document.
 
         Writes that wait at the same time share a bulk.
         """
-        await self._prepared()
-        row = await self._in_flight().writes.board(_Write(context, utc_now(), fields=fields))
-        return cast("R", row)
+        return cast("R", await self._write(_Write(context, utc_now(), fields=fields)))
 
     async def _find_and_update(self, context: C, update: Any, *, upsert: bool) -> R | None:
         """One atomic write of another kind, in its turn among the writes of this service."""
-        await self._prepared()
-        return await self._in_flight().writes.board(_Write(context, utc_now(), update=update, upsert=upsert))
+        return await self._write(_Write(context, utc_now(), update=update, upsert=upsert))
+
+    async def _write(self, write: _Write[C]) -> R | None:
+        since = time.monotonic()
+        state = await self._ready()
+        return await state.held(self, self._open_flights).writes.board(write, since)
 
     def _encode(self, payload: PayloadInput | None, context: C) -> dict[str, Any] | None:
         return encode_payload(payload, self._what(context))
@@ -242,78 +275,81 @@ class DbService(Generic[C, R]):
 
     # --- reads ---
 
-    async def _read_together(self, seats: Sequence[Seat[C, R | None]], seconds: float) -> None:
+    async def _read_together(self, state: MongoState, seats: Sequence[Seat[C, R | None]], seconds: float) -> None:
         """Answer lookups: a lone one by GET and find by id, many by MGET and one find."""
-        collection = self._mongo.collection(self.collection)
         contexts = {seat.item.cache_key: seat.item for seat in seats}
         try:
-            with self._errors("find", seats[0].item if len(seats) == 1 else None):
-                documents = await self._lookup(collection, contexts)
+            with state.deadline(seconds), self._errors("find", seats[0].item if len(seats) == 1 else None):
+                documents, hits = await self._lookup(state.collection(self.collection), contexts)
         except BacktestPersistError as error:
-            for seat in seats:
-                seat.crash(type(error)(str(error)))  # one for each, as tracebacks grow where they are raised
+            _crash(seats, error)
             return
         for seat in seats:
-            document = documents.get(seat.item.cache_key)
+            key = seat.item.cache_key
+            self.stats.hits += key in hits
+            document = documents.get(key)
             try:
                 seat.land(None if document is None else self.row_type.from_document(document))
             except InvalidPayloadError as error:
                 seat.crash(error)
 
-    async def _lookup(self, collection: Collection, contexts: Mapping[str, C]) -> dict[str, Document]:
-        """The documents of contexts by cache key: an id that Redis knows is believed only if the context is the same.
+    async def _lookup(self, collection: Collection, contexts: Mapping[str, C]) -> tuple[dict[str, Document], Set[str]]:
+        """The documents of contexts by cache key, and the keys for which Redis had the right id.
 
-        What the ids do not lead to is queried by context, and its id put right in Redis.
+        An id is believed only if the context of its document is the same. What the ids do not lead to is queried by
+        context, and its id put right in Redis.
         """
-        ids = await self._redis.attempt(lambda: self._cache.get_many(list(contexts)), [None] * len(contexts))
+        ids = await self._redis.attempt("GET", lambda: self._cache.get_many(list(contexts)), [None] * len(contexts))
         wanted = {id: key for key, cached in zip(contexts, ids, strict=True) if (id := to_object_id(cached))}
         found: dict[str, Document] = {}
         for document in await find_each(collection, [{"_id": id} for id in wanted]):
             key = wanted[document["_id"]]
             if contexts[key].matches(document):
                 found[key] = document
-        self.stats.hits += len(found)
         missing = {key: context.to_filter() for key, context in contexts.items() if key not in found}
-        if missing:
-            names = self.context_type.wire_names()
-            by_values = {tuple(filter.values()): key for key, filter in missing.items()}
-            standing = {
-                by_values[tuple(document[name] for name in names)]: document
-                for document in await find_each(collection, list(missing.values()))
-            }
-            await self._remember_many([(key, str(document["_id"])) for key, document in standing.items()])
-            found |= standing
-        return found
+        if not missing:
+            return found, found.keys()
+        names = self.context_type.wire_names()
+        by_values = {tuple(filter.values()): key for key, filter in missing.items()}
+        standing = {
+            by_values[tuple(document[name] for name in names)]: document
+            for document in await find_each(collection, list(missing.values()))
+        }
+        await self._remember_many([(key, str(document["_id"])) for key, document in standing.items()])
+        return found | standing, found.keys()
 
     # --- writes ---
 
-    async def _write_together(self, seats: "Sequence[Seat[_Write[C], R | None]]", seconds: float) -> None:
+    async def _write_together(
+        self, state: MongoState, seats: "Sequence[Seat[_Write[C], R | None]]", seconds: float
+    ) -> None:
         """Carry out writes in their order: runs of upserts as one bulk, everything else alone."""
+        collection = state.collection(self.collection)
         run: list[Seat[_Write[C], R | None]] = []
-        for seat in seats:
-            if seat.item.fields is not None:
-                run.append(seat)
-                continue
-            await self._write_run(run)
-            run = []
-            await self._write_run([seat])
-        await self._write_run(run)
+        with state.deadline(seconds):
+            for seat in seats:
+                if seat.item.fields is not None:
+                    run.append(seat)
+                    continue
+                await self._write_run(collection, run)
+                run = []
+                await self._write_run(collection, [seat])
+            await self._write_run(collection, run)
 
-    async def _write_run(self, seats: "Sequence[Seat[_Write[C], R | None]]") -> None:
+    async def _write_run(self, collection: Collection, seats: "Sequence[Seat[_Write[C], R | None]]") -> None:
         if not seats:
             return
         try:
             if len({seat.item.context.cache_key for seat in seats}) > 1:
-                await self._write_bulk(seats)
+                await self._write_bulk(collection, seats)
             else:
-                await self._write_one(seats)
+                await self._write_one(collection, seats)
         except BacktestPersistError as error:
-            for seat in seats:
-                seat.crash(type(error)(str(error)))  # one for each, as tracebacks grow where they are raised
+            _crash(seats, error)
 
-    async def _write_one(self, seats: "Sequence[Seat[_Write[C], R | None]]") -> None:
+    async def _write_one(self, collection: Collection, seats: "Sequence[Seat[_Write[C], R | None]]") -> None:
         """One findAndModify; of several writes of one context the last, which makes up for those before it."""
-        collection, write = self._mongo.collection(self.collection), seats[-1].item
+        write = seats[-1].item
         context = write.context
 
         def send() -> Awaitable[Document | None]:
@@ -332,8 +368,7 @@ class DbService(Generic[C, R]):
         for seat in seats:
             self._land(seat, document)
 
-    async def _write_bulk(self, seats: "Sequence[Seat[_Write[C], R | None]]") -> None:
-        collection = self._mongo.collection(self.collection)
+    async def _write_bulk(self, collection: Collection, seats: "Sequence[Seat[_Write[C], R | None]]") -> None:
         latest = {seat.item.context.cache_key: seat.item for seat in seats}
         with self._errors(f"write of {len(latest)} items", write=True):
             bulk = await write_bulk(
@@ -346,7 +381,7 @@ class DbService(Generic[C, R]):
         await self._remember_many([(key, str(id)) for key, id in new.items()])
         known = {key: write.context for key, write in latest.items() if key not in new and key not in refused}
         with self._errors(f"write of {len(latest)} items", write=True):
-            documents = await self._lookup(collection, known)
+            documents, _ = await self._lookup(collection, known)
         documents |= {key: {"_id": id, "createDate": latest[key].now} for key, id in new.items()}
         for seat in seats:
             key = seat.item.context.cache_key
@@ -359,7 +394,7 @@ class DbService(Generic[C, R]):
             elif key in documents:
                 self._land(seat, documents[key])
             else:  # somebody removed it since
-                await self._write_one([seat])
+                await self._write_one(collection, [seat])
 
     def _land(self, seat: "Seat[_Write[C], R | None]", document: Document | None) -> None:
         """Give a writer the row of its own write."""
@@ -374,6 +409,7 @@ class DbService(Generic[C, R]):
             }
         seat.land(None if document is None else self.row_type.from_document(document))
 
+    @operation
     async def _standing(self, contexts: Sequence[C], *, prepare: bool) -> dict[C, Document]:
         """The documents of many contexts, by one query."""
         if not contexts:
@@ -393,28 +429,27 @@ class DbService(Generic[C, R]):
 
         Several times faster than upserts; the unique index decides between writers. Returns how many were new.
         """
-        collection = await self._prepared()
         stored = 0
-        for start in range(0, len(documents), chunk_size):
-            chunk = documents[start : start + chunk_size]
-            now = utc_now()
-            inserts = [
-                {"_id": ObjectId(), **document, "createDate": now, "updatedDate": now, "__v": 0}
-                for _, document in chunk
-            ]
-            stood: set[int] = set()
-            with self._errors(f"write of {len(documents)} items", write=True):
-                try:
-                    await collection.insert_many(inserts, ordered=False)
-                except BulkWriteError as error:
-                    stood = taken(error)
-            new = [index for index in range(len(chunk)) if index not in stood]
-            self.stats.writes += len(new)
-            stored += len(new)
-            if remember:
-                ids = [(chunk[index][0], str(inserts[index]["_id"])) for index in new]
-                for first in range(0, len(ids), BULK_SIZE):
-                    await self._remember_many(ids[first : first + BULK_SIZE])
+        with self._mongo.accept() as state:
+            collection = await self._prepared()
+            for start in range(0, len(documents), chunk_size):
+                chunk = documents[start : start + chunk_size]
+                now = utc_now()
+                inserts = [
+                    {"_id": ObjectId(), **document, "createDate": now, "updatedDate": now, "__v": 0}
+                    for _, document in chunk
+                ]
+                stood: set[int] = set()
+                with state.deadline(), self._errors(f"write of {len(documents)} items", write=True):
+                    try:
+                        await collection.insert_many(inserts, ordered=False)
+                    except BulkWriteError as error:
+                        stood = taken(error)
+                new = [index for index in range(len(chunk)) if index not in stood]
+                self.stats.writes += len(new)
+                stored += len(new)
+                if remember:
+                    await self._remember_many([(chunk[index][0], str(inserts[index]["_id"])) for index in new])
         return stored
 
     async def _write_many(
@@ -429,34 +464,36 @@ class DbService(Generic[C, R]):
 
         With `replace` the fields of existing documents are set, without it the first write wins.
         """
-        collection = await self._prepared()
         stored = 0
-        for start in range(0, len(writes), chunk_size):
-            chunk = writes[start : start + chunk_size]
-            now = utc_now()
-            on_insert = {"createDate": now, "__v": 0}
-            operations = [
-                UpdateOne(
-                    context.to_filter(),
-                    {"$set": {**fields, "updatedDate": now}, "$setOnInsert": on_insert}
-                    if replace
-                    else {"$setOnInsert": {**fields, "updatedDate": now, **on_insert}},
-                    upsert=True,
-                )
-                for context, fields in chunk
-            ]
-            with self._errors(f"write of {len(writes)} items", write=True):
-                bulk = await write_bulk(collection, operations)
-                for error in bulk.refused.values():
-                    raise error
-            self.stats.writes += len(chunk)
-            stored += len(bulk.upserted)
-            if remember and bulk.upserted:
-                ids = [(chunk[index][0].cache_key, str(object_id)) for index, object_id in bulk.upserted.items()]
-                for first in range(0, len(ids), BULK_SIZE):
-                    await self._remember_many(ids[first : first + BULK_SIZE])
+        with self._mongo.accept() as state:
+            collection = await self._prepared()
+            for start in range(0, len(writes), chunk_size):
+                chunk = writes[start : start + chunk_size]
+                now = utc_now()
+                on_insert = {"createDate": now, "__v": 0}
+                operations = [
+                    UpdateOne(
+                        context.to_filter(),
+                        {"$set": {**fields, "updatedDate": now}, "$setOnInsert": on_insert}
+                        if replace
+                        else {"$setOnInsert": {**fields, "updatedDate": now, **on_insert}},
+                        upsert=True,
+                    )
+                    for context, fields in chunk
+                ]
+                with state.deadline(), self._errors(f"write of {len(writes)} items", write=True):
+                    bulk = await write_bulk(collection, operations)
+                    for error in bulk.refused.values():
+                        raise error
+                self.stats.writes += len(chunk)
+                stored += len(bulk.upserted)
+                if remember:
+                    await self._remember_many(
+                        [(chunk[index][0].cache_key, str(object_id)) for index, object_id in bulk.upserted.items()]
+                    )
         return stored
 
+    @operation
     async def _delete_many(self, filter: Filter) -> int:
         query = self._filter(filter)
         collection = await self._prepared()
@@ -464,13 +501,14 @@ class DbService(Generic[C, R]):
             return (await collection.delete_many(query)).deleted_count
 
     async def _remember(self, context: C, row_id: str) -> None:
-        await self._redis.attempt(lambda: self._cache.set(context.cache_key, row_id), None)
+        await self._redis.attempt("SET", lambda: self._cache.set(context.cache_key, row_id), None)
 
     async def _remember_many(self, ids: list[tuple[str, str]]) -> None:
         if len(ids) == 1:
-            await self._redis.attempt(lambda: self._cache.set(*ids[0]), None)
-        elif ids:
-            await self._redis.attempt(lambda: self._cache.set_many(ids), None)
+            await self._redis.attempt("SET", lambda: self._cache.set(*ids[0]), None)
+        for first in range(0, len(ids) if len(ids) > 1 else 0, BULK_SIZE):
+            batch = ids[first : first + BULK_SIZE]
+            await self._redis.attempt("SET", partial(self._cache.set_many, batch), None)
 
     async def _newest(self, filter: Filter, limit: int | None) -> list[R]:
         """All rows that match, or the newest `limit` of them; oldest first either way."""
@@ -494,33 +532,34 @@ class DbService(Generic[C, R]):
         self.stats.reads += 1
         batches = fetch(collection, query, sort=order, limit=limit or 0, skip=skip)
         try:
-            while True:
-                with self._errors("list"):
+            while True:  # each batch is an operation, as nobody knows for how long the rows before it were looked at
+                with self._mongo.operation(), self._errors("list"):
                     documents = await anext(batches, None)
                 if documents is None:
                     return
                 for document in documents:
                     yield self.row_type.from_document(document)
         finally:
-            await batches.aclose()
+            with suppress(ClosedError), self._mongo.operation(), self._errors("list"):
+                await batches.aclose()
 
-    def _in_flight(self) -> _InFlight[C, R]:
-        return self._mongo.held(self, self._open_flights)
-
-    def _open_flights(self) -> _InFlight[C, R]:
-        def deadline() -> float:
-            return self._mongo.settings.mongo_timeout_ms / 1000
-
+    def _open_flights(self, state: MongoState) -> _InFlight[C, R]:
         return _InFlight(
-            Flights(self._read_together, limit=READ_FLIGHTS, size=FLIGHT_SIZE, deadline=deadline),
-            Flights(self._write_together, limit=1, size=FLIGHT_SIZE, deadline=deadline),  # writes keep their order
+            Flights(partial(self._read_together, state), limit=READ_FLIGHTS, size=FLIGHT_SIZE, deadline=state.seconds),
+            Flights(  # one at a time, so that writes keep their order
+                partial(self._write_together, state), limit=1, size=FLIGHT_SIZE, deadline=state.seconds
+            ),
         )
 
     async def _prepared(self) -> Collection:
-        return await self._mongo.prepared(self.collection, self._prepare)
+        return (await self._ready()).collection(self.collection)
+
+    async def _ready(self, *, patience: float | None = None) -> MongoState:
+        return await self._mongo.prepared(self.collection, self._prepare, patience=patience)
 
     async def _prepare(self, collection: Collection) -> None:
-        await prepare_indexes(collection, self.context_type.wire_names(), self.secondary_indexes)
+        fields = self.context_type.wire_names()
+        await prepare_indexes(collection, fields, self.secondary_indexes, self._mongo.seconds)
 
     def _what(self, context: C) -> str:
         return f"{self.collection} ({context.describe()})"
@@ -566,6 +605,14 @@ class DbService(Generic[C, R]):
 
     def _wire_name(self, name: str) -> str:
         return to_wire(name) if name in self.row_type.model_fields else name
+
+
+def _crash(seats: Sequence[Seat[Any, Any]], error: BacktestPersistError) -> None:
+    """Give each caller an error of its own, as tracebacks grow where they are raised."""
+    for seat in seats:
+        own = type(error)(str(error))
+        own.__cause__ = error.__cause__
+        seat.crash(own)
 
 
 def _operand(value: Any, *, is_id: bool) -> Any:

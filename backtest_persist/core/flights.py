@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
@@ -20,7 +21,7 @@ class Seat(Generic[Item, Answer]):
     """One call: what it asks for, since when it waits, and where its answer goes."""
 
     item: Item
-    arrived: float = field(default_factory=time.monotonic)
+    arrived: float
     answer: "asyncio.Future[Answer]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def land(self, answer: Answer) -> None:
@@ -43,7 +44,8 @@ class Flights(Generic[Item, Answer]):
     sent in the order of their arrival, each after the one before it has landed.
 
     `fly` is given the seats of a flight and the seconds it may take, and has to `land` or `crash` each seat. An item
-    that has waited for `deadline` seconds is a `StoreUnavailableError` and is not sent.
+    that has waited for `deadline` seconds is a `StoreUnavailableError` and is not sent. Nothing of the context
+    variables of a caller reaches `fly`, its deadlines least of all: the others have theirs.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class Flights(Generic[Item, Answer]):
         *,
         limit: int,
         size: int,
-        deadline: Callable[[], float],
+        deadline: float,
     ) -> None:
         self._fly = fly
         self._limit = limit
@@ -62,9 +64,12 @@ class Flights(Generic[Item, Answer]):
         self._flying: set[asyncio.Task[None]] = set()
         self._called = False
 
-    def board(self, item: Item) -> "asyncio.Future[Answer]":
-        """Send an item with the next flight; await the future for its answer."""
-        seat = Seat[Item, Answer](item)
+    def board(self, item: Item, since: float | None = None) -> "asyncio.Future[Answer]":
+        """Send an item with the next flight; await the future for its answer.
+
+        The caller waits since that time of `time.monotonic`, by default since now.
+        """
+        seat = Seat[Item, Answer](item, time.monotonic() if since is None else since)
         self._waiting.append(seat)
         if not self._flying:
             self._depart()
@@ -81,7 +86,7 @@ class Flights(Generic[Item, Answer]):
     def _depart(self) -> None:
         self._called = False
         while self._waiting and len(self._flying) < self._limit:
-            now, deadline = time.monotonic(), self._deadline()
+            now, deadline = time.monotonic(), self._deadline
             seats: list[Seat[Item, Answer]] = []
             while self._waiting and len(seats) < self._size:
                 seat = self._waiting.popleft()
@@ -90,7 +95,8 @@ class Flights(Generic[Item, Answer]):
                 elif not seat.answer.done():
                     seats.append(seat)
             if seats:
-                task = asyncio.get_running_loop().create_task(self._travel(seats, deadline - now + seats[0].arrived))
+                seconds = deadline - now + min(seat.arrived for seat in seats)
+                task = asyncio.get_running_loop().create_task(self._travel(seats, seconds), context=Context())
                 self._flying.add(task)
 
     async def _travel(self, seats: Sequence[Seat[Item, Answer]], seconds: float) -> None:

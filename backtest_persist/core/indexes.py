@@ -69,14 +69,20 @@ async def drop_narrow_indexes(collection: Collection, fields: Sequence[str]) -> 
     return names
 
 
-async def prepare_indexes(collection: Collection, fields: Sequence[str], secondary: Sequence[Index]) -> None:
+async def prepare_indexes(
+    collection: Collection, fields: Sequence[str], secondary: Sequence[Index], seconds: float
+) -> None:
     """Create what is missing and verify the unique index; with all in place this sends one command.
+
+    Within an operation all of it has the deadline of that operation, otherwise reading the indexes has `seconds` and
+    building them `BUILD_SECONDS`.
 
     Raises `IndexConflictError` for a narrow unique index of an older database, for one that stands in the way, refuses
     a context of its own or deletes documents, for documents that already contradict the unique index, and for a user
     who may not create what is missing.
     """
-    found = await _found(collection)
+    with pymongo.timeout(seconds):
+        found = await _found(collection)
     narrow = _narrow(found, fields)
     if narrow:
         names = ", ".join(f"{index.name} ({', '.join(field for field, _ in index.keys)})" for index in narrow)

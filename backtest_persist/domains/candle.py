@@ -13,7 +13,7 @@ from pymongo import ASCENDING
 from backtest_persist.connections import aggregate, aggregate_raw
 from backtest_persist.contracts import CandleData, CandleInterval, PayloadInput
 from backtest_persist.core.base_map import base_map
-from backtest_persist.core.db_service import DbService, Restored
+from backtest_persist.core.db_service import DbService, Restored, operation
 from backtest_persist.core.documents import fetch
 from backtest_persist.core.keys import Name, Timestamp, checked_limit, checked_name, checked_timestamp, join_key
 from backtest_persist.core.payload import checked_entries, opened
@@ -199,6 +199,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         """The row of this context, or None."""
         return await self._find(_context(symbol, interval, exchange_name, timestamp))
 
+    @operation
     async def find_range(
         self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
     ) -> list[CandleRow]:
@@ -217,6 +218,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             documents = [document async for batch in batches for document in batch]
         return [CandleRow.from_document(document) for document in documents]
 
+    @operation
     async def find_columns(
         self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
     ) -> "dict[str, NDArray[Any]]":
@@ -244,6 +246,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         found = numpy.frombuffer(b"".join(batches), dtype=numpy.dtype(_COLUMNS_LAYOUT))
         return {name: numpy.ascontiguousarray(found[name]) for name in _COLUMNS}
 
+    @operation
     async def find_gaps(
         self, symbol: str, interval: str, exchange_name: str, since: int, until: int
     ) -> list[tuple[int, int]]:
@@ -292,6 +295,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
                     gaps.append((timestamp + step, following))
         return gaps if seen else [(start, end)]
 
+    @operation
     async def _find_series(
         self, series: "_Series", timestamps: Collection[int], *, fields: tuple[str, ...], prepare: bool = True
     ) -> dict[int, Mapping[str, Any]]:

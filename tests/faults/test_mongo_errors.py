@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from backtest_persist import Container, WriteOutcomeUnknownError
+from backtest_persist import Container, InvalidKeyError, StoreUnavailableError, WriteOutcomeUnknownError
 from tests.faults.conftest import Failing
 
 RETRYABLE = [91, 189, 262, 10107, 11600, 11602]
@@ -60,3 +60,32 @@ async def test_what_the_driver_does_not_expect_is_a_typed_error(
     with pytest.raises(WriteOutcomeUnknownError, match="AttributeError") as caught:
         await db.upsert("s", "t", "e", {"n": 2})
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [2, 139, 168, 16410, 40352, 51091])
+async def test_a_query_that_the_server_refuses_is_an_invalid_key(
+    container: Container, failing: Failing, code: int
+) -> None:
+    """The server is there and says what is wrong with the request: trying again would not help."""
+    db = container.signal_db_service
+    await db.upsert("s", "t", "e", {"n": 1})
+    async with failing("find", errorCode=code):
+        with pytest.raises(InvalidKeyError, match="failCommand"):
+            await db.find_all({"symbol": "s"})
+
+
+@pytest.mark.parametrize("query", [{"$where": "return ("}, {"symbol": {"$regex": "("}}, {"symbol": {"$in": 5}}])
+async def test_what_the_server_says_of_a_filter_is_passed_on(container: Container, query: dict[str, Any]) -> None:
+    """With a real parser: the reason is in the message."""
+    with pytest.raises(InvalidKeyError, match=r"expected expression|missing \)|needs an array"):
+        await container.signal_db_service.find_all(query)
+    await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+
+
+@pytest.mark.parametrize("code", [1, 13, 50, 11601])
+async def test_a_server_that_cannot_answer_is_unavailable(container: Container, failing: Failing, code: int) -> None:
+    """Anything that is not about the request stays a StoreUnavailableError."""
+    await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+    async with failing("find", times=3, errorCode=code):
+        with pytest.raises(StoreUnavailableError):
+            await container.signal_db_service.find_all({"symbol": "s"})

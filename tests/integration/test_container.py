@@ -13,6 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from backtest_persist import ClosedError, Container, Settings, SettingsError, StoreUnavailableError, ioc, persist, setup
+from tests.commands import Commands, listened_client
 
 
 def open_sockets() -> int:
@@ -126,6 +127,40 @@ async def test_an_injected_redis_client_stays_open(settings: Settings, servers: 
         row = await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
     assert await mine.signal_cache_service.get_signal_id("s", "t", "e") == row.id
     await mine.close()
+
+
+async def test_an_injected_client_belongs_to_one_loop(settings: Settings, driver: str) -> None:
+    """In another loop a Mongo client is a SettingsError; a Redis client is a miss, and neither is disturbed."""
+    mongo, mine = listened_client(settings, driver, Commands()), Container(settings)
+    redis: Any = mine.redis_service.client
+    container = Container(settings, mongo_client=mongo)
+    cached = Container(settings, redis_client=redis)
+    db = cached.signal_db_service
+    await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+    await db.upsert("s", "t", "e", {"n": 1})
+
+    async def elsewhere() -> None:
+        for operation in (
+            container.signal_db_service.find_by_context("s", "t", "e"),
+            container.signal_db_service.upsert("s", "t", "e", {"n": 2}),
+        ):
+            with pytest.raises(SettingsError, match="loop"):
+                await operation
+        for _ in range(10):
+            assert await db.find_by_context("s", "t", "e") is not None
+        assert db.stats.hits == 0
+        with pytest.raises(StoreUnavailableError, match="loop"):
+            await cached.signal_cache_service.get_signal_id("s", "t", "e")
+
+    await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
+    assert await db.find_by_context("s", "t", "e") is not None
+    assert db.stats.hits == 1
+    assert await container.signal_db_service.find_by_context("s", "t", "e") is not None
+    for opened in (container, cached, mine):
+        await opened.close()
+    closing = mongo.close()
+    if closing is not None:
+        await closing
 
 
 async def test_redis_is_optional(settings: Settings) -> None:

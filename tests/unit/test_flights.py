@@ -17,7 +17,7 @@ class Airport:
         self.left: list[list[Any]] = []
         self.seconds: list[float] = []
         self.gates: list[asyncio.Event] = []
-        self.flights: Flights[Any, Any] = Flights(self.fly, limit=limit, size=size, deadline=lambda: deadline)
+        self.flights: Flights[Any, Any] = Flights(self.fly, limit=limit, size=size, deadline=deadline)
 
     async def fly(self, seats: Sequence[Seat[Any, Any]], seconds: float) -> None:
         self.left.append([seat.item for seat in seats])
@@ -142,7 +142,7 @@ async def test_an_error_of_one_is_not_that_of_the_others(open_airport: Opener) -
     async def fail(seats: Sequence[Seat[Any, Any]], seconds: float) -> None:
         raise ConnectionError("all")
 
-    flights: Flights[Any, Any] = Flights(fail, limit=1, size=9, deadline=lambda: 60.0)
+    flights: Flights[Any, Any] = Flights(fail, limit=1, size=9, deadline=60.0)
     answers = [flights.board(item) for item in "abc"]
     assert [str(error) for error in await asyncio.gather(*answers, return_exceptions=True)] == ["all"] * 3
     await flights.drain()

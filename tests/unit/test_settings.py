@@ -1,12 +1,15 @@
 """Settings: arguments beat the environment, which beats .env; bad values are named, secrets never shown."""
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
 
-from backtest_persist import Container, Settings, SettingsError
+from backtest_persist import Container, Settings, SettingsError, setup
 
 
 @pytest.fixture(autouse=True)
@@ -73,4 +76,80 @@ def test_secrets_do_not_show() -> None:
     container = Container(settings)
     shown = [repr(settings), str(settings), repr(container), repr(vars(container)), settings.model_dump_json()]
     assert not [text for text in shown if "hunter2" in text]
-    assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+def test_settings_are_not_pickled() -> None:
+    """A pickle would hold the passwords; copies are made as before."""
+    settings = Settings(redis_password=SecretStr("hunter2"))
+    with pytest.raises(SettingsError, match="pickled"):
+        pickle.dumps(settings)
+    with pytest.raises(SettingsError, match="pickled"):
+        pickle.dumps({"settings": settings})
+    assert copy.deepcopy(settings) == copy.copy(settings) == settings.model_copy() == settings
+
+
+def test_an_env_file_that_is_not_utf_8_is_named(nowhere: Path) -> None:
+    """The error says what to do."""
+    (nowhere / ".env").write_bytes(b"CC_REDIS_HOST=caf\xe9\n")
+    with pytest.raises(SettingsError, match="UTF-8"):
+        Settings()
+
+
+@pytest.mark.parametrize("given", ["mongodb://joe:hunter2@h/x", 5, ["a"], {1: 2}])
+def test_settings_are_a_mapping(given: Any) -> None:
+    """Anything else is refused without being shown."""
+    with pytest.raises(SettingsError) as caught:
+        setup(given)
+    assert "hunter2" not in str(caught.value)
+    container = Container(given)
+    with pytest.raises(SettingsError):
+        _ = container.settings
+
+
+UNUSABLE = [
+    "mongodb://joe:hunter2@h/x?tls=true&tlsCAFile=/nowhere/ca.pem",
+    "mongodb://joe:hunter2@h/a%00b",
+    "mongodb://joe:hunter2@h/a%20b",
+    "mongodb://joe:hunter2@h/x?w=0",
+    "mongodb://joe:hunter2@h:70000/x",
+    "",
+]
+
+
+@pytest.mark.parametrize("driver", ["motor", "pymongo"])
+@pytest.mark.parametrize("uri", UNUSABLE)
+async def test_a_mongo_uri_that_cannot_work_is_a_settings_error(uri: str, driver: str) -> None:
+    """Whatever the driver raises, no write is left unacknowledged, and no secret is shown."""
+    container = Container({"mongo_connection_string": uri, "mongo_driver": driver})
+    with pytest.raises(SettingsError) as caught:
+        await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+    assert "hunter2" not in str(caught.value)
+    await container.close()
+
+
+@pytest.mark.parametrize("url", ["redis://:hunter2@h?bogus=1", "http://:hunter2@h", "redis://:hunter2@h:port", "x"])
+async def test_a_redis_url_that_cannot_work_is_a_settings_error(url: str) -> None:
+    """An option that redis-py does not know is found before the first command."""
+    container = Container({"redis_url": url})
+    with pytest.raises(SettingsError, match="CC_REDIS_URL") as caught:
+        await container.signal_cache_service.get_signal_id("s", "t", "e")
+    assert "hunter2" not in str(caught.value)
+    await container.close()
+
+
+async def test_what_this_package_relies_on_wins_over_the_redis_url() -> None:
+    """Answers stay bytes and the pool keeps its size; the rest of the URL stands."""
+    container = Container({"redis_url": "redis://h:7/3?decode_responses=True&max_connections=1&client_name=me"})
+    client: Any = container.redis_service.client
+    pool = client.connection_pool
+    assert (pool.connection_kwargs["decode_responses"], pool.max_connections) == (False, 16)
+    assert [pool.connection_kwargs[name] for name in ("host", "port", "db", "client_name")] == ["h", 7, 3, "me"]
+    await container.close()
+
+
+async def test_an_injected_redis_client_returns_bytes() -> None:
+    """One that decodes is refused at once."""
+    client: Any = Redis(decode_responses=True)
+    with pytest.raises(SettingsError, match="decode_responses"):
+        Container(redis_client=client)
+    await client.aclose()

@@ -1,0 +1,129 @@
+"""Closing while operations are under way: what was stored is reported as stored, and nothing is left open."""
+
+import asyncio
+import gc
+import time
+import warnings
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from backtest_persist import ClosedError, Container, Settings, StoreUnavailableError, WriteOutcomeUnknownError
+from tests.faults.conftest import Failing
+
+
+async def test_close_waits_for_what_is_under_way(settings: Settings) -> None:
+    """Each of 200 writes either returns and is stored, or is a ClosedError and is not; no connection is left."""
+    container = Container(settings)
+    db = container.signal_db_service
+    await db.wait_for_init()
+    started = 0
+
+    async def write(n: int) -> Any:
+        nonlocal started
+        await asyncio.sleep(n * 0.0005)
+        started += 1
+        return await db.upsert("s", "t", f"e{n}", {"n": n})
+
+    with warnings.catch_warnings(record=True) as left_open:
+        warnings.simplefilter("always", ResourceWarning)
+        tasks = [asyncio.create_task(write(n)) for n in range(200)]
+        await asyncio.sleep(0.04)
+        before = started
+        await asyncio.gather(container.close(), container.close())
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        gc.collect()
+    assert [str(warning.message) for warning in left_open if issubclass(warning.category, ResourceWarning)] == []
+    done = {n for n, outcome in enumerate(outcomes) if not isinstance(outcome, BaseException)}
+    assert {type(outcome) for n, outcome in enumerate(outcomes) if n not in done} <= {ClosedError}
+    assert done >= set(range(before))
+    async with Container(settings) as other:
+        rows = await other.signal_db_service.find_all()
+        assert {int(row.exchange_name[1:]) for row in rows} == done
+        cached = [await other.signal_cache_service.get_signal_id("s", "t", f"e{n}") for n in sorted(done)]
+        assert cached == [outcomes[n].id for n in sorted(done)]  # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue, reportUnknownVariableType]
+
+
+async def test_close_waits_for_commands_of_the_cache(settings: Settings) -> None:
+    """Maps used on their own end with a result, or a ClosedError."""
+    container = Container(settings)
+    with warnings.catch_warnings(record=True) as left_open:
+        warnings.simplefilter("always", ResourceWarning)
+        tasks = [asyncio.create_task(container.signal_cache_service.set(f"k{n}", "v")) for n in range(200)]
+        await asyncio.sleep(0.01)
+        await container.close()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        gc.collect()
+    assert [str(warning.message) for warning in left_open if issubclass(warning.category, ResourceWarning)] == []
+    assert Counter(map(type, outcomes)).keys() <= {type(None), ClosedError}
+
+
+async def test_close_gives_up_after_the_deadline(settings: Settings, failing: Failing) -> None:
+    """A write that hangs is waited for as long as the deadline; it says that it may have been applied."""
+    container = Container(settings.model_copy(update={"mongo_timeout_ms": 500}))
+    await container.signal_db_service.wait_for_init()
+    async with failing("findAndModify", blockConnection=True, blockTimeMS=2000):
+        writing = asyncio.create_task(container.signal_db_service.upsert("s", "t", "e", {"n": 1}))
+        await asyncio.sleep(0.05)
+        started = time.monotonic()
+        await container.close()
+        assert time.monotonic() - started < 0.75
+        with pytest.raises(WriteOutcomeUnknownError):
+            await writing
+
+
+async def test_close_in_a_cancelled_task(settings: Settings) -> None:
+    """A task that closes when it is cancelled, and is cancelled again, closes all the same."""
+    container = Container(settings)
+    closed = False
+
+    async def work() -> None:
+        nonlocal closed
+        try:
+            while True:
+                await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+        finally:
+            try:
+                await container.close()
+            finally:
+                closed = True
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0.3)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.gather(task, return_exceptions=True)
+    assert closed
+    with pytest.raises(ClosedError):
+        await container.signal_db_service.find_by_context("s", "t", "e")
+
+
+async def test_iterating_while_it_closes(settings: Settings) -> None:
+    """A list that is half read does not keep `close` from closing; the next batch is a ClosedError."""
+    container = Container(settings)
+    await container.log_db_service.create_many([{"id": f"{n}"} for n in range(500)])
+    rows = container.log_db_service.iterate()
+    await anext(rows)
+    started = time.monotonic()
+    await container.close()
+    assert time.monotonic() - started < 1
+    with pytest.raises(ClosedError):
+        _ = [row async for row in rows]
+
+
+async def test_a_write_to_a_client_that_others_closed(settings: Settings, driver: str) -> None:
+    """What the driver says of a closed client is an outcome unknown for a write, and for a read a ClosedError."""
+    container = Container(settings)
+    await container.signal_db_service.wait_for_init()
+    closing: Any = container.mongo_service.client.close()
+    if closing is not None:
+        await closing
+    if driver == "pymongo":  # Motor's opens again
+        with pytest.raises(WriteOutcomeUnknownError):
+            await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+        with pytest.raises((ClosedError, StoreUnavailableError)):
+            await container.signal_db_service.find_by_context("s", "t", "e")
+    await container.close()

@@ -1,0 +1,169 @@
+"""Faults of Redis: a latency fault at most, never an error; and a healthy Redis is never taken for a broken one."""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from backtest_persist import Container, Settings, StoreUnavailableError
+
+Warned = Callable[[], list[str]]
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """The default deadline of Redis: what these tests are about."""
+    return settings.model_copy(update={"redis_timeout_ms": 100})
+
+
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture) -> Warned:
+    """Name the events that the container logged as warnings."""
+    caplog.set_level(logging.WARNING, "backtest_persist")
+    return lambda: [str(vars(record)["event"]) for record in caplog.records if record.name == "backtest_persist"]
+
+
+@asynccontextmanager
+async def stopped(container: Container) -> AsyncGenerator[None]:
+    """A redis-server that keeps its connections and answers nothing."""
+    client: Any = container.redis_service.client
+    info = await client.info("server")
+    os.kill(info["process_id"], signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(info["process_id"], signal.SIGCONT)
+
+
+@asynccontextmanager
+async def configured(container: Container, **options: Any) -> AsyncGenerator[None]:
+    """A redis-server with other options for a while."""
+    client: Any = container.redis_service.client
+    before: dict[str, Any] = {}
+    for name in options:
+        before |= await client.config_get(name.replace("_", "-"))
+    await client.config_set(*(part for name, value in options.items() for part in (name.replace("_", "-"), value)))
+    try:
+        yield
+    finally:
+        async with client.client() as connection:
+            if "requirepass" in options:
+                await connection.execute_command("AUTH", options["requirepass"])
+            await connection.config_set(*(part for item in before.items() for part in item))
+
+
+async def read_all(container: Container, count: int) -> tuple[int, float]:
+    """Read one row `count` times at once; returns how many of the reads the cache answered, and the longest time."""
+
+    async def read() -> float:
+        started = time.monotonic()
+        assert await container.signal_db_service.find_by_context("s", "t", "e") is not None
+        return time.monotonic() - started
+
+    before = container.signal_db_service.stats.hits
+    longest = max(await asyncio.gather(*(read() for _ in range(count))))
+    return container.signal_db_service.stats.hits - before, longest
+
+
+@pytest.mark.parametrize("count", [500, 2000])
+async def test_a_healthy_redis_answers_every_one_of_a_burst(container: Container, warned: Warned, count: int) -> None:
+    """Waiting for one of our own connections, or for a busy event loop, is no fault of Redis."""
+    await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+    hits, _ = await read_all(container, count)
+    assert hits == count
+    ids = [container.signal_cache_service.get_signal_id("s", "t", "e") for _ in range(count)]
+    assert len(set(await asyncio.gather(*ids))) == 1
+    assert warned() == []
+
+
+async def test_a_stopped_redis_costs_one_deadline(container: Container, warned: Warned) -> None:
+    """The first operation waits for the deadline, then Redis is skipped, by concurrent ones as well; it comes back."""
+    await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+    async with stopped(container):
+        hits, longest = await read_all(container, 1)
+        assert (hits, longest < 0.25) == (0, True)
+        started = time.monotonic()
+        hits, _ = await read_all(container, 100)
+        assert (hits, container.signal_db_service.stats.hits) == (0, 0)
+        assert time.monotonic() - started < 1
+        with pytest.raises(StoreUnavailableError, match="CC_REDIS_TIMEOUT_MS"):
+            await container.signal_cache_service.get_signal_id("s", "t", "e")
+    assert warned() == ["redis.down"]
+    async with asyncio.timeout(6):
+        while (await read_all(container, 1))[0] == 0:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_burst_that_meets_a_stopped_redis_pays_once(container: Container, warned: Warned) -> None:
+    """Callers that queue for a connection do not wait for one deadline after another."""
+    await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+    await container.signal_db_service.find_by_context("s", "t", "e")
+    async with stopped(container):
+        hits, longest = await read_all(container, 200)
+        assert hits == 0
+        assert longest < 1.5
+        failing = [container.signal_cache_service.get_signal_id("s", "t", "e") for _ in range(100)]
+        started = time.monotonic()
+        errors = await asyncio.gather(*failing, return_exceptions=True)
+        assert {type(error) for error in errors} == {StoreUnavailableError}
+        assert time.monotonic() - started < 1.5
+    assert warned() == ["redis.down"]
+
+
+async def test_one_caller_probes(container: Container) -> None:
+    """After the pause one operation asks Redis and the others go on without."""
+    redis = container.redis_service
+    await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+    async with stopped(container):
+        await read_all(container, 1)
+        await asyncio.sleep(redis.FIRST_PAUSE_SECONDS)
+        asked = 0
+
+        async def ask() -> None:
+            nonlocal asked
+            asked += 1
+            await container.signal_cache_service.get_signal_id("s", "t", "e")
+
+        await asyncio.gather(*(redis.attempt("GET", ask, None) for _ in range(100)))
+        assert asked == 1
+
+
+@pytest.mark.parametrize("options", [{"maxmemory": 1}, {"min_replicas_to_write": 1}])
+async def test_a_redis_that_refuses_writes_is_reported_once(
+    container: Container, warned: Warned, options: dict[str, Any]
+) -> None:
+    """GETs that are answered do not hide that every SET is refused; an answer is no reason to skip Redis."""
+    db = container.signal_db_service
+    await db.upsert("s", "t", "e", {"n": 0})
+    for outage in (1, 2):
+        async with configured(container, **options):
+            for n in range(20):
+                await db.upsert("s", "t", str(n), {"n": n})
+                assert (await db.find_by_context("s", "t", "e")) is not None
+            assert warned() == ["redis.refuses"] * outage
+            assert (await read_all(container, 10))[0] == 10
+        await db.upsert("s", "t", "e", {"n": 1})
+
+
+async def test_a_redis_that_wants_a_password_is_reported_once(
+    container: Container, settings: Settings, warned: Warned
+) -> None:
+    """No or a wrong password is a miss, reported once for reads and once for writes, and not a fault to wait for."""
+    async with configured(container, requirepass="hunter2"):
+        for password in ("", "wrong"):
+            url = settings.redis_url
+            assert url is not None
+            other = url.get_secret_value().replace("unix://", f"unix://:{password}@" if password else "unix://")
+            async with Container(settings.model_copy(update={"redis_url": type(url)(other)})) as degraded:
+                started = time.monotonic()
+                for n in range(50):
+                    await degraded.signal_db_service.upsert("s", "t", "e", {"n": n})
+                    assert await degraded.signal_db_service.find_by_context("s", "t", "e") is not None
+                assert time.monotonic() - started < 5
+    assert warned() == ["redis.refuses"] * 4
