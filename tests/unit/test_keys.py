@@ -1,6 +1,7 @@
 """Key components and Redis keys."""
 
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def test_all_but_the_last_component_are_encoded() -> None:
     assert join_key("a:b", "50%", "BTC/USDT:USDT%") == "a%3Ab:50%25:BTC/USDT:USDT%"
 
 
-UNUSABLE: list[Any] = ["", "a\0b", "\ud800", None, 5, True, b"a", ["a"], {"$gt": ""}, {"a": 1}, object()]
+UNUSABLE: list[Any] = ["", "a\0b", "\ud800", None, 5, True, b"a", ["a"], {"$gt": ""}, {"a": 1}, Path("a")]
 
 
 @pytest.mark.parametrize("bad", UNUSABLE, ids=repr)
