@@ -27,7 +27,7 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The test suite on real servers; CC_TEST_BACKEND=embedded|testcontainers|env says which."""
     install(session, "tests")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "3", "--dist", "worksteal", *session.posargs)
 
 
 @nox.session
@@ -43,3 +43,10 @@ def containers(session: nox.Session) -> None:
     install(session, "tests")
     session.env["CC_TEST_BACKEND"] = "testcontainers"
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmarks: a table, and with --plot FILE a picture; -- --help shows the options."""
+    install(session, "bench")
+    session.run("python", "-m", "tests.bench", *session.posargs)

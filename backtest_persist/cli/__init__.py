@@ -1,6 +1,9 @@
-"""The command line: ``backtest-persist demo``, ``migrate`` and ``initiate``."""
+"""The command line: ``backtest-persist demo``, ``import-dump``, ``export-dump``, ``migrate`` and ``initiate``."""
 
+import asyncio
+import inspect
 import sys
+from typing import Any
 
 from backtest_persist.errors import BacktestPersistError
 
@@ -10,14 +13,12 @@ _EXTRA = ("attrs", "basana", "bokeh_sampledata", "cyclopts", "rich")
 
 
 def main() -> None:
-    """Run the command that the arguments name and exit with its status.
+    """Run the command that the arguments name, on uvloop if it is installed, and exit with its status.
 
     0 is success, 1 an error of this package, 2 a bad argument or a missing extra, 130 Ctrl-C.
     """
     try:
-        from backtest_persist.cli.app import app  # needs the extra
-
-        sys.exit(app(result_action="return_value"))
+        sys.exit(_run())
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRA:
@@ -27,6 +28,21 @@ def main() -> None:
         _fail(" ".join(str(error).split()), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+
+
+def _run() -> int | None:
+    from backtest_persist.cli.app import app  # needs the extra
+
+    command, arguments, _ = app.parse_args()
+    result: Any = command(*arguments.args, **arguments.kwargs)
+    if not inspect.iscoroutine(result):
+        return result
+    try:
+        from uvloop import new_event_loop
+    except ModuleNotFoundError:
+        new_event_loop = None
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(result)
 
 
 def _fail(message: str, status: int) -> None:

@@ -5,68 +5,75 @@ rows validated as the package validates them, and coalesces nothing.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from bson import ObjectId
 from pymongo import ReturnDocument
 
-from backtest_persist import CandleRow, Container, SignalRow
+from backtest_persist import CandleRow, Container, SignalRow, StateRow
 
-__all__ = ("Baseline",)
+__all__ = ("CANDLE", "SIGNAL", "STATE", "Baseline", "Domain")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where a domain is kept, and what its rows are."""
+
+    collection: str
+    namespace: str
+    row: type[Any]
+
+
+CANDLE = Domain("candle-items", "candle_cache", CandleRow)
+SIGNAL = Domain("signal-items", "signal_cache", SignalRow)
+STATE = Domain("state-items", "state_cache", StateRow)
 
 
 class Baseline:
-    """Reads and writes signals and candles of a container's servers."""
+    """Reads and writes single documents on a container's servers."""
 
     def __init__(self, container: Container) -> None:
-        self.signals = container.mongo_service.collection("signal-items")
-        self.candles = container.mongo_service.collection("candle-items")
+        self.collection = container.mongo_service.collection
         self.redis: Any = container.redis_service.client
         self.prefix = container.redis_service.key_prefix
 
-    async def read(self, symbol: str, strategy: str, exchange: str) -> SignalRow | None:
-        key = f"{self.prefix}signal_cache:{exchange}:{strategy}:{symbol}"
-        context = {"symbol": symbol, "strategyName": strategy, "exchangeName": exchange}
-        id = await self.redis.get(key)
-        document = None if id is None else await self.signals.find_one({"_id": ObjectId(id.decode())})
-        if document is None or any(document[name] != value for name, value in context.items()):
-            document = await self.signals.find_one(context)
+    async def read(self, domain: Domain, key: str, context: dict[str, Any]) -> Any:
+        name, collection = f"{self.prefix}{domain.namespace}:{key}", self.collection(domain.collection)
+        id = await self.redis.get(name)
+        document = None if id is None else await collection.find_one({"_id": ObjectId(id.decode())})
+        if document is None or any(document[field] != value for field, value in context.items()):
+            document = await collection.find_one(context)
             if document is None:
                 return None
-            await self.redis.set(key, str(document["_id"]))
-        return SignalRow.model_validate(document)
+            await self.redis.set(name, str(document["_id"]))
+        return domain.row.model_validate(document)
 
-    async def write(self, symbol: str, strategy: str, exchange: str, payload: dict[str, Any]) -> SignalRow:
-        context = {"symbol": symbol, "strategyName": strategy, "exchangeName": exchange}
-        document = await self._upsert(self.signals, context, {"$set": {"payload": payload, "updatedDate": _now()}})
-        await self.redis.set(f"{self.prefix}signal_cache:{exchange}:{strategy}:{symbol}", str(document["_id"]))
-        return SignalRow.model_validate(document)
+    async def write(
+        self, domain: Domain, key: str, context: dict[str, Any], fields: dict[str, Any], *, replace: bool = True
+    ) -> Any:
+        now = datetime.now(UTC)
+        created = {"createDate": now, "__v": 0}
+        update = {"$set": {**fields, "updatedDate": now}, "$setOnInsert": created}
+        document: Any = await self.collection(domain.collection).find_one_and_update(
+            context,
+            update if replace else {"$setOnInsert": {**fields, **created, "updatedDate": now}},
+            upsert=True,
+            return_document=ReturnDocument.AFTER,
+        )
+        await self.redis.set(f"{self.prefix}{domain.namespace}:{key}", str(document["_id"]))
+        return domain.row.model_validate(document)
 
     async def read_candles(self, symbol: str, exchange: str, timestamps: Sequence[int]) -> list[CandleRow]:
-        rows: list[CandleRow] = []
-        for timestamp in timestamps:
-            id = await self.redis.get(f"{self.prefix}candle_cache:{exchange}:{symbol}:1m:{timestamp}")
-            document = await self.candles.find_one({"_id": ObjectId(id.decode())})
-            assert document is not None
-            assert document["timestamp"] == timestamp
-            rows.append(CandleRow.model_validate(document))
-        return rows
+        series = {"exchangeName": exchange, "symbol": symbol, "interval": "1m"}
+        return [
+            await self.read(CANDLE, f"{exchange}:{symbol}:1m:{at}", {**series, "timestamp": at}) for at in timestamps
+        ]
 
     async def write_candles(self, symbol: str, exchange: str, candles: Sequence[dict[str, Any]]) -> None:
+        series = {"exchangeName": exchange, "symbol": symbol, "interval": "1m"}
         for candle in candles:
-            context = {"exchangeName": exchange, "symbol": symbol, "interval": "1m", "timestamp": candle["timestamp"]}
+            key, context = f"{exchange}:{symbol}:1m:{candle['timestamp']}", {**series, "timestamp": candle["timestamp"]}
             numbers = {name: value for name, value in candle.items() if name != "timestamp"}
-            document = await self._upsert(self.candles, context, {"$setOnInsert": {**numbers, "updatedDate": _now()}})
-            key = f"{self.prefix}candle_cache:{exchange}:{symbol}:1m:{candle['timestamp']}"
-            await self.redis.set(key, str(document["_id"]))
-
-    async def _upsert(self, collection: Any, context: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
-        on_insert = {**update.pop("$setOnInsert", {}), "createDate": _now(), "__v": 0}
-        return await collection.find_one_and_update(
-            context, {**update, "$setOnInsert": on_insert}, upsert=True, return_document=ReturnDocument.AFTER
-        )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+            await self.write(CANDLE, key, context, numbers, replace=False)

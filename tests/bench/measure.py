@@ -68,7 +68,8 @@ async def load(callers: int, seconds: float, call: Callable[[int], Awaitable[int
     async def caller(number: int) -> None:
         nonlocal done
         while time.perf_counter() < stop:
-            done += await call(number)
+            answered = await call(number)  # on a line of its own: `done` may change meanwhile
+            done += answered
             number += callers
 
     started = time.perf_counter()

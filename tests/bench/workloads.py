@@ -7,10 +7,11 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import count
+from statistics import median
 from typing import Any
 
-from backtest_persist import Container, Registry, base_map
-from tests.bench.baseline import Baseline
+from backtest_persist import Container, LogRow, Registry, base_map
+from tests.bench.baseline import SIGNAL, STATE, Baseline
 from tests.bench.floor import Floor
 from tests.bench.measure import Figure, compare, load
 
@@ -60,7 +61,7 @@ class Bench:
 
     async def reads(self, callers: int) -> Figure:
         async def base(number: int) -> int:
-            return int(await self.baseline.read(*_context(number)) is not None)
+            return int(await self._read_literally(number) is not None)
 
         async def ours(number: int) -> int:
             return int(await self.container.signal_db_service.find_by_context(*_context(number)) is not None)
@@ -70,7 +71,7 @@ class Bench:
 
     async def writes(self, callers: int) -> Figure:
         async def base(number: int) -> int:
-            return int(bool((await self.baseline.write(*_context(number), PAYLOAD)).id))
+            return int(bool((await self._write_literally(number)).id))
 
         async def ours(number: int) -> int:
             return int(bool((await self.container.signal_db_service.upsert(*_context(number), PAYLOAD)).id))
@@ -81,8 +82,8 @@ class Bench:
     async def mixed(self, callers: int) -> Figure:
         async def base(number: int) -> int:
             if number // callers % 10:
-                return int(await self.baseline.read(*_context(number)) is not None)
-            return int(bool((await self.baseline.write(*_context(number), PAYLOAD)).id))
+                return int(await self._read_literally(number) is not None)
+            return int(bool((await self._write_literally(number)).id))
 
         async def ours(number: int) -> int:
             db = self.container.signal_db_service
@@ -109,6 +110,16 @@ class Bench:
             variants["floor"] = lambda: load(1, self.seconds, lambda number: floor(number, callers))
         return await compare(name, variants, unit="/s", rounds=self.rounds, target=target)
 
+    async def _read_literally(self, number: int) -> Any:
+        symbol, strategy, exchange = _context(number)
+        context = {"symbol": symbol, "strategyName": strategy, "exchangeName": exchange}
+        return await self.baseline.read(SIGNAL, f"{exchange}:{strategy}:{symbol}", context)
+
+    async def _write_literally(self, number: int) -> Any:
+        symbol, strategy, exchange = _context(number)
+        context = {"symbol": symbol, "strategyName": strategy, "exchangeName": exchange}
+        return await self.baseline.write(SIGNAL, f"{exchange}:{strategy}:{symbol}", context, {"payload": PAYLOAD})
+
     async def _floor_read(self, number: int, callers: int) -> int:
         symbols = [_context(number * callers + offset)[0] for offset in range(callers)]
         return await self.floor.read(symbols, "trend", "binance")
@@ -124,14 +135,14 @@ class Bench:
         db = self.container.candle_db_service
 
         async def base() -> float:
-            symbol = f"W{next(fresh)}"
+            symbol = f"W{size}-{next(fresh)}"
             return await _rate(min(size, 1000), self.baseline.write_candles(symbol, "b", _candles(min(size, 1000))))
 
         async def ours() -> float:
-            return await _rate(size, db.create_many(f"W{next(fresh)}", "1m", "b", _candles(size)))
+            return await _rate(size, db.create_many(f"W{size}-{next(fresh)}", "1m", "b", _candles(size)))
 
         async def floor() -> float:
-            return await _rate(size, self.floor.write_candles(f"W{next(fresh)}", "b", _candles(size)))
+            return await _rate(size, self.floor.write_candles(f"W{size}-{next(fresh)}", "b", _candles(size)))
 
         return await compare(
             f"candles written, {size:,} at once",
@@ -180,42 +191,65 @@ class Bench:
     async def listing(self, size: int) -> Figure:
         db = self.container.log_db_service
         await db.create_many({"id": f"{number}", "topic": "t", "args": [number]} for number in range(size))
+        decoded = self.container.mongo_service.collection("log-items")
         collection: Any = self.floor.signals.database["log-items"]
+        order = [("createDate", 1), ("_id", 1)]
 
-        async def ours() -> float:
-            return await _rate(size, db.list_all())
+        async def base() -> float:
+            async def read() -> None:
+                found = [LogRow.model_validate(document) async for document in decoded.find({}, sort=order)]
+                assert len(found) == size
+
+            return await _rate(size, read())
 
         async def floor() -> float:
-            return await _rate(size, collection.find({}).sort([("createDate", 1), ("_id", 1)]).to_list(None))
+            return await _rate(size, collection.find({}).sort(order).to_list(None))
 
-        return await compare(f"list of {size:,}", {"floor": floor, "ours": ours}, unit="/s", rounds=self.rounds)
+        return await compare(
+            f"list of {size:,}",
+            {"baseline": base, "ours": lambda: _rate(size, db.list_all()), "floor": floor},
+            unit="/s",
+            rounds=self.rounds,
+        )
 
     async def iteration(self, size: int) -> AsyncIterator[Figure]:
-        keys, redis = Keys(self.container.redis_service), self.floor.redis
+        """All keys with their values; the literal algorithm gets them one by one, and is stopped after 10,000."""
+        keys, redis, pattern = Keys(self.container.redis_service), self.floor.redis, f"{self.floor.prefix}bench:*"
         for start in range(0, size, 1000):
             await keys.set_many([(f"k{number}", "v") for number in range(start, min(start + 1000, size))])
-        rounds = self.rounds if size <= 100_000 else 1
+
+        async def base() -> float:
+            seen, started = 0, time.perf_counter()
+            async for name in redis.scan_iter(match=pattern, count=100):
+                assert await redis.get(name) == b"v"
+                seen += 1
+                if seen == 10_000:
+                    break
+            return seen / (time.perf_counter() - started)
 
         async def ours() -> float:
-            seen = 0
-            started = time.perf_counter()
-            async for _ in keys.keys():
+            seen, started = 0, time.perf_counter()
+            async for _ in keys.iterate():
                 seen += 1
             assert seen == size
-            return time.perf_counter() - started
+            return seen / (time.perf_counter() - started)
 
         async def floor() -> float:
-            started = time.perf_counter()
-            async for _ in redis.scan_iter(match=f"{self.floor.prefix}bench:*", count=100):
-                pass
-            return time.perf_counter() - started
+            seen, started, cursor = 0, time.perf_counter(), None
+            while cursor != 0:
+                cursor, names = await redis.scan(cursor or 0, match=pattern, count=100)
+                seen += len(await redis.mget(names)) if names else 0
+            return seen / (time.perf_counter() - started)
 
         yield await compare(
-            f"iteration over {size:,} keys", {"floor": floor, "ours": ours}, unit="s", rounds=rounds, better="lower"
+            f"iteration over {size:,} keys and values",
+            {"baseline": base, "ours": ours, "floor": floor},
+            unit="/s",
+            rounds=self.rounds,
         )
         gc.collect()
         tracemalloc.start()
-        async for _ in keys.keys():
+        async for _ in keys.iterate():
             pass
         peak = tracemalloc.get_traced_memory()[1] / 2**20
         tracemalloc.stop()
@@ -225,25 +259,48 @@ class Bench:
     # --- a runner ---
 
     async def minutes(self, size: int) -> Figure:
-        """A minute of a backtest: a window of 100 candles and two states read, one state written."""
+        """Minutes of a backtest: a window of 100 candles and two states read, one state written.
+
+        A value is the median of a part of them; after each part the literal algorithm does 20 of its own.
+        """
         persist = Registry(self.container)
         candles = await persist.candle("BTCUSDT", "1m", "b")
-        await candles.write_candles_data(_candles(100 + min(size, 44_640)))
+        await candles.write_candles_data(_candles(100 + size))
         trailing, exposure = await persist.state("s-1", "trailing"), await persist.state("s-1", "exposure")
         await exposure.write_state_data({"open": 2}, START)
-        times: list[float] = []
-        for minute in range(size):
-            when = START + (100 + minute) * MINUTE
-            started = time.perf_counter()
+        await trailing.write_state_data({"stop": 0.0}, START)
+
+        async def ours(when: int) -> None:
             window, _, _ = await asyncio.gather(
                 candles.read_candles_data(100, when - 100 * MINUTE, when),
                 trailing.read_state_data(when=when),
                 exposure.read_state_data(when=when),
             )
             assert window is not None
-            await trailing.write_state_data({"stop": window[-1]["close"], "minute": minute}, when)
-            times.append((time.perf_counter() - started) * 1000)
-        return Figure(f"virtual minute of a runner, {size:,} of them", "ms", "lower", {"ours": times}, "<= 3 median")
+            await trailing.write_state_data({"stop": window[-1]["close"], "when": when}, when)
+
+        async def base(when: int) -> None:
+            context, key = {"signalId": "s-1", "bucketName": "literal"}, "s-1:literal"
+            other = {"signalId": "s-1", "bucketName": "exposure"}
+            await self.baseline.read_candles("BTCUSDT", "b", range(when - 100 * MINUTE, when, MINUTE))
+            await self.baseline.read(STATE, key, context)
+            await self.baseline.read(STATE, "s-1:exposure", other)
+            await self.baseline.write(STATE, key, context, {"payload": {"stop": 11.0, "when": when}, "when": when})
+
+        figure = Figure(
+            f"minute of a runner, {size:,} of them", "ms", "lower", {"baseline": [], "ours": []}, "<= 3 ms median"
+        )
+        part = size // self.rounds
+        for number in range(self.rounds):
+            start = START + (100 + number * part) * MINUTE
+            for name, work, length in (("ours", ours, part), ("baseline", base, 20)):
+                times: list[float] = []
+                for minute in range(length):
+                    started = time.perf_counter()
+                    await work(start + minute * MINUTE)
+                    times.append((time.perf_counter() - started) * 1000)
+                figure.values[name].append(median(times))
+        return figure
 
     # --- growth ---
 

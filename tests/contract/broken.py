@@ -208,7 +208,7 @@ class WritesInTwoSteps(Store):
         halves = [(name, self.half(value), at, gone) for name, value, at, gone in entries]
         if halves != entries:
             super().put(context, halves, replace=replace)
-            time.sleep(0.01)  # long enough to be seen
+            time.sleep(0.05)  # long enough to be seen, on a busy machine too
         super().put(context, entries, replace=replace or halves != entries)
 
     def half(self, value: Any) -> Any:
