@@ -10,7 +10,7 @@ import inspect
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
@@ -38,7 +38,7 @@ from pymongo.errors import (
     ServerSelectionTimeoutError,
     WriteConcernError,
 )
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -62,12 +62,12 @@ __all__ = (
     "Document",
     "MongoService",
     "MongoState",
+    "RedisCommands",
     "RedisService",
     "aggregate",
     "aggregate_raw",
     "list_indexes",
     "mongo_errors",
-    "redis_errors",
     "to_plain",
     "uncancelled",
 )
@@ -483,15 +483,26 @@ async def list_indexes(collection: Collection) -> list[Document]:
     return [dict(index) async for index in cursor]
 
 
-@contextmanager
-def mongo_errors(operation: str, *, write: bool = False) -> Generator[None]:
+def mongo_errors(operation: str | Callable[[], str], *, write: bool = False) -> AbstractContextManager[None]:
     """Turn driver errors into ours; `operation` opens the message and names domain and context."""
-    try:
-        yield
-    except BacktestPersistError:
-        raise
-    except Exception as error:  # the driver has bugs, too; a write that met one may have been applied
-        raise _translate(error, operation, write=write) from (None if _quotes_data(error) else error)
+    return _MongoErrors(operation, write)
+
+
+class _MongoErrors(AbstractContextManager[None]):
+    """A class, as this stands around every command: a generator would cost several times as much."""
+
+    __slots__ = ("_operation", "_write")
+
+    def __init__(self, operation: str | Callable[[], str], write: bool) -> None:
+        self._operation = operation
+        self._write = write
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, BacktestPersistError):
+            return
+        operation = self._operation if isinstance(self._operation, str) else self._operation()
+        # the driver has bugs, too; a write that met one may have been applied
+        raise _translate(error, operation, write=self._write) from (None if _quotes_data(error) else error)
 
 
 # BadValue, FailedToParse, TypeMismatch and their like; without a name (51091) an error is of the query's parser as well
@@ -556,22 +567,111 @@ def _describe(error: Exception) -> str:
 # --- Redis -----------------------------------------------------------------------------------------------------------
 
 
-class _RedisState:
-    """What one event loop holds of Redis."""
+class RedisCommands(Protocol):
+    """What a command is sent with; answers are as the server gives them: bytes, int, lists of them."""
 
-    def __init__(self, client: Redis, connections: int, *, owned: bool) -> None:
-        self.client = client
-        self.connections = connections
-        self.free = asyncio.Semaphore(connections)
-        self.owned = owned
+    async def execute(self, *command: str | bytes | int) -> Any:
+        """Send a command and return its answer."""
+        ...
+
+    async def execute_all(self, commands: Sequence[tuple[str | bytes | int, ...]]) -> None:
+        """Send commands in one round trip."""
+        ...
+
+
+class _Client:
+    """Commands by a client that was given to the container."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = cast("Any", client)
+
+    async def execute(self, *command: str | bytes | int) -> Any:
+        return await self._client.execute_command(*command)
+
+    async def execute_all(self, commands: Sequence[tuple[str | bytes | int, ...]]) -> None:
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        await pipeline.execute()
+
+
+class _Connection:
+    """Commands by a connection of our own: half the work of a client, whose pool and retries we do not need."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._connection: Any = pool.make_connection()  # which connects with the first command
+
+    async def execute(self, *command: str | bytes | int) -> Any:
+        await self._reconnect()
+        await self._connection.send_command(*command)
+        return await self._connection.read_response()
+
+    async def execute_all(self, commands: Sequence[tuple[str | bytes | int, ...]]) -> None:
+        await self._reconnect()
+        await self._connection.send_packed_command(self._connection.pack_commands(commands))
+        refused: ResponseError | None = None
+        for _ in commands:
+            try:
+                await self._connection.read_response()
+            except ResponseError as error:  # the other answers are still to come
+                refused = error
+        if refused is not None:
+            raise refused
+
+    async def _reconnect(self) -> None:
+        """Leave a connection that the server has closed meanwhile."""
+        if self._connection.is_connected and await self._connection.can_read():
+            await self._connection.disconnect(nowait=True)
+
+    async def close(self) -> None:
+        await self._connection.disconnect()
+
+
+class _RedisState:
+    """What one event loop holds of Redis: a client for the user, and what our commands are sent with."""
+
+    def __init__(self, settings: Settings, injected: Redis | None) -> None:
+        self.client = injected or Redis.from_pool(_open_pool(settings, BlockingConnectionPool))
+        self.owned = injected is None
+        self.connections = settings.redis_max_connections
+        self.free = asyncio.Semaphore(self.connections)
+        self._pool = _open_pool(settings, ConnectionPool) if injected is None else None
+        self._idle: list[_Connection] = []
+        self._step = settings.redis_timeout_ms / 1000 / STEPS
+        self._under_way: set[_Command] = set()
+        self._watch: asyncio.TimerHandle | None = None
+
+    def begin(self, command: "_Command") -> RedisCommands:
+        self._under_way.add(command)
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().call_later(self._step, self._pass)
+        if self._pool is None:
+            return _Client(self.client)
+        return self._idle.pop() if self._idle else _Connection(self._pool)
+
+    def end(self, command: "_Command", commands: RedisCommands) -> None:
+        self._under_way.discard(command)
+        self.free.release()
+        if isinstance(commands, _Connection):
+            self._idle.append(commands)
+
+    def _pass(self) -> None:
+        for command in self._under_way:
+            command.wait()
+        again = bool(self._under_way)
+        self._watch = asyncio.get_running_loop().call_later(self._step, self._pass) if again else None
 
     async def close(self) -> None:
         if self.owned:
             for _ in range(self.connections):  # each command under way ends within its deadline
                 await self.free.acquire()
+            for connection in self._idle:
+                await connection.close()
             await self.client.aclose()
             for _ in range(self.connections):  # for those that wait: they find the service closed
                 self.free.release()
+        if self._watch is not None:
+            self._watch.cancel()
 
 
 class RedisService:
@@ -603,15 +703,12 @@ class RedisService:
 
     def _open(self) -> _RedisState:
         settings = self._settings()
-        client = self._injected
-        if client is None:
-            client = _open_redis(settings)
-        else:
+        if self._injected is not None:
             try:
                 self._home.check()
             except SettingsError as error:  # for the db services a miss
                 raise StoreUnavailableError(str(error)) from error
-        return _RedisState(client, settings.redis_max_connections, owned=self._injected is None)
+        return _RedisState(settings, self._injected)
 
     @property
     def client(self) -> Redis:
@@ -623,26 +720,23 @@ class RedisService:
         """What stands before every key (``CC_REDIS_KEY_PREFIX``)."""
         return self._settings().redis_key_prefix
 
-    @asynccontextmanager
-    async def command(self, operation: str) -> AsyncGenerator[None]:
+    def command(self, operation: str) -> AbstractAsyncContextManager[RedisCommands]:
         """Bound one command by ``CC_REDIS_TIMEOUT_MS``, from when one of our connections is free for it.
 
         Any fault is a `StoreUnavailableError`; `operation` opens its message.
         """
-        asked = time.monotonic()
-        async with self._states.get().free:
-            if self._states.closed:
-                raise _closed()
-            if self._is_open and self._failed_at > asked:
-                raise StoreUnavailableError(f"{operation}: Redis stopped answering while others were waiting for it.")
-            with redis_errors(operation):
-                async with _busy_loops_aside(self._settings().redis_timeout_ms / 1000):
-                    yield
+        return _Command(self._states.get(), operation, self._check)
+
+    def _check(self, operation: str, asked: float) -> None:
+        if self._states.closed:
+            raise _closed()
+        if self._is_open and self._failed_at > asked:
+            raise StoreUnavailableError(f"{operation}: Redis stopped answering while others were waiting for it.")
 
     async def ping(self) -> None:
         """Ask the server for a sign of life; `StoreUnavailableError` without one."""
-        async with self.command("Ping of Redis"):
-            await cast("Any", self.client).ping()
+        async with self.command("Ping of Redis") as redis:
+            await redis.execute("PING")
 
     async def attempt(self, kind: str, call: Callable[[], Awaitable[T]], default: T) -> T:
         """Await `call()` if Redis is thought to be up; any fault gives `default`. Reports are made for each `kind`."""
@@ -705,40 +799,64 @@ def _is_answer(error: BaseException | None) -> bool:
     return error is not None and (isinstance(error, _ANSWERS) or _is_answer(error.__cause__))
 
 
-@asynccontextmanager
-async def _busy_loops_aside(seconds: float) -> AsyncGenerator[None]:
-    """Raise `TimeoutError` after a time in which the event loop was free to see an answer.
+STEPS = 5
 
-    The time is counted in steps: while the loop is busy with something else, however long, at most one passes.
+
+class _Command(AbstractAsyncContextManager[RedisCommands]):
+    """Holds one of our connections, and raises after a time in which the event loop was free to see an answer.
+
+    The time is counted in steps: while the loop is busy with something else, however long, at most one passes. One
+    timer counts for all commands; one of their own would cost as much as the command.
     """
-    steps = 5
-    loop = asyncio.get_running_loop()
 
-    def step(left: int) -> None:
-        nonlocal timer
-        if left:
-            timer = loop.call_later(seconds / steps, step, left - 1)
-        else:
-            limit.reschedule(loop.time())
+    __slots__ = ("_asked", "_check", "_commands", "_left", "_limit", "_operation", "_state")
 
-    async with asyncio.timeout(None) as limit:
-        timer = loop.call_later(seconds / steps, step, steps - 1)
+    def __init__(self, state: _RedisState, operation: str, check: Callable[[str, float], None]) -> None:
+        self._state = state
+        self._operation = operation
+        self._check = check
+        self._asked = time.monotonic()
+        self._left = STEPS + 1  # the first may be short
+        self._limit = asyncio.timeout(None)
+
+    async def __aenter__(self) -> RedisCommands:
+        await self._state.free.acquire()
         try:
-            yield
-        finally:
-            timer.cancel()
+            self._check(self._operation, self._asked)
+            await self._limit.__aenter__()
+        except BaseException:
+            self._state.free.release()
+            raise
+        self._commands = self._state.begin(self)
+        return self._commands
+
+    def wait(self) -> None:
+        """Another step has passed without an answer."""
+        self._left -= 1
+        if not self._left:
+            self._limit.reschedule(asyncio.get_running_loop().time())
+
+    async def __aexit__(self, *raised: Any) -> None:
+        self._state.end(self, self._commands)
+        error = raised[1]
+        try:
+            await self._limit.__aexit__(*raised)
+        except TimeoutError as timeout:
+            error = timeout
+        if isinstance(error, RedisError | OSError | TimeoutError):
+            raise _redis_error(self._operation, error) from error
 
 
-def _open_redis(settings: Settings) -> Redis:
-    patience = settings.redis_timeout_ms / 1000 + 5  # for users of the client; `command` does not wait for so long
+def _open_pool(settings: Settings, pool_type: type[ConnectionPool]) -> ConnectionPool:
     options: dict[str, Any] = {
         "decode_responses": False,
         "max_connections": settings.redis_max_connections,
         "retry": Retry(NoBackoff(), 0),  # the driver would retry ten times
-        "socket_connect_timeout": patience,
-        "socket_timeout": patience,
-        "timeout": patience,
+        "socket_connect_timeout": settings.redis_timeout_ms / 1000 + 5,  # `command` does not wait for so long
+        "socket_timeout": None,  # a timer, and a task, for each command
     }
+    if pool_type is BlockingConnectionPool:
+        options |= dict.fromkeys(("socket_timeout", "timeout"), options["socket_connect_timeout"])
     if settings.redis_url is None:
         options |= {
             "host": settings.redis_host,
@@ -749,20 +867,15 @@ def _open_redis(settings: Settings) -> Redis:
     try:
         if settings.redis_url is not None:
             options = {**parse_url(settings.redis_url.get_secret_value()), **options}
-        pool = BlockingConnectionPool(**options)
+        pool = pool_type(**options)
         pool.make_connection()  # which does not connect, but refuses unknown options
     except Exception:  # the message can quote the URL
         raise SettingsError(
             "CC_REDIS_URL is not usable; write redis://, rediss:// or unix://, and only options that redis-py knows."
         ) from None
-    return Redis.from_pool(pool)
+    return pool
 
 
-@contextmanager
-def redis_errors(operation: str) -> Generator[None]:
-    """Turn driver errors into `StoreUnavailableError`; `operation` opens the message."""
-    try:
-        yield
-    except (RedisError, OSError, TimeoutError) as error:
-        detail = str(error).splitlines()[0][:200] if str(error) else "no answer within CC_REDIS_TIMEOUT_MS"
-        raise StoreUnavailableError(f"{operation}: {type(error).__name__}: {detail}.") from error
+def _redis_error(operation: str, error: Exception) -> StoreUnavailableError:
+    detail = str(error).splitlines()[0][:200] if str(error) else "no answer within CC_REDIS_TIMEOUT_MS"
+    return StoreUnavailableError(f"{operation}: {type(error).__name__}: {detail}.")

@@ -2,11 +2,12 @@
 
 from array import array
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, ClassVar, cast
+from itertools import chain
+from typing import ClassVar, cast
 
-from backtest_persist.connections import RedisService
+from backtest_persist.connections import RedisCommands, RedisService
 from backtest_persist.core.keys import checked_name, to_int
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError
 
@@ -60,7 +61,7 @@ class BaseMap:
             raise SettingsError("This map knows no Redis; import backtest_persist, or pass a RedisService.")
         return service
 
-    def _command(self, operation: str) -> AbstractAsyncContextManager[None]:
+    def _command(self, operation: str) -> AbstractAsyncContextManager[RedisCommands]:
         return self._service.command(f"{operation} of the Redis namespace {self.connection_key!r}")
 
     def _get_item_key(self, key: str) -> str:
@@ -70,8 +71,8 @@ class BaseMap:
         """Store a value, with the ttl of the namespace if it has one; an empty key is an `InvalidKeyError`."""
         name, data = self._item(key, value)
         ttl = self.ttl_expire_seconds
-        async with self._command("SET"):
-            await self._service.client.set(name, data, ex=ttl if ttl > 0 else None)
+        async with self._command("SET") as redis:
+            await redis.execute("SET", name, data, *(("EX", ttl) if ttl > 0 else ()))
 
     async def set_many(self, items: list[tuple[str, str]]) -> None:
         """Store several values in one round trip per thousand, after all were checked."""
@@ -79,14 +80,11 @@ class BaseMap:
         checked = [self._item(key, value) for key, value in items]
         for start in range(0, len(checked), 1000):
             batch = dict(checked[start : start + 1000])
-            async with self._command("SET"):
+            async with self._command("SET") as redis:
                 if ttl <= 0:
-                    await self._service.client.mset(batch)
+                    await redis.execute("MSET", *chain.from_iterable(batch.items()))
                 else:
-                    pipeline = self._service.client.pipeline(transaction=False)
-                    for name, value in batch.items():
-                        pipeline.set(name, value, ex=ttl)
-                    await pipeline.execute()
+                    await redis.execute_all([("SET", name, value, "EX", ttl) for name, value in batch.items()])
 
     def _item(self, key: str, value: str) -> tuple[str, bytes]:
         name = self._get_item_key(checked_name(key, "key"))
@@ -102,35 +100,35 @@ class BaseMap:
         if key is None:
             return None
         name = self._get_item_key(checked_name(key, "key"))
-        async with self._command("GET"):
-            return _to_str(cast("bytes | None", await self._service.client.get(name)))
+        async with self._command("GET") as redis:
+            return _to_str(cast("bytes | None", await redis.execute("GET", name)))
 
     async def get_many(self, keys: Sequence[str]) -> list[str | None]:
         """Return the values of several keys by one command, None for those that are absent."""
         if len(keys) == 1:
             return [await self.get(keys[0])]
         names = [self._get_item_key(checked_name(key, "key")) for key in keys]
-        async with self._command("MGET"):
-            found = cast("list[bytes | None]", await self._service.client.mget(names))
+        async with self._command("MGET") as redis:
+            found = cast("list[bytes | None]", await redis.execute("MGET", *names))
         return [_to_str(value) for value in found]
 
     async def delete(self, key: str) -> None:
         """Remove a key; nothing happens when it is absent."""
         name = self._get_item_key(checked_name(key, "key"))
-        async with self._command("DEL"):
-            await self._service.client.delete(name)
+        async with self._command("DEL") as redis:
+            await redis.execute("DEL", name)
 
     async def has(self, key: str) -> bool:
         """Whether the key is there."""
         name = self._get_item_key(checked_name(key, "key"))
-        async with self._command("EXISTS"):
-            return bool(await self._service.client.exists(name))
+        async with self._command("EXISTS") as redis:
+            return bool(await redis.execute("EXISTS", name))
 
     async def clear(self) -> None:
         """Remove every key of this namespace, in batches, and nothing else."""
         async for batch in self._scan():
-            async with self._command("UNLINK"):
-                await self._service.client.unlink(*batch)
+            async with self._command("UNLINK") as redis:
+                await redis.execute("UNLINK", *batch)
 
     async def to_array(self) -> list[tuple[str, str]]:
         """Return all (key, value) pairs."""
@@ -143,10 +141,8 @@ class BaseMap:
         or may not be seen, as with Redis ``SCAN``.
         """
         async for batch in self._unseen():
-            async with self._command("MGET"):
-                values = cast(
-                    "list[bytes | None]", await cast("Awaitable[Any]", self._service.client.mget(list(batch)))
-                )
+            async with self._command("MGET") as redis:
+                values = cast("list[bytes | None]", await redis.execute("MGET", *batch))
             for key, value in zip(batch.values(), values, strict=True):
                 if value is not None:
                     yield key, cast("str", _to_str(value))
@@ -173,12 +169,12 @@ class BaseMap:
         pattern = _escape_glob(self._get_item_key("")) + b"*"
         cursor = 0
         while True:
-            async with self._command("SCAN"):
-                cursor, batch = await cast("Any", self._service.client).scan(
-                    cursor, match=pattern, count=ITERATOR_BATCH_SIZE, _type=kind
-                )
+            async with self._command("SCAN") as redis:
+                kinds = () if kind is None else ("TYPE", kind)
+                answer = await redis.execute("SCAN", cursor, "MATCH", pattern, "COUNT", ITERATOR_BATCH_SIZE, *kinds)
+                cursor, batch = int(answer[0]), cast("list[bytes]", answer[1])
             if batch:
-                yield cast("list[bytes]", batch)
+                yield batch
             if cursor == 0:
                 return
 

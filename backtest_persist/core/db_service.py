@@ -245,7 +245,7 @@ class DbService(Generic[C, R]):
         state = await self._ready()
         self.stats.reads += 1
         self.stats.lookups += 1
-        return await state.held(self, self._open_flights).reads.board(context, since)
+        return await state.held(self, self._open_flights).reads.ask(context, since)
 
     async def _upsert(self, context: C, fields: Mapping[str, Any]) -> R:
         """One atomic write: the filter is exactly the unique index, so concurrent first writes make one document.
@@ -264,7 +264,7 @@ class DbService(Generic[C, R]):
         return await state.held(self, self._open_flights).writes.board(write, since)
 
     def _encode(self, payload: PayloadInput | None, context: C) -> dict[str, Any] | None:
-        return encode_payload(payload, self._what(context))
+        return encode_payload(payload, lambda: self._what(context))
 
     def _encode_entry(self, payload: PayloadInput, context: C) -> dict[str, Any]:
         """The payload of a list entry, which is never None."""
@@ -565,8 +565,10 @@ class DbService(Generic[C, R]):
         return f"{self.collection} ({context.describe()})"
 
     def _errors(self, verb: str, context: C | None = None, *, write: bool = False) -> AbstractContextManager[None]:
-        what = self.collection if context is None else self._what(context)
-        return mongo_errors(f"{verb.capitalize()} in {what}", write=write)
+        def operation() -> str:
+            return f"{verb.capitalize()} in {self.collection if context is None else self._what(context)}"
+
+        return mongo_errors(operation, write=write)
 
     def _filter(self, given: Filter) -> dict[str, Any]:
         try:

@@ -38,10 +38,10 @@ class Seat(Generic[Item, Answer]):
 class Flights(Generic[Item, Answer]):
     """Sends items of one event loop in flights; no more than `limit` are in the air, each of `size` items at most.
 
-    With nothing in the air an item leaves at once and alone. What arrives meanwhile waits, and leaves together as soon
-    as there is room; there are no timers. An item never joins a flight that has left. Flights are tasks of their own: a
-    caller that is cancelled leaves the others, and what it sent is not cut in the middle. With a `limit` of 1 items are
-    sent in the order of their arrival, each after the one before it has landed.
+    What arrives in one turn of the event loop leaves together at its end, if there is room, and otherwise together with
+    what arrives until there is; there are no timers. An item never joins a flight that has left. Flights are tasks of
+    their own: a caller that is cancelled leaves the others, and what it sent is not cut in the middle. With a `limit`
+    of 1 items are sent in the order of their arrival, each after the one before it has landed.
 
     `fly` is given the seats of a flight and the seconds it may take, and has to `land` or `crash` each seat. An item
     that has waited for `deadline` seconds is a `StoreUnavailableError` and is not sent. Nothing of the context
@@ -61,8 +61,9 @@ class Flights(Generic[Item, Answer]):
         self._size = size
         self._deadline = deadline
         self._waiting: deque[Seat[Item, Answer]] = deque()
-        self._flying: set[asyncio.Task[None]] = set()
+        self._flying: set[asyncio.Future[None]] = set()
         self._called = False
+        self._crowded = False
 
     def board(self, item: Item, since: float | None = None) -> "asyncio.Future[Answer]":
         """Send an item with the next flight; await the future for its answer.
@@ -71,17 +72,40 @@ class Flights(Generic[Item, Answer]):
         """
         seat = Seat[Item, Answer](item, time.monotonic() if since is None else since)
         self._waiting.append(seat)
-        if not self._flying:
-            self._depart()
-        elif len(self._flying) < self._limit and not self._called:  # others of this turn of the loop come along
-            self._called = True
-            asyncio.get_running_loop().call_soon(self._depart)
+        if len(self._flying) < self._limit:
+            self._call()
         return seat.answer
+
+    async def ask(self, item: Item, since: float | None = None) -> Answer:
+        """Send an item and wait for its answer; in the caller's own task when it travels alone.
+
+        That is cheaper than `board`, and is cut off when the caller is cancelled: not for writes. Who follows a flight
+        of several expects company, and boards.
+        """
+        if self._crowded or self._flying or self._waiting:
+            return await self.board(item, since)
+        loop = asyncio.get_running_loop()
+        seat, landed = Seat[Item, Answer](item, time.monotonic() if since is None else since), loop.create_future()
+        self._flying.add(landed)
+        try:
+            await self._fly([seat], self._deadline)
+        finally:
+            self._flying.discard(landed)
+            landed.set_result(None)
+            if self._waiting:
+                self._call()
+        return seat.answer.result()
 
     async def drain(self) -> None:
         """Wait until nothing is waiting or in the air."""
-        while self._flying:
-            await asyncio.wait(self._flying)
+        while self._waiting or self._flying:
+            await (asyncio.wait(self._flying) if self._flying else asyncio.sleep(0))
+
+    def _call(self) -> None:
+        """Depart after this turn of the loop, so that all come along whom a landing has just woken."""
+        if not self._called:
+            self._called = True
+            asyncio.get_running_loop().call_soon(self._depart)
 
     def _depart(self) -> None:
         self._called = False
@@ -95,6 +119,7 @@ class Flights(Generic[Item, Answer]):
                 elif not seat.answer.done():
                     seats.append(seat)
             if seats:
+                self._crowded = len(seats) > 1
                 seconds = deadline - now + min(seat.arrived for seat in seats)
                 task = asyncio.get_running_loop().create_task(self._travel(seats, seconds), context=Context())
                 self._flying.add(task)
@@ -112,4 +137,5 @@ class Flights(Generic[Item, Answer]):
                 seat.crash(error)
         finally:
             self._flying.discard(cast("asyncio.Task[None]", asyncio.current_task()))
-            self._depart()
+            if self._waiting:
+                self._call()

@@ -104,6 +104,9 @@ Timestamp = Annotated[int, _by_field(checked_timestamp)]
 
 def join_key(*components: str | int) -> str:
     """Join components with ``:``; all but the last get ``%`` and ``:`` percent-encoded, which keeps keys injective."""
+    plain = ":".join(map(str, components))
+    if "%" not in plain and plain.count(":") == len(components) - 1:
+        return plain
     *head, last = map(str, components)
     return ":".join([*(part.replace("%", "%25").replace(":", "%3A") for part in head), last])
 

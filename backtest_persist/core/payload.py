@@ -1,7 +1,7 @@
 """Payloads: what goes in is stored exactly or refused before anything is sent."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal, DecimalException
 from enum import Enum
@@ -25,7 +25,7 @@ MAX_BYTES = 16 * 1024 * 1024 - 64 * 1024  # room for the context and the dates i
 _SURELY_SMALL = 1024 * 1024
 
 
-def encode_payload(payload: PayloadInput | None, what: str) -> dict[str, Any] | None:
+def encode_payload(payload: PayloadInput | None, what: str | Callable[[], str]) -> dict[str, Any] | None:
     """Return a deep copy of a payload that BSON stores exactly; `what` names domain and context in errors.
 
     Tuples, named ones too, become lists, and models and dataclasses dicts: that is how they come back.
@@ -38,7 +38,8 @@ def encode_payload(payload: PayloadInput | None, what: str) -> dict[str, Any] | 
         return None
     encoded = _Encoder(what).encode(payload) if _has_members(payload) else None
     if not isinstance(encoded, dict):  # a RootModel may hold anything
-        raise InvalidPayloadError(f"{what}: a payload is a mapping or a pydantic model, not {type(payload).__name__}.")
+        named = what if isinstance(what, str) else what()
+        raise InvalidPayloadError(f"{named}: a payload is a mapping or a pydantic model, not {type(payload).__name__}.")
     return cast("dict[str, Any]", encoded)
 
 
@@ -102,8 +103,8 @@ def _has_members(value: Any) -> bool:
 
 
 class _Encoder:
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, what: str | Callable[[], str]) -> None:
+        self._what = what
         self.size = 0  # what BSON needs at the least, and no less than a sixth of it
         self.path: list[str] = []
         self.open: set[int] = set()
@@ -113,6 +114,10 @@ class _Encoder:
         if self.size > _SURELY_SMALL and len(encode({"payload": plain})) > MAX_BYTES:
             raise self.error("is larger than 16 MiB; split it or keep it elsewhere")
         return plain
+
+    @property
+    def what(self) -> str:
+        return self._what if isinstance(self._what, str) else self._what()
 
     def error(self, problem: str) -> InvalidPayloadError:
         where = f" at {'.'.join(self.path)}" if self.path else ""

@@ -11,10 +11,11 @@ from typing import Any
 
 from bson import ObjectId
 from pymongo import ReturnDocument
+from redis.asyncio import Redis
 
 from backtest_persist import CandleRow, Container, SignalRow, StateRow
 
-__all__ = ("CANDLE", "SIGNAL", "STATE", "Baseline", "Domain")
+__all__ = ("CANDLE", "SIGNAL", "STATE", "Baseline", "Domain", "plain_redis")
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,19 @@ SIGNAL = Domain("signal-items", "signal_cache", SignalRow)
 STATE = Domain("state-items", "state_cache", StateRow)
 
 
+def plain_redis(container: Container) -> Any:
+    """A client as redis-py makes it, for the server of a container."""
+    url = container.mongo_service.settings.redis_url
+    assert url is not None, "the benchmarks run on embedded servers"
+    return Redis.from_url(url.get_secret_value())  # pyright: ignore[reportUnknownMemberType]
+
+
 class Baseline:
     """Reads and writes single documents on a container's servers."""
 
     def __init__(self, container: Container) -> None:
         self.collection = container.mongo_service.collection
-        self.redis: Any = container.redis_service.client
+        self.redis: Any = plain_redis(container)
         self.prefix = container.redis_service.key_prefix
 
     async def read(self, domain: Domain, key: str, context: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from bson import ObjectId
 from pymongo import ReturnDocument, UpdateOne
 
 from backtest_persist import Container
+from tests.bench.baseline import plain_redis
 
 __all__ = ("Floor",)
 
@@ -20,7 +21,7 @@ class Floor:
         concern = container.mongo_service.database.write_concern
         self.signals: Any = database.get_collection("signal-items", write_concern=concern)
         self.candles: Any = database.get_collection("candle-items", write_concern=concern)
-        self.redis: Any = container.redis_service.client
+        self.redis: Any = plain_redis(container)
         self.prefix = container.redis_service.key_prefix
 
     async def read(self, symbols: Sequence[str], strategy: str, exchange: str) -> int:
