@@ -22,6 +22,7 @@ Payload = InstanceOf[dict[str, Any]]
 
 MAX_DEPTH = 90
 MAX_BYTES = 16 * 1024 * 1024 - 64 * 1024  # room for the context and the dates in the 16 MiB of a document
+MAX_PLAIN_TEXT = 10_000
 _SURELY_SMALL = 1024 * 1024
 
 
@@ -219,19 +220,45 @@ class _Encoder:
         return plain
 
     def members(self, value: Any) -> Any:
-        held: Any = value if type(value) is dict else opened(value, self.what)  # pyright: ignore[reportUnknownVariableType]
+        kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]
+        held: Any = value if kind is dict or kind is list else opened(value, self.what)
         if isinstance(held, list | tuple):
-            return [self.child(str(index), item) for index, item in enumerate(cast("Sequence[Any]", held))]
+            items = enumerate(cast("Sequence[Any]", held))
+            return [item if self.is_plain(item) else self.child(str(index), item) for index, item in items]
         if not isinstance(held, dict):
             return self.value(held)  # of a RootModel
-        items = cast("dict[Any, Any]", held).items()
-        return {(name := self.name(key)): self.child(name, item) for key, item in items}
+        pairs = cast("dict[Any, Any]", held).items()
+        return {
+            (name := self.name(key)): item if self.is_plain(item) else self.child(name, item) for key, item in pairs
+        }
+
+    def is_plain(self, value: Any) -> bool:
+        """Whether a value is what it is stored as, which most are, and counted; of others nothing is said."""
+        kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]
+        if kind is str:
+            if len(value) > MAX_PLAIN_TEXT or not value.isascii():
+                return False
+            self.size += 8 + len(value)
+        elif kind is float:
+            self.size += 11
+        elif kind is int:
+            if not INT64_MIN <= value <= INT64_MAX:
+                return False
+            self.size += 7
+        elif kind is bool or value is None:
+            self.size += 3
+        else:
+            return False
+        return True
 
     def name(self, key: Any) -> str:
         if not isinstance(key, str):
             raise self.error(f"has a key of type {type(key).__name__}; BSON keys are str")
         if "\0" in key:
             raise self.error("has a key with NUL")
+        if type(key) is str and key.isascii():
+            self.size += 5 + len(key)
+            return key
         return self.text(key)
 
     def child(self, step: str, value: Any) -> Any:

@@ -87,7 +87,7 @@ class Row(Wire):
         """
         try:
             contents = {name: to_plain(document[name]) for name in _CONTENTS if name in document}
-            return cls.model_validate({**document, **contents}, context=STORED)
+            return cls.model_validate({**document, **contents} if contents else document, context=STORED)
         except ValidationError as error:
             problem = f"see {', '.join(sorted({str(found['loc'][0]) for found in error.errors()}))}"
         except InvalidKeyError as error:

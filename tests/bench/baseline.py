@@ -36,7 +36,7 @@ def plain_redis(container: Container) -> Any:
     """A client as redis-py makes it, for the server of a container."""
     url = container.mongo_service.settings.redis_url
     assert url is not None, "the benchmarks run on embedded servers"
-    return Redis.from_url(url.get_secret_value())  # pyright: ignore[reportUnknownMemberType]
+    return Redis.from_url(url.get_secret_value(), max_connections=1000)  # pyright: ignore[reportUnknownMemberType]
 
 
 class Baseline:

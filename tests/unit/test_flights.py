@@ -61,22 +61,87 @@ async def open_airport() -> AsyncIterator[Opener]:
         await airport.close()
 
 
+async def board(airport: Airport, items: str) -> list[asyncio.Future[Any]]:
+    """Send one item with a flight of its own, and then the others, which have to wait for it."""
+    first = airport.flights.board(items[0])
+    await airport.turn()
+    return [first, *(airport.flights.board(item) for item in items[1:])]
+
+
 async def test_a_lone_item_leaves_at_once_and_alone(open_airport: Opener) -> None:
-    """With nothing in the air the first item is sent without waiting for others."""
+    """With nothing in the air an item is sent in the same turn of the loop, without waiting for others."""
     airport = open_airport()
     first = airport.flights.board("a")
-    airport.flights.board("b")
-    await airport.turn()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
     assert airport.left == [["a"]]
     airport.gates[0].set()
     assert await first == "a"
 
 
+async def test_a_lone_question_takes_no_task(open_airport: Opener) -> None:
+    """It is sent before anything else has a turn, and cut off when its caller is cancelled; who comes next waits."""
+    airport = open_airport()
+    asking = asyncio.create_task(airport.flights.ask("a"))
+    await asyncio.sleep(0)
+    assert airport.left == [["a"]]
+    tasks = asyncio.all_tasks()
+    assert tasks == {asking, asyncio.current_task()}
+    second = airport.flights.board("b")
+    await airport.turn()
+    assert airport.left == [["a"]]
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await airport.turn()
+    airport.gates[1].set()
+    assert await second == "b"
+    await airport.flights.drain()
+
+
+async def test_a_question_answers_or_fails_as_its_flight_does(open_airport: Opener) -> None:
+    """Alone or in company, an answer is returned and an error raised."""
+    airport = open_airport(limit=2)
+    for company in (0, 3):
+        items: list[Any] = ["a", LookupError("mine"), *range(company)]
+        asking = [asyncio.create_task(airport.flights.ask(item)) for item in items]
+        while not all(task.done() for task in asking):
+            await airport.turn()
+            for gate in airport.gates:
+                gate.set()
+        assert asking[0].result() == "a"
+        assert str(asking[1].exception()) == "mine"
+
+
+async def test_after_a_crowd_nobody_flies_alone(open_airport: Opener) -> None:
+    """Callers whom one landing woke ask again in the same turn, and leave together."""
+    airport = open_airport()
+    first = await board(airport, "abc")
+    airport.gates[0].set()
+    await airport.turn()
+    airport.gates[1].set()
+    await asyncio.gather(*first)
+    asking = [asyncio.create_task(airport.flights.ask(item)) for item in "de"]
+    await airport.turn()
+    assert airport.left == [["a"], ["b", "c"], ["d", "e"]]
+    airport.gates[2].set()
+    assert await asyncio.gather(*asking) == ["d", "e"]
+
+
+async def test_items_of_one_turn_leave_together(open_airport: Opener) -> None:
+    """Those who arrive before the loop has gone round share a flight."""
+    airport = open_airport()
+    answers = [airport.flights.board(item) for item in "abc"]
+    await airport.turn()
+    assert airport.left == [["a", "b", "c"]]
+    airport.gates[0].set()
+    assert await asyncio.gather(*answers) == ["a", "b", "c"]
+
+
 async def test_items_that_wait_leave_together_in_order(open_airport: Opener) -> None:
     """What arrives during a flight shares the next one, in the order of arrival."""
     airport = open_airport()
-    answers = [airport.flights.board(item) for item in "abcd"]
-    await airport.turn()
+    answers = await board(airport, "abcd")
     airport.gates[0].set()
     await airport.turn()
     assert airport.left == [["a"], ["b", "c", "d"]]
@@ -103,8 +168,7 @@ async def test_an_item_never_joins_a_flight_that_has_left(open_airport: Opener) 
 async def test_a_flight_has_a_limited_number_of_seats(open_airport: Opener) -> None:
     """The rest leaves with the following flights."""
     airport = open_airport(size=2)
-    for item in "abcde":
-        airport.flights.board(item)
+    await board(airport, "abcde")
     for gate in range(4):
         await airport.turn()
         if gate < len(airport.gates):
@@ -115,7 +179,7 @@ async def test_a_flight_has_a_limited_number_of_seats(open_airport: Opener) -> N
 async def test_a_caller_that_is_cancelled_leaves_the_others(open_airport: Opener) -> None:
     """Before the departure its item stays behind; after it the flight goes on, for the others and for itself."""
     airport = open_airport()
-    first, second, third = (airport.flights.board(item) for item in "abc")
+    first, second, third = await board(airport, "abc")
     second.cancel()
     await airport.turn()
     first.cancel()
@@ -129,7 +193,7 @@ async def test_a_caller_that_is_cancelled_leaves_the_others(open_airport: Opener
 async def test_an_error_of_one_is_not_that_of_the_others(open_airport: Opener) -> None:
     """Each caller gets its own answer or its own error; when a flight as a whole fails, all its callers are told."""
     airport = open_airport()
-    airport.flights.board("a")
+    await board(airport, "a")
     good, bad = airport.flights.board("b"), airport.flights.board(LookupError("mine"))
     await airport.turn()
     airport.gates[0].set()
@@ -152,7 +216,7 @@ async def test_an_error_of_one_is_not_that_of_the_others(open_airport: Opener) -
 async def test_an_item_that_waited_for_the_whole_deadline_is_not_sent(open_airport: Opener) -> None:
     """The time in the queue counts: what is over is refused, what is left is the time of the flight."""
     airport = open_airport(deadline=0.05)
-    first, second = airport.flights.board("a"), airport.flights.board("b")
+    first, second = await board(airport, "ab")
     await asyncio.sleep(0.06)  # the deadline itself is what passes here
     third = airport.flights.board("c")
     airport.gates[0].set()
@@ -169,7 +233,7 @@ async def test_an_item_that_waited_for_the_whole_deadline_is_not_sent(open_airpo
 async def test_draining_waits_for_what_is_waiting(open_airport: Opener) -> None:
     """After it nothing is in the air and nothing in the queue."""
     airport = open_airport()
-    answers = [airport.flights.board(item) for item in "ab"]
+    answers = await board(airport, "ab")
     draining = asyncio.create_task(airport.flights.drain())
     for gate in range(2):
         await airport.turn()
@@ -185,7 +249,7 @@ def test_the_end_of_the_loop_takes_everybody_along() -> None:
 
     async def main() -> None:
         airport = Airport()
-        answers.extend(airport.flights.board(item) for item in "ab")
+        answers.extend(await board(airport, "ab"))
         await airport.turn()
 
     asyncio.run(main())
