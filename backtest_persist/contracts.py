@@ -49,6 +49,7 @@ from pydantic import BaseModel
 
 __all__ = (
     "Backend",
+    "CandleColumns",
     "CandleData",
     "CandleInterval",
     "Payload",
@@ -144,6 +145,17 @@ class PersistCandleInstance(PersistInstance, Protocol):
         stored, when one is not real: a timestamp that is no multiple of the interval, a number that is missing or not
         finite, a high or a low inside the body, a negative volume.
         """
+        ...
+
+
+@runtime_checkable
+class CandleColumns(Protocol):
+    """What an adapter of candles may offer besides; those of MongoDB and of JSON files do."""
+
+    async def read_candle_columns(
+        self, limit: int, since_timestamp: int, until_timestamp: int | None = None
+    ) -> dict[str, Any] | None:
+        """What `read_candles_data` reads, as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64."""
         ...
 
 

@@ -31,6 +31,7 @@ __all__ = (
     "CandleRow",
     "CandleServices",
     "PersistCandleInstance",
+    "candle_columns",
     "checked_candle",
     "checked_window",
     "closed_candles",
@@ -226,10 +227,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
 
         No object is built for a candle. Needs numpy; `SettingsError` without it.
         """
-        try:
-            import numpy
-        except ModuleNotFoundError:
-            raise SettingsError("Candle columns need numpy; run: pip install numpy") from None
+        numpy = _numpy()
         series = _Series(symbol, interval, exchange_name)
         start = checked_timestamp(since, "since")
         end = checked_timestamp(start + checked_limit(limit) * series.step, "the end of the window")
@@ -389,6 +387,27 @@ class PersistCandleInstance(PersistInstance[CandleServices]):
         """Store candles; those that have not closed yet by this machine's clock are skipped."""
         closed = closed_candles(self.interval, candles, int(time.time() * 1000))
         await self._services.candle_db_service.create_many(self.symbol, self.interval, self.exchange_name, closed)
+
+
+def candle_columns(candles: Sequence[CandleData]) -> "dict[str, NDArray[Any]]":
+    """Candles as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64; needs numpy."""
+    numpy = _numpy()
+    columns: dict[str, NDArray[Any]] = {
+        name: numpy.array(
+            [cast("Mapping[str, Any]", candle)[name] for candle in candles],
+            dtype="int64" if name == "timestamp" else "float64",
+        )
+        for name in _COLUMNS
+    }
+    return columns
+
+
+def _numpy() -> Any:
+    try:
+        import numpy
+    except ModuleNotFoundError:
+        raise SettingsError("Candle columns need numpy; run: pip install numpy") from None
+    return numpy
 
 
 def checked_window(interval: str, limit: int, since: int, until: int | None) -> range | None:

@@ -20,6 +20,7 @@ from backtest_persist import (
     WriteOutcomeUnknownError,
     WriteRejectedError,
 )
+from backtest_persist.contracts import CandleColumns
 from backtest_persist.persist.dump import files
 from tests.dumps import ORIGINAL, ORIGINAL_WHEN, files_of, write_dump
 
@@ -387,6 +388,22 @@ async def test_a_damaged_file_is_a_typed_error_that_names_it(tmp_path: Path, tex
         await storage.read_storage_data()
     await signal.write_signal_data({"n": 1})
     assert await signal.read_signal_data() == {"n": 1}
+
+
+async def test_a_window_comes_as_columns(tmp_path: Path) -> None:
+    """Arrays of int64 and float64, as from MongoDB; None with a hole."""
+    candles = await on(tmp_path).candle("BTC", "1m", "b")
+    assert isinstance(candles, CandleColumns)
+    await candles.write_candles_data([{**CANDLE, "timestamp": CANDLE["timestamp"] + n * 60_000} for n in range(3)])
+    columns = await candles.read_candle_columns(3, 1_600_000_020_000)
+    assert columns is not None
+    assert {name: str(column.dtype) for name, column in columns.items()} == {
+        "timestamp": "int64",
+        **dict.fromkeys(("open", "high", "low", "close", "volume"), "float64"),
+    }
+    assert columns["timestamp"].tolist() == [1_600_000_020_000, 1_600_000_080_000, 1_600_000_140_000]
+    assert columns["high"].tolist() == [12.5] * 3
+    assert await candles.read_candle_columns(4, 1_600_000_020_000) is None
 
 
 async def test_a_damaged_candle_is_a_typed_error(tmp_path: Path) -> None:

@@ -3,16 +3,19 @@
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backtest_persist.contracts import CandleData, CandleInterval, Payload, PayloadInput, When
 from backtest_persist.core.keys import checked_flag, checked_name, mode_word
 from backtest_persist.core.payload import encode_entries, encode_list, encode_payload
 from backtest_persist.core.row import to_horizon, to_millis
-from backtest_persist.domains.candle import checked_candle, checked_window, closed_candles
+from backtest_persist.domains.candle import candle_columns, checked_candle, checked_window, closed_candles
 from backtest_persist.errors import InvalidPayloadError
 from backtest_persist.persist.dump.codec import dumps, encode
 from backtest_persist.persist.dump.files import DumpFiles, Stored, Write
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = (
     "JsonBackend",
@@ -101,6 +104,13 @@ class JsonPersistCandleInstance(JsonInstance):
         if values is None:
             return None
         return [self._candle(timestamp, value) for timestamp, value in zip(window, values, strict=True)]
+
+    async def read_candle_columns(
+        self, limit: int, since_timestamp: int, until_timestamp: int | None = None
+    ) -> "dict[str, NDArray[Any]] | None":
+        """What `read_candles_data` reads, as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64."""
+        candles = await self.read_candles_data(limit, since_timestamp, until_timestamp)
+        return None if candles is None else candle_columns(candles)
 
     async def write_candles_data(self, candles: Sequence[PayloadInput]) -> None:
         """Store candles; the first write of an opening time stands, and those that have not closed yet are skipped."""
