@@ -51,6 +51,8 @@ BULK_SIZE = 1000
 FLIGHT_SIZE = 500
 """Reads or writes that share a round trip at most."""
 READ_FLIGHTS = 2
+LIST_BATCH = 1000
+"""Documents of a list that one command fetches, and that are in memory at once."""
 _COMBINING = ("$and", "$nor", "$or")
 _RESTORE_SIZE = 500
 _DUPLICATE_KEY = 11000
@@ -530,7 +532,7 @@ class DbService(Generic[C, R]):
             return
         collection = await self._prepared()
         self.stats.reads += 1
-        batches = fetch(collection, query, sort=order, limit=limit or 0, skip=skip)
+        batches = fetch(collection, query, sort=order, limit=limit or 0, skip=skip, batch_size=LIST_BATCH)
         try:
             while True:  # each batch is an operation, as nobody knows for how long the rows before it were looked at
                 with self._mongo.operation(), self._errors("list"):

@@ -41,6 +41,7 @@ __all__ = (
 _REAL = (int, Decimal, Real)
 _NUMBERS = ("open", "high", "low", "close", "volume")
 _COLUMNS = ("timestamp", *_NUMBERS)
+_NAMES: frozenset[str] = frozenset(_COLUMNS)
 _COLUMNS_LAYOUT = [
     ("length", "V4"),
     *(
@@ -200,12 +201,29 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         """The row of this context, or None."""
         return await self._find(_context(symbol, interval, exchange_name, timestamp))
 
-    @operation
     async def find_range(
         self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
     ) -> list[CandleRow]:
         """What is stored of the window of `limit` candles from `since` (ms UTC) on: one query, oldest first."""
         series = _Series(symbol, interval, exchange_name)
+        return [CandleRow.from_document(document) for document in await self._window(series, since, limit, None)]
+
+    async def find_data(
+        self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
+    ) -> list[CandleData]:
+        """What `find_range` finds, as plain data: it builds no row, and leaves context and dates in the server."""
+        series = _Series(symbol, interval, exchange_name)
+        documents = await self._window(series, since, limit, {"_id": 0, **dict.fromkeys(_COLUMNS, 1)})
+        for document in documents:
+            if not _is_usual(document):
+                return [row.data() for row in await self.find_range(symbol, interval, exchange_name, since, limit)]
+            document["timestamp"] = int(document["timestamp"])
+        return cast("list[CandleData]", documents)
+
+    @operation
+    async def _window(
+        self, series: "_Series", since: int, limit: int, projection: Mapping[str, int] | None
+    ) -> list[dict[str, Any]]:
         start = checked_timestamp(since, "since")
         end = checked_timestamp(start + checked_limit(limit) * series.step, "the end of the window")
         if end == start:
@@ -213,11 +231,11 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         collection = await self._prepared()
         self.stats.reads += 1
         with self._errors("find"):
+            order = [("timestamp", ASCENDING)]
             batches = fetch(
-                collection, series.window(start, end), sort=[("timestamp", ASCENDING)], batch_size=limit + 1
+                collection, series.window(start, end), projection=projection, sort=order, batch_size=limit + 1
             )
-            documents = [document async for batch in batches for document in batch]
-        return [CandleRow.from_document(document) for document in documents]
+            return [document async for batch in batches for document in batch]
 
     @operation
     async def find_columns(
@@ -360,13 +378,13 @@ class PersistCandleInstance(PersistInstance[CandleServices]):
         window = checked_window(self.interval, limit, since_timestamp, until_timestamp)
         if window is None:
             return None
-        rows = await self._services.candle_db_service.find_range(
+        candles = await self._services.candle_db_service.find_data(
             self.symbol, self.interval, self.exchange_name, window.start, len(window)
         )
-        if len(rows) < len(window):
+        if len(candles) < len(window):
             return None
-        found = {row.timestamp: row for row in rows}  # another program may have stored some in between
-        return [found[at].data() for at in window] if found.keys() >= set(window) else None
+        found = {candle["timestamp"]: candle for candle in candles}  # another program may have stored some in between
+        return [found[at] for at in window] if found.keys() >= set(window) else None
 
     async def read_candle_columns(
         self, limit: int, since_timestamp: int, until_timestamp: int | None = None
@@ -387,6 +405,15 @@ class PersistCandleInstance(PersistInstance[CandleServices]):
         """Store candles; those that have not closed yet by this machine's clock are skipped."""
         closed = closed_candles(self.interval, candles, int(time.time() * 1000))
         await self._services.candle_db_service.create_many(self.symbol, self.interval, self.exchange_name, closed)
+
+
+def _is_usual(document: Mapping[str, Any]) -> bool:
+    """Whether a document holds all numbers of a candle in the types that this package stores."""
+    return (
+        document.keys() == _NAMES
+        and type(document["timestamp"]) is Int64
+        and all(type(document[name]) is float for name in _NUMBERS)
+    )
 
 
 def candle_columns(candles: Sequence[CandleData]) -> "dict[str, NDArray[Any]]":

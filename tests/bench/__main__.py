@@ -13,11 +13,13 @@ from backtest_persist import Container, Settings, embedded
 from tests.bench.measure import Figure
 from tests.bench.workloads import Bench
 
+DRIVERS = ("motor", "pymongo")
+
 
 def main() -> None:
     """Run the benchmarks on private servers and print what they found."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--driver", choices=["motor", "pymongo"], default="motor")
+    parser.add_argument("--driver", choices=DRIVERS, default="motor")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement under load")
     parser.add_argument("--quick", action="store_true", help="fewer callers and smaller collections")
@@ -45,32 +47,51 @@ async def run(arguments: argparse.Namespace) -> list[Figure]:
     async with embedded() as servers:
         given: dict[str, Any] = {"mongo_driver": arguments.driver, "redis_timeout_ms": 5000}
         settings = Settings(**{**servers.model_dump(), **given})
-        async with Container(settings) as container:
-            print(" | ".join(["workload", "ours", "baseline", "ours / baseline (spread)", "ours / floor", "target"]))
-            print("|".join(["---"] * 6))
-            async for figure in Bench(container, arguments.rounds, arguments.seconds).run(quick=arguments.quick):
-                print(row(figure), flush=True)
-                figures.append(figure)
+        other = "pymongo" if arguments.driver == "motor" else "motor"
+        async with (
+            Container(settings) as container,
+            Container(settings.model_copy(update={"mongo_driver": other})) as second,
+        ):
+            print(line(["workload", "ours", "literal", "times the literal (spread)", "of the bare driver", "target"]))
+            print(line(["---"] * 6))
+            bench = Bench(container, second, arguments.rounds, arguments.seconds)
+            try:
+                async for figure in bench.run(quick=arguments.quick):
+                    print(line(cells(figure)), flush=True)
+                    figures.append(figure)
+            finally:
+                await bench.close()
     print("\n" + ", ".join(f"{name}: {value}" for name, value in machine(arguments).items()), file=sys.stderr)
     return figures
 
 
-def row(figure: Figure) -> str:
+def line(cells: list[str]) -> str:
     """One line of the table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def cells(figure: Figure) -> list[str]:
+    """The figure in words: medians, and of the ratios to the literal algorithm the spread."""
     if "ours" not in figure.values:
-        first = median(next(iter(figure.values.values())))
-        parts = [f"{name}: {median(found):.2f}" for name, found in figure.values.items()]
-        growth = median(list(figure.values.values())[-1]) / first
-        return " | ".join([figure.name, f"{', '.join(parts)} {figure.unit}", "", f"{growth:.2f}x", "", figure.target])
-    ours = f"{figure.middle('ours'):,.2f} {figure.unit}" if figure.unit != "/s" else f"{figure.middle('ours'):,.0f}/s"
-    cells = [figure.name, ours, "", "", "", figure.target]
-    for base, column in (("baseline", 3), ("rows", 3), ("floor", 4)):
+        middles = {name: median(found) for name, found in figure.values.items()}
+        parts = ", ".join(f"{value:.2f} at {name}" for name, value in middles.items())
+        first, *_, last = middles.values()
+        return [figure.name, f"{parts} {figure.unit}", "", f"{last / first:.2f} from first to last", "", figure.target]
+    found = [figure.name, number(figure, "ours"), "", "", "", figure.target]
+    for base in ("literal", "rows", *DRIVERS):
         if base in figure.values:
             ratios = figure.ratios("ours", base)
-            cells[column] = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-            if column == 3:
-                cells[2] = f"{figure.middle(base):,.0f}{figure.unit}"
-    return " | ".join(cells)
+            found[2] = number(figure, base)
+            found[3] = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    if "floor" in figure.values:
+        found[4] = f"{median(figure.ratios('ours', 'floor')):.2f}"
+    return found
+
+
+def number(figure: Figure, variant: str) -> str:
+    """A median with its unit."""
+    middle = figure.middle(variant)
+    return f"{middle:,.0f}/s" if figure.unit == "/s" else f"{middle:,.2f} {figure.unit}"
 
 
 def machine(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -18,8 +18,8 @@ def draw(figures: Sequence[Figure], path: str, driver: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [figure for figure in figures if "baseline" in figure.values]
-    found = [figure.ratios("ours", "baseline") for figure in shown]
+    shown = [figure for figure in figures if "literal" in figure.values]
+    found = [figure.ratios("ours", "literal") for figure in shown]
     middles = [median(ratios) for ratios in found]
     spread = [
         [middle - min(ratios) for middle, ratios in zip(middles, found, strict=True)],

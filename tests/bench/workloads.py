@@ -30,12 +30,18 @@ class Keys(base_map("bench", -1)):
 class Bench:
     """The workloads over one container."""
 
-    def __init__(self, container: Container, rounds: int, seconds: float) -> None:
+    def __init__(self, container: Container, other: Container, rounds: int, seconds: float) -> None:
         self.container = container
+        self.other = other
         self.rounds = rounds
         self.seconds = seconds
         self.baseline = Baseline(container)
         self.floor = Floor(container)
+
+    async def close(self) -> None:
+        """Close the clients of the baseline and the floor."""
+        await self.baseline.redis.aclose()
+        await self.floor.redis.aclose()
 
     async def run(self, *, quick: bool) -> AsyncIterator[Figure]:
         """All figures, one after the other."""
@@ -46,6 +52,8 @@ class Bench:
             yield await self.reads(callers)
             yield await self.writes(callers)
             yield await self.mixed(callers)
+        for callers in (1, 64):
+            yield await self.drivers(callers)
         for size in (100, 1000) if quick else (100, 1000, 10_000):
             yield await self.candles_written(size)
             yield await self.candles_read(size)
@@ -103,7 +111,7 @@ class Bench:
         target: str,
     ) -> Figure:
         variants: dict[str, Callable[[], Awaitable[float]]] = {
-            "baseline": lambda: load(callers, self.seconds, base),
+            "literal": lambda: load(callers, self.seconds, base),
             "ours": lambda: load(callers, self.seconds, ours),
         }
         if floor is not None:
@@ -128,6 +136,23 @@ class Bench:
         symbols = [_context(number * callers + offset)[0] for offset in range(callers)]
         return await self.floor.write(symbols, "trend", "binance", PAYLOAD)
 
+    async def drivers(self, callers: int) -> Figure:
+        """The same reads by the other driver."""
+
+        def reads(container: Container) -> Callable[[], Awaitable[float]]:
+            async def read(number: int) -> int:
+                return int(await container.signal_db_service.find_by_context(*_context(number)) is not None)
+
+            return lambda: load(callers, self.seconds, read)
+
+        ours, other = (one.mongo_service.settings.mongo_driver for one in (self.container, self.other))
+        return await compare(
+            f"reads, {callers} callers: {ours} against {other}",
+            {other: reads(self.other), "ours": reads(self.container)},
+            unit="/s",
+            rounds=self.rounds,
+        )
+
     # --- candles ---
 
     async def candles_written(self, size: int) -> Figure:
@@ -146,7 +171,7 @@ class Bench:
 
         return await compare(
             f"candles written, {size:,} at once",
-            {"baseline": base, "ours": ours, "floor": floor},
+            {"literal": base, "ours": ours, "floor": floor},
             unit="/s",
             rounds=self.rounds,
             target=">= 15" if size == 1000 else "",
@@ -163,7 +188,7 @@ class Bench:
         return await compare(
             f"candles read, window of {size:,}",
             {
-                "baseline": lambda: _rate(len(timestamps), self.baseline.read_candles(symbol, "b", timestamps)),
+                "literal": lambda: _rate(len(timestamps), self.baseline.read_candles(symbol, "b", timestamps)),
                 "ours": ours,
                 "floor": lambda: _rate(size, self.floor.read_candles(symbol, "b", START, START + size * MINUTE)),
             },
@@ -207,7 +232,7 @@ class Bench:
 
         return await compare(
             f"list of {size:,}",
-            {"baseline": base, "ours": lambda: _rate(size, db.list_all()), "floor": floor},
+            {"literal": base, "ours": lambda: _rate(size, db.list_all()), "floor": floor},
             unit="/s",
             rounds=self.rounds,
         )
@@ -243,7 +268,7 @@ class Bench:
 
         yield await compare(
             f"iteration over {size:,} keys and values",
-            {"baseline": base, "ours": ours, "floor": floor},
+            {"literal": base, "ours": ours, "floor": floor},
             unit="/s",
             rounds=self.rounds,
         )
@@ -288,12 +313,12 @@ class Bench:
             await self.baseline.write(STATE, key, context, {"payload": {"stop": 11.0, "when": when}, "when": when})
 
         figure = Figure(
-            f"minute of a runner, {size:,} of them", "ms", "lower", {"baseline": [], "ours": []}, "<= 3 ms median"
+            f"minute of a runner, {size:,} of them", "ms", "lower", {"literal": [], "ours": []}, "<= 3 ms median"
         )
         part = size // self.rounds
         for number in range(self.rounds):
             start = START + (100 + number * part) * MINUTE
-            for name, work, length in (("ours", ours, part), ("baseline", base, 20)):
+            for name, work, length in (("ours", ours, part), ("literal", base, 20)):
                 times: list[float] = []
                 for minute in range(length):
                     started = time.perf_counter()
