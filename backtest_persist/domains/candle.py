@@ -41,7 +41,7 @@ __all__ = (
 _REAL = (int, Decimal, Real)
 _NUMBERS = ("open", "high", "low", "close", "volume")
 _COLUMNS = ("timestamp", *_NUMBERS)
-_NAMES: frozenset[str] = frozenset(_COLUMNS)
+_NAMES = dict.fromkeys(_COLUMNS).keys()
 _COLUMNS_LAYOUT = [
     ("length", "V4"),
     *(
