@@ -9,6 +9,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -233,6 +234,8 @@ _CALLS = (
     *("bulk_write", "count_documents", "create_indexes", "delete_many", "find_one", "find_one_and_update"),
     "insert_many",
 )
+_inside = ContextVar("_inside", default=False)
+"""Whether a driver calls itself."""
 _CURSORS = ("aggregate", "aggregate_raw_batches", "find", "find_raw_batches", "list_indexes")
 
 
@@ -243,12 +246,22 @@ def counted_drivers() -> Iterator[Drivers]:
 
     def counted(server: Server, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def call(*args: Any, **kwargs: Any) -> Any:
-            return await drivers.pass_on(server, lambda: method(*args, **kwargs))
+            async def inside() -> Any:
+                token = _inside.set(True)
+                try:
+                    return await method(*args, **kwargs)
+                finally:
+                    _inside.reset(token)
+
+            return await (method(*args, **kwargs) if _inside.get() else drivers.pass_on(server, inside))
 
         return call
 
-    def cursor(method: Callable[..., Any]) -> Callable[..., _Cursor]:
-        return lambda *args, **kwargs: _Cursor(drivers, lambda: method(*args, **kwargs))
+    def cursor(method: Callable[..., Any]) -> Callable[..., Any]:
+        def open_cursor(*args: Any, **kwargs: Any) -> Any:
+            return method(*args, **kwargs) if _inside.get() else _Cursor(drivers, lambda: method(*args, **kwargs))
+
+        return open_cursor
 
     with pytest.MonkeyPatch.context() as patch:
         for collection in (AsyncIOMotorCollection, AsyncCollection):

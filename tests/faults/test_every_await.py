@@ -5,12 +5,14 @@ What is disturbed, and when, is enumerated to the end (see `enumerator`); nothin
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
 from uuid import uuid4
 
 import pytest
+from pydantic import SecretStr
 
 from backtest_persist import (
     BacktestPersistError,
@@ -68,6 +70,13 @@ def _breaker_without_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each attempt asks Redis, whatever the one before it has met."""
     monkeypatch.setattr(RedisService, "FIRST_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(RedisService, "LONGEST_PAUSE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Let the driver look at the server now and then, not all the time, so that the tasks that are left are ours."""
+    uri = settings.mongo_connection_string.get_secret_value()
+    return settings.model_copy(update={"mongo_connection_string": SecretStr(f"{uri}&serverMonitoringMode=poll")})
 
 
 @pytest.fixture
@@ -154,9 +163,12 @@ async def _disturb(
 
 async def _settled(background: set[asyncio.Task[Any]]) -> None:
     """Wait until no task is left but those of before."""
-    async with asyncio.timeout(5):
-        while left := asyncio.all_tasks() - background - {asyncio.current_task()}:
-            await asyncio.wait(left)
+    left: set[asyncio.Task[Any]] = set()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(2):
+            while left := asyncio.all_tasks() - background - {asyncio.current_task()}:
+                await asyncio.wait(left)
+    assert not left
 
 
 async def check_cache(container: Container, name: str) -> None:
