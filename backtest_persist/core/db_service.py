@@ -105,12 +105,19 @@ class _Write(Generic[C]):
         return {"$set": {**self.fields, "updatedDate": self.now}, "$setOnInsert": {"createDate": self.now, "__v": 0}}
 
 
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Writes that wait for their turn as a whole; they answer with a number."""
+
+    send: Callable[[], Awaitable[int]]
+
+
 @dataclass(frozen=True)
 class _InFlight(Generic[C, R]):
     """What an event loop has under way in one service."""
 
     reads: "Flights[C, R | None]"
-    writes: "Flights[_Write[C], R | None]"
+    writes: "Flights[_Write[C] | _Batch, Any]"
 
     async def drain(self) -> None:
         await self.writes.drain()
@@ -321,20 +328,34 @@ class DbService(Generic[C, R]):
     # --- writes ---
 
     async def _write_together(
-        self, state: MongoState, seats: "Sequence[Seat[_Write[C], R | None]]", seconds: float
+        self, state: MongoState, seats: "Sequence[Seat[_Write[C] | _Batch, Any]]", seconds: float
     ) -> None:
         """Carry out writes in their order: runs of upserts as one bulk, everything else alone."""
         collection = state.collection(self.collection)
         run: list[Seat[_Write[C], R | None]] = []
         with state.deadline(seconds):
             for seat in seats:
-                if seat.item.fields is not None:
-                    run.append(seat)
+                write = cast("Seat[_Write[C], R | None]", seat)
+                if isinstance(seat.item, _Write) and write.item.fields is not None:
+                    run.append(write)
                     continue
                 await self._write_run(collection, run)
                 run = []
-                await self._write_run(collection, [seat])
+                if isinstance(seat.item, _Batch):
+                    await self._send_batch(seat, seat.item)
+                else:
+                    await self._write_run(collection, [write])
             await self._write_run(collection, run)
+
+    async def _send_batch(self, seat: Seat[Any, int], batch: _Batch) -> None:
+        try:
+            seat.land(await batch.send())
+        except BacktestPersistError as error:
+            seat.crash(error)
+
+    async def _in_turn(self, state: MongoState, send: Callable[[], Awaitable[int]]) -> int:
+        """Send writes after those that came before them, in a task of their own: a cancelled caller cuts nothing."""
+        return await state.held(self, self._open_flights).writes.board(_Batch(send))
 
     async def _write_run(self, collection: Collection, seats: "Sequence[Seat[_Write[C], R | None]]") -> None:
         if not seats:
@@ -452,51 +473,55 @@ class DbService(Generic[C, R]):
                     await self._remember_many([(chunk[index][0], str(inserts[index]["_id"])) for index in new])
         return stored
 
-    async def _write_many(
-        self,
-        writes: Sequence[tuple[C, Mapping[str, Any]]],
-        *,
-        replace: bool,
-        chunk_size: int = BULK_SIZE,
-        remember: bool = True,
-    ) -> int:
+    async def _write_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Upsert many contexts in unordered bulks; returns how many were newly stored.
 
         With `replace` the fields of existing documents are set, without it the first write wins.
         """
         stored = 0
-        with self._mongo.accept() as state:
-            collection = await self._prepared()
-            for start in range(0, len(writes), chunk_size):
-                chunk = writes[start : start + chunk_size]
-                now = utc_now()
-                on_insert = {"createDate": now, "__v": 0}
-                operations = [
-                    UpdateOne(
-                        context.to_filter(),
-                        {"$set": {**fields, "updatedDate": now}, "$setOnInsert": on_insert}
-                        if replace
-                        else {"$setOnInsert": {**fields, "updatedDate": now, **on_insert}},
-                        upsert=True,
-                    )
-                    for context, fields in chunk
-                ]
-                with state.deadline(), self._errors(f"write of {len(writes)} items", write=True):
-                    bulk = await write_bulk(collection, operations)
-                    for error in bulk.refused.values():
-                        raise error
-                self.stats.writes += len(chunk)
-                stored += len(bulk.upserted)
-                if remember:
-                    await self._remember_many(
-                        [(chunk[index][0].cache_key, str(object_id)) for index, object_id in bulk.upserted.items()]
-                    )
+        with self._mongo.accept():
+            state = await self._ready()
+            collection = state.collection(self.collection)
+            for start in range(0, len(writes), BULK_SIZE):
+                chunk = writes[start : start + BULK_SIZE]
+                send = partial(self._write_chunk, collection, chunk, replace)
+                if replace:
+                    stored += await self._in_turn(state, send)
+                    continue
+                with state.deadline():  # no turn: of two first writes either may stand
+                    stored += await send()
         return stored
 
-    @operation
+    async def _write_chunk(
+        self, collection: Collection, chunk: Sequence[tuple[C, Mapping[str, Any]]], replace: bool
+    ) -> int:
+        now = utc_now()
+        on_insert = {"createDate": now, "__v": 0}
+        operations = [
+            UpdateOne(
+                context.to_filter(),
+                {"$set": {**fields, "updatedDate": now}, "$setOnInsert": on_insert}
+                if replace
+                else {"$setOnInsert": {**fields, "updatedDate": now, **on_insert}},
+                upsert=True,
+            )
+            for context, fields in chunk
+        ]
+        with self._errors(f"write of {len(chunk)} items", write=True):
+            bulk = await write_bulk(collection, operations)
+            for error in bulk.refused.values():
+                raise error
+        self.stats.writes += len(chunk)
+        await self._remember_many([(chunk[index][0].cache_key, str(id)) for index, id in bulk.upserted.items()])
+        return len(bulk.upserted)
+
     async def _delete_many(self, filter: Filter) -> int:
         query = self._filter(filter)
-        collection = await self._prepared()
+        with self._mongo.operation():
+            state = await self._ready()
+            return await self._in_turn(state, partial(self._delete_all, state.collection(self.collection), query))
+
+    async def _delete_all(self, collection: Collection, query: Mapping[str, Any]) -> int:
         with self._errors("delete", write=True):
             return (await collection.delete_many(query)).deleted_count
 
