@@ -7,10 +7,11 @@ the caller is cancelled, or the driver reports a lost connection or a timeout, b
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -125,9 +126,7 @@ class Drivers:
         run = self._at_await if fault.at_await else self._at_call
         return await run(fault, number, operation)
 
-    async def _at_await(
-        self, fault: Fault, number: int, operation: Callable[[], Coroutine[Any, Any, Any]]
-    ) -> Outcome:
+    async def _at_await(self, fault: Fault, number: int, operation: Callable[[], Coroutine[Any, Any, Any]]) -> Outcome:
         limit = asyncio.timeout(None)
 
         def disturb(awaited: Any) -> None:
@@ -135,8 +134,8 @@ class Drivers:
             assert caller is not None
             if fault.what == "timeout":
                 limit.reschedule(0)
-            elif fault.when == "wakes" and isinstance(awaited, asyncio.Future):
-                awaited.add_done_callback(lambda _: caller.cancel())  # before the callback that wakes the caller
+            elif fault.when == "wakes" and asyncio.isfuture(awaited):
+                awaited.add_done_callback(partial(_cancel, caller))  # before it is woken
             else:
                 caller.cancel()
 
@@ -186,6 +185,10 @@ class Drivers:
         """What Motor does, and the server: they go on with what nobody waits for any more."""
         await self.released.wait()
         return await call()
+
+
+def _cancel(caller: "asyncio.Task[Any]", _: "asyncio.Future[Any]") -> None:
+    caller.cancel()
 
 
 async def _end(caller: "asyncio.Task[Any]") -> Outcome:
@@ -240,7 +243,7 @@ _CURSORS = ("aggregate", "aggregate_raw_batches", "find", "find_raw_batches", "l
 
 
 @contextmanager
-def counted_drivers() -> Iterator[Drivers]:
+def counted_drivers() -> Generator[Drivers]:
     """Count the calls of the drivers while this is open."""
     drivers = Drivers()
 
