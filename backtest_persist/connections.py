@@ -294,9 +294,11 @@ class MongoState:
         """Close the client, if it was opened here, after what is under way."""
         await self.drain()
         if self._owned:
-            closing = cast("Any", self.client.close())  # Motor closes at once, PyMongo returns an awaitable
-            if inspect.isawaitable(closing):
-                await closing
+            with self.deadline():  # it says goodbye to the server
+                if isinstance(self.client, AsyncMongoClient):
+                    await self.client.close()
+                else:  # Motor's close waits for the server and blocks the loop
+                    await asyncio.to_thread(self.client.close)
 
 
 class MongoService:
