@@ -176,6 +176,25 @@ async def test_a_slow_network_is_only_slow(settings: Settings) -> None:
         await everybody_has_gone(redis)
 
 
+@pytest.mark.parametrize("passing", [True, False])
+async def test_closing_leaves_the_loop_free(settings: Settings, passing: bool) -> None:
+    """The goodbye to a server that is far away, or silent, is bounded and holds up nobody else in the event loop."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(through.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)}))
+        await container.signal_db_service.upsert("s", "t", "e", {})
+        if not passing:
+            proxy.passing.clear()
+        closing = asyncio.create_task(timed(container.close()))
+        longest, last = 0.0, time.monotonic()
+        while not closing.done():
+            await asyncio.sleep(0.005)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        _, seconds = await closing
+        assert (longest < 0.25, seconds < (0.5 if passing else DEADLINE + 0.25)) == (True, True), (longest, seconds)
+        proxy.passing.set()
+        await everybody_has_gone(proxy)
+
+
 async def test_a_write_that_comes_late_is_refused(settings: Settings) -> None:
     """A write is held back in the network, its caller gives up and writes again; then the first one arrives."""
     async with mongo_proxy(settings) as (proxy, through):
