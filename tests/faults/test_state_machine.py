@@ -53,9 +53,9 @@ class Store(RuleBasedStateMachine):
 
     def parts(self, domain: Domain, key: int) -> Parts:
         """A context of this example; lists have no context but the mode, and are told apart by their ids."""
-        names = [f"{name}-{self.example}" if isinstance(name, str) else name for name in domain.sample]
+        names = [f"{name}-{self.example}-" if isinstance(name, str) else name for name in domain.sample]
         position = max(index for index, name in enumerate(names) if isinstance(name, str))
-        names[position] = f"{names[position]}-{key}"
+        names[position] = f"{names[position]}{key}"
         return tuple(names)
 
     def expected(self, domain: Domain, key: int, when: int = 3) -> dict[str, Any] | None:
@@ -164,15 +164,17 @@ class Store(RuleBasedStateMachine):
         self.run(flush())
 
     @precondition(on_mongo)
-    @rule(domain=domains, poison=st.one_of(st.none(), JUNK))
-    def poison_entries(self, domain: Domain, poison: str | None) -> None:
-        """Junk, or the id of another document of the domain, in all entries of a domain."""
+    @rule(poison=st.one_of(st.none(), JUNK))
+    def poison_entries(self, poison: str | None) -> None:
+        """Junk, or the id of another document of the domain, in all entries."""
 
         async def poisoned() -> None:
-            rows = await getattr(self.container(), f"{domain.name}_db_service").find_all()
-            cache = getattr(self.container(), f"{domain.name}_cache_service")
-            for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True):
-                await cache.set(row.cache_key, other.id if poison is None else poison)
+            for domain in KEPT:
+                rows = await getattr(self.container(), f"{domain.name}_db_service").find_all()
+                cache = getattr(self.container(), f"{domain.name}_cache_service")
+                own = [row for row in rows if f"-{self.example}-" in row.cache_key]
+                for row, other in zip(own, [*own[1:], *own[:1]], strict=True):
+                    await cache.set(row.cache_key, other.id if poison is None else poison)
 
         self.run(poisoned())
 
