@@ -25,7 +25,7 @@ clients = st.integers(0, 1)
 domains = st.sampled_from(KEPT)
 keys = st.integers(0, 2)
 whens = st.integers(1, 3)
-JUNK = st.sampled_from(["", "junk", "f" * 24, "0" * 24, "ü", "x" * 1000])
+SPOILS = st.sampled_from(["swap", "flush", "", "junk", "f" * 24, "ü", "x" * 1000])
 
 
 class Store(RuleBasedStateMachine):
@@ -47,9 +47,11 @@ class Store(RuleBasedStateMachine):
         """Rules are not asynchronous; the loop stays the same for all examples."""
         return self.runner.run(call)
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(empty=st.booleans())
+    def begin(self, empty: bool) -> None:
         self.example = next(self.examples)
+        for domain in () if empty else KEPT:
+            self.write_all_at_once(domain=domain, client=0, when=2)
 
     def parts(self, domain: Domain, key: int) -> Parts:
         """A context of this example; lists have no context but the mode, and are told apart by their ids."""
@@ -158,33 +160,23 @@ class Store(RuleBasedStateMachine):
         return self.containers[0]
 
     @precondition(on_mongo)
-    @rule()
-    def flush(self) -> None:
-        async def flush() -> None:
-            client: Any = self.container().redis_service.client
-            await client.flushall()
+    @rule(how=SPOILS)
+    def spoil_redis(self, how: str) -> None:
+        """All entries are lost, or lead to another document of the domain, or are junk."""
 
-        self.run(flush())
-
-    @precondition(on_mongo)
-    @rule(poison=st.one_of(st.none(), JUNK))
-    def poison_entries(self, poison: str | None) -> None:
-        """Junk, or the id of another document of the domain, in all entries."""
-
-        async def poisoned() -> None:
+        async def spoil() -> None:
+            if how == "flush":
+                client: Any = self.container().redis_service.client
+                await client.flushall()
+                return
             for domain in KEPT:
                 rows = await getattr(self.container(), f"{domain.name}_db_service").find_all()
                 cache = getattr(self.container(), f"{domain.name}_cache_service")
                 own = [row for row in rows if f"-{self.example}-" in row.cache_key]
                 for row, other in zip(own, [*own[1:], *own[:1]], strict=True):
-                    await cache.set(row.cache_key, other.id if poison is None else poison)
+                    await cache.set(row.cache_key, other.id if how == "swap" else how)
 
-        self.run(poisoned())
-
-    @precondition(on_mongo)
-    @rule(domain=domains)
-    def delete_ids(self, domain: Domain) -> None:
-        self.run(getattr(self.container(), f"{domain.name}_cache_service").clear())
+        self.run(spoil())
 
     @precondition(on_mongo)
     @rule(domain=domains)
