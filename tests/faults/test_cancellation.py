@@ -154,6 +154,7 @@ import asyncio, gc
 from backtest_persist import Container
 
 async def main():
+    asyncio.get_running_loop().slow_callback_duration = 10  # a busy machine is no fault
     async with Container() as container:
         db = container.signal_db_service
         for turn in range(100):
