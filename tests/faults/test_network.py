@@ -195,7 +195,6 @@ async def test_closing_leaves_the_loop_free(settings: Settings, passing: bool) -
         await everybody_has_gone(proxy)
 
 
-@pytest.mark.xfail(reason="R9: writes do not share a session yet, by which the server would know the older one")
 async def test_a_write_that_comes_late_is_refused(settings: Settings) -> None:
     """A write is held back in the network, its caller gives up and writes again; then the first one arrives."""
     async with mongo_proxy(settings) as (proxy, through):
