@@ -31,6 +31,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """The tests that take minutes: long histories under faults, many examples."""
+    install(session, "tests")
+    session.run("pytest", "-m", "soak", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The documentation; warnings are errors."""
     install(session, "docs")

@@ -285,18 +285,20 @@ class MongoState:
         """Wait for what is under way, as long as one operation may take."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.seconds):
-                for held in self._held.values():
-                    await held.drain()
                 while self._under_way:
                     await self._idle.wait()
+                for held in self._held.values():  # last, as what was under way may have sent something by them
+                    await held.drain()
 
     async def close(self) -> None:
         """Close the client, if it was opened here, after what is under way."""
         await self.drain()
         if self._owned:
-            closing = cast("Any", self.client.close())  # Motor closes at once, PyMongo returns an awaitable
-            if inspect.isawaitable(closing):
-                await closing
+            with self.deadline():  # it says goodbye to the server
+                if isinstance(self.client, AsyncMongoClient):
+                    await self.client.close()
+                else:  # Motor's close waits for the server and blocks the loop
+                    await asyncio.to_thread(self.client.close)
 
 
 class MongoService:

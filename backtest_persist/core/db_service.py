@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from functools import partial, wraps
+from inspect import isawaitable
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from bson import ObjectId, encode
@@ -107,16 +108,34 @@ class _Write(Generic[C]):
         return {"$set": {**self.fields, "updatedDate": self.now}, "$setOnInsert": {"createDate": self.now, "__v": 0}}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Writes that wait for their turn as a whole; they answer with a number."""
+
+    send: Callable[[Any], Awaitable[int]]
+
+
+@dataclass
 class _InFlight(Generic[C, R]):
     """What an event loop has under way in one service."""
 
     reads: "Flights[C, R | None]"
-    writes: "Flights[_Write[C], R | None]"
+    writes: "Flights[_Write[C] | _Batch, Any]"
+    _session: Any = None
+
+    async def session(self, state: MongoState) -> Any:
+        """The session of all writes that take turns: the server refuses one that comes after a later one of it."""
+        if self._session is None:
+            starting: Any = state.client.start_session(causal_consistency=False)
+            self._session = await starting if isawaitable(starting) else starting  # Motor's is a coroutine
+        return self._session
 
     async def drain(self) -> None:
         await self.writes.drain()
         await self.reads.drain()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.end_session()
 
 
 def operation(
@@ -323,40 +342,68 @@ class DbService(Generic[C, R]):
     # --- writes ---
 
     async def _write_together(
-        self, state: MongoState, seats: "Sequence[Seat[_Write[C], R | None]]", seconds: float
+        self, state: MongoState, seats: "Sequence[Seat[_Write[C] | _Batch, Any]]", seconds: float
     ) -> None:
         """Carry out writes in their order: runs of upserts as one bulk, everything else alone."""
         collection = state.collection(self.collection)
         run: list[Seat[_Write[C], R | None]] = []
         with state.deadline(seconds):
+            try:
+                with self._errors("write", write=True):
+                    session = await state.held(self, self._open_flights).session(state)
+            except BacktestPersistError as error:
+                _crash(seats, error)
+                return
             for seat in seats:
-                if seat.item.fields is not None:
-                    run.append(seat)
+                write = cast("Seat[_Write[C], R | None]", seat)
+                if isinstance(seat.item, _Write) and write.item.fields is not None:
+                    run.append(write)
                     continue
-                await self._write_run(collection, run)
+                await self._write_run(collection, run, session)
                 run = []
-                await self._write_run(collection, [seat])
-            await self._write_run(collection, run)
+                if isinstance(seat.item, _Batch):
+                    await self._send_batch(seat, seat.item, session)
+                else:
+                    await self._write_run(collection, [write], session)
+            await self._write_run(collection, run, session)
 
-    async def _write_run(self, collection: Collection, seats: "Sequence[Seat[_Write[C], R | None]]") -> None:
+    async def _send_batch(self, seat: Seat[Any, int], batch: _Batch, session: Any) -> None:
+        try:
+            seat.land(await batch.send(session))
+        except BacktestPersistError as error:
+            seat.crash(error)
+
+    async def _in_turn(self, state: MongoState, send: Callable[[Any], Awaitable[int]]) -> int:
+        """Send writes after those that came before them, in a task of their own: a cancelled caller cuts nothing."""
+        return await state.held(self, self._open_flights).writes.board(_Batch(send))
+
+    async def _write_run(
+        self, collection: Collection, seats: "Sequence[Seat[_Write[C], R | None]]", session: Any
+    ) -> None:
         if not seats:
             return
         try:
             if len({seat.item.context.cache_key for seat in seats}) > 1:
-                await self._write_bulk(collection, seats)
+                await self._write_bulk(collection, seats, session)
             else:
-                await self._write_one(collection, seats)
+                await self._write_one(collection, seats, session)
         except BacktestPersistError as error:
             _crash(seats, error)
 
-    async def _write_one(self, collection: Collection, seats: "Sequence[Seat[_Write[C], R | None]]") -> None:
+    async def _write_one(
+        self, collection: Collection, seats: "Sequence[Seat[_Write[C], R | None]]", session: Any
+    ) -> None:
         """One findAndModify; of several writes of one context the last, which makes up for those before it."""
         write = seats[-1].item
         context = write.context
 
         def send() -> Awaitable[Document | None]:
             return collection.find_one_and_update(
-                context.to_filter(), write.command(), upsert=write.upsert, return_document=ReturnDocument.AFTER
+                context.to_filter(),
+                write.command(),
+                upsert=write.upsert,
+                return_document=ReturnDocument.AFTER,
+                session=session,
             )
 
         with self._errors("write", context, write=True):
@@ -370,12 +417,13 @@ class DbService(Generic[C, R]):
         for seat in seats:
             self._land(seat, document)
 
-    async def _write_bulk(self, collection: Collection, seats: "Sequence[Seat[_Write[C], R | None]]") -> None:
+    async def _write_bulk(
+        self, collection: Collection, seats: "Sequence[Seat[_Write[C], R | None]]", session: Any
+    ) -> None:
         latest = {seat.item.context.cache_key: seat.item for seat in seats}
         with self._errors(f"write of {len(latest)} items", write=True):
-            bulk = await write_bulk(
-                collection, [UpdateOne(w.context.to_filter(), w.command(), upsert=True) for w in latest.values()]
-            )
+            updates = [UpdateOne(w.context.to_filter(), w.command(), upsert=True) for w in latest.values()]
+            bulk = await write_bulk(collection, updates, session)
         self.stats.writes += len(seats)
         keys = list(latest)
         new = {keys[index]: id for index, id in bulk.upserted.items()}
@@ -396,7 +444,7 @@ class DbService(Generic[C, R]):
             elif key in documents:
                 self._land(seat, documents[key])
             else:  # somebody removed it since
-                await self._write_one(collection, [seat])
+                await self._write_one(collection, [seat], session)
 
     def _land(self, seat: "Seat[_Write[C], R | None]", document: Document | None) -> None:
         """Give a writer the row of its own write."""
@@ -454,53 +502,57 @@ class DbService(Generic[C, R]):
                     await self._remember_many([(chunk[index][0], str(inserts[index]["_id"])) for index in new])
         return stored
 
-    async def _write_many(
-        self,
-        writes: Sequence[tuple[C, Mapping[str, Any]]],
-        *,
-        replace: bool,
-        chunk_size: int = BULK_SIZE,
-        remember: bool = True,
-    ) -> int:
+    async def _write_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Upsert many contexts in unordered bulks; returns how many were newly stored.
 
         With `replace` the fields of existing documents are set, without it the first write wins.
         """
         stored = 0
-        with self._mongo.accept() as state:
-            collection = await self._prepared()
-            for start in range(0, len(writes), chunk_size):
-                chunk = writes[start : start + chunk_size]
-                now = utc_now()
-                on_insert = {"createDate": now, "__v": 0}
-                operations = [
-                    UpdateOne(
-                        context.to_filter(),
-                        {"$set": {**fields, "updatedDate": now}, "$setOnInsert": on_insert}
-                        if replace
-                        else {"$setOnInsert": {**fields, "updatedDate": now, **on_insert}},
-                        upsert=True,
-                    )
-                    for context, fields in chunk
-                ]
-                with state.deadline(), self._errors(f"write of {len(writes)} items", write=True):
-                    bulk = await write_bulk(collection, operations)
-                    for error in bulk.refused.values():
-                        raise error
-                self.stats.writes += len(chunk)
-                stored += len(bulk.upserted)
-                if remember:
-                    await self._remember_many(
-                        [(chunk[index][0].cache_key, str(object_id)) for index, object_id in bulk.upserted.items()]
-                    )
+        with self._mongo.accept():
+            state = await self._ready()
+            collection = state.collection(self.collection)
+            for start in range(0, len(writes), BULK_SIZE):
+                chunk = writes[start : start + BULK_SIZE]
+                send = partial(self._write_chunk, collection, chunk, replace)
+                if replace:
+                    stored += await self._in_turn(state, send)
+                    continue
+                with state.deadline():  # no turn: of two first writes either may stand
+                    stored += await send(None)
         return stored
 
-    @operation
+    async def _write_chunk(
+        self, collection: Collection, chunk: Sequence[tuple[C, Mapping[str, Any]]], replace: bool, session: Any
+    ) -> int:
+        now = utc_now()
+        on_insert = {"createDate": now, "__v": 0}
+        operations = [
+            UpdateOne(
+                context.to_filter(),
+                {"$set": {**fields, "updatedDate": now}, "$setOnInsert": on_insert}
+                if replace
+                else {"$setOnInsert": {**fields, "updatedDate": now, **on_insert}},
+                upsert=True,
+            )
+            for context, fields in chunk
+        ]
+        with self._errors(f"write of {len(chunk)} items", write=True):
+            bulk = await write_bulk(collection, operations, session)
+            for error in bulk.refused.values():
+                raise error
+        self.stats.writes += len(chunk)
+        await self._remember_many([(chunk[index][0].cache_key, str(id)) for index, id in bulk.upserted.items()])
+        return len(bulk.upserted)
+
     async def _delete_many(self, filter: Filter) -> int:
         query = self._filter(filter)
-        collection = await self._prepared()
+        with self._mongo.operation():
+            state = await self._ready()
+            return await self._in_turn(state, partial(self._delete_all, state.collection(self.collection), query))
+
+    async def _delete_all(self, collection: Collection, query: Mapping[str, Any], session: Any) -> int:
         with self._errors("delete", write=True):
-            return (await collection.delete_many(query)).deleted_count
+            return (await collection.delete_many(query, session=session)).deleted_count
 
     async def _remember(self, context: C, row_id: str) -> None:
         await self._redis.attempt("SET", lambda: self._cache.set(context.cache_key, row_id), None)

@@ -79,14 +79,14 @@ class Bulk:
     """The errors of what the server refused."""
 
 
-async def write_bulk(collection: Collection, operations: Sequence[UpdateOne]) -> Bulk:
+async def write_bulk(collection: Collection, operations: Sequence[UpdateOne], session: Any = None) -> Bulk:
     """Write unordered: what is refused leaves the others. Two first writes that met in the server are tried again."""
     bulk = Bulk({}, {})
     again: dict[int, UpdateOne] = dict(enumerate(operations))
     for may_retry in (True, False):
         positions = list(again)
         try:
-            result = await collection.bulk_write(cast("Any", list(again.values())), ordered=False)
+            result = await collection.bulk_write(cast("Any", list(again.values())), ordered=False, session=session)
             bulk.upserted |= {positions[index]: id for index, id in (result.upserted_ids or {}).items()}
             break
         except BulkWriteError as error:

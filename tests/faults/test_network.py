@@ -1,0 +1,213 @@
+"""What a network does: replies that are late, lost or cut off, connections that hang or break."""
+
+import asyncio
+import gc
+import time
+from collections import Counter
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
+
+from backtest_persist import BacktestPersistError, Container, Settings, WriteOutcomeUnknownError, base_map
+from tests.faults.proxy import Proxy, mongo_proxy, redis_proxy
+
+DEADLINE = 1.0
+
+
+async def everybody_has_gone(proxy: Proxy) -> None:
+    """No connection of a client is left."""
+    async with asyncio.timeout(3):
+        while proxy.connections:
+            gc.collect()
+            await asyncio.sleep(0.01)
+
+
+async def timed(operation: Awaitable[Any]) -> tuple[Any, float]:
+    """What an operation returns, or its error, and after how many seconds."""
+    started = time.monotonic()
+    try:
+        result = await operation
+    except BacktestPersistError as error:
+        result = error
+    return result, time.monotonic() - started
+
+
+async def test_cancelled_gets_never_mix_up_replies(settings: Settings) -> None:
+    """200 GETs are cancelled while their replies are on the way; those that follow get their own."""
+    async with redis_proxy(settings) as (proxy, through):
+        container = Container(through)
+        prices = base_map("prices")(container.redis_service)
+        await prices.set_many([(f"k{n}", f"v{n}") for n in range(50)])
+        proxy.delay = 0.002
+
+        async def get(n: int) -> None:
+            assert await prices.get(f"k{n % 50}") == f"v{n % 50}"
+
+        for batch in range(10):
+            calls = [asyncio.create_task(get(n)) for n in range(40)]
+            await asyncio.wait(calls, timeout=0.001 * batch, return_when=asyncio.FIRST_COMPLETED)
+            for call in calls[::2]:
+                call.cancel()
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert Counter(map(type, outcomes)).keys() <= {type(None), asyncio.CancelledError}
+            assert outcomes[1::2] == [None] * 20
+        proxy.delay = 0
+        await asyncio.gather(*(get(n) for n in range(200)))
+        await container.close()
+        await everybody_has_gone(proxy)
+
+
+async def test_a_write_whose_reply_is_lost_is_applied_once(settings: Settings) -> None:
+    """The driver repeats it, and the server knows that it has done it: a counter is one higher."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(through)
+        db = container.state_db_service
+        await db.upsert("s", "b", {"n": 0}, 0)
+        context = db.context_type(signal_id="s", bucket_name="b")
+        for n in range(1, 4):
+            proxy.cut = b"findAndModify"
+            row = await db._find_and_update(context, {"$inc": {"payload.n": 1}}, upsert=True)
+            assert proxy.cut == b""
+            assert row is not None
+            assert row.payload == {"n": n}
+        proxy.cut = b"update"
+        rows = await asyncio.gather(*(db.upsert("s", f"b{n}", {"n": n}, 0) for n in range(20)))
+        assert proxy.cut == b""
+        assert [row.payload for row in rows] == [{"n": n} for n in range(20)]
+        assert await db.count() == 21
+        await container.close()
+        await everybody_has_gone(proxy)
+
+
+async def test_a_black_hole_keeps_the_deadline(settings: Settings) -> None:
+    """Whatever is under way when mongod falls silent ends with a typed error in time; nothing is left open."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(through.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)}))
+        signals, storage, candles = (
+            container.signal_db_service,
+            container.storage_db_service,
+            container.candle_db_service,
+        )
+        await signals.upsert("s", "t", "e", {"n": 0})
+        await storage.upsert_many(True, [{"id": "a"}])
+        await candles.wait_for_init()
+        proxy.passing.clear()
+        ends = await asyncio.gather(
+            timed(signals.find_by_context("s", "t", "e")),
+            timed(signals.upsert("s", "t", "e", {"n": 1})),
+            timed(signals.find_all()),
+            timed(storage.upsert_many(True, [{"id": "b"}])),
+            timed(candles.find_range("s", "1m", "e", 0, 10)),
+            timed(container.log_db_service.upsert("l", {})),
+        )
+        assert [end for end, _ in ends if not isinstance(end, BacktestPersistError)] == []
+        assert [seconds for _, seconds in ends if seconds > DEADLINE + 0.25] == []
+        proxy.passing.set()
+        row = await signals.upsert("s", "t", "e", {"n": 2})
+        assert await signals.find_by_context("s", "t", "e") == row
+        await container.close()
+        await everybody_has_gone(proxy)
+
+
+async def test_a_black_hole_in_front_of_redis_costs_one_deadline(settings: Settings) -> None:
+    """Reads and writes go on with MongoDB alone."""
+    async with redis_proxy(settings.model_copy(update={"redis_timeout_ms": 100})) as (proxy, through):
+        container = Container(through)
+        db = container.signal_db_service
+        await db.upsert("s", "t", "e", {"n": 0})
+        proxy.passing.clear()
+        row, seconds = await timed(db.upsert("s", "t", "e", {"n": 1}))
+        assert (row.payload, seconds < 0.35) == ({"n": 1}, True)
+        found, seconds = await timed(db.find_by_context("s", "t", "e"))
+        assert (found, seconds < 0.1) == (row, True)
+        proxy.passing.set()
+        await container.close()
+        await everybody_has_gone(proxy)
+
+
+async def test_broken_connections_are_replaced(settings: Settings) -> None:
+    """Connections to both servers are reset again and again under load: no error, and every write is there."""
+    async with mongo_proxy(settings) as (mongo, through), redis_proxy(through) as (redis, both):
+        container = Container(both)
+        db = container.signal_db_service
+        await db.wait_for_init()
+        done = asyncio.Event()
+
+        async def work(task: int) -> int:
+            n = 0
+            while not done.is_set():
+                n += 1
+                await db.upsert("s", "t", f"e{task}", {"n": n})
+                row = await db.find_by_context("s", "t", f"e{task}")
+                assert row is not None
+                assert row.payload == {"n": n}
+            return n
+
+        workers = [asyncio.create_task(work(task)) for task in range(4)]
+        for _ in range(3):
+            await db.upsert("s", "t", "between", {})
+            redis.reset()
+            mongo.reset()
+        await db.upsert("s", "t", "between", {})
+        done.set()
+        numbers = await asyncio.gather(*workers)
+        rows = await db.find_all({"exchange_name": {"$ne": "between"}}, sort=[("exchangeName", 1)])
+        assert [row.payload for row in rows] == [{"n": n} for n in numbers]
+        await container.close()
+        await everybody_has_gone(mongo)
+        await everybody_has_gone(redis)
+
+
+async def test_a_slow_network_is_only_slow(settings: Settings) -> None:
+    """50 ms each way to both servers: everything is right, and operations share their round trips."""
+    async with mongo_proxy(settings) as (mongo, through), redis_proxy(through) as (redis, both):
+        container = Container(both)
+        db = container.signal_db_service
+        await db.wait_for_init()
+        mongo.delay = redis.delay = 0.05
+        started = time.monotonic()
+        await asyncio.gather(*(db.upsert("s", "t", f"e{n}", {"n": n}) for n in range(50)))
+        rows = await asyncio.gather(*(db.find_by_context("s", "t", f"e{n}") for n in range(50)))
+        assert [row and row.payload for row in rows] == [{"n": n} for n in range(50)]
+        assert time.monotonic() - started < 3
+        await container.close()
+        await everybody_has_gone(mongo)
+        await everybody_has_gone(redis)
+
+
+@pytest.mark.parametrize("passing", [True, False])
+async def test_closing_leaves_the_loop_free(settings: Settings, passing: bool) -> None:
+    """The goodbye to a server that is far away, or silent, is bounded and holds up nobody else in the event loop."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(through.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)}))
+        await container.signal_db_service.upsert("s", "t", "e", {})
+        if not passing:
+            proxy.passing.clear()
+        closing = asyncio.create_task(timed(container.close()))
+        longest, last = 0.0, time.monotonic()
+        while not closing.done():
+            await asyncio.sleep(0.005)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        _, seconds = await closing
+        assert (longest < 0.25, seconds < (0.5 if passing else DEADLINE + 0.25)) == (True, True), (longest, seconds)
+        proxy.passing.set()
+        await everybody_has_gone(proxy)
+
+
+async def test_a_write_that_comes_late_is_refused(settings: Settings) -> None:
+    """A write is held back in the network, its caller gives up and writes again; then the first one arrives."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(through.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)}))
+        db = container.signal_db_service
+        await db.upsert("s", "t", "e", {"n": "old"})
+        proxy.held = b"zombie"
+        with pytest.raises(WriteOutcomeUnknownError):
+            await db.upsert("s", "t", "e", {"n": "zombie"})
+        await proxy.holds.wait()
+        row = await db.upsert("s", "t", "e", {"n": "later"})
+        proxy.released.set()
+        await container.close()
+        await everybody_has_gone(proxy)
+    async with Container(settings) as witness:
+        assert await witness.signal_db_service.find_by_context("s", "t", "e") == row
