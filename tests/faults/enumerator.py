@@ -19,8 +19,8 @@ import redis.exceptions
 from motor.motor_asyncio import AsyncIOMotorCollection
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import AutoReconnect, NetworkTimeout
-from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
+
+from backtest_persist import connections
 
 __all__ = ("FAULTS", "HELD", "Drivers", "Fault", "Outcome", "counted_drivers")
 
@@ -173,7 +173,8 @@ class Drivers:
             raise _ERRORS[fault.what, server]()
         if fault.when == "held":
             point.caller.cancel()
-            return await asyncio.shield(asyncio.create_task(self._hold(call)))
+            holding = asyncio.create_task(self._hold(call))
+            return await (asyncio.shield(holding) if server == "mongo" else holding)  # a Redis connection is cut
         if fault.when == "before":
             point.caller.cancel()
             return await call()
@@ -272,6 +273,6 @@ def counted_drivers() -> Generator[Drivers]:
                 patch.setattr(collection, name, counted("mongo", getattr(collection, name)))
             for name in _CURSORS:
                 patch.setattr(collection, name, cursor(getattr(collection, name)))
-        for owner, name in ((Redis, "execute_command"), (Pipeline, "execute")):
-            patch.setattr(owner, name, counted("redis", getattr(owner, name)))
+        for name in ("execute", "execute_all"):
+            patch.setattr(connections._Connection, name, counted("redis", getattr(connections._Connection, name)))
         yield drivers
