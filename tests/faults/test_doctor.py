@@ -87,6 +87,16 @@ async def test_a_mongod_that_stops_answering_on_the_way(container: Container, fa
     assert "mongodb.rights" not in levels
 
 
+async def test_a_mongod_that_is_just_in_time_every_time(container: Container, failing: Failing) -> None:
+    """Commands that each stay within the deadline do not add up: three deadlines are the end."""
+    await container.wait_for_init()
+    async with failing("ping", times=100, blockConnection=True, blockTimeMS=900):
+        started = time.monotonic()
+        found = amiss(await examine(container))
+        assert time.monotonic() - started < 4
+    assert {check: finding.level for check, finding in found.items()} == {"mongodb": Level.PROBLEM}
+
+
 async def test_pings_that_take_long_are_warnings(container: Container, failing: Failing) -> None:
     """More than a tenth of the deadline of an operation is worth a line; the median is measured in ms."""
     await container.wait_for_init()

@@ -15,6 +15,7 @@ from pymongo import AsyncMongoClient
 from backtest_persist import Container, Settings, SettingsError
 from backtest_persist.operations import Count, Diagnosis, Level, examine, rebuild, verify
 from backtest_persist.operations import doctor as doctor_module
+from backtest_persist.operations.ids import Ids
 from tests.cases import CASES
 from tests.commands import Commands, listened_client
 from tests.integration.test_cli import run
@@ -55,8 +56,10 @@ async def unrelated(container: Container) -> None:
 async def opened(settings: Settings, **changes: Any) -> AsyncGenerator[Container]:
     """A container with other settings, and no index created."""
     container = Container(settings.model_copy(update=changes))
-    yield container
-    await container.close()
+    try:
+        yield container
+    finally:
+        await container.close()
 
 
 def at(settings: Settings, uri: str) -> Settings:
@@ -115,6 +118,20 @@ async def test_many_ids_are_counted_exactly(container: Container) -> None:
     assert await redis.ping()
 
 
+async def test_an_id_counts_once_when_redis_repeats_it(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SCAN may return a key again when the hash table shrinks under it; here it returns every batch twice."""
+    scan = Ids.scan
+
+    async def repeating(self: Ids) -> AsyncGenerator[list[bytes]]:
+        async for batch in scan(self):
+            yield batch
+            yield batch
+
+    monkeypatch.setattr(Ids, "scan", repeating)
+    await damage(container)
+    assert (await verify(container)).domains == {case.domain: DAMAGED for case in CASES}
+
+
 async def test_candles_without_an_id_are_no_fault_when_they_have_none(container: Container, settings: Settings) -> None:
     """With CC_CANDLE_CACHE off their absence is not counted, and not filled; an id that is there is judged."""
     candle = next(case for case in CASES if case.domain == "candle")
@@ -141,13 +158,22 @@ async def test_a_document_that_no_look_up_finds_needs_no_id(container: Container
     assert await keys(settings) == {}
 
 
+async def test_a_session_without_a_frame_has_an_id(container: Container, settings: Settings) -> None:
+    """The original leaves the frame empty in live trading; such an id is right, and filled in."""
+    session = {"strategyName": "t", "exchangeName": "e", "frameName": "", "symbol": "s", "backtest": False}
+    await container.mongo_service.collection("session-items").insert_one(session)
+    assert (await rebuild(container)).domains["session"] == 1
+    assert list(await keys(settings)) == [f"{settings.redis_key_prefix}session_cache:e:t::s:live".encode()]
+    assert (await verify(container)).domains["session"] == Count(right=1)
+
+
 async def test_the_key_prefix_is_no_pattern(container: Container, settings: Settings) -> None:
     """With glob characters in CC_REDIS_KEY_PREFIX only keys of that very prefix are looked at."""
     base = settings.redis_key_prefix
     redis: Any = container.redis_service.client
     await redis.set(f"{base}ab:signal_cache:e:t:s", "junk")
-    await redis.set(f"{base}a*:signal_cache:e:t:s", "junk")
-    async with opened(settings, redis_key_prefix=f"{base}a*:") as other:
+    await redis.set(f"{base}a[b]*:signal_cache:e:t:s", "junk")
+    async with opened(settings, redis_key_prefix=f"{base}a[b]*:") as other:
         assert (await verify(other, fix=True)).domains["signal"] == Count(foreign=1, fixed=1)
     assert list(await keys(settings)) == [f"{base}ab:signal_cache:e:t:s".encode()]
 
@@ -356,6 +382,10 @@ async def test_a_standalone_mongod_with_users(settings: Settings, tmp_path: Path
             for name, role in {"reader": "read", "writer": "readWrite"}.items():
                 await admin.command("createUser", name, pwd="canary", roles=[{"role": role, "db": "db"}])
             await admin.command("createUser", "narrow", pwd="canary", roles=["narrow"])
+            elsewhere = {"role": "readWrite", "db": "other"}
+            await admin.command(
+                "createUser", "elsewhere", pwd="canary", roles=[elsewhere, {"role": "read", "db": "db"}]
+            )
 
         async def seen_by(user: str) -> tuple[dict[str, Level], dict[str, str]]:
             login = uri.replace("://", f"://{user}@") if user else uri
@@ -370,6 +400,7 @@ async def test_a_standalone_mongod_with_users(settings: Settings, tmp_path: Path
         found, said = await seen_by("narrow:canary")
         assert found == {**standalone, "mongodb.rights": Level.WARNING}
         assert "may not createIndex on breakeven-items" in said["mongodb.rights"]
+        assert (await seen_by("elsewhere:canary"))[0]["mongodb.rights"] is Level.PROBLEM
         found, said = await seen_by("reader:canary")
         assert found == {**standalone, "mongodb.rights": Level.PROBLEM}
         assert "may not insert on" in said["mongodb.rights"]
@@ -388,7 +419,7 @@ async def test_a_replica_set_that_was_never_initiated(settings: Settings, tmp_pa
         opened(at(settings, f"{uri}db?directConnection=true")) as container,
     ):
         diagnosis = await examine(container)
-    assert levels(diagnosis)["mongodb.topology"] is Level.PROBLEM
+    assert levels(diagnosis) == {"mongodb.topology": Level.PROBLEM}
     assert "backtest-persist initiate" in texts(diagnosis)["mongodb.topology"]
 
 
