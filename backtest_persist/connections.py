@@ -68,6 +68,7 @@ __all__ = (
     "aggregate_raw",
     "list_indexes",
     "mongo_errors",
+    "redis_errors",
     "to_plain",
     "uncancelled",
 )
@@ -878,6 +879,15 @@ def _open_pool(settings: Settings, pool_type: type[ConnectionPool]) -> Connectio
     return pool
 
 
+@contextmanager
+def redis_errors(operation: str) -> Generator[None]:
+    """Turn driver errors into `StoreUnavailableError`; `operation` opens the message."""
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise _redis_error(operation, error) from error
+
+
 def _redis_error(operation: str, error: Exception) -> StoreUnavailableError:
     detail = str(error).splitlines()[0][:200] if str(error) else "no answer within CC_REDIS_TIMEOUT_MS"
-    return StoreUnavailableError(f"{operation}: {type(error).__name__}: {detail}.")
+    return StoreUnavailableError(f"{operation}: {type(error).__name__}: {detail.rstrip('.')}.")

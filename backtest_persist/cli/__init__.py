@@ -1,4 +1,4 @@
-"""The command line: ``backtest-persist demo``, ``import-dump``, ``export-dump``, ``migrate`` and ``initiate``."""
+"""The command line, ``backtest-persist``; its commands stand in `app`."""
 
 import asyncio
 import inspect

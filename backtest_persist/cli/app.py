@@ -9,6 +9,7 @@ from cyclopts.validators import Number
 from backtest_persist import __version__
 from backtest_persist.cli.initiate import initiate
 from backtest_persist.cli.migrate import migrate
+from backtest_persist.persist.dump.layout import LAYOUTS
 from backtest_persist.persist.mode import Mode
 
 __all__ = ("app",)
@@ -124,3 +125,68 @@ async def export_dump(directory: Path, /, *, json: Flag = False) -> int:
     from backtest_persist.cli.dump import export
 
     return await export(directory, as_json=json)
+
+
+@app.command
+async def doctor(*, json: Flag = False) -> int:
+    """Examine the servers of the CC_* settings: one line for each check, with what to do; writes nothing.
+
+    Reachability, versions, replica set, write concern, rights, indexes, clocks, latencies, and a sample of the ids in
+    Redis. Exits with 1 when there is a problem, and with 0 when there are warnings at most.
+
+    Parameters
+    ----------
+    json
+        Print the findings as JSON on standard output.
+
+    """
+    from backtest_persist.cli import operations
+
+    return await operations.doctor(as_json=json)
+
+
+@app.command
+async def verify(*, fix: Flag = False, json: Flag = False) -> int:
+    """Compare every id in Redis with MongoDB, and every document with Redis.
+
+    Exits with 3 when something was found and not fixed.
+
+    Parameters
+    ----------
+    fix
+        Set or remove wrong ids, and add missing ones. Documents are never touched.
+    json
+        Print the counts as JSON on standard output.
+
+    """
+    from backtest_persist.cli import operations
+
+    return await operations.verify_cache(fix=fix, as_json=json)
+
+
+def _check_domain(_: object, name: str) -> None:
+    if name not in LAYOUTS:
+        raise ValueError(f"The domains are {', '.join(LAYOUTS)}.")
+
+
+@app.command
+async def rebuild_cache(
+    *,
+    domain: Annotated[tuple[Annotated[str, Parameter(validator=_check_domain)], ...], Parameter(negative=())] = (),
+    json: Flag = False,
+) -> int:
+    """Set the ids of all documents of MongoDB in Redis; other keys are left alone.
+
+    Candles are left out when CC_CANDLE_CACHE is off, unless --domain candle asks for them.
+
+    Parameters
+    ----------
+    domain
+        Only this domain; may be given several times.
+    json
+        Print the counts as JSON on standard output.
+
+    """
+    from backtest_persist.cli import operations
+
+    return await operations.rebuild_cache(domains=domain, as_json=json)

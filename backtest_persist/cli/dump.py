@@ -10,10 +10,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
+from backtest_persist.cli.progress import Bar, show_progress
 from backtest_persist.container import Container
 from backtest_persist.persist.dump.scan import Skipped
 from backtest_persist.persist.dump.transfer import Exported, Imported, export_dump, import_dump
@@ -29,9 +28,9 @@ async def import_(directory: Path, *, dry_run: bool, exchanges: Sequence[str], a
     """Import a dump and print the report; returns the exit status."""
     container = Container()
     try:
-        with _progress("Reading" if dry_run else "Importing") as bar:
+        with show_progress("Reading" if dry_run else "Importing") as bar:
             report = await import_dump(
-                container, directory, dry_run=dry_run, exchanges=exchanges, progress=_Bar(bar, "files")
+                container, directory, dry_run=dry_run, exchanges=exchanges, progress=Bar(bar, "files")
             )
     finally:
         await container.close()
@@ -46,8 +45,8 @@ async def export(directory: Path, *, as_json: bool) -> int:
     """Export to a dump and print the report; returns the exit status."""
     container = Container()
     try:
-        with _progress("Exporting") as bar:
-            report = await export_dump(container, directory, progress=_Bar(bar, "documents"))
+        with show_progress("Exporting") as bar:
+            report = await export_dump(container, directory, progress=Bar(bar, "documents"))
     finally:
         await container.close()
     if as_json:
@@ -55,35 +54,6 @@ async def export(directory: Path, *, as_json: bool) -> int:
     else:
         _show_export(report, directory)
     return INCOMPLETE if report.skipped else 0
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} {task.fields['unit']}/s" if task.speed else "")
-
-
-def _progress(verb: str) -> Progress:
-    return Progress(
-        TextColumn(verb),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=Console(stderr=True),
-    )
-
-
-class _Bar:
-    def __init__(self, bar: Progress, unit: str) -> None:
-        self.bar = bar
-        self.task = bar.add_task("", total=None, unit=unit)
-
-    def begin(self, total: int) -> None:
-        self.bar.update(self.task, total=total)
-
-    def advance(self, done: int) -> None:
-        self.bar.advance(self.task, done)
 
 
 def _print_json(report: Imported | Exported) -> None:

@@ -11,7 +11,7 @@ from backtest_persist.connections import RedisCommands, RedisService
 from backtest_persist.core.keys import checked_name, to_int
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError
 
-__all__ = ("DEFAULT_TTL_EXPIRE_SECONDS", "ITERATOR_BATCH_SIZE", "BaseMap", "base_map")
+__all__ = ("DEFAULT_TTL_EXPIRE_SECONDS", "ITERATOR_BATCH_SIZE", "BaseMap", "SeenKeys", "base_map")
 
 DEFAULT_TTL_EXPIRE_SECONDS = 300
 ITERATOR_BATCH_SIZE = 100
@@ -181,7 +181,7 @@ class BaseMap:
 
     async def _unseen(self) -> AsyncIterator[dict[bytes, str]]:
         """Full names and the keys in them: once each, of strings alone, and only what `get` would take."""
-        seen = _SeenKeys()  # SCAN repeats keys when the table shrinks under it
+        seen = SeenKeys()  # SCAN repeats keys when the table shrinks under it
         start = len(_to_bytes(self._get_item_key("")))
         async for batch in self._scan("string"):
             fresh = {name: key for name in batch if seen.add(name) and (key := _to_key(name[start:]))}
@@ -200,7 +200,7 @@ def base_map(connection_key: str, ttl_expire_seconds: int = DEFAULT_TTL_EXPIRE_S
     return BoundMap
 
 
-class _SeenKeys:
+class SeenKeys:
     """Remembers which keys were seen in eight bytes each (a set of a million names takes a hundred megabytes).
 
     It keeps sorted 64-bit hashes; two of a million keys share one with a probability of 3e-8.

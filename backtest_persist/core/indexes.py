@@ -10,7 +10,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 from backtest_persist.connections import Collection, list_indexes, mongo_errors
 from backtest_persist.errors import IndexConflictError
 
-__all__ = ("Index", "drop_narrow_indexes", "narrow_indexes", "prepare_indexes")
+__all__ = ("Index", "drop_narrow_indexes", "missing_indexes", "narrow_indexes", "prepare_indexes")
 
 Index = tuple[tuple[str, int], ...]
 """A compound index: (wire name, direction) pairs."""
@@ -69,20 +69,15 @@ async def drop_narrow_indexes(collection: Collection, fields: Sequence[str]) -> 
     return names
 
 
-async def prepare_indexes(
-    collection: Collection, fields: Sequence[str], secondary: Sequence[Index], seconds: float
-) -> None:
-    """Create what is missing and verify the unique index; with all in place this sends one command.
+async def missing_indexes(
+    collection: Collection, fields: Sequence[str], secondary: Sequence[Index]
+) -> list[IndexModel]:
+    """Verify the indexes that are there and return those that have to be created, by one command; writes nothing.
 
-    Within an operation all of it has the deadline of that operation, otherwise reading the indexes has `seconds` and
-    building them `BUILD_SECONDS`.
-
-    Raises `IndexConflictError` for a narrow unique index of an older database, for one that stands in the way, refuses
-    a context of its own or deletes documents, for documents that already contradict the unique index, and for a user
-    who may not create what is missing.
+    Raises `IndexConflictError` for a narrow unique index of an older database, and for one that stands in the way,
+    refuses a context of its own or deletes documents.
     """
-    with pymongo.timeout(seconds):
-        found = await _found(collection)
+    found = await _found(collection)
     narrow = _narrow(found, fields)
     if narrow:
         names = ", ".join(f"{index.name} ({', '.join(field for field, _ in index.keys)})" for index in narrow)
@@ -111,6 +106,22 @@ async def prepare_indexes(
             f"{collection.name} has the index {index.name}, {problem}. "
             f"Drop it, db['{collection.name}'].dropIndex('{index.name}'), and start again."
         )
+    return missing
+
+
+async def prepare_indexes(
+    collection: Collection, fields: Sequence[str], secondary: Sequence[Index], seconds: float
+) -> None:
+    """Create what is missing and verify the unique index; with all in place this sends one command.
+
+    Within an operation all of it has the deadline of that operation, otherwise reading the indexes has `seconds` and
+    building them `BUILD_SECONDS`.
+
+    Raises `IndexConflictError` as `missing_indexes` does, for documents that already contradict the unique index, and
+    for a user who may not create what is missing.
+    """
+    with pymongo.timeout(seconds):
+        missing = await missing_indexes(collection, fields, secondary)
     if not missing:
         return
     with pymongo.timeout(BUILD_SECONDS), mongo_errors(f"Creating the indexes of {collection.name}"):
