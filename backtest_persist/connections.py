@@ -291,12 +291,14 @@ class MongoState:
                     await self._idle.wait()
 
     async def close(self) -> None:
-        """Close the client, if it was opened here, after what is under way."""
+        """Close the client, if it was opened here, after what is under way; bounded by one more deadline."""
         await self.drain()
         if self._owned:
-            closing = cast("Any", self.client.close())  # Motor closes at once, PyMongo returns an awaitable
-            if inspect.isawaitable(closing):
-                await closing
+            with self.deadline():  # the driver tells the server that its sessions end, and waits for the answer
+                if inspect.iscoroutinefunction(self.client.close):
+                    await self.client.close()
+                else:  # Motor's blocks
+                    await asyncio.to_thread(self.client.close)
 
 
 class MongoService:
