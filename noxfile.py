@@ -1,5 +1,7 @@
 """Checks of the project; plain ``nox`` runs what every change has to pass."""
 
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["lint", "tests", "docs"]
@@ -57,3 +59,15 @@ def bench(session: nox.Session) -> None:
     """The benchmarks: a table, and with --plot FILE a picture; -- --help shows the options."""
     install(session, "bench")
     session.run("python", "-m", "tests.bench", *session.posargs)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of what an installation with all extras brings; asks the advisory service of PyPI."""
+    extras = ",".join(PROJECT["project"]["optional-dependencies"])
+    session.install(f".[{extras}]")
+    installed = session.run("python", "-m", "pip", "freeze", "--exclude", PROJECT["project"]["name"], silent=True)
+    requirements = Path(session.create_tmp()) / "installed.txt"
+    requirements.write_text(str(installed))
+    session.install(*nox.project.dependency_groups(PROJECT, "audit"))
+    session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "--requirement", str(requirements))

@@ -292,13 +292,13 @@ class MongoState:
                     await held.drain()
 
     async def close(self) -> None:
-        """Close the client, if it was opened here, after what is under way."""
+        """Close the client, if it was opened here, after what is under way; bounded by one more deadline."""
         await self.drain()
         if self._owned:
-            with self.deadline():  # it says goodbye to the server
-                if isinstance(self.client, AsyncMongoClient):
+            with self.deadline():  # the driver tells the server that its sessions end, and waits for the answer
+                if inspect.iscoroutinefunction(self.client.close):
                     await self.client.close()
-                else:  # Motor's close waits for the server and blocks the loop
+                else:  # Motor's blocks
                     await asyncio.to_thread(self.client.close)
 
 
@@ -451,13 +451,15 @@ def _open_mongo(settings: Settings) -> AsyncMongoClient[Document]:
         else:
             client = cast("AsyncMongoClient[Document]", AsyncIOMotorClient(uri, **options))
         client.get_default_database(DEFAULT_DATABASE)
-    except Exception as error:  # the driver's message can quote the URI, and with it a password
+    except Exception as error:
         file = f"; it names a file that cannot be read: {error.strerror}" if isinstance(error, OSError) else ""
-        raise SettingsError(
-            f"CC_MONGO_CONNECTION_STRING is not usable ({type(error).__name__}{file}); write mongodb://host/database, "
-            "names and passwords percent-encoded."
-        ) from None
-    return client
+        problem = f"{type(error).__name__}{file}"
+    else:
+        return client
+    raise SettingsError(  # out here without a context: the driver's message can quote the URI, and with it a password
+        f"CC_MONGO_CONNECTION_STRING is not usable ({problem}); write mongodb://host/database, "
+        "names and passwords percent-encoded."
+    )
 
 
 async def aggregate(collection: Collection, pipeline: Sequence[Mapping[str, Any]]) -> AsyncIterator[Document]:
@@ -563,8 +565,22 @@ def _describe(error: Exception) -> str:
         return f"the server answered {name} (code {error.code}{hint.get(error.code or 0, '')})"
     if _quotes_data(error):
         return f"the driver failed with {type(error).__name__}"
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
+    return _first_line(error)
+
+
+_ADVICE = {
+    r"CERTIFICATE_VERIFY_FAILED.*(mismatch|not valid for)": "connect under a name that is in its certificate",
+    r"CERTIFICATE_VERIFY_FAILED": "name the CA that signed its certificate (tlsCAFile=, ssl_ca_certs= for Redis)",
+    r"Authentication failed": "check user and password",
+    r"[Cc]onnection closed": "a server that wants TLS needs tls=true in the URI, rediss:// for Redis",
+}
+
+
+def _first_line(error: Exception) -> str:
+    """What the driver says, shortened, and what to do about TLS and passwords."""
+    line = next(iter(str(error).splitlines()), "").partition(", full error: ")[0][:200]
+    advice = next((advice for pattern, advice in _ADVICE.items() if re.search(pattern, line)), None)
+    return f"{type(error).__name__}: {line.rstrip('.')}" + (f"; {advice}" if advice else "")
 
 
 # --- Redis -----------------------------------------------------------------------------------------------------------
@@ -867,16 +883,15 @@ def _open_pool(settings: Settings, pool_type: type[ConnectionPool]) -> Connectio
             "username": settings.redis_user or None,
             "password": settings.redis_password.get_secret_value() or None,
         }
-    try:
+    with suppress(Exception):  # whose message can quote the URL, so it is not even the context of ours
         if settings.redis_url is not None:
             options = {**parse_url(settings.redis_url.get_secret_value()), **options}
         pool = pool_type(**options)
         pool.make_connection()  # which does not connect, but refuses unknown options
-    except Exception:  # the message can quote the URL
-        raise SettingsError(
-            "CC_REDIS_URL is not usable; write redis://, rediss:// or unix://, and only options that redis-py knows."
-        ) from None
-    return pool
+        return pool
+    raise SettingsError(
+        "CC_REDIS_URL is not usable; write redis://, rediss:// or unix://, and only options that redis-py knows."
+    )
 
 
 @contextmanager
@@ -889,5 +904,5 @@ def redis_errors(operation: str) -> Generator[None]:
 
 
 def _redis_error(operation: str, error: Exception) -> StoreUnavailableError:
-    detail = str(error).splitlines()[0][:200] if str(error) else "no answer within CC_REDIS_TIMEOUT_MS"
-    return StoreUnavailableError(f"{operation}: {type(error).__name__}: {detail.rstrip('.')}.")
+    what = _first_line(error) if str(error) else f"{type(error).__name__}: no answer within CC_REDIS_TIMEOUT_MS"
+    return StoreUnavailableError(f"{operation}: {what.rstrip('.')}.")

@@ -21,6 +21,7 @@ from backtest_persist.domains.session import SessionCacheService, SessionDbServi
 from backtest_persist.domains.signal import SignalCacheService, SignalDbService
 from backtest_persist.domains.state import StateCacheService, StateDbService
 from backtest_persist.domains.storage import StorageCacheService, StorageDbService
+from backtest_persist.errors import SettingsError
 from backtest_persist.logger import LoggerService
 from backtest_persist.settings import Settings, load
 
@@ -31,8 +32,9 @@ class Container:
     """Holds the services of one pair of servers; opens clients on first use and closes what it opened.
 
     ``async with Container(settings) as container:`` verifies all indexes on entry. Building one, or touching an
-    attribute, does no I/O and needs no event loop. An injected client stays open when the container closes:
-    a Motor client or PyMongo's `AsyncMongoClient`, a `redis.asyncio.Redis` with ``decode_responses=False``.
+    attribute, does no I/O and needs no event loop. It stays in its process: pickling it, or a service of it, is a
+    `SettingsError`. An injected client stays open when the container closes: a Motor client or PyMongo's
+    `AsyncMongoClient`, a `redis.asyncio.Redis` with ``decode_responses=False``.
     """
 
     def __init__(
@@ -150,6 +152,10 @@ class Container:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse: clients belong to one process, and settings that were given as a mapping are plain text."""
+        raise SettingsError("A container is not pickled, nor its services; open one in the other process.")
 
     def _read_settings(self) -> Settings:
         if self._settings is None:

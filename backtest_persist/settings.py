@@ -22,7 +22,8 @@ class Settings(BaseSettings):
 
     Every field is read from the environment (or ``.env``) under its name in capitals with the prefix ``CC_``;
     both spellings are accepted as arguments: ``Settings(redis_port=6380)`` or ``Settings(CC_REDIS_PORT=6380)``.
-    Secrets never appear in a repr. A bad value or an unknown argument is a `SettingsError`.
+    Secrets never appear in a repr. A bad value or an unknown argument is a `SettingsError`, and so is a pickle, unless
+    it goes to a child process that multiprocessing is starting.
     """
 
     model_config = SettingsConfigDict(
@@ -96,8 +97,18 @@ class Settings(BaseSettings):
                 raise SettingsError("The .env file is not UTF-8; save it as UTF-8.") from None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Refuse: a pickle would hold the passwords in plain text."""
-        raise SettingsError("Settings hold passwords and are not pickled; read them anew in the other process.")
+        """Allow it only on the way to a child process that multiprocessing is starting, as with its own secrets.
+
+        That is a pipe between the two; any other pickle could end up in a file, a queue or a cache.
+        """
+        from multiprocessing.context import get_spawning_popen  # most processes never need it
+
+        if get_spawning_popen() is None:
+            raise SettingsError(
+                "Settings hold passwords and are not pickled, except as an argument of a process that multiprocessing "
+                "starts: Process(args=...), or initargs=... of a pool. Elsewhere read them anew in the other process."
+            )
+        return super().__reduce_ex__(protocol)
 
 
 def _names() -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
@@ -25,10 +26,13 @@ def settings(settings: Settings) -> Settings:
 async def stopped(container: Container) -> AsyncGenerator[None]:
     """A mongod that keeps its connections and answers nothing."""
     pid = (await container.mongo_service.database.command("serverStatus"))["pid"]
+    end = threading.Timer(10, os.kill, (pid, signal.SIGCONT))  # should the event loop itself be stuck
+    end.start()
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
+        end.cancel()
         os.kill(pid, signal.SIGCONT)
 
 
@@ -87,3 +91,24 @@ async def test_an_operation_that_builds_indexes_has_its_deadline(container: Cont
     async with failing("createIndexes", blockConnection=True, blockTimeMS=2500):
         kind, seconds = await outcome(container.signal_db_service.find_by_context("s", "t", "e"))
     assert (kind, seconds < 1.25) == (StoreUnavailableError, True)
+
+
+async def test_closing_does_not_wait_for_a_stopped_mongod(settings: Settings) -> None:
+    """The end of the sessions is told to the server within one deadline, and the event loop goes on meanwhile."""
+    container = Container(settings)
+    await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - before)
+
+    async with stopped(container):
+        watching = asyncio.create_task(watch())
+        _, seconds = await outcome(container.close())
+        await asyncio.sleep(0.05)
+        watching.cancel()
+    assert (seconds < 1.25, longest < 0.25) == (True, True), (seconds, longest)

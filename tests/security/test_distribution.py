@@ -1,0 +1,89 @@
+"""Row 44 of the acceptance matrix: compose.yaml, what is fetched or sent without being asked, and the audit."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_compose_binds_the_loopback_address_alone(name: str) -> None:
+    """Row 44: every port is that of 127.0.0.1, whatever the variables say, and nothing goes around that."""
+    service = SERVICES[name]
+    assert not {"network_mode", "privileged", "cap_add", "pid", "ipc", "devices"} & service.keys()
+    for port in service.get("ports", []):
+        assert re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z]+_PORT:-\d+\}:\d+", port), port
+    assert all(":" in volume and not volume.startswith((".", "/", "~")) for volume in service.get("volumes", []))
+
+
+def test_compose_publishes_the_ports_of_the_two_servers() -> None:
+    """Row 44: nothing else listens for anybody."""
+    assert {name for name, service in SERVICES.items() if service.get("ports")} == {"mongo", "redis"}
+
+
+def test_compose_has_no_default_secret() -> None:
+    """Row 44: there is no password in it, no token, no user in a URI; and the runner is nobody."""
+    text = (ROOT / "compose.yaml").read_text()
+    assert not re.search(r"passw|secret|token|requirepass|://[^/\s]*@", text, re.IGNORECASE)
+    assert "USER 65534" in (ROOT / "Dockerfile").read_text()
+
+
+IMPORT = """
+import sys
+sys.path.insert(0, {root!r})
+def refuse(event, arguments):
+    if event.startswith(("socket.", "subprocess.", "os.fork", "os.mkdir", "os.system", "tempfile.", "urllib.")):
+        raise RuntimeError(f"{{event}} {{arguments}}")
+    if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+        raise RuntimeError(f"{{event}} {{arguments}}")
+sys.dont_write_bytecode = True
+sys.addaudithook(refuse)
+import backtest_persist
+print(backtest_persist.__name__, backtest_persist.ioc.signal_db_service.collection)
+"""
+
+
+def imported(*prefix: str) -> subprocess.CompletedProcess[str]:
+    """Import the package in an isolated interpreter in which sockets, processes and written files are errors."""
+    script = IMPORT.format(root=str(ROOT))
+    return subprocess.run(
+        [*prefix, sys.executable, "-I", "-W", "error", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        timeout=60,
+    )
+
+
+def test_an_import_touches_nothing() -> None:
+    """Row 44: importing the package opens no socket, starts no process and writes no file, and warns of nothing."""
+    result = imported()
+    assert (result.stdout, result.stderr) == ("backtest_persist signal-items\n", "")
+
+
+def test_an_import_needs_no_network() -> None:
+    """Row 44: it works where there is not even a loopback address."""
+    unshare = [shutil.which("unshare") or "unshare", *([] if os.geteuid() == 0 else ["--map-root-user"]), "--net"]
+    try:
+        subprocess.run([*unshare, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this machine allows no network namespaces")
+    result = imported(*unshare)
+    assert (result.stdout, result.stderr) == ("backtest_persist signal-items\n", "")
+
+
+def test_nox_has_an_audit() -> None:
+    """Row 44: a session asks for known vulnerabilities of everything that an installation brings."""
+    noxfile = (ROOT / "noxfile.py").read_text()
+    assert "def audit(session" in noxfile
+    assert '"pip-audit"' in noxfile

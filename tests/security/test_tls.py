@@ -1,0 +1,76 @@
+"""Row 42 of the acceptance matrix: TLS to both servers by the settings alone, and refused when anything is wrong."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from backtest_persist import Container, Settings, StoreUnavailableError
+from tests.cases import CASES
+from tests.security.servers import Locked, opened, with_mongo, with_redis
+
+PROBLEMS = {
+    "a CA that did not sign it": ("CERTIFICATE_VERIFY_FAILED.*name the CA"),
+    "another host name": ("CERTIFICATE_VERIFY_FAILED.*under a name that is in its certificate"),
+    "no TLS": ("a server that wants TLS"),
+}
+
+
+def wrong_mongo(settings: Settings, problem: str, locked: Locked) -> Settings:
+    """The same settings with something wrong in the connection string, and a deadline that is short."""
+    settings = settings.model_copy(update={"mongo_timeout_ms": 1000})
+    return {
+        "a CA that did not sign it": with_mongo(settings, str(locked.ca), str(locked.other_ca)),
+        "another host name": with_mongo(settings, "@localhost:", "@127.0.0.1:"),
+        "no TLS": with_mongo(settings, f"&tls=true&tlsCAFile={locked.ca}", ""),
+    }[problem]
+
+
+def wrong_redis(settings: Settings, problem: str, locked: Locked) -> Settings:
+    """The same settings with something wrong in the Redis URL."""
+    plain = with_redis(settings, f"?ssl_ca_certs={locked.ca}", "")
+    return {
+        "a CA that did not sign it": with_redis(settings, str(locked.ca), str(locked.other_ca)),
+        "another host name": with_redis(settings, "@localhost:", "@127.0.0.1:"),
+        "no TLS": with_redis(plain, "rediss://", "redis://"),
+    }[problem]
+
+
+async def test_every_domain_works_over_tls(container: Container) -> None:
+    """Row 42: with the right CA a write and a read that the cache answers go through TLS."""
+    for case in CASES:
+        db: Any = getattr(container, f"{case.domain}_db_service")
+        write = db.create if case.domain == "candle" else db.upsert
+        row = await write(*(case.args[:-1] if case.domain == "candle" else case.args), *case.written)
+        assert await db.find_by_context(*case.args) == row
+        assert db.stats.hits == 1
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+async def test_mongo_is_not_spoken_to(settings: Settings, locked: Locked, problem: str) -> None:
+    """Row 42: an operation is a StoreUnavailableError within its deadline of 1 s, and says what to do."""
+    async with opened(wrong_mongo(settings, problem, locked)) as container:
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailableError, match=PROBLEMS[problem]):
+            await container.signal_db_service.count()
+        assert time.monotonic() - started < 2  # half of it is for a busy machine
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+async def test_redis_is_not_spoken_to(
+    settings: Settings, locked: Locked, problem: str, warned: Callable[[], list[str]]
+) -> None:
+    """Row 42: for a db service it is a cache that misses, reported once; a map says what to do, in bounded time."""
+    async with opened(wrong_redis(settings, problem, locked)) as container:
+        db = container.signal_db_service
+        started = time.monotonic()
+        for n in range(20):
+            row = await db.upsert("s", "t", str(n), {"n": n})
+            assert await db.find_by_context("s", "t", str(n)) == row
+        assert db.stats.hits == 0
+        assert warned() == ["redis.down"]
+        for operation in (container.redis_service.ping(), container.signal_cache_service.get("e:t:s")):
+            with pytest.raises(StoreUnavailableError, match=PROBLEMS[problem]):
+                await operation
+        assert time.monotonic() - started < 10
