@@ -84,11 +84,11 @@ class Flights(Generic[Item, Answer]):
         """
         if self._crowded or self._flying or self._waiting:
             return await self.board(item, since)
-        loop = asyncio.get_running_loop()
-        seat, landed = Seat[Item, Answer](item, time.monotonic() if since is None else since), loop.create_future()
+        now, landed = time.monotonic(), asyncio.get_running_loop().create_future()
+        seat = Seat[Item, Answer](item, now if since is None else since)
         self._flying.add(landed)
         try:
-            await self._fly([seat], self._deadline)
+            await self._fly([seat], self._deadline - now + seat.arrived)
         finally:
             self._flying.discard(landed)
             landed.set_result(None)

@@ -167,3 +167,31 @@ async def test_a_redis_that_wants_a_password_is_reported_once(
                     assert await degraded.signal_db_service.find_by_context("s", "t", "e") is not None
                 assert time.monotonic() - started < 5
     assert warned() == ["redis.refuses"] * 4
+
+
+@pytest.mark.parametrize(
+    "poison", ["junk", "another document", "gone", "binary", "a list", "a megabyte"], ids=lambda kind: kind
+)
+async def test_a_poisoned_entry_is_never_believed_and_put_right(
+    container: Container, warned: Warned, poison: str
+) -> None:
+    """Alone and in company the right document is read, and the entry leads to it afterwards."""
+    redis: Any = container.redis_service.client
+    db, cache = container.signal_db_service, container.signal_cache_service
+    rows = [await db.upsert("s", "t", f"e{n}", {"n": n}) for n in range(3)]
+    key = f"{container.redis_service.key_prefix}{cache.connection_key}:e1:t:s"
+    assert await redis.get(key) == rows[1].id.encode()
+    values = {
+        "junk": "x" * 24,
+        "another document": rows[0].id,
+        "gone": "0" * 24,
+        "binary": b"\xff\xfe\x00",
+        "a megabyte": "a" * 2**20,
+    }
+    for company in (1, 3):
+        await redis.delete(key)
+        await (redis.rpush(key, rows[1].id) if poison == "a list" else redis.set(key, values[poison]))
+        found = await asyncio.gather(*(db.find_by_context("s", "t", f"e{n}") for n in (1, 0, 2)[:company]))
+        assert found == [rows[1], rows[0], rows[2]][:company]
+        assert await redis.get(key) == rows[1].id.encode()
+    assert set(warned()) <= {"redis.refuses"}
