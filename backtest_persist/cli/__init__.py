@@ -3,6 +3,8 @@
 import asyncio
 import inspect
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from backtest_persist.errors import BacktestPersistError
@@ -37,11 +39,8 @@ def _run() -> int | None:
     result: Any = command(*arguments.args, **arguments.kwargs)
     if not inspect.iscoroutine(result):
         return result
-    try:
-        from uvloop import new_event_loop
-    except ModuleNotFoundError:
-        new_event_loop = None
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    uvloop: Any = import_module("uvloop") if find_spec("uvloop") else None
+    with asyncio.Runner(loop_factory=uvloop and uvloop.new_event_loop) as runner:
         return runner.run(result)
 
 

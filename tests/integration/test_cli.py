@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
+import pytest
 from pymongo import AsyncMongoClient
 
 from backtest_persist import Settings, __version__
@@ -120,3 +122,22 @@ async def test_import_and_export_print_reports_and_exit_with_what_happened(setti
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.splitlines()[-1].startswith("backtest-persist:")
     assert "not an empty directory" in refused.stderr
+
+
+@pytest.mark.parametrize(("prelude", "expected"), [("", "uvloop"), ("sys.modules['uvloop'] = None", "asyncio")])
+async def test_commands_run_on_uvloop_if_it_is_there(prelude: str, expected: str) -> None:
+    """The extra `speed` is taken by being installed, and missed by nobody."""
+    program = f"""
+import asyncio, sys
+{prelude}
+from backtest_persist.cli import main
+from backtest_persist.cli.app import app
+@app.command
+async def loop():
+    print(type(asyncio.get_running_loop()).__module__)
+main()
+"""
+    command = [sys.executable, "-c", program, "loop"]
+    ran = await anyio.run_process(command, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.decode().startswith(expected)
