@@ -26,7 +26,7 @@ from backtest_persist.connections import (
 )
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import BaseMap
-from backtest_persist.core.documents import fetch, find_each, holds, taken, to_object_id, write_bulk
+from backtest_persist.core.documents import fetch, find_each, find_ids, holds, taken, to_object_id, write_bulk
 from backtest_persist.core.flights import Flights, Seat
 from backtest_persist.core.indexes import BUILD_SECONDS, Index, drop_narrow_indexes, narrow_indexes, prepare_indexes
 from backtest_persist.core.keys import checked_limit, checked_name, to_int
@@ -298,15 +298,15 @@ class DbService(Generic[C, R]):
 
     async def _read_together(self, state: MongoState, seats: Sequence[Seat[C, R | None]], seconds: float) -> None:
         """Answer lookups: a lone one by GET and find by id, many by MGET and one find."""
-        contexts = {seat.item.cache_key: seat.item for seat in seats}
+        keys = [seat.item.cache_key for seat in seats]
+        contexts = {key: seat.item for key, seat in zip(keys, seats, strict=True)}
         try:
             with state.deadline(seconds), self._errors("find", seats[0].item if len(seats) == 1 else None):
                 documents, hits = await self._lookup(state.collection(self.collection), contexts)
         except BacktestPersistError as error:
             _crash(seats, error)
             return
-        for seat in seats:
-            key = seat.item.cache_key
+        for key, seat in zip(keys, seats, strict=True):
             self.stats.hits += key in hits
             document = documents.get(key)
             try:
@@ -323,7 +323,7 @@ class DbService(Generic[C, R]):
         ids = await self._redis.attempt("GET", lambda: self._cache.get_many(list(contexts)), [None] * len(contexts))
         wanted = {id: key for key, cached in zip(contexts, ids, strict=True) if (id := to_object_id(cached))}
         found: dict[str, Document] = {}
-        for document in await find_each(collection, [{"_id": id} for id in wanted]):
+        for document in await find_ids(collection, list(wanted)):
             key = wanted[document["_id"]]
             if contexts[key].matches(document):
                 found[key] = document

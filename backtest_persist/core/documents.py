@@ -1,17 +1,19 @@
 """Documents on their way to and from the driver: decoding in bulk, bulk writes, comparison."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 from bson import BSON, CodecOptions, ObjectId
 from bson import decode_all as _decode_all  # pyright: ignore[reportUnknownVariableType]
+from bson.errors import InvalidId
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
 from backtest_persist.connections import CODEC_OPTIONS, Collection, Document, to_plain
 
-__all__ = ("Bulk", "fetch", "find_each", "holds", "taken", "to_object_id", "write_bulk")
+__all__ = ("Bulk", "fetch", "find_each", "find_ids", "holds", "taken", "to_object_id", "write_bulk")
 
 _DUPLICATE_KEY = 11000
 _FAST_OPTIONS: CodecOptions[Document] = CODEC_OPTIONS.with_options(document_class=dict)
@@ -29,16 +31,27 @@ async def fetch(collection: Collection, query: Mapping[str, Any], **options: Any
         await cursor.close()
 
 
+async def find_ids(collection: Collection, ids: Sequence[ObjectId]) -> list[Document]:
+    """The documents with these ids, by one query."""
+    if len(ids) == 1:
+        return await _find_one(collection, {"_id": ids[0]})
+    return await _find_all(collection, {"_id": {"$in": ids}}, len(ids)) if ids else []
+
+
 async def find_each(collection: Collection, queries: Sequence[Mapping[str, Any]]) -> list[Document]:
-    """What one query finds, or many together: each of them selects one document at most."""
-    if not queries:
-        return []
+    """What queries select, one document each at most, by one query."""
     if len(queries) == 1:
-        document = await collection.find_one(queries[0])
-        return [] if document is None else [document]
-    by_id = {"_id": {"$in": [query["_id"] for query in queries]}} if "_id" in queries[0] else {"$or": queries}
-    batches = fetch(collection, by_id, batch_size=len(queries) + 1)
-    return [document async for documents in batches for document in documents]
+        return await _find_one(collection, queries[0])
+    return await _find_all(collection, {"$or": queries}, len(queries)) if queries else []
+
+
+async def _find_one(collection: Collection, query: Mapping[str, Any]) -> list[Document]:
+    document = await collection.find_one(query)
+    return [] if document is None else [document]
+
+
+async def _find_all(collection: Collection, query: Mapping[str, Any], count: int) -> list[Document]:
+    return [document async for documents in fetch(collection, query, batch_size=count + 1) for document in documents]
 
 
 def taken(error: BulkWriteError) -> set[int]:
@@ -110,6 +123,7 @@ def to_object_id(value: Any) -> ObjectId | None:
     """The id that 24 hex digits stand for; None for anything else."""
     if isinstance(value, ObjectId):
         return value
-    if isinstance(value, str) and len(value) == 24 and value.isascii() and ObjectId.is_valid(value):
-        return ObjectId(value)
+    if isinstance(value, str) and len(value) == 24 and value.isascii():
+        with suppress(InvalidId):
+            return ObjectId(value)
     return None

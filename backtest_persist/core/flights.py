@@ -120,7 +120,7 @@ class Flights(Generic[Item, Answer]):
                     seats.append(seat)
             if seats:
                 self._crowded = len(seats) > 1
-                seconds = deadline - now + min(seat.arrived for seat in seats)
+                seconds = deadline - now + seats[0].arrived
                 task = asyncio.get_running_loop().create_task(self._travel(seats, seconds), context=Context())
                 self._flying.add(task)
 

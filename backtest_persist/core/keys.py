@@ -36,10 +36,11 @@ def checked_name(value: Any, what: str) -> str:
         raise InvalidKeyError(f"{what} must not be empty.")
     if "\0" in value:
         raise InvalidKeyError(f"{what} must not contain NUL.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InvalidKeyError(f"{what} must not contain a lone surrogate.") from None
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidKeyError(f"{what} must not contain a lone surrogate.") from None
     return str.__str__(value)  # of a (str, Enum) the content; `str` would give the name of the member
 
 

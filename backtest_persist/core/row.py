@@ -59,17 +59,21 @@ class Context(Wire):
 
     def matches(self, document: Mapping[str, Any]) -> bool:
         """Whether a document belongs to this context: every field, type-strictly (``1`` is not ``True``)."""
-        return all(_same(getattr(self, name), document.get(wire)) for name, wire in self._fields)
+        for name, wire in self._fields:
+            expected, found = getattr(self, name), document.get(wire)
+            if not (found == expected and (type(found) is type(expected) or _is_number(expected, found))):
+                return False
+        return True
 
     def describe(self) -> str:
         """The context for an error message."""
         return ", ".join(f"{name}={getattr(self, name)!r:.80}" for name, _ in self._fields)
 
 
-def _same(expected: str | int, found: Any) -> bool:
-    if isinstance(expected, str | bool):
-        return type(found) is type(expected) and found == expected
-    return isinstance(found, int | float) and not isinstance(found, bool) and found == expected
+def _is_number(expected: Any, found: Any) -> bool:
+    """Whether a number is meant and found; JavaScript's are of one type."""
+    numbers = isinstance(expected, int) and isinstance(found, int | float)
+    return numbers and not isinstance(expected, bool) and not isinstance(found, bool)
 
 
 class Row(Wire):
