@@ -74,6 +74,13 @@ class Load:
                 await asyncio.sleep(0.005)
         return time.monotonic() - started
 
+    async def fails(self) -> None:
+        """Wait until an operation ends with an error."""
+        known = len(self.errors)
+        async with asyncio.timeout(10):
+            while len(self.errors) == known:
+                await asyncio.sleep(0.005)
+
     async def run(self) -> None:
         """Work until `stop`."""
         async with asyncio.TaskGroup() as group:
