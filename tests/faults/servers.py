@@ -96,8 +96,8 @@ class OwnMongo(_Own):
 
     @property
     def uri(self) -> str:
-        """Where it is, without a database."""
-        return f"mongodb://{quote(str(self.directory / 'mongod.sock'), safe='')}/?directConnection=true"
+        """Where it is, without a database; the driver follows the replica set."""
+        return f"mongodb://{quote(str(self.directory / 'mongod.sock'), safe='')}/?replicaSet=rs0"
 
     async def start(self) -> None:
         """Start it and wait until it takes writes."""
@@ -107,7 +107,8 @@ class OwnMongo(_Own):
         listen = ("--bind_ip", "./mongod.sock", "--nounixsocket", "--filePermissions", "0600")
         store = ("--dbpath", str(self.directory), "--oplogSize", "64", "--wiredTigerCacheSizeGB", "0.25", "--quiet")
         await self._start(binary, *listen, *store, "--replSet", "rs0")
-        async with AsyncMongoClient[dict[str, Any]](self.uri, serverSelectionTimeoutMS=200) as client:
+        direct = self.uri.replace("replicaSet=rs0", "directConnection=true")
+        async with AsyncMongoClient[dict[str, Any]](direct, serverSelectionTimeoutMS=200) as client:
             async with asyncio.timeout(30):
                 while not await self._is_primary(client):
                     await asyncio.sleep(0.01)
@@ -116,7 +117,7 @@ class OwnMongo(_Own):
         try:
             hello = await client.admin.command("hello")
             if not hello["isWritablePrimary"] and hello.get("isreplicaset"):
-                members = [{"_id": 0, "host": "./mongod.sock"}]
+                members = [{"_id": 0, "host": str(self.directory / "mongod.sock")}]
                 await client.admin.command("replSetInitiate", {"_id": "rs0", "members": members})
         except PyMongoError:
             return False
