@@ -67,7 +67,7 @@ async def test_memory_sockets_and_tasks_stay_flat(settings: Settings) -> None:
     grown = min(memory for _, memory, *_ in seen[-third:]) - max(memory for _, memory, *_ in seen[:third])
     print(f"{next(numbers)} keys, {grown / minutes:.2f} MB a minute, {seen[0]} to {seen[-1]}, longest {longest:.3f} s")
     assert grown / minutes < 1
-    assert max(files for *_, files, _ in seen[-third:]) <= max(files for *_, files, _ in seen[:third])
+    assert max(files for *_, files, _ in seen[-third:]) <= max(files for *_, files, _ in seen[:third]) + 4
     assert max(tasks for *_, tasks in seen[-third:]) <= max(tasks for *_, tasks in seen[:third]) + 2
     assert longest < 30.25
     await container.close()
