@@ -7,12 +7,14 @@ closes it when that loop shuts down, so one process-wide container serves a note
 
 import asyncio
 import inspect
+import os
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
-from typing import Any, Generic, Protocol, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast
+from weakref import WeakSet
 
 import pymongo
 from anyio import CancelScope
@@ -84,14 +86,29 @@ class PerLoop(Generic[T]):
 
     The end of a loop is noticed through an asynchronous generator that is left suspended in it:
     `asyncio.run`, pytest-asyncio and every other runner that calls ``loop.shutdown_asyncgens()`` closes it.
+
+    A process that was forked opens its own: by the sockets and the sessions of its parent it would take the answers
+    that are for its parent, and its writes would count as repetitions of its parent's. It needs a loop of its own as
+    well; both would be woken by the same file.
     """
+
+    _all: ClassVar["WeakSet[PerLoop[Any]]"] = WeakSet()
 
     def __init__(self, create: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
         self._create = create
         self._close = close
         self._held: dict[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None]]] = {}
         self._retired: list[tuple[asyncio.AbstractEventLoop, AsyncGenerator[None]]] = []
+        self._inherited: list[tuple[asyncio.AbstractEventLoop, object]] = []
         self.closed = False
+        PerLoop._all.add(self)
+
+    @staticmethod
+    def disinherit() -> None:
+        """Leave to the parent of this process what it has open; kept, as collecting it would close it."""
+        for per_loop in PerLoop._all:
+            per_loop._inherited += [*per_loop._held.items(), *per_loop._retired]
+            per_loop._held, per_loop._retired = {}, []
 
     def get(self) -> T:
         """Return the value of the running loop, creating it on first use."""
@@ -101,6 +118,8 @@ class PerLoop(Generic[T]):
             return held[0]
         if self.closed:
             raise _closed()
+        if any(loop is inherited for inherited, _ in self._inherited):
+            raise SettingsError("This event loop belongs to the process that was forked; call asyncio.run in this one.")
         self._held = {other: value for other, value in self._held.items() if not other.is_closed()}
         value = self._create()
         guard = self._guard(loop, value)
@@ -110,13 +129,15 @@ class PerLoop(Generic[T]):
         return value
 
     async def _guard(self, loop: asyncio.AbstractEventLoop, value: T) -> AsyncGenerator[None]:
+        owner = os.getpid()
         try:
             yield
         finally:
             held = self._held.get(loop)
             if held is not None and held[0] is value:
                 del self._held[loop]
-            await self._close(value)
+            if os.getpid() == owner:
+                await self._close(value)
 
     def retire(self) -> None:
         """Forget every value; each is closed with its loop, or by the next `close` in it."""
@@ -140,6 +161,10 @@ class PerLoop(Generic[T]):
             guards.append(held[1])
         for guard in guards:
             await guard.aclose()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=PerLoop.disinherit)
 
 
 async def uncancelled(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

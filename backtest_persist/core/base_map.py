@@ -106,6 +106,8 @@ class BaseMap:
 
     async def get_many(self, keys: Sequence[str]) -> list[str | None]:
         """Return the values of several keys by one command, None for those that are absent."""
+        if not keys:
+            return []
         if len(keys) == 1:
             return [await self.get(keys[0])]
         names = [self._get_item_key(checked_name(key, "key")) for key in keys]

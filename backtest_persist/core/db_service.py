@@ -320,6 +320,8 @@ class DbService(Generic[C, R]):
         An id is believed only if the context of its document is the same. What the ids do not lead to is queried by
         context, and its id put right in Redis.
         """
+        if not contexts:  # nor is Redis asked: its silence would count as an answer
+            return {}, frozenset()
         ids = await self._redis.attempt("GET", lambda: self._cache.get_many(list(contexts)), [None] * len(contexts))
         wanted = {id: key for key, cached in zip(contexts, ids, strict=True) if (id := to_object_id(cached))}
         found: dict[str, Document] = {}

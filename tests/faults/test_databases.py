@@ -1,0 +1,100 @@
+"""Databases that change under a warm Redis: what an id of Redis no longer leads to is never shown."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from pydantic import SecretStr
+from pymongo import AsyncMongoClient
+
+from backtest_persist import Container, Settings
+from tests.faults.servers import OwnRedis
+
+NAMES = [f"e{n}" for n in range(10)]
+
+
+@pytest.fixture(scope="session")
+def driver() -> str:
+    """One driver: these tests are about what Redis holds."""
+    return "pymongo"
+
+
+@pytest.fixture
+async def database(settings: Settings) -> AsyncIterator[Any]:
+    """The database of the test, for another program."""
+    uri = settings.mongo_connection_string.get_secret_value()
+    async with AsyncMongoClient[dict[str, Any]](uri) as client:
+        yield client.get_default_database()
+
+
+async def write(container: Container, value: str, names: list[str] = NAMES) -> None:
+    for name in names:
+        await container.signal_db_service.upsert("s", "t", name, {"n": f"{value} {name}"})
+
+
+async def read(container: Container, names: list[str] = NAMES) -> list[Any]:
+    """The values, one by one and all by one list."""
+    rows = [await container.signal_db_service.find_by_context("s", "t", name) for name in names]
+    listed = {row.exchange_name: row.payload for row in await container.signal_db_service.find_all()}
+    assert [row and row.payload for row in rows] == [listed.get(name) for name in names]
+    return [row and row.payload for row in rows]
+
+
+async def cached(container: Container) -> int:
+    """How many ids Redis holds."""
+    ids = [await container.signal_cache_service.get_signal_id("s", "t", name) for name in NAMES]
+    return len(ids) - ids.count(None)
+
+
+async def test_after_the_database_was_dropped_nothing_is_there(container: Container, database: Any) -> None:
+    """Ids of a database that is gone lead nowhere, and the rows that are written next are those that are read."""
+    await write(container, "before")
+    await database.client.drop_database(database.name)
+    assert await cached(container) == len(NAMES)
+    assert await read(container) == [None] * len(NAMES)
+    await write(container, "after", NAMES[:5])
+    assert await read(container) == [{"n": f"after {name}"} for name in NAMES[:5]] + [None] * 5
+
+
+async def test_after_a_restore_the_older_values_are_there(container: Container, database: Any) -> None:
+    """A database that was put back to an older copy has the rows of the copy: none that is newer, none that is gone."""
+    await write(container, "older", NAMES[:5])
+    collection = database["signal-items"]
+    copy = await collection.find().to_list(None)
+    await write(container, "newer")
+    await collection.delete_many({})
+    await collection.insert_many(copy)
+    assert await cached(container) == len(NAMES)
+    assert await read(container) == [{"n": f"older {name}"} for name in NAMES[:5]] + [None] * 5
+    await write(container, "again")
+    assert await read(container) == [{"n": f"again {name}"} for name in NAMES]
+    assert await container.signal_db_service.count() == len(NAMES)
+
+
+async def test_two_databases_that_share_one_redis_see_their_own(settings: Settings, tmp_path: Path) -> None:
+    """Without a prefix they overwrite each other's ids, and still each reads its own rows and no other."""
+    redis = OwnRedis(tmp_path)
+    await redis.start()
+    try:
+        uri = urlsplit(settings.mongo_connection_string.get_secret_value())
+        other_uri = uri._replace(path=f"{uri.path}-other").geturl()
+        shared = {"redis_url": SecretStr(f"unix://{redis.socket}"), "redis_key_prefix": ""}
+        mine, theirs = (
+            Container(settings.model_copy(update={**shared, "mongo_connection_string": SecretStr(uri)}))
+            for uri in (uri.geturl(), other_uri)
+        )
+        async with mine, theirs:
+            try:
+                await write(mine, "mine")
+                assert await read(theirs) == [None] * len(NAMES)
+                await write(theirs, "theirs", NAMES[:5])
+                for _ in range(2):
+                    assert await read(mine) == [{"n": f"mine {name}"} for name in NAMES]
+                    assert await read(theirs) == [{"n": f"theirs {name}"} for name in NAMES[:5]] + [None] * 5
+                assert await redis.command("DBSIZE") == len(NAMES)
+            finally:
+                await theirs.mongo_service.client.drop_database(theirs.mongo_service.database.name)
+    finally:
+        await redis.kill()

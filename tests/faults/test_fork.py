@@ -1,0 +1,96 @@
+"""A process that forks while it has connections: the child has its own, or is told what to do; nobody hangs."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from backtest_persist import Settings
+
+_PROGRAM = """
+import asyncio, os, sys, time
+from backtest_persist import base_map, ioc
+
+async def work(who, count):
+    prices = base_map("prices")(ioc.redis_service)
+    for n in range(count):
+        await ioc.signal_db_service.upsert("s", "t", who, {"n": n})
+        row = await ioc.signal_db_service.find_by_context("s", "t", who)
+        assert row is not None and row.payload == {"n": n}, (who, n, row)
+        await prices.set(f"{who}{n}", f"{who}{n}")
+        assert await prices.get(f"{who}{n}") == f"{who}{n}"
+
+def in_child(work):
+    try:
+        work()
+        os._exit(0)
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        os._exit(1)
+
+async def forks():
+    await work("parent", 10)
+    if not (child := os.fork()):
+        in_child(lambda: asyncio.run(work("child", 50)))
+    await work("parent", 50)
+    status = await asyncio.to_thread(os.waitpid, child, 0)
+    await work("parent", 10)
+    await ioc.close()
+    sys.exit(os.waitstatus_to_exitcode(status[1]))
+
+def forks_between():
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(work("parent", 10))
+    if not (child := os.fork()):
+        in_child(lambda: loop.run_until_complete(work("child", 50)))
+    loop.run_until_complete(work("parent", 50))
+    status = os.waitpid(child, 0)[1]
+    loop.run_until_complete(work("parent", 10))
+    loop.run_until_complete(ioc.close())
+    sys.exit(os.waitstatus_to_exitcode(status))
+
+asyncio.run(forks()) if sys.argv[1] == "inside" else forks_between()
+"""
+
+
+async def _run(settings: Settings, where: str) -> tuple[int | None, str]:
+    assert settings.redis_url is not None
+    environment = {
+        **os.environ,
+        "CC_MONGO_CONNECTION_STRING": settings.mongo_connection_string.get_secret_value(),
+        "CC_MONGO_DRIVER": settings.mongo_driver,
+        "CC_REDIS_KEY_PREFIX": settings.redis_key_prefix,
+        "CC_REDIS_TIMEOUT_MS": str(settings.redis_timeout_ms),
+        "CC_REDIS_URL": settings.redis_url.get_secret_value(),
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _PROGRAM, where),
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(20):
+            said, _ = await process.communicate()
+    except TimeoutError:
+        os.killpg(process.pid, 9)
+        await process.wait()
+        pytest.fail("parent or child hangs")
+    return process.returncode, said.decode()
+
+
+async def test_a_forked_child_in_a_loop_of_its_own_has_its_own_connections(settings: Settings) -> None:
+    """A child that a coroutine forked works by asyncio.run, next to its parent: each reads what it has written."""
+    assert await _run(settings, "inside") == (0, "")
+
+
+async def test_a_forked_child_in_its_parents_loop_is_told_so(settings: Settings) -> None:
+    """A child that goes on with the loop of its parent gets an error, and its parent does not notice."""
+    code, said = await _run(settings, "between")
+    assert (code, said.partition(";")[0]) == (
+        1,
+        "SettingsError: This event loop belongs to the process that was forked",
+    )

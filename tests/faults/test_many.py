@@ -1,0 +1,119 @@
+"""Much at once: many processes that write the same new keys, and lists that are long."""
+
+import asyncio
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backtest_persist import Container, Settings
+
+PROCESSES = 8
+TASKS = 50
+KEYS = 20
+
+_WRITER = """
+import asyncio, random, sys, time
+from backtest_persist import Container
+
+async def main(name):
+    async with Container() as container:
+        async def work(task):
+            choice = random.Random(f"{name} {task}")
+            for n in choice.sample(range(KEYS), KEYS):
+                started = time.monotonic()
+                row = await container.signal_db_service.upsert("s", "t", f"e{n}", {"by": f"{name} {task}"})
+                ids.setdefault(n, set()).add(row.id)
+                assert time.monotonic() - started < 30.25
+
+        ids = {}
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        await asyncio.gather(*(work(task) for task in range(TASKS)))
+        print(sorted((n, *found) for n, found in ids.items()))
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+async def test_processes_that_write_the_same_new_keys_make_one_document_each(settings: Settings) -> None:
+    """Eight processes of 50 tasks, half by each driver: no error, one document for each key, known to all."""
+    assert settings.redis_url is not None
+    environment = {
+        **os.environ,
+        "CC_MONGO_CONNECTION_STRING": settings.mongo_connection_string.get_secret_value(),
+        "CC_MONGO_TIMEOUT_MS": "30000",
+        "CC_REDIS_KEY_PREFIX": settings.redis_key_prefix,
+        "CC_REDIS_URL": settings.redis_url.get_secret_value(),
+    }
+    async with Container(settings) as container:
+        code = _WRITER.replace("KEYS", str(KEYS)).replace("TASKS", str(TASKS))
+        processes = [
+            await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", code, str(n)),
+                cwd=Path(__file__).parents[2],
+                env={**environment, "CC_MONGO_DRIVER": ["motor", "pymongo"][n % 2]},
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            for n in range(PROCESSES)
+        ]
+        try:
+            async with asyncio.timeout(60):
+                for process in processes:
+                    assert process.stdout is not None
+                    assert await process.stdout.readline() == b"ready\n"
+                ends = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
+        finally:
+            for process in processes:
+                if process.returncode is None:
+                    process.kill()
+        assert [process.returncode for process in processes] == [0] * PROCESSES
+        rows = await container.signal_db_service.find_all()
+        stored = sorted((int(row.exchange_name[1:]), row.id) for row in rows)
+        assert [n for n, _ in stored] == list(range(KEYS))
+        assert {said.decode().strip() for said, _ in ends} == {str(stored)}
+
+
+ENTRIES = 5000
+
+
+@pytest.mark.parametrize("domain", ["storage", "log", "memory"])
+async def test_entries_of_one_instant_are_all_listed_in_one_order(container: Container, domain: str) -> None:
+    """5,000 entries with equal timestamps: lists and pages of them have each once, and always in the same order."""
+    names = [f"e{(n * 7919) % ENTRIES}" for n in range(ENTRIES)]
+    entries = [{"id": name} for name in names]
+    db: Any = getattr(container, f"{domain}_db_service")
+    match domain:
+        case "storage":
+            assert await db.upsert_many(True, entries) == ENTRIES
+        case "log":
+            assert await db.create_many(entries) == ENTRIES
+        case _:
+            await asyncio.gather(*(db.upsert("s", "b", entry["id"], entry, 0) for entry in entries))
+    instant = {"createDate": datetime(2026, 1, 1, tzinfo=UTC), "updatedDate": datetime(2026, 1, 1, tzinfo=UTC)}
+    collection = container.mongo_service.database[f"{domain}-items"]
+    await collection.update_many({}, {"$set": instant})
+    await collection.update_many({"payload.id": {"$in": names[::3]}}, {"$set": {"payload.grown": "x" * 500}})
+
+    async def listed() -> list[str]:
+        match domain:
+            case "storage":
+                rows = await db.list_by_mode(True)
+            case "log":
+                rows = await db.list_all()
+            case _:
+                rows = await db.list_entries("s", "b")
+        return [row.payload["id"] for row in rows]
+
+    order = await listed()
+    assert sorted(order) == sorted(names)
+    assert await listed() == order
+    assert [row.payload["id"] async for row in db.iterate()] == order
+    pages = [await db.paginate({}, limit=999, offset=offset) for offset in range(0, ENTRIES, 999)]
+    assert [row.payload["id"] for page in pages for row in page.rows] == order
+    if domain != "memory":
+        assert order == names

@@ -1,0 +1,192 @@
+"""Outages of MongoDB while there is work to do: typed errors in time, and nothing acknowledged is lost."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from itertools import count
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from pymongo import AsyncMongoClient
+
+from backtest_persist import (
+    BacktestPersistError,
+    Container,
+    Settings,
+    StoreUnavailableError,
+    WriteOutcomeUnknownError,
+    WriteRejectedError,
+)
+from tests.faults.conftest import Failing
+from tests.faults.load import GRACE, SELECTION, timed, working
+from tests.faults.servers import OwnMongo, stopped
+
+DEADLINE = 1.0
+
+
+@pytest.fixture(scope="session")
+async def mongo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OwnMongo]:
+    """A mongod of these tests' own."""
+    mongo = OwnMongo(tmp_path_factory.mktemp("mongo"))
+    await mongo.start()
+    yield mongo
+    await mongo.kill()
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """A deadline that a test can wait for."""
+    return settings.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)})
+
+
+@pytest.fixture
+def own(settings: Settings, mongo: OwnMongo) -> Settings:
+    """Settings that lead to the mongod of these tests, and to a database of the test's own."""
+    name = settings.redis_key_prefix.rstrip(":")
+    uri = mongo.uri.replace("/?", f"/{name}?") + "&heartbeatFrequencyMS=500"
+    return settings.model_copy(update={"mongo_connection_string": SecretStr(uri)})
+
+
+async def longest_pause(done: asyncio.Future[Any]) -> float:
+    """For how long the event loop did not run another task, until something is done."""
+    longest, last = 0.0, time.monotonic()
+    while not done.done():
+        await asyncio.sleep(0.005)
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+    return longest
+
+
+async def test_a_stopped_mongod_leaves_the_event_loop_free(container: Container) -> None:
+    """Mongod stands still for three seconds: typed errors within the deadline, and other tasks run as before."""
+    db = container.signal_db_service
+    row = await db.upsert("s", "t", "e", {"n": 1})
+    pid = (await container.mongo_service.database.command("serverStatus"))["pid"]
+
+    async def work(seconds: float) -> list[tuple[Any, float]]:
+        until, ends = time.monotonic() + seconds, list[tuple[Any, float]]()
+        while time.monotonic() < until:
+            reading = (timed(db.find_by_context("s", "t", f"e{n}")) for n in range(10))
+            writing = (timed(db.upsert("s", "t", f"w{n}", {"n": 1})) for n in range(10))
+            ends += await asyncio.gather(*reading, *writing)
+            await asyncio.sleep(0.01)
+        return ends
+
+    healthy = asyncio.create_task(work(1))
+    usual = await longest_pause(healthy)
+    assert [end for end, _ in await healthy if isinstance(end, BacktestPersistError)] == []
+    async with stopped(pid):
+        suffering = asyncio.create_task(work(2.5))
+        lag = await longest_pause(suffering)
+        ends = await suffering
+    assert {type(end) for end, _ in ends} == {StoreUnavailableError, WriteOutcomeUnknownError}
+    assert max(seconds for _, seconds in ends) < DEADLINE + SELECTION + GRACE
+    assert lag < max(0.05, 2 * usual), (lag, usual)
+    assert await db.find_by_context("s", "t", "e") == row
+
+
+async def test_a_mongod_killed_under_load_loses_nothing(own: Settings, mongo: OwnMongo) -> None:
+    """Twice mongod dies and is started again: each acknowledged write is there, and work goes on in 3 s."""
+    async with Container(own) as container, working(own, container) as load:
+        for _ in range(2):
+            await mongo.kill()
+            await load.fails()
+            await mongo.start()
+            assert await load.goes_on() < 3
+        kinds = {type(error) for error in load.errors}
+        assert kinds <= {StoreUnavailableError, WriteOutcomeUnknownError, WriteRejectedError}
+
+
+async def test_a_step_down_under_load_loses_and_doubles_nothing(own: Settings, mongo: OwnMongo) -> None:
+    """The primary steps down and is elected again: a counter is what was acknowledged, and entries are there once."""
+    patient = own.model_copy(update={"mongo_timeout_ms": 10_000})
+    async with Container(patient) as container, AsyncMongoClient[dict[str, Any]](mongo.uri) as admin:
+        states, logs = container.state_db_service, container.log_db_service
+        await asyncio.gather(states.wait_for_init(), logs.wait_for_init())
+        context = states.context_type(signal_id="s", bucket_name="b")
+        await states.upsert("s", "b", {"n": 0}, 0)
+        done = False
+        outcomes: list[tuple[str, Any, float]] = []
+
+        async def increment() -> None:
+            while not done:
+                update = {"$inc": {"payload.n": 1}}
+                end, seconds = await timed(states._find_and_update(context, update, upsert=True))
+                outcomes.append(("counter", end, seconds))
+
+        async def append(task: int) -> None:
+            for n in count():
+                if done:
+                    return
+                end, seconds = await timed(logs.create_many([{"id": f"{task}-{n}-{part}"} for part in range(3)]))
+                outcomes.append((f"{task}-{n}", end, seconds))
+
+        async with asyncio.TaskGroup() as group:
+            for task in range(4):
+                group.create_task(increment())
+                group.create_task(append(task))
+            for _ in range(2):
+                await asyncio.sleep(0.3)
+                await admin.admin.command("replSetStepDown", 1, force=True)
+                before = len(outcomes)
+                async with asyncio.timeout(15):
+                    while len(outcomes) < before + 50:
+                        await asyncio.sleep(0.01)
+            done = True
+
+        failed = [end for _, end, _ in outcomes if isinstance(end, BacktestPersistError)]
+        assert failed == []
+        assert max(seconds for *_, seconds in outcomes) < 10 + GRACE
+        row = await states.find_by_context("s", "b")
+        assert row is not None
+        assert row.payload == {"n": sum(name == "counter" for name, *_ in outcomes)}
+        appended = {f"{name}-{part}" for name, *_ in outcomes if name != "counter" for part in range(3)}
+        assert Counter(row.entry_id for row in await logs.find_all()) == Counter(appended)
+        assert {end for name, end, _ in outcomes if name != "counter"} == {3}
+
+
+async def test_a_mongod_that_starts_late_is_waited_for_by_trying_again(own: Settings, mongo: OwnMongo) -> None:
+    """Without mongod operations and opening are typed errors in time; with it the same container works."""
+    await mongo.kill()
+    container = Container(own)
+    try:
+        db = container.signal_db_service
+        ends = await asyncio.gather(
+            timed(db.find_by_context("s", "t", "e")), timed(db.upsert("s", "t", "e", {})), timed(db.find_all())
+        )
+        assert {type(end) for end, _ in ends} == {StoreUnavailableError}
+        assert max(seconds for _, seconds in ends) < DEADLINE + SELECTION + GRACE
+    finally:
+        await mongo.start()
+    row = await db.upsert("s", "t", "e", {"n": 1})
+    assert await db.find_by_context("s", "t", "e") == row
+    await container.close()
+
+
+@pytest.mark.parametrize("milliseconds", [20, 400])
+async def test_a_small_pool_in_front_of_a_slow_server_never_blocks_for_good(
+    settings: Settings, failing: Failing, milliseconds: int
+) -> None:
+    """500 operations by two connections, each command delayed: all end, with a result or a typed error in time."""
+    slow = settings.model_copy(update={"mongo_max_pool_size": 2})
+    async with Container(slow) as container:
+        db, storage, log = container.signal_db_service, container.storage_db_service, container.log_db_service
+        commands = ("find", "findAndModify", "update", "aggregate")
+        async with failing(*commands, times=100_000, blockConnection=True, blockTimeMS=milliseconds):
+            async with asyncio.timeout(10):
+                ends = await asyncio.gather(
+                    *(timed(db.upsert("s", "t", f"e{n}", {"n": n})) for n in range(125)),
+                    *(timed(db.find_by_context("s", "t", f"e{n}")) for n in range(125)),
+                    *(timed(storage.upsert(True, f"e{n}", {"n": n})) for n in range(125)),
+                    *(timed(log.find_all({"entry_id": f"e{n}"})) for n in range(125)),
+                )
+        assert max(seconds for _, seconds in ends) < DEADLINE + GRACE
+        failed = [end for end, _ in ends if isinstance(end, BacktestPersistError)]
+        assert len(failed) < len(ends)
+        assert {type(end) for end in failed} <= {StoreUnavailableError, WriteOutcomeUnknownError}
+        rows = {row.exchange_name for row in await db.find_all()}
+        assert rows >= {end.exchange_name for end, _ in ends[:125] if not isinstance(end, BacktestPersistError)}
+        later = await asyncio.gather(*(timed(db.upsert("s", "t", f"e{n}", {"n": n})) for n in range(125)))
+        assert [end for end, _ in later if isinstance(end, BacktestPersistError)] == []
