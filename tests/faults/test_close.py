@@ -26,6 +26,7 @@ async def test_close_waits_for_what_is_under_way(settings: Settings) -> None:
         started += 1
         return await db.upsert("s", "t", f"e{n}", {"n": n})
 
+    gc.collect()  # what other tests left
     with warnings.catch_warnings(record=True) as left_open:
         warnings.simplefilter("always", ResourceWarning)
         tasks = [asyncio.create_task(write(n)) for n in range(200)]
@@ -48,6 +49,7 @@ async def test_close_waits_for_what_is_under_way(settings: Settings) -> None:
 async def test_close_waits_for_commands_of_the_cache(settings: Settings) -> None:
     """Maps used on their own end with a result, or a ClosedError."""
     container = Container(settings)
+    gc.collect()  # what other tests left
     with warnings.catch_warnings(record=True) as left_open:
         warnings.simplefilter("always", ResourceWarning)
         tasks = [asyncio.create_task(container.signal_cache_service.set(f"k{n}", "v")) for n in range(200)]
