@@ -1,8 +1,8 @@
 """DbService: cache-first verified reads, atomic upserts and whole lists over one MongoDB collection."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -198,12 +198,15 @@ class DbService(Generic[C, R]):
         limit: int | None = None,
     ) -> list[R]:
         """Return all rows that match, oldest first unless sorted otherwise, without a cap unless given one."""
-        return [row async for row in self._rows(filter, sort, limit=None if limit is None else checked_limit(limit))]
+        batches = self._rows(filter, sort, limit=None if limit is None else checked_limit(limit))
+        return [row async for rows in batches for row in rows]
 
     async def iterate(self, filter: Filter | None = None, *, sort: Sort | None = None) -> AsyncIterator[R]:
         """Iterate over all rows that match, holding one server batch in memory."""
-        async for row in self._rows(filter, sort):
-            yield row
+        async with aclosing(self._rows(filter, sort)) as batches:
+            async for rows in batches:
+                for row in rows:
+                    yield row
 
     async def paginate(
         self,
@@ -214,9 +217,9 @@ class DbService(Generic[C, R]):
         sort: Sort | None = None,
     ) -> Page[R]:
         """Return `limit` rows from `offset` on, and the total number of rows that match."""
-        rows = self._rows(filter, sort, limit=checked_limit(limit), skip=checked_limit(offset, "offset"))
+        batches = self._rows(filter, sort, limit=checked_limit(limit), skip=checked_limit(offset, "offset"))
         total = await self.count(filter)
-        return Page([row async for row in rows], total)
+        return Page([row async for rows in batches for row in rows], total)
 
     @operation
     async def count(self, filter: Filter | None = None) -> int:
@@ -575,13 +578,14 @@ class DbService(Generic[C, R]):
 
     def _rows(
         self, filter: Filter | None, sort: Sort | None, *, limit: int | None = None, skip: int = 0
-    ) -> AsyncIterator[R]:
+    ) -> AsyncGenerator[list[R]]:
+        """Iterate over rows in batches; what cannot be sent is refused before the first."""
         query = self._filter({} if filter is None else filter)
         return self._stream(query, self._sort(sort), limit, skip)
 
     async def _stream(
         self, query: Filter, order: list[tuple[str, int]], limit: int | None, skip: int
-    ) -> AsyncIterator[R]:
+    ) -> AsyncGenerator[list[R]]:
         if limit == 0:  # which means no limit to MongoDB
             return
         collection = await self._prepared()
@@ -593,8 +597,7 @@ class DbService(Generic[C, R]):
                     documents = await anext(batches, None)
                 if documents is None:
                     return
-                for document in documents:
-                    yield self.row_type.from_document(document)
+                yield self.row_type.from_documents(documents)
         finally:
             with suppress(ClosedError), self._mongo.operation(), self._errors("list"):
                 await batches.aclose()

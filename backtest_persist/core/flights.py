@@ -72,6 +72,7 @@ class Flights(Generic[Item, Answer]):
         """
         seat = Seat[Item, Answer](item, time.monotonic() if since is None else since)
         self._waiting.append(seat)
+        self._crowded = self._crowded or bool(self._flying)
         if len(self._flying) < self._limit:
             self._call()
         return seat.answer
@@ -79,8 +80,8 @@ class Flights(Generic[Item, Answer]):
     async def ask(self, item: Item, since: float | None = None) -> Answer:
         """Send an item and wait for its answer; in the caller's own task when it travels alone.
 
-        That is cheaper than `board`, and is cut off when the caller is cancelled: not for writes. Who follows a flight
-        of several expects company, and boards.
+        That is cheaper than `board`, and is cut off when the caller is cancelled: not for writes. Who comes after
+        several that flew at the same time expects company, and boards.
         """
         if self._crowded or self._flying or self._waiting:
             return await self.board(item, since)
@@ -119,7 +120,7 @@ class Flights(Generic[Item, Answer]):
                 elif not seat.answer.done():
                     seats.append(seat)
             if seats:
-                self._crowded = len(seats) > 1
+                self._crowded = len(seats) > 1 or bool(self._flying)
                 seconds = deadline - now + seats[0].arrived
                 task = asyncio.get_running_loop().create_task(self._travel(seats, seconds), context=Context())
                 self._flying.add(task)

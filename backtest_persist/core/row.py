@@ -1,11 +1,13 @@
 """Context and Row: snake_case in Python, camelCase on the wire, and the simulation time `when`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, ClassVar, Self
+from functools import cache
+from types import GenericAlias
+from typing import Annotated, Any, ClassVar, Self, cast
 
 from bson.int64 import Int64
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from backtest_persist.connections import to_plain
@@ -90,8 +92,7 @@ class Row(Wire):
         A document that lacks a field, or has one of another type, is an `InvalidPayloadError` that names it.
         """
         try:
-            contents = {name: to_plain(document[name]) for name in _CONTENTS if name in document}
-            return cls.model_validate({**document, **contents} if contents else document, context=STORED)
+            return cls.model_validate(_with_plain_contents(document), context=STORED)
         except ValidationError as error:
             problem = f"see {', '.join(sorted({str(found['loc'][0]) for found in error.errors()}))}"
         except InvalidKeyError as error:
@@ -99,6 +100,25 @@ class Row(Wire):
         raise InvalidPayloadError(
             f"The document {document.get('_id')} is no {cls.__name__}: {problem}. Repair or remove it."
         )
+
+    @classmethod
+    def from_documents(cls, documents: Sequence[Mapping[str, Any]]) -> list[Self]:
+        """Build many rows; see `from_document`."""
+        try:
+            plain = [_with_plain_contents(document) for document in documents]
+            return cast("list[Self]", _list_of(cls).validate_python(plain, context=STORED))
+        except (InvalidKeyError, ValidationError):
+            return [cls.from_document(document) for document in documents]  # which names the one
+
+
+@cache
+def _list_of(row_type: type[Row]) -> TypeAdapter[list[Row]]:
+    return TypeAdapter(cast("Any", GenericAlias(list, (row_type,))))
+
+
+def _with_plain_contents(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    contents = {name: to_plain(document[name]) for name in _CONTENTS if name in document}
+    return {**document, **contents} if contents else document
 
 
 _CONTENTS = ("payload", "positions")

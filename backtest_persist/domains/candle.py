@@ -206,7 +206,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
     ) -> list[CandleRow]:
         """What is stored of the window of `limit` candles from `since` (ms UTC) on: one query, oldest first."""
         series = _Series(symbol, interval, exchange_name)
-        return [CandleRow.from_document(document) for document in await self._window(series, since, limit, None)]
+        return CandleRow.from_documents(await self._window(series, since, limit, None))
 
     async def find_data(
         self, symbol: str, interval: str, exchange_name: str, since: int, limit: int

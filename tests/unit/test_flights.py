@@ -128,6 +128,19 @@ async def test_after_a_crowd_nobody_flies_alone(open_airport: Opener) -> None:
     assert await asyncio.gather(*asking) == ["d", "e"]
 
 
+async def test_who_met_company_in_the_air_waits_for_it_the_next_time(open_airport: Opener) -> None:
+    """Two callers who ask in the same turn, again and again, share a flight from the second time on; one does not."""
+    airport = open_airport(limit=2)
+    for items in ("ab", "cd", "e", "f"):
+        asking = [asyncio.create_task(airport.flights.ask(item)) for item in items]
+        while not all(task.done() for task in asking):
+            await airport.turn()
+            for gate in airport.gates:
+                gate.set()
+    assert airport.left == [["a"], ["b"], ["c", "d"], ["e"], ["f"]]
+    assert not airport.flights._crowded
+
+
 async def test_items_of_one_turn_leave_together(open_airport: Opener) -> None:
     """Those who arrive before the loop has gone round share a flight."""
     airport = open_airport()
