@@ -34,7 +34,7 @@ class Figure:
         ratios = {
             f"ours_to_{base}": {"median": median(found), "min": min(found), "max": max(found)}
             for base in self.values
-            if base != "ours"
+            if base != "ours" and "ours" in self.values
             for found in [self.ratios("ours", base)]
         }
         return {"name": self.name, "unit": self.unit, "target": self.target, "values": self.values, **ratios}
