@@ -75,7 +75,7 @@ class Bench:
             return int(await self.container.signal_db_service.find_by_context(*_context(number)) is not None)
 
         target = {1: ">= 0.95", 64: ">= 12"}.get(callers, "")
-        return await self._loaded(f"reads, {callers} callers", callers, base, ours, self._floor_read, target)
+        return await self._loaded(f"reads, {_callers(callers)}", callers, base, ours, self._floor_read, target)
 
     async def writes(self, callers: int) -> Figure:
         async def base(number: int) -> int:
@@ -85,7 +85,7 @@ class Bench:
             return int(bool((await self.container.signal_db_service.upsert(*_context(number), PAYLOAD)).id))
 
         target = {1: ">= 0.95", 64: ">= 8"}.get(callers, "")
-        return await self._loaded(f"writes, {callers} callers", callers, base, ours, self._floor_write, target)
+        return await self._loaded(f"writes, {_callers(callers)}", callers, base, ours, self._floor_write, target)
 
     async def mixed(self, callers: int) -> Figure:
         async def base(number: int) -> int:
@@ -99,7 +99,7 @@ class Bench:
                 return int(await db.find_by_context(*_context(number)) is not None)
             return int(bool((await db.upsert(*_context(number), PAYLOAD)).id))
 
-        return await self._loaded(f"90 % reads, 10 % writes, {callers} callers", callers, base, ours, None, "")
+        return await self._loaded(f"90 % reads, 10 % writes, {_callers(callers)}", callers, base, ours, None, "")
 
     async def _loaded(
         self,
@@ -147,7 +147,7 @@ class Bench:
 
         ours, other = (one.mongo_service.settings.mongo_driver for one in (self.container, self.other))
         return await compare(
-            f"reads, {callers} callers: {ours} against {other}",
+            f"reads, {_callers(callers)}: {ours} against {other}",
             {other: reads(self.other), "ours": reads(self.container)},
             unit="/s",
             rounds=self.rounds,
@@ -354,6 +354,10 @@ class Bench:
                 times[f"{size:,}"] = found
         yield Figure("a read as the collection grows, by documents", "ms", "lower", reads, "within 1.5x")
         yield Figure("a write as the collection grows, by documents", "ms", "lower", writes, "within 1.5x")
+
+
+def _callers(count: int) -> str:
+    return "1 caller" if count == 1 else f"{count} callers"
 
 
 def _context(number: int) -> tuple[str, str, str]:
