@@ -1,4 +1,4 @@
-"""Row 44 of the acceptance matrix: compose.yaml, what is fetched or sent without being asked, and the audit."""
+"""compose.yaml, what is fetched or sent without being asked, and the audit."""
 
 import os
 import re
@@ -18,7 +18,7 @@ SERVICES: dict[str, Any] = COMPOSE["services"]
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_compose_binds_the_loopback_address_alone(name: str) -> None:
-    """Row 44: every port is that of 127.0.0.1, whatever the variables say, and nothing goes around that."""
+    """Every port is that of 127.0.0.1, whatever the variables say, and nothing goes around that."""
     service = SERVICES[name]
     assert not {"network_mode", "privileged", "cap_add", "pid", "ipc", "devices"} & service.keys()
     for port in service.get("ports", []):
@@ -27,12 +27,12 @@ def test_compose_binds_the_loopback_address_alone(name: str) -> None:
 
 
 def test_compose_publishes_the_ports_of_the_two_servers() -> None:
-    """Row 44: nothing else listens for anybody."""
+    """Nothing else listens for anybody."""
     assert {name for name, service in SERVICES.items() if service.get("ports")} == {"mongo", "redis"}
 
 
 def test_compose_has_no_default_secret() -> None:
-    """Row 44: there is no password in it, no token, no user in a URI; and the runner is nobody."""
+    """There is no password in it, no token, no user in a URI; and the runner is nobody."""
     text = (ROOT / "compose.yaml").read_text()
     assert not re.search(r"passw|secret|token|requirepass|://[^/\s]*@", text, re.IGNORECASE)
     assert "USER 65534" in (ROOT / "Dockerfile").read_text()
@@ -66,13 +66,13 @@ def imported(*prefix: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_import_touches_nothing() -> None:
-    """Row 44: importing the package opens no socket, starts no process and writes no file, and warns of nothing."""
+    """Importing the package opens no socket, starts no process and writes no file, and warns of nothing."""
     result = imported()
     assert (result.stdout, result.stderr) == ("backtest_persist signal-items\n", "")
 
 
 def test_an_import_needs_no_network() -> None:
-    """Row 44: it works where there is not even a loopback address."""
+    """It works where there is not even a loopback address."""
     unshare = [shutil.which("unshare") or "unshare", *([] if os.geteuid() == 0 else ["--map-root-user"]), "--net"]
     try:
         subprocess.run([*unshare, "true"], check=True, capture_output=True)
@@ -83,7 +83,7 @@ def test_an_import_needs_no_network() -> None:
 
 
 def test_nox_has_an_audit() -> None:
-    """Row 44: a session asks for known vulnerabilities of everything that an installation brings."""
+    """A session asks for known vulnerabilities of everything that an installation brings."""
     noxfile = (ROOT / "noxfile.py").read_text()
     assert "def audit(session" in noxfile
     assert '"pip-audit"' in noxfile

@@ -1,4 +1,4 @@
-"""Row 43 of the acceptance matrix: what is not in tests/integration/test_embedded.py, namely another Unix user."""
+"""What is not in tests/integration/test_embedded.py, namely another Unix user."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ async def as_nobody(*paths: Path) -> list[str]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_another_user_cannot_connect(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Row 43: the directories keep them out, and so do the sockets by themselves."""
+    """The directories keep them out, and so do the sockets by themselves."""
     with tempfile.TemporaryDirectory(dir="/tmp") as public:
         os.chmod(public, 0o755)
         monkeypatch.setattr(tempfile, "tempdir", public)

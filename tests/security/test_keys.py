@@ -1,4 +1,4 @@
-"""Row 32 of the acceptance matrix: a component that is no key is refused in every place before anything is sent."""
+"""A component that is no key is refused in every place before anything is sent."""
 
 import asyncio
 import re
@@ -86,7 +86,7 @@ def is_refusal(place: str, kind: type[Any]) -> bool:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 async def test_no_call_sends_an_unusable_component(silent: Silent, case: Case) -> None:
-    """Row 32: of every method of the db service, the cache service and the adapter, in every place of a context."""
+    """Of every method of the db service, the cache service and the adapter, in every place of a context."""
     container = silent.container
     calls = [*db_calls(container, case), *cache_calls(container, case), *adapter_calls(container, case)]
     calls = [call for call in calls if call.name not in WITHOUT_CONTEXT]

@@ -1,4 +1,4 @@
-"""Row 41 of the acceptance matrix: the roles and the rules of the page on security are enough, and not more."""
+"""The roles and the rules of the page on security are enough, and not more."""
 
 import asyncio
 import json
@@ -107,7 +107,7 @@ def everything(container: Container, case: Case) -> list[Call]:
 async def test_every_domain_works_with_the_role_and_the_rule(
     users: Users, warned: Callable[[], list[str]], pattern: str
 ) -> None:
-    """Row 41: every call of the fifteen domains, with no fault of Redis either, and of every map."""
+    """Every call of the fifteen domains, with no fault of Redis either, and of every map."""
     assert f"`{pattern}`" in PAGE
     await users.has_rule(rules()[-1].replace("~research:*", pattern))
     async with opened(users.settings) as container:
@@ -124,7 +124,7 @@ async def test_every_domain_works_with_the_role_and_the_rule(
 
 
 async def test_import_and_export_work_with_the_role(users: Users, tmp_path: Path) -> None:
-    """Row 41: a dump goes in and comes out again."""
+    """A dump goes in and comes out again."""
     write_dump(tmp_path / "in", ORIGINAL)
     async with opened(users.settings) as container:
         imported = await import_dump(container, tmp_path / "in")
@@ -139,7 +139,7 @@ ACTIONS = sorted({action for role in roles("x") for each in role["privileges"] f
 @BY_ONE_DRIVER
 @pytest.mark.parametrize("action", ACTIONS)
 async def test_no_action_of_the_roles_can_be_left_out(users: Users, action: str) -> None:
-    """Row 41: without any one of them, something does not work in each domain whose collection has it on the page."""
+    """Without any one of them, something does not work in each domain whose collection has it on the page."""
     await users.lacks(action)
     having = {
         privilege["resource"]["collection"]
@@ -153,7 +153,7 @@ async def test_no_action_of_the_roles_can_be_left_out(users: Users, action: str)
 
 
 async def test_the_smaller_role_is_enough_when_the_indexes_exist(users: Users, container: Container) -> None:
-    """Row 41: before that the first operation says what is missing; afterwards every domain works."""
+    """Before that the first operation says what is missing; afterwards every domain works."""
     await users.has_role("backtestPersist")
     async with opened(users.settings) as runner:
         with pytest.raises(IndexConflictError, match="createIndex"):
@@ -164,7 +164,7 @@ async def test_the_smaller_role_is_enough_when_the_indexes_exist(users: Users, c
 
 
 async def test_the_roles_reach_no_other_collection(users: Users) -> None:
-    """Row 41: what else lies in the database, and who else may use it, is out of reach."""
+    """What else lies in the database, and who else may use it, is out of reach."""
     await users.database["others"].insert_one({"secret": 1})
     async with opened(users.settings) as container:
         database = container.mongo_service.database
@@ -183,7 +183,7 @@ async def test_the_roles_reach_no_other_collection(users: Users) -> None:
 async def test_no_command_of_the_rules_can_be_left_out(
     users: Users, rule: str, warned: Callable[[], list[str]]
 ) -> None:
-    """Row 41: with the smaller one the db services have their whole cache; each command less is noticed."""
+    """With the smaller one the db services have their whole cache; each command less is noticed."""
     case = next(case for case in CASES if case.domain == "storage")
 
     async def fails() -> bool:
@@ -210,7 +210,7 @@ async def test_no_command_of_the_rules_can_be_left_out(
 
 
 async def test_the_rule_reaches_no_other_key(users: Users, container: Container) -> None:
-    """Row 41: a key without the prefix is neither read nor written, and nobody is administered."""
+    """A key without the prefix is neither read nor written, and nobody is administered."""
     async with opened(users.settings) as runner:
         redis: Any = runner.redis_service.client
         for command in (("GET", "other"), ("SET", "other", "x"), ("FLUSHALL",), ("KEYS", "*"), ("CONFIG", "GET", "*")):
@@ -219,7 +219,7 @@ async def test_the_rule_reaches_no_other_key(users: Users, container: Container)
 
 
 async def test_a_numbered_database_of_redis_needs_select(users: Users, warned: Callable[[], list[str]]) -> None:
-    """Row 41: as the page says, no more and no less."""
+    """As the page says, no more and no less."""
     assert "`+select`" in PAGE
     settings = with_redis(users.settings, "?ssl_ca_certs", "/1?ssl_ca_certs")
     for extra, expected in (("", ["redis.refuses"]), (" +select", [])):
@@ -231,7 +231,7 @@ async def test_a_numbered_database_of_redis_needs_select(users: Users, warned: C
 
 
 async def test_migrate_needs_the_right_to_drop(users: Users) -> None:
-    """Row 41: as the page says; without it nothing is dropped, and the error says so."""
+    """As the page says; without it nothing is dropped, and the error says so."""
     assert "`dropIndex`" in PAGE
     fields = ["exchangeName", "frameName", "strategyName"]
     await users.database["session-items"].create_index([(field, 1) for field in fields], unique=True)

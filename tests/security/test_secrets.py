@@ -1,4 +1,4 @@
-"""Row 40 of the acceptance matrix: passwords show nowhere, whatever goes wrong, with all logging switched on."""
+"""Passwords show nowhere, whatever goes wrong, with all logging switched on."""
 
 import asyncio
 import logging
@@ -133,7 +133,7 @@ async def use(container: Container, witness: Witness) -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 async def test_no_secret_shows_while_nothing_works(place: str, driver: str, witness: Witness) -> None:
-    """Row 40: with servers that cannot be reached, or settings that cannot work."""
+    """With servers that cannot be reached, or settings that cannot work."""
     settings = Settings(mongo_driver=driver, mongo_timeout_ms=200, **PLACES[place])  # pyright: ignore[reportArgumentType]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -149,7 +149,7 @@ async def test_no_secret_shows_while_nothing_works(place: str, driver: str, witn
 async def test_no_secret_shows_when_a_password_is_wrong(
     settings: Settings, witness: Witness, server: str, driver: str
 ) -> None:
-    """Row 40: with servers that answer, and refuse; the drivers log at DEBUG what they send, but for passwords."""
+    """With servers that answer, and refuse; the drivers log at DEBUG what they send, but for passwords."""
     wrong = with_mongo if server == "mongo" else with_redis
     settings = settings.model_copy(update={"mongo_timeout_ms": 1000})
     async with opened(wrong(settings, f":{ADMIN[1]}@", f":{MONGO}@")) as container:
@@ -165,7 +165,7 @@ async def test_no_secret_shows_when_a_password_is_wrong(
 async def test_the_drivers_log_payloads_at_debug_and_no_password(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Row 40: what the page says of the loggers of the drivers; ours never logs a payload."""
+    """What the page says of the loggers of the drivers; ours never logs a payload."""
     caplog.set_level(logging.DEBUG)
     async with opened(settings) as container:
         await container.signal_db_service.upsert("s", "t", "e", {"note": "a payload"})
@@ -182,7 +182,7 @@ def report(settings: Settings, answers: Any) -> None:
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_settings_reach_a_process_that_multiprocessing_starts(method: str) -> None:
-    """Row 40: they are its argument, through the pipe between the two; no other pickle has them."""
+    """They are its argument, through the pipe between the two; no other pickle has them."""
     settings = Settings(redis_password=SecretStr(CANARIES[0]), redis_port=7)
     context: Any = multiprocessing.get_context(method)
     answers = context.SimpleQueue()
@@ -196,7 +196,7 @@ def test_settings_reach_a_process_that_multiprocessing_starts(method: str) -> No
 
 @pytest.mark.parametrize("given", ["mapping", "settings"])
 def test_nothing_of_a_container_is_pickled(given: str) -> None:
-    """Row 40: neither a container, nor a service or an adapter of it, whichever way it was given its passwords."""
+    """Neither a container, nor a service or an adapter of it, whichever way it was given its passwords."""
     secrets = {"redis_password": CANARIES[0]}
     container = Container(secrets if given == "mapping" else Settings(**secrets))  # pyright: ignore[reportArgumentType]
     adapter = PersistSignalInstance("s", "t", "e", ioc=container)

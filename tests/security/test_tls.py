@@ -1,4 +1,4 @@
-"""Row 42 of the acceptance matrix: TLS to both servers by the settings alone, and refused when anything is wrong."""
+"""TLS to both servers by the settings alone, and refused when anything is wrong."""
 
 import time
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def wrong_redis(settings: Settings, problem: str, locked: Locked) -> Settings:
 
 
 async def test_every_domain_works_over_tls(container: Container) -> None:
-    """Row 42: with the right CA a write and a read that the cache answers go through TLS."""
+    """With the right CA a write and a read that the cache answers go through TLS."""
     for case in CASES:
         db: Any = getattr(container, f"{case.domain}_db_service")
         write = db.create if case.domain == "candle" else db.upsert
@@ -49,7 +49,7 @@ async def test_every_domain_works_over_tls(container: Container) -> None:
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 async def test_mongo_is_not_spoken_to(settings: Settings, locked: Locked, problem: str) -> None:
-    """Row 42: an operation is a StoreUnavailableError within its deadline of 1 s, and says what to do."""
+    """An operation is a StoreUnavailableError within its deadline of 1 s, and says what to do."""
     async with opened(wrong_mongo(settings, problem, locked)) as container:
         started = time.monotonic()
         with pytest.raises(StoreUnavailableError, match=PROBLEMS[problem]):
@@ -61,7 +61,7 @@ async def test_mongo_is_not_spoken_to(settings: Settings, locked: Locked, proble
 async def test_redis_is_not_spoken_to(
     settings: Settings, locked: Locked, problem: str, warned: Callable[[], list[str]]
 ) -> None:
-    """Row 42: for a db service it is a cache that misses, reported once; a map says what to do, in bounded time."""
+    """For a db service it is a cache that misses, reported once; a map says what to do, in bounded time."""
     async with opened(wrong_redis(settings, problem, locked)) as container:
         db = container.signal_db_service
         started = time.monotonic()
