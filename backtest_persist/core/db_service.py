@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, aclosing, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -139,16 +139,24 @@ class _InFlight(Generic[C, R]):
 
 
 def operation(
-    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Make one operation of a method: it has the deadline of MongoDB, and closing the container waits for it."""
+    verb: str,
+) -> Callable[[Callable[Concatenate[S, P], Coroutine[Any, Any, T]]], Callable[Concatenate[S, P], Awaitable[T]]]:
+    """Make one operation of a method that writes nothing: it has the deadline of MongoDB, and closing waits for it.
 
-    @wraps(method)
-    async def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._mongo.operation():  # pyright: ignore[reportPrivateUsage]
-            return await method(self, *args, **kwargs)
+    Errors of the driver become ours; `verb` opens the message.
+    """
 
-    return bounded
+    def decorate(
+        method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+    ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+        @wraps(method)
+        async def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            async with self._operation(verb):  # pyright: ignore[reportPrivateUsage]
+                return await method(self, *args, **kwargs)
+
+        return bounded
+
+    return decorate
 
 
 class DbService(Generic[C, R]):
@@ -180,14 +188,13 @@ class DbService(Generic[C, R]):
         object_id = to_object_id(id)
         return None if object_id is None else await self.find_by_filter({"_id": object_id})
 
-    @operation
+    @operation("find")
     async def find_by_filter(self, filter: Filter, sort: Sort | None = None) -> R | None:
         """Return the first row that matches a MongoDB filter, or None."""
         query, order = self._filter(filter), self._sort(sort)
         collection = await self._prepared()
         self.stats.reads += 1
-        with self._errors("find"):
-            document = await collection.find_one(query, sort=order)
+        document = await collection.find_one(query, sort=order)
         return None if document is None else self.row_type.from_document(document)
 
     async def find_all(
@@ -221,13 +228,12 @@ class DbService(Generic[C, R]):
         total = await self.count(filter)
         return Page([row async for rows in batches for row in rows], total)
 
-    @operation
+    @operation("count")
     async def count(self, filter: Filter | None = None) -> int:
         """Count the rows that match."""
         query = self._filter({} if filter is None else filter)
         collection = await self._prepared()
-        with self._errors("count"):
-            return await collection.count_documents(query)
+        return await collection.count_documents(query)
 
     async def restore(
         self, contents: Sequence[tuple[C, Mapping[str, Any]]], *, dry_run: bool = False
@@ -251,12 +257,12 @@ class DbService(Generic[C, R]):
             ]
         return outcomes
 
-    @operation
+    @operation("reading the indexes")
     async def narrow_indexes(self) -> list[str]:
         """Name the unique indexes of an older release that are narrower than this domain's context."""
         return await narrow_indexes(self._mongo.collection(self.collection), self.context_type.wire_names())
 
-    @operation
+    @operation("dropping indexes")
     async def drop_narrow_indexes(self) -> list[str]:
         """Drop the indexes `narrow_indexes` names, touching no document; returns their names."""
         return await drop_narrow_indexes(self._mongo.collection(self.collection), self.context_type.wire_names())
@@ -304,7 +310,7 @@ class DbService(Generic[C, R]):
         keys = [seat.item.cache_key for seat in seats]
         contexts = {key: seat.item for key, seat in zip(keys, seats, strict=True)}
         try:
-            with state.deadline(seconds), self._errors("find", seats[0].item if len(seats) == 1 else None):
+            async with state.deadline(self._doing("find", seats[0].item if len(seats) == 1 else None), seconds):
                 documents, hits = await self._lookup(state.collection(self.collection), contexts)
         except BacktestPersistError as error:
             _crash(seats, error)
@@ -352,25 +358,23 @@ class DbService(Generic[C, R]):
         """Carry out writes in their order: runs of upserts as one bulk, everything else alone."""
         collection = state.collection(self.collection)
         run: list[Seat[_Write[C], R | None]] = []
-        with state.deadline(seconds):
-            try:
-                with self._errors("write", write=True):
-                    session = await state.held(self, self._open_flights).session(state)
-            except BacktestPersistError as error:
-                _crash(seats, error)
-                return
-            for seat in seats:
-                write = cast("Seat[_Write[C], R | None]", seat)
-                if isinstance(seat.item, _Write) and write.item.fields is not None:
-                    run.append(write)
-                    continue
+        try:
+            async with state.deadline(self._doing("write"), seconds, write=True):
+                session = await state.held(self, self._open_flights).session(state)
+                for seat in seats:
+                    write = cast("Seat[_Write[C], R | None]", seat)
+                    if isinstance(seat.item, _Write) and write.item.fields is not None:
+                        run.append(write)
+                        continue
+                    await self._write_run(collection, run, session)
+                    run = []
+                    if isinstance(seat.item, _Batch):
+                        await self._send_batch(seat, seat.item, session)
+                    else:
+                        await self._write_run(collection, [write], session)
                 await self._write_run(collection, run, session)
-                run = []
-                if isinstance(seat.item, _Batch):
-                    await self._send_batch(seat, seat.item, session)
-                else:
-                    await self._write_run(collection, [write], session)
-            await self._write_run(collection, run, session)
+        except BacktestPersistError as error:
+            _crash(seats, error)
 
     async def _send_batch(self, seat: Seat[Any, int], batch: _Batch, session: Any) -> None:
         try:
@@ -411,7 +415,7 @@ class DbService(Generic[C, R]):
                 session=session,
             )
 
-        with self._errors("write", context, write=True):
+        with self._write_errors("write", context):
             try:
                 document = await send()
             except DuplicateKeyError:  # two first writes met in the server: by now the document exists
@@ -426,7 +430,7 @@ class DbService(Generic[C, R]):
         self, collection: Collection, seats: "Sequence[Seat[_Write[C], R | None]]", session: Any
     ) -> None:
         latest = {seat.item.context.cache_key: seat.item for seat in seats}
-        with self._errors(f"write of {len(latest)} items", write=True):
+        with self._write_errors(f"write of {len(latest)} items"):
             updates = [UpdateOne(w.context.to_filter(), w.command(), upsert=True) for w in latest.values()]
             bulk = await write_bulk(collection, updates, session)
         self.stats.writes += len(seats)
@@ -435,14 +439,14 @@ class DbService(Generic[C, R]):
         refused = {keys[index]: error for index, error in bulk.refused.items()}
         await self._remember_many([(key, str(id)) for key, id in new.items()])
         known = {key: write.context for key, write in latest.items() if key not in new and key not in refused}
-        with self._errors(f"write of {len(latest)} items", write=True):
+        with self._write_errors(f"write of {len(latest)} items"):
             documents, _ = await self._lookup(collection, known)
         documents |= {key: {"_id": id, "createDate": latest[key].now} for key, id in new.items()}
         for seat in seats:
             key = seat.item.context.cache_key
             if key in refused:
                 try:
-                    with self._errors("write", seat.item.context, write=True):
+                    with self._write_errors("write", seat.item.context):
                         raise refused[key]
                 except BacktestPersistError as error:
                     seat.crash(error)
@@ -464,15 +468,14 @@ class DbService(Generic[C, R]):
             }
         seat.land(None if document is None else self.row_type.from_document(document))
 
-    @operation
+    @operation("find")
     async def _standing(self, contexts: Sequence[C], *, prepare: bool) -> dict[C, Document]:
         """The documents of many contexts, by one query."""
         if not contexts:
             return {}
         collection = await self._prepared() if prepare else self._mongo.collection(self.collection)
         self.stats.reads += 1
-        with self._errors("find"):
-            found = await collection.find({"$or": [context.to_filter() for context in contexts]}).to_list(None)
+        found = await collection.find({"$or": [context.to_filter() for context in contexts]}).to_list(None)
         by_values = {tuple(context.to_filter().values()): context for context in contexts}
         names = self.context_type.wire_names()
         return {by_values[tuple(document[name] for name in names)]: document for document in map(to_plain, found)}
@@ -495,7 +498,7 @@ class DbService(Generic[C, R]):
                     for _, document in chunk
                 ]
                 stood: set[int] = set()
-                with state.deadline(), self._errors(f"write of {len(documents)} items", write=True):
+                async with state.deadline(self._doing(f"write of {len(documents)} items"), write=True):
                     try:
                         await collection.insert_many(inserts, ordered=False)
                     except BulkWriteError as error:
@@ -522,7 +525,8 @@ class DbService(Generic[C, R]):
                 if replace:
                     stored += await self._in_turn(state, send)
                     continue
-                with state.deadline():  # no turn: of two first writes either may stand
+                doing = self._doing(f"write of {len(chunk)} items")
+                async with state.deadline(doing, write=True):  # no turn: of two first writes either may stand
                     stored += await send(None)
         return stored
 
@@ -541,7 +545,7 @@ class DbService(Generic[C, R]):
             )
             for context, fields in chunk
         ]
-        with self._errors(f"write of {len(chunk)} items", write=True):
+        with self._write_errors(f"write of {len(chunk)} items"):
             bulk = await write_bulk(collection, operations, session)
             for error in bulk.refused.values():
                 raise error
@@ -551,12 +555,12 @@ class DbService(Generic[C, R]):
 
     async def _delete_many(self, filter: Filter) -> int:
         query = self._filter(filter)
-        with self._mongo.operation():
+        with self._mongo.accept():
             state = await self._ready()
             return await self._in_turn(state, partial(self._delete_all, state.collection(self.collection), query))
 
     async def _delete_all(self, collection: Collection, query: Mapping[str, Any], session: Any) -> int:
-        with self._errors("delete", write=True):
+        with self._write_errors("delete"):
             return (await collection.delete_many(query, session=session)).deleted_count
 
     async def _remember(self, context: C, row_id: str) -> None:
@@ -593,14 +597,15 @@ class DbService(Generic[C, R]):
         batches = fetch(collection, query, sort=order, limit=limit or 0, skip=skip, batch_size=LIST_BATCH)
         try:
             while True:  # each batch is an operation, as nobody knows for how long the rows before it were looked at
-                with self._mongo.operation(), self._errors("list"):
+                async with self._operation("list"):
                     documents = await anext(batches, None)
                 if documents is None:
                     return
                 yield self.row_type.from_documents(documents)
         finally:
-            with suppress(ClosedError), self._mongo.operation(), self._errors("list"):
-                await batches.aclose()
+            with suppress(ClosedError):
+                async with self._operation("list"):
+                    await batches.aclose()
 
     def _open_flights(self, state: MongoState) -> _InFlight[C, R]:
         return _InFlight(
@@ -623,11 +628,14 @@ class DbService(Generic[C, R]):
     def _what(self, context: C) -> str:
         return f"{self.collection} ({context.describe()})"
 
-    def _errors(self, verb: str, context: C | None = None, *, write: bool = False) -> AbstractContextManager[None]:
-        def operation() -> str:
-            return f"{verb.capitalize()} in {self.collection if context is None else self._what(context)}"
+    def _doing(self, verb: str, context: C | None = None) -> Callable[[], str]:
+        return lambda: f"{verb.capitalize()} in {self.collection if context is None else self._what(context)}"
 
-        return mongo_errors(operation, write=write)
+    def _operation(self, verb: str) -> AbstractAsyncContextManager[None]:
+        return self._mongo.operation(self._doing(verb))
+
+    def _write_errors(self, verb: str, context: C | None = None) -> AbstractContextManager[None]:
+        return mongo_errors(self._doing(verb, context), write=True)
 
     def _filter(self, given: Filter) -> dict[str, Any]:
         try:

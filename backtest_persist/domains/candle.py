@@ -220,7 +220,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             document["timestamp"] = int(document["timestamp"])
         return cast("list[CandleData]", documents)
 
-    @operation
+    @operation("find")
     async def _window(
         self, series: "_Series", since: int, limit: int, projection: Mapping[str, int] | None
     ) -> list[dict[str, Any]]:
@@ -230,14 +230,11 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             return []
         collection = await self._prepared()
         self.stats.reads += 1
-        with self._errors("find"):
-            order = [("timestamp", ASCENDING)]
-            batches = fetch(
-                collection, series.window(start, end), projection=projection, sort=order, batch_size=limit + 1
-            )
-            return [document async for batch in batches for document in batch]
+        order = [("timestamp", ASCENDING)]
+        batches = fetch(collection, series.window(start, end), projection=projection, sort=order, batch_size=limit + 1)
+        return [document async for batch in batches for document in batch]
 
-    @operation
+    @operation("find")
     async def find_columns(
         self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
     ) -> "dict[str, NDArray[Any]]":
@@ -257,12 +254,11 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         ]
         collection = await self._prepared()
         self.stats.reads += 1
-        with self._errors("find"):
-            batches = [batch async for batch in aggregate_raw(collection, pipeline)]
+        batches = [batch async for batch in aggregate_raw(collection, pipeline)]
         found = numpy.frombuffer(b"".join(batches), dtype=numpy.dtype(_COLUMNS_LAYOUT))
         return {name: numpy.ascontiguousarray(found[name]) for name in _COLUMNS}
 
-    @operation
+    @operation("find gaps")
     async def find_gaps(
         self, symbol: str, interval: str, exchange_name: str, since: int, until: int
     ) -> list[tuple[int, int]]:
@@ -301,17 +297,16 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         collection = await self._prepared()
         gaps: list[tuple[int, int]] = []
         seen = False
-        with self._errors("find gaps"):
-            async for document in aggregate(collection, pipeline):
-                timestamp, following = int(document["timestamp"]), int(document["next"])
-                if not seen and timestamp > start:
-                    gaps.append((start, timestamp))
-                seen = True
-                if following > timestamp + step:
-                    gaps.append((timestamp + step, following))
+        async for document in aggregate(collection, pipeline):
+            timestamp, following = int(document["timestamp"]), int(document["next"])
+            if not seen and timestamp > start:
+                gaps.append((start, timestamp))
+            seen = True
+            if following > timestamp + step:
+                gaps.append((timestamp + step, following))
         return gaps if seen else [(start, end)]
 
-    @operation
+    @operation("find")
     async def _find_series(
         self, series: "_Series", timestamps: Collection[int], *, fields: tuple[str, ...], prepare: bool = True
     ) -> dict[int, Mapping[str, Any]]:
@@ -325,8 +320,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             filter["timestamp"] = {"$in": [Int64(timestamp) for timestamp in timestamps]}
         collection = await self._prepared() if prepare else self._mongo.collection(self.collection)
         projection = {"_id": 0, "timestamp": 1, **dict.fromkeys(fields, 1)}
-        with self._errors("find"):
-            documents = await collection.find(filter, projection, batch_size=len(timestamps) + 1).to_list(None)
+        documents = await collection.find(filter, projection, batch_size=len(timestamps) + 1).to_list(None)
         return {int(document["timestamp"]): document for document in documents}
 
     async def _insert_series(self, series: "_Series", candles: Sequence[CandleData]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pymongo import ReadPreference
 
-from backtest_persist.connections import MongoState, mongo_errors
+from backtest_persist.connections import MongoState
 from backtest_persist.container import Container
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.indexes import missing_indexes
@@ -113,27 +113,31 @@ class _Mongo:
 
     async def examine(self) -> bool:
         """Whether all of the examination could be made."""
-        at = "mongodb"
         try:
-            with self.mongo.accept() as state, state.deadline(3 * state.seconds):
-                hello = await self.command("hello")
-                self.diagnosis.ok(at, f"reachable; the database is {state.database.name}", database=state.database.name)
-                await self.version()
-                if not self.topology(hello):
-                    return False
-                self.write_concern(state)
-                self.read_preference(state)
-                await self.rights(state)
-                await self.indexes(state)
-                await self.clock()
-                await self.latency(state)
+            with self.mongo.accept() as state:
+                async with state.deadline("The examination of MongoDB", 3 * state.seconds):
+                    return await self._examine(state)
         except BacktestPersistError as error:
-            self.diagnosis.problem(at, str(error), _START)
+            self.diagnosis.problem("mongodb", str(error), _START)
             return False
+
+    async def _examine(self, state: MongoState) -> bool:
+        hello = await self.command("hello")
+        name = state.database.name
+        self.diagnosis.ok("mongodb", f"reachable; the database is {name}", database=name)
+        await self.version()
+        if not self.topology(hello):
+            return False
+        self.write_concern(state)
+        self.read_preference(state)
+        await self.rights(state)
+        await self.indexes(state)
+        await self.clock()
+        await self.latency(state)
         return True
 
     async def command(self, name: str, **arguments: Any) -> dict[str, Any]:
-        with self.mongo.operation(), mongo_errors(f"{name} of MongoDB"):
+        async with self.mongo.operation(f"{name} of MongoDB"):
             return await self.mongo.database.command({name: 1, **arguments})
 
     async def version(self) -> None:
@@ -205,7 +209,7 @@ class _Mongo:
         info = (await self.command("connectionStatus", showPrivileges=True))["authInfo"]
         if not info["authenticatedUsers"]:
             try:
-                with self.mongo.operation(), mongo_errors("A first read"):
+                async with self.mongo.operation("A first read"):
                     await state.collection(self.services[0].collection).find_one({}, projection={"_id": 1})
             except BacktestPersistError as error:
                 self.diagnosis.problem(at, str(error), "Put user and password into CC_MONGO_CONNECTION_STRING.")
@@ -232,7 +236,7 @@ class _Mongo:
             self.diagnosis.warning(at, f"the user may not {shown}; only {uses} needs it", advice, lacking=lacking)
 
     async def indexes(self, state: MongoState) -> None:
-        with self.mongo.operation(), mongo_errors("The list of collections"):
+        async with self.mongo.operation("The list of collections"):
             existing = set(await state.database.list_collection_names(authorizedCollections=True))
         for finding in await asyncio.gather(
             *(self.index(state, service, exists=service.collection in existing) for service in self.services)
@@ -244,7 +248,7 @@ class _Mongo:
         check = f"mongodb.indexes.{name.removesuffix('-items')}"
         collection, fields = state.collection(name), service.context_type.wire_names()
         try:
-            with self.mongo.operation():
+            async with self.mongo.operation(f"Reading the indexes of {name}"):
                 missing = await missing_indexes(collection, fields, service.secondary_indexes)
         except IndexConflictError as error:
             state_word = "narrow" if "narrow" in str(error) else "conflicting"

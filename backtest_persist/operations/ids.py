@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from bson import ObjectId
 from pydantic import ValidationError
 
-from backtest_persist.connections import Document, RedisService, mongo_errors, redis_errors
+from backtest_persist.connections import Document, RedisService, redis_errors
 from backtest_persist.container import Container
 from backtest_persist.core.base_map import BaseMap
 from backtest_persist.core.db_service import DbService
@@ -132,7 +132,7 @@ class Domain:
 
     async def count(self) -> int:
         """About how many documents there are."""
-        with self._mongo.operation(), mongo_errors(f"Count in {self.service.collection}"):
+        async with self._mongo.operation(f"Count in {self.service.collection}"):
             return await self._mongo.collection(self.service.collection).estimated_document_count()
 
     async def documents(self, query: Mapping[str, Any], **options: Any) -> AsyncGenerator[list[Document]]:
@@ -142,14 +142,15 @@ class Domain:
         batches = fetch(collection, query, projection=projection, batch_size=BATCH, **options)
         try:
             while True:
-                with self._mongo.operation(), mongo_errors(f"List in {collection.name}"):
+                async with self._mongo.operation(f"List in {collection.name}"):
                     documents = await anext(batches, None)
                 if documents is None:
                     return
                 yield documents
         finally:
-            with suppress(ClosedError), self._mongo.operation(), mongo_errors(f"List in {collection.name}"):
-                await batches.aclose()
+            with suppress(ClosedError):
+                async with self._mongo.operation(f"List in {collection.name}"):
+                    await batches.aclose()
 
     async def by_id(self, ids: Sequence[ObjectId]) -> dict[ObjectId, Document]:
         """The documents with these ids, by one query."""

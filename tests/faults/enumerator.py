@@ -20,7 +20,7 @@ from motor.motor_asyncio import AsyncIOMotorCollection
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import AutoReconnect, NetworkTimeout
 
-from backtest_persist import connections
+from backtest_persist.connections.redis import _Connection
 
 __all__ = ("FAULTS", "HELD", "Drivers", "Fault", "Outcome", "counted_drivers")
 
@@ -274,5 +274,5 @@ def counted_drivers() -> Generator[Drivers]:
             for name in _CURSORS:
                 patch.setattr(collection, name, cursor(getattr(collection, name)))
         for name in ("execute", "execute_all"):
-            patch.setattr(connections._Connection, name, counted("redis", getattr(connections._Connection, name)))
+            patch.setattr(_Connection, name, counted("redis", getattr(_Connection, name)))
         yield drivers

@@ -1,0 +1,36 @@
+"""Connections to MongoDB and Redis: where containers open clients, and the one place that translates driver errors.
+
+Clients of both databases belong to one event loop. Each service therefore keeps one client per running loop and
+closes it when that loop shuts down, so one process-wide container serves a notebook, pytest and any number of
+`asyncio.run` calls.
+"""
+
+from backtest_persist.connections.loops import uncancelled
+from backtest_persist.connections.mongo import (
+    Collection,
+    MongoService,
+    MongoState,
+    aggregate,
+    aggregate_raw,
+    list_indexes,
+)
+from backtest_persist.connections.redis import RedisCommands, RedisService
+from backtest_persist.connections.translation import mongo_errors, redis_errors
+from backtest_persist.connections.values import CODEC_OPTIONS, Document, to_plain
+
+__all__ = (
+    "CODEC_OPTIONS",
+    "Collection",
+    "Document",
+    "MongoService",
+    "MongoState",
+    "RedisCommands",
+    "RedisService",
+    "aggregate",
+    "aggregate_raw",
+    "list_indexes",
+    "mongo_errors",
+    "redis_errors",
+    "to_plain",
+    "uncancelled",
+)

@@ -1,0 +1,355 @@
+"""The MongoDB side of a container."""
+
+import asyncio
+import inspect
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
+from datetime import UTC
+from typing import Any, Protocol, Self, TypeVar, cast
+
+import pymongo
+from bson.codec_options import CodecOptions
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
+
+from backtest_persist.connections.loops import Home, PerLoop, Watch, closed
+from backtest_persist.connections.translation import mongo_errors
+from backtest_persist.connections.values import CODEC_OPTIONS, Document
+from backtest_persist.errors import (
+    SettingsError,
+    StoreUnavailableError,
+)
+from backtest_persist.logger import LoggerService
+from backtest_persist.settings import DEFAULT_DATABASE, Settings
+
+__all__ = ("Collection", "MongoService", "MongoState", "aggregate", "aggregate_raw", "list_indexes")
+
+
+Collection = AsyncCollection[Document]
+
+
+SELECTION_SECONDS = 0.5
+STEP_SECONDS = 0.05
+
+
+class Drainable(Protocol):
+    """Work that goes on by itself, and that closing waits for."""
+
+    async def drain(self) -> None:
+        """Wait until none is left."""
+        ...
+
+
+H = TypeVar("H", bound=Drainable)
+
+
+class MongoState:
+    """What one event loop holds of MongoDB."""
+
+    def __init__(
+        self, client: AsyncMongoClient[Document], database: AsyncDatabase[Document], seconds: float, *, owned: bool
+    ) -> None:
+        self.client = client
+        self.database = database
+        self.seconds = seconds
+        self.prepared: set[str] = set()
+        self.locks: dict[str, asyncio.Lock] = {}
+        self._owned = owned
+        self._watch = Watch(STEP_SECONDS)
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._collections: dict[str, Collection] = {}
+        self._held: dict[object, Drainable] = {}
+
+    def collection(self, name: str) -> Collection:
+        """The collection of that name."""
+        collection = self._collections.get(name)
+        if collection is None:
+            collection = self._collections[name] = self.database.get_collection(name, codec_options=CODEC_OPTIONS)
+        return collection
+
+    def held(self, owner: object, create: "Callable[[MongoState], H]") -> H:
+        """What `owner` keeps here; made on first use, drained before the client is closed."""
+        if owner not in self._held:
+            self._held[owner] = create(self)
+        return cast("H", self._held[owner])
+
+    def deadline(
+        self, what: str | Callable[[], str], seconds: float | None = None, *, write: bool = False
+    ) -> AbstractAsyncContextManager[None]:
+        """End what is asked of MongoDB after so many seconds, by default those of one operation.
+
+        What goes wrong meanwhile becomes an error of ours, as by `mongo_errors`.
+        """
+        errors = mongo_errors(what, write=write)
+        return _Deadline(self.client, self._watch, self.seconds if seconds is None else seconds, errors)
+
+    @contextmanager
+    def under_way(self) -> Generator[Self]:
+        """Count as something that closing waits for."""
+        self._under_way += 1
+        self._idle.clear()
+        try:
+            yield self
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+
+    async def drain(self) -> None:
+        """Wait for what is under way, as long as one operation may take."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.seconds + 2 * STEP_SECONDS):
+                while self._under_way:
+                    await self._idle.wait()
+                for held in self._held.values():  # last, as what was under way may have sent something by them
+                    await held.drain()
+
+    async def close(self) -> None:
+        """Close the client, if it was opened here, after what is under way; bounded by one more deadline."""
+        await self.drain()
+        if self._owned:
+            with pymongo.timeout(self.seconds):  # the driver tells the server that its sessions end, and waits
+                if inspect.iscoroutinefunction(self.client.close):
+                    await self.client.close()
+                else:  # Motor's blocks
+                    await asyncio.to_thread(self.client.close)
+        self._watch.close()
+
+
+class _Deadline(AbstractAsyncContextManager[None]):
+    """A deadline that holds whatever the driver does.
+
+    The driver keeps it by itself, and knows best what was wrong; but while it waits for a server it looks at the clock
+    every `SELECTION_SECONDS` only. So it is given less time while it knows of no server, and cut off when it is late.
+    """
+
+    __slots__ = ("_client", "_driver", "_errors", "_limit", "_seconds")
+
+    def __init__(
+        self,
+        client: AsyncMongoClient[Document],
+        watch: Watch,
+        seconds: float,
+        errors: AbstractContextManager[None],
+    ) -> None:
+        self._client = client
+        self._seconds = seconds
+        self._errors = errors
+        self._limit = watch.limit(seconds)
+
+    async def __aenter__(self) -> None:
+        seconds = self._seconds
+        if not self._client.topology_description.has_writable_server():
+            seconds -= min(SELECTION_SECONDS, seconds / 2)
+        self._driver = pymongo.timeout(max(seconds, 0.001))  # 0 would be no deadline
+        await self._limit.__aenter__()
+        self._driver.__enter__()
+
+    async def __aexit__(self, *raised: Any) -> None:
+        self._driver.__exit__(*raised)
+        error: BaseException | None = raised[1]
+        try:
+            await self._limit.__aexit__(*raised)
+        except TimeoutError as late:
+            error = late
+        self._errors.__exit__(None if error is None else type(error), error, None)
+
+
+class MongoService:
+    """The MongoDB side of a container: one client per event loop, the database, and prepared collections."""
+
+    def __init__(
+        self, settings: Callable[[], Settings], logger: LoggerService, client: AsyncMongoClient[Document] | None = None
+    ) -> None:
+        self._settings = settings
+        self._logger = logger
+        self._injected = client
+        self._home = Home("MongoDB")
+        self._states = PerLoop(self._open, MongoState.close)
+
+    def _open(self) -> MongoState:
+        settings = self._settings()
+        client = self._injected
+        if client is None:
+            client = _open_mongo(settings)
+        else:
+            self._home.check()
+        concern: dict[str, Any] = dict(client.write_concern.document)
+        if concern.get("w") == 0:
+            raise SettingsError("w=0 tells nobody whether a write was stored; leave it out, or say w=1 or w=majority.")
+        if "w" not in concern:
+            concern["w"] = "majority"
+        if concern["w"] == "majority":
+            concern.pop("j", None)  # with a majority, j=false makes every write slower
+        if client.read_preference != ReadPreference.PRIMARY:
+            self._logger.warning(
+                "mongo.read_preference", ignored=True, why="only the primary shows every acknowledged write"
+            )
+        database = client.get_default_database(
+            DEFAULT_DATABASE,
+            codec_options=CodecOptions[Document](tz_aware=True, tzinfo=UTC),
+            read_preference=ReadPreference.PRIMARY,
+            write_concern=WriteConcern(**concern),
+        )
+        seconds = client.options.timeout or settings.mongo_timeout_ms / 1000  # one in the URI wins
+        return MongoState(client, database, seconds, owned=self._injected is None)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._settings()
+
+    @property
+    def client(self) -> AsyncMongoClient[Document]:
+        """The client of the running event loop (Motor's or PyMongo's, by ``CC_MONGO_DRIVER``)."""
+        return self._states.get().client
+
+    @property
+    def database(self) -> AsyncDatabase[Document]:
+        """The database of the running event loop: majority writes unless the URI says otherwise, primary reads."""
+        return self._states.get().database
+
+    def collection(self, name: str) -> Collection:
+        """The collection of that name, for the running event loop."""
+        return self._states.get().collection(name)
+
+    @property
+    def seconds(self) -> float:
+        """The deadline of one operation."""
+        return self._states.get().seconds
+
+    def accept(self) -> AbstractContextManager[MongoState]:
+        """Begin something that `close` waits for; refused after `close`."""
+        return self._open_state().under_way()
+
+    @asynccontextmanager
+    async def operation(self, what: str | Callable[[], str]) -> AsyncGenerator[None]:
+        """Begin one operation that writes nothing: `accept` with a deadline; `what` opens the message of an error."""
+        with self.accept() as state:
+            async with state.deadline(what):
+                yield
+
+    async def prepared(
+        self, name: str, prepare: Callable[[Collection], Awaitable[None]], *, patience: float | None = None
+    ) -> MongoState:
+        """What the running event loop holds, after `prepare` has succeeded once for this client and this collection.
+
+        A failed preparation is tried again by the next call. One that another caller has begun is waited for, as
+        long as an operation may take, or `patience` in seconds; `prepare` may then take its own time.
+        """
+        state = self._open_state()
+        if name in state.prepared:
+            return state
+        until = time.monotonic() + (patience or state.seconds)
+        lock = state.locks.setdefault(name, asyncio.Lock())
+        with state.under_way():
+            try:
+                async with asyncio.timeout(patience or state.seconds):
+                    await lock.acquire()
+            except TimeoutError:
+                raise StoreUnavailableError(
+                    f"The indexes of {name} are still being created; await wait_for_init() first."
+                ) from None
+            try:
+                if name not in state.prepared:
+                    seconds = until - time.monotonic()
+                    async with nullcontext() if patience else state.deadline(f"Preparing {name}", seconds):
+                        await prepare(state.collection(name))
+                    state.prepared.add(name)
+            finally:
+                lock.release()
+        return state
+
+    def _open_state(self) -> MongoState:
+        if self._states.closed:
+            raise closed()
+        return self._states.get()
+
+    async def ping(self) -> None:
+        """Ask the server for a sign of life; `StoreUnavailableError` without one."""
+        async with self.operation("Ping of MongoDB"):
+            await self.database.command("ping")
+
+    def reconfigure(self) -> None:
+        """Take new settings from the next operation on."""
+        self._states.retire()
+        self._states.closed = False
+
+    async def close(self) -> None:
+        """Close the client of the running loop, if it was opened here; the service cannot be used any more.
+
+        Operations under way are waited for, as long as one may take.
+        """
+        self._states.closed = True
+        state = self._states.held
+        if state is not None:
+            await state.drain()  # here, for a second caller meanwhile
+        await self._states.close()
+
+
+def _open_mongo(settings: Settings) -> AsyncMongoClient[Document]:
+    uri = settings.mongo_connection_string.get_secret_value()
+    timeout = settings.mongo_timeout_ms
+    options: dict[str, Any] = {
+        "appName": "backtest-persist",
+        "connectTimeoutMS": timeout,
+        "maxPoolSize": settings.mongo_max_pool_size,
+        "serverSelectionTimeoutMS": timeout,
+        "timeoutMS": timeout,
+        "tz_aware": True,
+    }
+    given = {option.partition("=")[0].lower() for option in re.split("[&;]", uri.partition("?")[2])}
+    options = {name: value for name, value in options.items() if name.lower() not in given}
+    try:
+        if settings.mongo_driver == "pymongo":
+            client = AsyncMongoClient[Document](uri, **options)
+        else:
+            client = cast("AsyncMongoClient[Document]", AsyncIOMotorClient(uri, **options))
+        client.get_default_database(DEFAULT_DATABASE)
+    except Exception as error:
+        file = f"; it names a file that cannot be read: {error.strerror}" if isinstance(error, OSError) else ""
+        problem = f"{type(error).__name__}{file}"
+    else:
+        return client
+    raise SettingsError(  # out here without a context: the driver's message can quote the URI, and with it a password
+        f"CC_MONGO_CONNECTION_STRING is not usable ({problem}); write mongodb://host/database, "
+        "names and passwords percent-encoded."
+    )
+
+
+async def aggregate(collection: Collection, pipeline: Sequence[Mapping[str, Any]]) -> AsyncIterator[Document]:
+    """Run an aggregation on either driver: Motor returns the cursor, PyMongo a coroutine of it."""
+    cursor: Any = collection.aggregate(pipeline, allowDiskUse=True)
+    if inspect.isawaitable(cursor):
+        cursor = await cursor
+    async for document in cursor:
+        yield document
+
+
+async def aggregate_raw(collection: Collection, pipeline: Sequence[Mapping[str, Any]]) -> AsyncIterator[bytes]:
+    """Run an aggregation on either driver, and get batches of documents as they come from the server."""
+    cursor: Any = collection.aggregate_raw_batches(pipeline, batchSize=100_000)
+    if inspect.isawaitable(cursor):
+        cursor = await cursor
+    async for batch in cursor:
+        yield batch
+
+
+async def list_indexes(collection: Collection) -> list[Document]:
+    """List the indexes of a collection on either driver; empty when the collection does not exist."""
+    cursor: Any = collection.list_indexes()
+    if inspect.isawaitable(cursor):
+        cursor = await cursor
+    return [dict(index) async for index in cursor]

@@ -1,0 +1,145 @@
+"""Translation: the one place where errors of the drivers become ours."""
+
+import re
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from bson.errors import BSONError
+from pymongo.errors import (
+    BulkWriteError,
+    ConfigurationError,
+    DocumentTooLarge,
+    InvalidOperation,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WriteConcernError,
+)
+from redis.exceptions import RedisError
+
+from backtest_persist.errors import (
+    BacktestPersistError,
+    ClosedError,
+    InvalidKeyError,
+    InvalidPayloadError,
+    SettingsError,
+    StoreUnavailableError,
+    WriteOutcomeUnknownError,
+    WriteRejectedError,
+)
+
+__all__ = ("mongo_errors", "redis_error", "redis_errors")
+
+
+def mongo_errors(operation: str | Callable[[], str], *, write: bool = False) -> AbstractContextManager[None]:
+    """Turn driver errors into ours; `operation` opens the message and names domain and context."""
+    return _MongoErrors(operation, write)
+
+
+class _MongoErrors(AbstractContextManager[None]):
+    """A class, as this stands around every command: a generator would cost several times as much."""
+
+    __slots__ = ("_operation", "_write")
+
+    def __init__(self, operation: str | Callable[[], str], write: bool) -> None:
+        self._operation = operation
+        self._write = write
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, BacktestPersistError):
+            return
+        operation = self._operation if isinstance(self._operation, str) else self._operation()
+        # the driver has bugs, too; a write that met one may have been applied
+        raise _translate(error, operation, write=self._write) from (None if _quotes_data(error) else error)
+
+
+# BadValue, FailedToParse, TypeMismatch and their like; without a name (51091) an error is of the query's parser as well
+_BAD_QUERY_CODES = {2, 9, 14, 15, 16, 17, 22, 27, 28, 52, 53, 55, 56, 57, 72, 73, 115, 139, 168, 224, 241, 303}
+_STATE_CODES = {10058, 10107, 11600, 11601, 11602, 13388, 13435, 13436}
+
+
+def _quotes_data(error: Exception) -> bool:
+    return not isinstance(error, PyMongoError) or isinstance(
+        error, OperationFailure | DocumentTooLarge | ConfigurationError
+    )
+
+
+def _translate(error: Exception, operation: str, *, write: bool) -> BacktestPersistError:
+    if isinstance(error, BSONError | DocumentTooLarge | OverflowError):
+        return InvalidPayloadError(f"{operation}: MongoDB cannot store this value ({type(error).__name__}).")
+    if isinstance(error, InvalidOperation) and not write:
+        return ClosedError(f"{operation}: the client was closed; open another container.")
+    if isinstance(error, ConfigurationError | InvalidURI):
+        return SettingsError(f"{operation}: the connection string does not fit ({type(error).__name__}).")
+    what = _describe(error)
+    if not write and isinstance(error, OperationFailure) and _is_bad_query(error.code or 0):
+        reason = str((error.details or {}).get("errmsg", "")).partition("\n")[0][:200]
+        return InvalidKeyError(f"{operation}: {what}; MongoDB does not understand the filter or the sort: {reason}")
+    if not write and isinstance(error, TypeError | ValueError):
+        return InvalidKeyError(f"{operation}: the driver cannot send this filter or sort ({type(error).__name__}).")
+    if not write or isinstance(error, ServerSelectionTimeoutError):
+        return StoreUnavailableError(f"{operation}: {what}. Nothing was applied; check the server and try again.")
+    if isinstance(error, BulkWriteError):
+        details: Mapping[str, Any] = error.details or {}
+        if not details.get("writeErrors"):
+            return WriteOutcomeUnknownError(f"{operation}: the write concern was not met; read to see what is stored.")
+        codes = sorted({int(failed.get("code", 0)) for failed in details["writeErrors"]})
+        return WriteRejectedError(
+            f"{operation}: {len(details['writeErrors'])} of the writes were refused (codes {codes}); "
+            "the others are stored, and writing them again is safe."
+        )
+    if (
+        isinstance(error, OperationFailure)
+        and not isinstance(error, WriteConcernError)
+        and not (error.timeout or error.has_error_label("RetryableWriteError"))
+    ):
+        return WriteRejectedError(f"{operation}: {what}. The stored value is unchanged.")
+    return WriteOutcomeUnknownError(f"{operation}: {what}. It may have been applied; the next read tells.")
+
+
+def _is_bad_query(code: int) -> bool:
+    return code in _BAD_QUERY_CODES or (code > 10_000 and code not in _STATE_CODES)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer within the deadline"
+    if isinstance(error, OperationFailure):
+        name = (error.details or {}).get("codeName", type(error).__name__)
+        hint = {13: "; grant the user readWrite on this database", 18: "; check user and password"}
+        return f"the server answered {name} (code {error.code}{hint.get(error.code or 0, '')})"
+    if _quotes_data(error):
+        return f"the driver failed with {type(error).__name__}"
+    return _first_line(error)
+
+
+_ADVICE = {
+    r"CERTIFICATE_VERIFY_FAILED.*(mismatch|not valid for)": "connect under a name that is in its certificate",
+    r"CERTIFICATE_VERIFY_FAILED": "name the CA that signed its certificate (tlsCAFile=, ssl_ca_certs= for Redis)",
+    r"Authentication failed": "check user and password",
+    r"[Cc]onnection closed": "a server that wants TLS needs tls=true in the URI, rediss:// for Redis",
+}
+
+
+def _first_line(error: Exception) -> str:
+    """What the driver says, shortened, and what to do about TLS and passwords."""
+    line = next(iter(str(error).splitlines()), "").partition(", full error: ")[0][:200]
+    advice = next((advice for pattern, advice in _ADVICE.items() if re.search(pattern, line)), None)
+    return f"{type(error).__name__}: {line.rstrip('.')}" + (f"; {advice}" if advice else "")
+
+
+@contextmanager
+def redis_errors(operation: str) -> Generator[None]:
+    """Turn driver errors into `StoreUnavailableError`; `operation` opens the message."""
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise redis_error(operation, error) from error
+
+
+def redis_error(operation: str, error: Exception) -> StoreUnavailableError:
+    """What an error of the driver means; `operation` opens the message."""
+    what = _first_line(error) if str(error) else f"{type(error).__name__}: no answer within CC_REDIS_TIMEOUT_MS"
+    return StoreUnavailableError(f"{operation}: {what}.")
