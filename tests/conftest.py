@@ -5,6 +5,7 @@ starts Docker containers (images by ``MONGO_IMAGE`` and ``REDIS_IMAGE``), ``env`
 """
 
 import os
+import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -16,6 +17,17 @@ import pytest
 from pymongo import AsyncMongoClient, MongoClient
 
 from backtest_persist import Container, Settings, embedded
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started this in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # programs started by tests are to hear Ctrl-C
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may take minutes has an hour before it is taken to hang."""
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.timeout(3600))
 
 
 @asynccontextmanager
