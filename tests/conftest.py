@@ -18,7 +18,6 @@ from pymongo import AsyncMongoClient, MongoClient
 
 from backtest_persist import Container, Settings, embedded
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started this in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # programs started by tests are to hear Ctrl-C
 

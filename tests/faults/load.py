@@ -7,23 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from backtest_persist import BacktestPersistError, Container, Settings
+from tests.faults.stopwatch import GRACE, timed
 
-__all__ = ("GRACE", "SELECTION", "Load", "timed", "working")
+__all__ = ("Load", "working")
 
 TASKS = 8
-GRACE = 0.25
-SELECTION = 0.5
-"""PyMongo looks at its clock every half second while it waits for a server that it knows to be away."""
-
-
-async def timed(operation: Awaitable[Any]) -> tuple[Any, float]:
-    """What an operation returns, or its typed error, and after how many seconds; any other error is raised."""
-    started = time.monotonic()
-    try:
-        result = await operation
-    except BacktestPersistError as error:
-        result = error
-    return result, time.monotonic() - started
 
 
 class Load:
@@ -99,7 +87,7 @@ class Load:
             self._check(task, await witness.signal_db_service.find_by_context("s", "t", f"e{task}"))
         assert self.wrong == []
         assert await witness.signal_db_service.count() == TASKS
-        assert self.longest < deadline + SELECTION + GRACE
+        assert self.longest < deadline + GRACE
 
 
 @asynccontextmanager

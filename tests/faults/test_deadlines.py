@@ -4,16 +4,16 @@ import asyncio
 import os
 import signal
 import threading
-import time
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
 
-from backtest_persist import BacktestPersistError, Container, Settings, StoreUnavailableError, WriteOutcomeUnknownError
+from backtest_persist import Container, Settings, StoreUnavailableError, WriteOutcomeUnknownError
 from tests.commands import Commands, listened_client
 from tests.faults.conftest import Failing
+from tests.faults.stopwatch import GRACE, pauses, timed
 
 
 @pytest.fixture
@@ -38,12 +38,8 @@ async def stopped(container: Container) -> AsyncGenerator[None]:
 
 async def outcome(operation: Awaitable[Any]) -> tuple[type[Any], float]:
     """How an operation ends, and after how many seconds."""
-    started = time.monotonic()
-    try:
-        result = await operation
-    except BacktestPersistError as error:
-        result = error
-    return cast("type[Any]", type(result)), time.monotonic() - started
+    result, seconds = await timed(operation)
+    return cast("type[Any]", type(result)), seconds
 
 
 async def test_an_injected_client_has_the_deadline(settings: Settings, driver: str) -> None:
@@ -65,7 +61,7 @@ async def test_an_injected_client_has_the_deadline(settings: Settings, driver: s
         assert [kind for kind, _ in ends] == [StoreUnavailableError, WriteOutcomeUnknownError] + [
             StoreUnavailableError
         ] * 5
-        assert [seconds for _, seconds in ends if seconds > 1.25] == [], ends
+        assert [seconds for _, seconds in ends if seconds > 1 + GRACE] == [], ends
     assert await db.find_by_context("s", "t", "e") is not None
     await container.close()
     closing = client.close()
@@ -81,7 +77,7 @@ async def test_an_operation_does_not_wait_for_a_long_index_build(container: Cont
         await asyncio.sleep(0.2)
         ends = await asyncio.gather(outcome(db.find_by_context("s", "t", "e")), outcome(db.upsert("s", "t", "e", {})))
         assert [kind for kind, _ in ends] == [StoreUnavailableError] * 2
-        assert max(seconds for _, seconds in ends) < 1.25
+        assert max(seconds for _, seconds in ends) < 1 + GRACE
         await building
     assert await db.find_by_context("s", "t", "e") is None
 
@@ -90,25 +86,15 @@ async def test_an_operation_that_builds_indexes_has_its_deadline(container: Cont
     """The first operation creates missing indexes, but within its own deadline."""
     async with failing("createIndexes", blockConnection=True, blockTimeMS=2500):
         kind, seconds = await outcome(container.signal_db_service.find_by_context("s", "t", "e"))
-    assert (kind, seconds < 1.25) == (StoreUnavailableError, True)
+    assert (kind, seconds < 1 + GRACE) == (StoreUnavailableError, True)
 
 
 async def test_closing_does_not_wait_for_a_stopped_mongod(settings: Settings) -> None:
     """The end of the sessions is told to the server within one deadline, and the event loop goes on meanwhile."""
     container = Container(settings)
     await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
-    longest = 0.0
-
-    async def watch() -> None:
-        nonlocal longest
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(0.01)
-            longest = max(longest, time.monotonic() - before)
-
     async with stopped(container):
-        watching = asyncio.create_task(watch())
-        _, seconds = await outcome(container.close())
-        await asyncio.sleep(0.05)
-        watching.cancel()
-    assert (seconds < 1.25, longest < 0.25) == (True, True), (seconds, longest)
+        closing = asyncio.create_task(timed(container.close()))
+        longest = (await pauses(closing))[-1]
+        _, seconds = await closing
+    assert (seconds < 1 + GRACE, longest < 0.25) == (True, True), (seconds, longest)

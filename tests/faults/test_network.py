@@ -2,15 +2,13 @@
 
 import asyncio
 import gc
-import time
 from collections import Counter
-from collections.abc import Awaitable
-from typing import Any
 
 import pytest
 
 from backtest_persist import BacktestPersistError, Container, Settings, WriteOutcomeUnknownError, base_map
 from tests.faults.proxy import Proxy, mongo_proxy, redis_proxy
+from tests.faults.stopwatch import GRACE, Stopwatch, pauses, timed
 
 DEADLINE = 1.0
 
@@ -21,16 +19,6 @@ async def everybody_has_gone(proxy: Proxy) -> None:
         while proxy.connections:
             gc.collect()
             await asyncio.sleep(0.01)
-
-
-async def timed(operation: Awaitable[Any]) -> tuple[Any, float]:
-    """What an operation returns, or its error, and after how many seconds."""
-    started = time.monotonic()
-    try:
-        result = await operation
-    except BacktestPersistError as error:
-        result = error
-    return result, time.monotonic() - started
 
 
 async def test_cancelled_gets_never_mix_up_replies(settings: Settings) -> None:
@@ -102,7 +90,7 @@ async def test_a_black_hole_keeps_the_deadline(settings: Settings) -> None:
             timed(container.log_db_service.upsert("l", {})),
         )
         assert [end for end, _ in ends if not isinstance(end, BacktestPersistError)] == []
-        assert [seconds for _, seconds in ends if seconds > DEADLINE + 0.25] == []
+        assert [seconds for _, seconds in ends if seconds > DEADLINE + GRACE] == []
         proxy.passing.set()
         row = await signals.upsert("s", "t", "e", {"n": 2})
         assert await signals.find_by_context("s", "t", "e") == row
@@ -166,11 +154,11 @@ async def test_a_slow_network_is_only_slow(settings: Settings) -> None:
         db = container.signal_db_service
         await db.wait_for_init()
         mongo.delay = redis.delay = 0.05
-        started = time.monotonic()
-        await asyncio.gather(*(db.upsert("s", "t", f"e{n}", {"n": n}) for n in range(50)))
-        rows = await asyncio.gather(*(db.find_by_context("s", "t", f"e{n}") for n in range(50)))
+        with Stopwatch() as watch:
+            await asyncio.gather(*(db.upsert("s", "t", f"e{n}", {"n": n}) for n in range(50)))
+            rows = await asyncio.gather(*(db.find_by_context("s", "t", f"e{n}") for n in range(50)))
         assert [row and row.payload for row in rows] == [{"n": n} for n in range(50)]
-        assert time.monotonic() - started < 3
+        assert watch.seconds < 3
         await container.close()
         await everybody_has_gone(mongo)
         await everybody_has_gone(redis)
@@ -185,12 +173,9 @@ async def test_closing_leaves_the_loop_free(settings: Settings, passing: bool) -
         if not passing:
             proxy.passing.clear()
         closing = asyncio.create_task(timed(container.close()))
-        longest, last = 0.0, time.monotonic()
-        while not closing.done():
-            await asyncio.sleep(0.005)
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        longest = (await pauses(closing))[-1]
         _, seconds = await closing
-        assert (longest < 0.25, seconds < (0.5 if passing else DEADLINE + 0.25)) == (True, True), (longest, seconds)
+        assert (longest < 0.25, seconds < (0.5 if passing else DEADLINE + GRACE)) == (True, True), (longest, seconds)
         proxy.passing.set()
         await everybody_has_gone(proxy)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from backtest_persist import Container, Settings
-from tests.faults.load import timed
+from tests.faults.stopwatch import timed
 
 SECONDS = float(os.environ.get("CC_TEST_SOAK_SECONDS", "600"))
 WARM_UP = 0.25
