@@ -272,6 +272,10 @@ class MongoService:
                 lock.release()
         return state
 
+    def forget(self, name: str) -> None:
+        """Prepare this collection again before it is used next."""
+        self._open_state().prepared.discard(name)
+
     def _open_state(self) -> MongoState:
         if self._states.closed:
             raise closed()

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, cast
 from bson import ObjectId, encode
 from bson.errors import BSONError
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
-from pymongo.errors import BulkWriteError, DuplicateKeyError
+from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
 from backtest_persist.connections import (
     Collection,
@@ -26,7 +26,17 @@ from backtest_persist.connections import (
 )
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import BaseMap
-from backtest_persist.core.documents import fetch, find_each, find_ids, holds, taken, to_object_id, write_bulk
+from backtest_persist.core.documents import (
+    BAD_VALUE,
+    Bulk,
+    fetch,
+    find_each,
+    find_ids,
+    holds,
+    taken,
+    to_object_id,
+    write_bulk,
+)
 from backtest_persist.core.flights import Flights, Seat
 from backtest_persist.core.indexes import BUILD_SECONDS, Index, drop_narrow_indexes, narrow_indexes, prepare_indexes
 from backtest_persist.core.keys import checked_limit, checked_name, to_int
@@ -56,7 +66,6 @@ LIST_BATCH = 1000
 """Documents of a list that one command fetches, and that are in memory at once."""
 _COMBINING = ("$and", "$nor", "$or")
 _RESTORE_SIZE = 500
-_DUPLICATE_KEY = 11000
 
 
 @dataclass(frozen=True)
@@ -412,12 +421,13 @@ class DbService(Generic[C, R]):
                 write.command(),
                 upsert=write.upsert,
                 return_document=ReturnDocument.AFTER,
+                hint=self._unique_index(),
                 session=session,
             )
 
         with self._write_errors("write", context):
             try:
-                document = await send()
+                document = await self._by_unique_index(send)
             except DuplicateKeyError:  # two first writes met in the server: by now the document exists
                 document = await send()
         self.stats.writes += len(seats)
@@ -431,8 +441,7 @@ class DbService(Generic[C, R]):
     ) -> None:
         latest = {seat.item.context.cache_key: seat.item for seat in seats}
         with self._write_errors(f"write of {len(latest)} items"):
-            updates = [UpdateOne(w.context.to_filter(), w.command(), upsert=True) for w in latest.values()]
-            bulk = await write_bulk(collection, updates, session)
+            bulk = await self._send_bulk(collection, [(w.context, w.command()) for w in latest.values()], session)
         self.stats.writes += len(seats)
         keys = list(latest)
         new = {keys[index]: id for index, id in bulk.upserted.items()}
@@ -535,23 +544,41 @@ class DbService(Generic[C, R]):
     ) -> int:
         now = utc_now()
         on_insert = {"createDate": now, "__v": 0}
-        operations = [
-            UpdateOne(
-                context.to_filter(),
+        updates = [
+            (
+                context,
                 {"$set": {**fields, "updatedDate": now}, "$setOnInsert": on_insert}
                 if replace
                 else {"$setOnInsert": {**fields, "updatedDate": now, **on_insert}},
-                upsert=True,
             )
             for context, fields in chunk
         ]
         with self._write_errors(f"write of {len(chunk)} items"):
-            bulk = await write_bulk(collection, operations, session)
+            bulk = await self._send_bulk(collection, updates, session)
             for error in bulk.refused.values():
                 raise error
         self.stats.writes += len(chunk)
         await self._remember_many([(chunk[index][0].cache_key, str(id)) for index, id in bulk.upserted.items()])
         return len(bulk.upserted)
+
+    async def _send_bulk(self, collection: Collection, updates: Sequence[tuple[C, Any]], session: Any) -> Bulk:
+        hint = self._unique_index()
+        upserts = [UpdateOne(context.to_filter(), update, upsert=True, hint=hint) for context, update in updates]
+        return await write_bulk(collection, upserts, session, self._prepare_again)
+
+    def _unique_index(self) -> dict[str, int]:
+        """A hint by which the server refuses, as `BAD_VALUE`, what comes to a database that was dropped."""
+        return dict.fromkeys(self.context_type.wire_names(), ASCENDING)
+
+    async def _by_unique_index(self, send: Callable[[], Awaitable[T]]) -> T:
+        """Send what has that hint, and again after the index was created, should it be gone."""
+        try:
+            return await send()
+        except OperationFailure as error:
+            if error.code != BAD_VALUE:
+                raise
+        await self._prepare_again()
+        return await send()
 
     async def _delete_many(self, filter: Filter) -> int:
         query = self._filter(filter)
@@ -620,6 +647,11 @@ class DbService(Generic[C, R]):
 
     async def _ready(self, *, patience: float | None = None) -> MongoState:
         return await self._mongo.prepared(self.collection, self._prepare, patience=patience)
+
+    async def _prepare_again(self) -> None:
+        """Create the indexes of a collection that was dropped since `_ready` has prepared it."""
+        self._mongo.forget(self.collection)
+        await self._ready()
 
     async def _prepare(self, collection: Collection) -> None:
         fields = self.context_type.wire_names()

@@ -1,6 +1,6 @@
 """Documents on their way to and from the driver: decoding in bulk, bulk writes, comparison."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,9 +13,11 @@ from pymongo.errors import BulkWriteError
 
 from backtest_persist.connections import CODEC_OPTIONS, Collection, Document, to_plain
 
-__all__ = ("Bulk", "fetch", "find_each", "find_ids", "holds", "taken", "to_object_id", "write_bulk")
+__all__ = ("BAD_VALUE", "Bulk", "fetch", "find_each", "find_ids", "holds", "taken", "to_object_id", "write_bulk")
 
 _DUPLICATE_KEY = 11000
+BAD_VALUE = 2
+"""What the server answers to a hint that names no index, among other things."""
 _FAST_OPTIONS: CodecOptions[Document] = CODEC_OPTIONS.with_options(document_class=dict)
 """Decodes twice as fast, and makes a `DBRef` of what looks like one."""
 
@@ -92,8 +94,16 @@ class Bulk:
     """The errors of what the server refused."""
 
 
-async def write_bulk(collection: Collection, operations: Sequence[UpdateOne], session: Any = None) -> Bulk:
-    """Write unordered: what is refused leaves the others. Two first writes that met in the server are tried again."""
+async def write_bulk(
+    collection: Collection,
+    operations: Sequence[UpdateOne],
+    session: Any,
+    prepare: Callable[[], Awaitable[None]],
+) -> Bulk:
+    """Write unordered: what is refused leaves the others.
+
+    Two first writes that met in the server are tried again, and, after `prepare`, what is a `BAD_VALUE`.
+    """
     bulk = Bulk({}, {})
     again: dict[int, UpdateOne] = dict(enumerate(operations))
     for may_retry in (True, False):
@@ -108,7 +118,10 @@ async def write_bulk(collection: Collection, operations: Sequence[UpdateOne], se
             if details.get("writeConcernErrors") or not failures:
                 raise
             bulk.upserted |= {positions[entry["index"]]: entry["_id"] for entry in details.get("upserted", ())}
-            met = {failure["index"] for failure in failures if may_retry and failure.get("code") == _DUPLICATE_KEY}
+            codes = {failure["index"]: failure.get("code") for failure in failures if may_retry}
+            met = {index for index, code in codes.items() if code in (_DUPLICATE_KEY, BAD_VALUE)}
+            if BAD_VALUE in codes.values():
+                await prepare()
             for failure in failures:
                 if failure["index"] not in met:
                     one: Document = {"writeErrors": [failure], "writeConcernErrors": []}

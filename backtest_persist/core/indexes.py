@@ -27,6 +27,7 @@ class _Found:
     keys: Index
     unique: bool
     usable: bool  # neither partial nor sparse
+    hidden: bool
     collated: bool  # for which values may be equal that are not the same
     expires: bool
 
@@ -40,6 +41,7 @@ async def _found(collection: Collection) -> list[_Found]:
             keys=tuple((field, direction) for field, direction in document["key"].items()),
             unique=bool(document.get("unique", False)),
             usable="partialFilterExpression" not in document and not document.get("sparse", False),
+            hidden=bool(document.get("hidden", False)),
             collated="collation" in document,
             expires="expireAfterSeconds" in document,
         )
@@ -98,6 +100,8 @@ async def missing_indexes(
             problem = "whose collation takes different names for the same, so that two contexts cannot both be stored"
         elif index.keys == unique and not (index.unique and index.usable):
             problem = f"which is not unique over all documents, on {', '.join(fields)}"
+        elif index.keys == unique and index.hidden:
+            problem = "which is hidden, so that no write can ask for it"
         elif index.name in wanted:
             problem = "which has the name of a needed one, but other fields"
         else:

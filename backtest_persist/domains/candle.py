@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
@@ -320,7 +320,12 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             filter["timestamp"] = {"$in": [Int64(timestamp) for timestamp in timestamps]}
         collection = await self._prepared() if prepare else self._mongo.collection(self.collection)
         projection = {"_id": 0, "timestamp": 1, **dict.fromkeys(fields, 1)}
-        documents = await collection.find(filter, projection, batch_size=len(timestamps) + 1).to_list(None)
+        hint = self._unique_index() if prepare else None
+
+        def find() -> Awaitable[list[dict[str, Any]]]:
+            return collection.find(filter, projection, hint=hint, batch_size=len(timestamps) + 1).to_list(None)
+
+        documents = await self._by_unique_index(find)
         return {int(document["timestamp"]): document for document in documents}
 
     async def _insert_series(self, series: "_Series", candles: Sequence[CandleData]) -> int:

@@ -1,5 +1,6 @@
 """Databases that change under a warm Redis: what an id of Redis no longer leads to is never shown."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Settings
+from backtest_persist.domains.candle import PersistCandleInstance
+from backtest_persist.testing.domains import candle
 from tests.faults.servers import OwnRedis
 
 NAMES = [f"e{n}" for n in range(10)]
@@ -42,6 +45,10 @@ async def read(container: Container, names: list[str] = NAMES) -> list[Any]:
     return [row and row.payload for row in rows]
 
 
+def series(container: Container) -> PersistCandleInstance:
+    return PersistCandleInstance("s", "1m", "e", ioc=container)
+
+
 async def cached(container: Container) -> int:
     """How many ids Redis holds."""
     ids = [await container.signal_cache_service.get_signal_id("s", "t", name) for name in NAMES]
@@ -56,6 +63,31 @@ async def test_after_the_database_was_dropped_nothing_is_there(container: Contai
     assert await read(container) == [None] * len(NAMES)
     await write(container, "after", NAMES[:5])
     assert await read(container) == [{"n": f"after {name}"} for name in NAMES[:5]] + [None] * 5
+
+
+async def test_a_dropped_database_gets_its_unique_indexes_back(settings: Settings, database: Any) -> None:
+    """Writers that know nothing of the drop still make one document of a context, by the indexes they create again."""
+    async with Container(settings) as ours, Container(settings) as theirs:
+        both = (ours, theirs)
+        for number in range(5):
+            await database.client.drop_database(database.name)
+            await asyncio.gather(
+                *(container.signal_db_service.upsert("s", "t", f"one{number}", {}) for container in both),
+                *(container.state_db_service.upsert("s", f"b{n}", {}, 0) for n in range(20) for container in both),
+                *(container.storage_db_service.upsert_many(True, [{"id": "a"}, {"id": "b"}]) for container in both),
+                *(container.measure_db_service.soft_remove("b", "k") for container in both),
+            )
+            await series(ours).write_candles_data([candle(0)])
+            counts = {
+                service.collection: await service.count()
+                for service in (ours.signal_db_service, ours.state_db_service, ours.storage_db_service)
+            }
+            assert counts == {"signal-items": 1, "state-items": 20, "storage-items": 2}
+            await asyncio.gather(*(series(container).write_candles_data([candle(1)]) for container in both))
+            assert await ours.candle_db_service.count() == 2
+        for collection in await database.list_collection_names():
+            indexes = await database[collection].index_information()
+            assert any(index.get("unique") for index in indexes.values()), collection
 
 
 async def test_after_a_restore_the_older_values_are_there(container: Container, database: Any) -> None:

@@ -73,6 +73,11 @@ CONFLICTS: dict[str, tuple[list[tuple[str, int]], dict[str, Any], str]] = {
         {"unique": True, "collation": {"locale": "en", "strength": 2}},
         "collation",
     ),
+    "hidden": (
+        [("symbol", 1), ("strategyName", 1), ("exchangeName", 1)],
+        {"unique": True, "hidden": True},
+        "hidden",
+    ),
     "expires": ([("createDate", 1)], {"expireAfterSeconds": 3600}, "deletes documents"),
     "sparse": (
         [("symbol", 1), ("strategyName", 1), ("exchangeName", 1)],
