@@ -40,6 +40,7 @@ Collection = AsyncCollection[Document]
 
 
 SELECTION_SECONDS = 0.5
+"""How often PyMongo looks at its clock while it waits for a server."""
 STEP_SECONDS = 0.05
 
 
@@ -120,7 +121,7 @@ class MongoState:
         """Close the client, if it was opened here, after what is under way; bounded by one more deadline."""
         await self.drain()
         if self._owned:
-            with pymongo.timeout(self.seconds):  # the driver tells the server that its sessions end, and waits
+            with _timeout(self.client, self.seconds):  # the driver tells the server that its sessions end, and waits
                 if inspect.iscoroutinefunction(self.client.close):
                     await self.client.close()
                 else:  # Motor's blocks
@@ -128,12 +129,15 @@ class MongoState:
         self._watch.close()
 
 
-class _Deadline(AbstractAsyncContextManager[None]):
-    """A deadline that holds whatever the driver does.
+def _timeout(client: AsyncMongoClient[Document], seconds: float) -> AbstractContextManager[None]:
+    """The deadline of the driver: shorter while it knows of no server, as it then looks at its clock now and again."""
+    if not client.topology_description.has_writable_server():
+        seconds -= min(SELECTION_SECONDS, seconds / 2)
+    return pymongo.timeout(max(seconds, 0.001))  # 0 would be no deadline
 
-    The driver keeps it by itself, and knows best what was wrong; but while it waits for a server it looks at the clock
-    every `SELECTION_SECONDS` only. So it is given less time while it knows of no server, and cut off when it is late.
-    """
+
+class _Deadline(AbstractAsyncContextManager[None]):
+    """A deadline that holds whatever the driver does, which knows best what was wrong but can be late."""
 
     __slots__ = ("_client", "_driver", "_errors", "_limit", "_seconds")
 
@@ -150,10 +154,7 @@ class _Deadline(AbstractAsyncContextManager[None]):
         self._limit = watch.limit(seconds)
 
     async def __aenter__(self) -> None:
-        seconds = self._seconds
-        if not self._client.topology_description.has_writable_server():
-            seconds -= min(SELECTION_SECONDS, seconds / 2)
-        self._driver = pymongo.timeout(max(seconds, 0.001))  # 0 would be no deadline
+        self._driver = _timeout(self._client, self._seconds)
         await self._limit.__aenter__()
         self._driver.__enter__()
 
