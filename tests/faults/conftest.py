@@ -1,16 +1,52 @@
 """Servers of these tests' own: mongod with its fail points switched on, so that it answers with errors on demand."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import asyncio
+import gc
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from pymongo import AsyncMongoClient
+from pymongo import AsyncMongoClient, MongoClient
 
-from backtest_persist import Settings, embedded
+from backtest_persist import Container, Settings, embedded
 
 Failing = Callable[..., AbstractAsyncContextManager[None]]
+
+
+@pytest.fixture(autouse=True)
+def one_document_of_a_context(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever has happened: when a test is over, no context has two documents."""
+    settings: Settings | None = request.getfixturevalue("settings") if "settings" in request.fixturenames else None
+    yield
+    if settings is None:
+        return
+    with MongoClient[dict[str, Any]](settings.mongo_connection_string.get_secret_value()) as client:
+        database = client.get_default_database()
+        for service in Container(settings).db_services:
+            context = {name: f"${name}" for name in service.context_type.wire_names()}
+            groups = [{"$group": {"_id": context, "count": {"$sum": 1}}}, {"$match": {"count": {"$gt": 1}}}]
+            assert list(database[service.collection].aggregate(groups)) == [], service.collection
+
+
+@pytest.fixture(autouse=True)
+async def nothing_is_left_in_the_event_loop() -> AsyncIterator[None]:
+    """When the containers of a test are closed, their tasks have ended, and no error of one was lost."""
+    complaints: list[str] = []
+    listener = logging.Handler(logging.ERROR)
+    listener.emit = lambda record: complaints.append(record.getMessage())
+    logging.getLogger("asyncio").addHandler(listener)
+    before = asyncio.all_tasks()
+    yield
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    if left:
+        await asyncio.wait(left, timeout=3)
+    assert [task for task in left if not task.done()] == []
+    gc.collect()  # an exception that nobody has seen is told of when its task is
+    logging.getLogger("asyncio").removeHandler(listener)
+    assert complaints == []
 
 
 @pytest.fixture(scope="session")
