@@ -8,7 +8,7 @@ from contextlib import (
     AbstractAsyncContextManager,
     suppress,
 )
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar
 from weakref import WeakSet
 
 from anyio import CancelScope
@@ -160,6 +160,7 @@ class Watch:
         self._step = step
         self._limits: set[_Limit] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._next = 0.0
 
     def limit(self, seconds: float) -> AbstractAsyncContextManager[None]:
         """Raise a `TimeoutError` after so many seconds, and a step at most."""
@@ -169,8 +170,7 @@ class Watch:
         """Count for this one from now on."""
         self._limits.add(limit)
         if self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(loop.time() + self._step, self._pass)
+            self._schedule(asyncio.get_running_loop().time())
 
     def discard(self, limit: "_Limit") -> None:
         """Count for it no more."""
@@ -179,10 +179,13 @@ class Watch:
     def _pass(self) -> None:
         for limit in self._limits:
             limit.step()
-        planned, self._timer = cast("asyncio.TimerHandle", self._timer).when(), None
+        self._timer = None
         if self._limits:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(max(planned, loop.time() - self._step) + self._step, self._pass)
+            self._schedule(max(self._next, asyncio.get_running_loop().time() - self._step))
+
+    def _schedule(self, last: float) -> None:
+        self._next = last + self._step
+        self._timer = asyncio.get_running_loop().call_at(self._next, self._pass)
 
     def close(self) -> None:
         """Stop the timer; nothing is awaited any more."""

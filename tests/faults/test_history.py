@@ -83,10 +83,10 @@ async def run(directory: Path, driver: str, *, processes: int, seconds: float) -
         await redis.kill()
 
 
-def check(events: list[Event], faults: Counter[str]) -> None:
+def check(events: list[Event], faults: Counter[str], *, least: int) -> None:
     counts = Counter(f"{event.kind} {event.outcome}" for event in events)
     print(dict(counts), dict(faults))
-    assert min(counts["write ok"], counts["read ok"]) > 500, counts
+    assert min(counts["write ok"], counts["read ok"]) > least, counts
     assert counts["write unknown"] > 10
     assert len(faults) >= 3
     assert violations(events) == []
@@ -94,13 +94,13 @@ def check(events: list[Event], faults: Counter[str]) -> None:
 
 async def test_a_short_history(tmp_path: Path, driver: str) -> None:
     """Two processes for five seconds."""
-    check(*await run(tmp_path, driver, processes=2, seconds=5))
+    check(*await run(tmp_path, driver, processes=2, seconds=5), least=100)
 
 
 @pytest.mark.soak
 async def test_a_long_history(tmp_path: Path, driver: str) -> None:
     """Four processes for a minute."""
-    check(*await run(tmp_path, driver, processes=4, seconds=60))
+    check(*await run(tmp_path, driver, processes=4, seconds=60), least=5000)
 
 
 def _write(value: str, began: float, ended: float, client: str = "a", outcome: Any = "ok") -> Event:
