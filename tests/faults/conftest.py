@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
 from backtest_persist import Settings, embedded
+from tests.faults.servers import OwnMongo
 
 Failing = Callable[..., AbstractAsyncContextManager[None]]
 
@@ -28,6 +29,23 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(
         update={"mongo_connection_string": SecretStr(f"{uri}&appName={name}&heartbeatFrequencyMS=500")}
     )
+
+
+@pytest.fixture(scope="session")
+async def mongo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OwnMongo]:
+    """A mongod that a test may kill, if it starts it again, and whose primary may step down."""
+    mongo = OwnMongo(tmp_path_factory.mktemp("mongo"))
+    await mongo.start()
+    yield mongo
+    await mongo.kill()
+
+
+@pytest.fixture
+def own(settings: Settings, mongo: OwnMongo) -> Settings:
+    """Settings that lead to that mongod, and to a database of the test's own."""
+    name = settings.redis_key_prefix.rstrip(":")
+    uri = mongo.uri.replace("/?", f"/{name}?") + "&heartbeatFrequencyMS=500"
+    return settings.model_copy(update={"mongo_connection_string": SecretStr(uri)})
 
 
 @pytest.fixture

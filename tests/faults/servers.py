@@ -17,7 +17,7 @@ from pymongo.errors import PyMongoError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-__all__ = ("OwnMongo", "OwnRedis", "stopped")
+__all__ = ("OwnMongo", "OwnRedis", "stopped", "without_primary")
 
 
 def _is_redis_6(binary: str) -> bool:
@@ -99,6 +99,11 @@ class OwnMongo(_Own):
         """Where it is, without a database; the driver follows the replica set."""
         return f"mongodb://{quote(str(self.directory / 'mongod.sock'), safe='')}/?replicaSet=rs0"
 
+    @property
+    def direct_uri(self) -> str:
+        """Where it is, whether it is the primary or not."""
+        return self.uri.replace("replicaSet=rs0", "directConnection=true")
+
     async def start(self) -> None:
         """Start it and wait until it takes writes."""
         binary = shutil.which("mongod") or str(
@@ -107,8 +112,7 @@ class OwnMongo(_Own):
         listen = ("--bind_ip", "./mongod.sock", "--nounixsocket", "--filePermissions", "0600")
         store = ("--dbpath", str(self.directory), "--oplogSize", "64", "--wiredTigerCacheSizeGB", "0.25", "--quiet")
         await self._start(binary, *listen, *store, "--replSet", "rs0")
-        direct = self.uri.replace("replicaSet=rs0", "directConnection=true")
-        async with AsyncMongoClient[dict[str, Any]](direct, serverSelectionTimeoutMS=200) as client:
+        async with AsyncMongoClient[dict[str, Any]](self.direct_uri, serverSelectionTimeoutMS=200) as client:
             async with asyncio.timeout(30):
                 while not await self._is_primary(client):
                     await asyncio.sleep(0.01)
@@ -132,3 +136,13 @@ async def stopped(pid: int) -> AsyncGenerator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def without_primary(admin: AsyncMongoClient[dict[str, Any]]) -> AsyncGenerator[None]:
+    """A replica set whose only member has stepped down; it is elected at once after the block."""
+    await admin.admin.command("replSetStepDown", 60, force=True)
+    try:
+        yield
+    finally:
+        await admin.admin.command("replSetFreeze", 0)

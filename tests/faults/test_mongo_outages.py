@@ -3,12 +3,10 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from itertools import count
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
 from backtest_persist import (
@@ -26,27 +24,10 @@ from tests.faults.servers import OwnMongo, stopped
 DEADLINE = 1.0
 
 
-@pytest.fixture(scope="session")
-async def mongo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OwnMongo]:
-    """A mongod of these tests' own."""
-    mongo = OwnMongo(tmp_path_factory.mktemp("mongo"))
-    await mongo.start()
-    yield mongo
-    await mongo.kill()
-
-
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     """A deadline that a test can wait for."""
     return settings.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)})
-
-
-@pytest.fixture
-def own(settings: Settings, mongo: OwnMongo) -> Settings:
-    """Settings that lead to the mongod of these tests, and to a database of the test's own."""
-    name = settings.redis_key_prefix.rstrip(":")
-    uri = mongo.uri.replace("/?", f"/{name}?") + "&heartbeatFrequencyMS=500"
-    return settings.model_copy(update={"mongo_connection_string": SecretStr(uri)})
 
 
 async def longest_pause(done: asyncio.Future[Any]) -> float:
