@@ -262,6 +262,7 @@ def explore(store: type[Store], examples: int) -> None:
             deadline=None,
             derandomize=True,
             database=None,
+            report_multiple_bugs=False,
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )
