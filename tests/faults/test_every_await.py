@@ -369,7 +369,16 @@ def _service_operations(case: Case) -> list[Operation]:
     return operations
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+_OF_EACH_KIND = ("candle", "interval", "log", "risk", "signal", "storage")
+_SERVICES = [
+    pytest.param(driver, case, id=f"{driver}-{case}")
+    for driver in ("motor", "pymongo")
+    for case in CASES
+    if driver == "pymongo" or case.domain in _OF_EACH_KIND  # the others make the same calls
+]
+
+
+@pytest.mark.parametrize(("driver", "case"), _SERVICES, indirect=["driver"])
 async def test_every_db_service(container: Container, witness: Container, drivers: Drivers, case: Case) -> None:
     """Reads, lists and writes of the fifteen db services, those of many rows included."""
     numbers = count()
