@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import distribution
 from pathlib import Path
@@ -17,7 +17,9 @@ from pymongo.errors import PyMongoError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-__all__ = ("OwnMongo", "OwnRedis", "stopped", "without_primary")
+from backtest_persist import Settings
+
+__all__ = ("OwnMongo", "OwnRedis", "in_the_server", "stopped", "until", "without_primary")
 
 
 def _is_redis_6(binary: str) -> bool:
@@ -146,3 +148,22 @@ async def without_primary(admin: AsyncMongoClient[dict[str, Any]]) -> AsyncGener
         yield
     finally:
         await admin.admin.command("replSetFreeze", 0)
+
+
+async def in_the_server(settings: Settings, command: str) -> bool:
+    """Whether MongoDB is at work on such a command of the clients of this test."""
+    name = settings.redis_key_prefix.rstrip(":")
+    uri = settings.mongo_connection_string.get_secret_value()
+    async with AsyncMongoClient[dict[str, Any]](uri, appName="tests") as client:
+        pipeline: list[dict[str, Any]] = [
+            {"$currentOp": {}},
+            {"$match": {"appName": name, f"command.{command}": {"$exists": True}}},
+        ]
+        return bool(await (await client.admin.aggregate(pipeline)).to_list())
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 5) -> None:
+    """Wait until something is so, of which nobody tells."""
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.005)

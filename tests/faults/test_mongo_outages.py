@@ -104,17 +104,20 @@ async def test_a_step_down_under_load_loses_and_doubles_nothing(own: Settings, m
                 end, seconds = await timed(logs.create_many([{"id": f"{task}-{n}-{part}"} for part in range(3)]))
                 outcomes.append((f"{task}-{n}", end, seconds))
 
+        async def work() -> None:
+            before = len(outcomes)
+            async with asyncio.timeout(15):
+                while len(outcomes) < before + 50:
+                    await asyncio.sleep(0.01)
+
         async with asyncio.TaskGroup() as group:
             for task in range(4):
                 group.create_task(increment())
                 group.create_task(append(task))
+            await work()
             for _ in range(2):
-                await asyncio.sleep(0.3)
                 await admin.admin.command("replSetStepDown", 1, force=True)
-                before = len(outcomes)
-                async with asyncio.timeout(15):
-                    while len(outcomes) < before + 50:
-                        await asyncio.sleep(0.01)
+                await work()
             done = True
 
         failed = [end for _, end, _ in outcomes if isinstance(end, BacktestPersistError)]
