@@ -107,8 +107,9 @@ async def settings(servers: Settings, driver: str) -> AsyncIterator[Settings]:
         await client.drop_database(name)
     leftovers = Container(settings)
     redis: Any = leftovers.redis_service.client
-    async for key in redis.scan_iter(match=f"{name}:*", count=1000):
-        await redis.unlink(key)
+    keys = [key async for key in redis.scan_iter(match=f"{name}:*", count=1000)]
+    for start in range(0, len(keys), 1000):
+        await redis.unlink(*keys[start : start + 1000])
     await leftovers.close()
 
 

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from pymongo import AsyncMongoClient, MongoClient
 
 from backtest_persist import Container, Settings, embedded
+from tests.faults.servers import OwnMongo
 
 Failing = Callable[..., AbstractAsyncContextManager[None]]
 
@@ -19,7 +20,8 @@ Failing = Callable[..., AbstractAsyncContextManager[None]]
 @pytest.fixture(autouse=True)
 def one_document_of_a_context(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whatever has happened: when a test is over, no context has two documents."""
-    settings: Settings | None = request.getfixturevalue("settings") if "settings" in request.fixturenames else None
+    used = next((name for name in ("own", "settings") if name in request.fixturenames), None)
+    settings: Settings | None = used and request.getfixturevalue(used)
     yield
     if settings is None:
         return
@@ -64,6 +66,23 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(
         update={"mongo_connection_string": SecretStr(f"{uri}&appName={name}&heartbeatFrequencyMS=500")}
     )
+
+
+@pytest.fixture(scope="session")
+async def mongo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OwnMongo]:
+    """A mongod that a test may kill, if it starts it again, and whose primary may step down."""
+    mongo = OwnMongo(tmp_path_factory.mktemp("mongo"))
+    await mongo.start()
+    yield mongo
+    await mongo.kill()
+
+
+@pytest.fixture
+def own(settings: Settings, mongo: OwnMongo) -> Settings:
+    """Settings that lead to that mongod, and to a database of the test's own."""
+    name = settings.redis_key_prefix.rstrip(":")
+    uri = mongo.uri.replace("/?", f"/{name}?") + "&heartbeatFrequencyMS=500"
+    return settings.model_copy(update={"mongo_connection_string": SecretStr(uri)})
 
 
 @pytest.fixture

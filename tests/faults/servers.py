@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import distribution
 from pathlib import Path
@@ -17,7 +17,9 @@ from pymongo.errors import PyMongoError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-__all__ = ("OwnMongo", "OwnRedis", "stopped")
+from backtest_persist import Settings
+
+__all__ = ("OwnMongo", "OwnRedis", "in_the_server", "stopped", "until", "without_primary")
 
 
 def _is_redis_6(binary: str) -> bool:
@@ -99,6 +101,11 @@ class OwnMongo(_Own):
         """Where it is, without a database; the driver follows the replica set."""
         return f"mongodb://{quote(str(self.directory / 'mongod.sock'), safe='')}/?replicaSet=rs0"
 
+    @property
+    def direct_uri(self) -> str:
+        """Where it is, whether it is the primary or not."""
+        return self.uri.replace("replicaSet=rs0", "directConnection=true")
+
     async def start(self) -> None:
         """Start it and wait until it takes writes."""
         binary = shutil.which("mongod") or str(
@@ -107,8 +114,7 @@ class OwnMongo(_Own):
         listen = ("--bind_ip", "./mongod.sock", "--nounixsocket", "--filePermissions", "0600")
         store = ("--dbpath", str(self.directory), "--oplogSize", "64", "--wiredTigerCacheSizeGB", "0.25", "--quiet")
         await self._start(binary, *listen, *store, "--replSet", "rs0")
-        direct = self.uri.replace("replicaSet=rs0", "directConnection=true")
-        async with AsyncMongoClient[dict[str, Any]](direct, serverSelectionTimeoutMS=200) as client:
+        async with AsyncMongoClient[dict[str, Any]](self.direct_uri, serverSelectionTimeoutMS=200) as client:
             async with asyncio.timeout(30):
                 while not await self._is_primary(client):
                     await asyncio.sleep(0.01)
@@ -132,3 +138,32 @@ async def stopped(pid: int) -> AsyncGenerator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def without_primary(admin: AsyncMongoClient[dict[str, Any]]) -> AsyncGenerator[None]:
+    """A replica set whose only member has stepped down; it is elected at once after the block."""
+    await admin.admin.command("replSetStepDown", 60, force=True)
+    try:
+        yield
+    finally:
+        await admin.admin.command("replSetFreeze", 0)
+
+
+async def in_the_server(settings: Settings, command: str) -> bool:
+    """Whether MongoDB is at work on such a command of the clients of this test."""
+    name = settings.redis_key_prefix.rstrip(":")
+    uri = settings.mongo_connection_string.get_secret_value()
+    async with AsyncMongoClient[dict[str, Any]](uri, appName="tests") as client:
+        pipeline: list[dict[str, Any]] = [
+            {"$currentOp": {}},
+            {"$match": {"appName": name, f"command.{command}": {"$exists": True}}},
+        ]
+        return bool(await (await client.admin.aggregate(pipeline)).to_list())
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 5) -> None:
+    """Wait until something is so, of which nobody tells."""
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.005)

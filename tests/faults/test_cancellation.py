@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Settings
 from tests.faults.conftest import Failing
+from tests.faults.servers import in_the_server, until
 
 Write = Callable[[Container, int], Coroutine[Any, Any, Any]]
 Read = Callable[[Container], Coroutine[Any, Any, Any]]
@@ -62,24 +62,6 @@ WRITES: dict[str, tuple[str, Write, Write, Read]] = {
 """The command, the write that is cancelled, the later one, and how to read."""
 
 
-async def in_the_server(settings: Settings, command: str) -> int:
-    """How many such commands of the clients of this test the server is at work on."""
-    name = settings.redis_key_prefix.rstrip(":")
-    uri = settings.mongo_connection_string.get_secret_value()
-    async with AsyncMongoClient[dict[str, Any]](uri, appName="tests") as client:
-        pipeline: list[dict[str, Any]] = [
-            {"$currentOp": {}},
-            {"$match": {"appName": name, f"command.{command}": {"$exists": True}}},
-        ]
-        return len(await (await client.admin.aggregate(pipeline)).to_list())
-
-
-async def until(condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
-    async with asyncio.timeout(5):
-        while not await condition():
-            await asyncio.sleep(0.005)
-
-
 @pytest.mark.parametrize("kind", WRITES)
 async def test_a_write_cancelled_in_the_server_never_lands_last(
     container: Container, settings: Settings, failing: Failing, kind: str
@@ -93,7 +75,7 @@ async def test_a_write_cancelled_in_the_server_never_lands_last(
         cancelled = asyncio.create_task(write_a(container, 1))
 
         async def arrived() -> bool:
-            return await in_the_server(settings, command) > 0
+            return await in_the_server(settings, command)
 
         async def finished() -> bool:
             return not await arrived()
@@ -128,18 +110,15 @@ async def test_a_task_group_whose_sibling_fails(container: Container, failing: F
     db = container.signal_db_service
     await db.upsert("s", "t", "e", {"n": 0})
 
-    async def fail() -> None:
-        await asyncio.sleep(0.02)
-        raise LookupError("sibling")
-
     async def work() -> None:
         async with asyncio.TaskGroup() as group:
-            for n in range(20):
-                group.create_task(db.upsert("s", "t", f"e{n}" if n else "e", {"n": 1}))
-                group.create_task(db.find_by_context("s", "t", f"e{n}"))
-            group.create_task(fail())
+            writing = [group.create_task(db.upsert("s", "t", f"e{n}" if n else "e", {"n": 1})) for n in range(20)]
+            reading = [group.create_task(db.find_by_context("s", "t", f"e{n}")) for n in range(20)]
+            await asyncio.wait(reading)
+            assert not any(task.done() for task in writing)
+            raise LookupError("sibling")
 
-    async with failing("findAndModify", blockConnection=True, blockTimeMS=300):
+    async with failing("update", blockConnection=True, blockTimeMS=300):
         with pytest.raises(ExceptionGroup) as caught:
             await work()
         assert [type(error) for error in caught.value.exceptions] == [LookupError]

@@ -11,6 +11,7 @@ import pytest
 
 from backtest_persist import ClosedError, Container, Settings, StoreUnavailableError, WriteOutcomeUnknownError
 from tests.faults.conftest import Failing
+from tests.faults.servers import in_the_server, until
 
 
 async def test_close_waits_for_what_is_under_way(settings: Settings) -> None:
@@ -30,7 +31,7 @@ async def test_close_waits_for_what_is_under_way(settings: Settings) -> None:
     with warnings.catch_warnings(record=True) as left_open:
         warnings.simplefilter("always", ResourceWarning)
         tasks = [asyncio.create_task(write(n)) for n in range(200)]
-        await asyncio.sleep(0.04)
+        await tasks[40]
         before = started
         await asyncio.gather(container.close(), container.close())
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
@@ -53,7 +54,7 @@ async def test_close_waits_for_commands_of_the_cache(settings: Settings) -> None
     with warnings.catch_warnings(record=True) as left_open:
         warnings.simplefilter("always", ResourceWarning)
         tasks = [asyncio.create_task(container.signal_cache_service.set(f"k{n}", "v")) for n in range(200)]
-        await asyncio.sleep(0.01)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         await container.close()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         gc.collect()
@@ -67,7 +68,7 @@ async def test_close_gives_up_after_the_deadline(settings: Settings, failing: Fa
     await container.signal_db_service.wait_for_init()
     async with failing("findAndModify", blockConnection=True, blockTimeMS=2000):
         writing = asyncio.create_task(container.signal_db_service.upsert("s", "t", "e", {"n": 1}))
-        await asyncio.sleep(0.05)
+        await until(lambda: in_the_server(settings, "findAndModify"))
         started = time.monotonic()
         await container.close()
         assert time.monotonic() - started < 0.75
@@ -78,13 +79,14 @@ async def test_close_gives_up_after_the_deadline(settings: Settings, failing: Fa
 async def test_close_in_a_cancelled_task(settings: Settings) -> None:
     """A task that closes when it is cancelled, and is cancelled again, closes all the same."""
     container = Container(settings)
-    closed = False
+    closed, working = False, asyncio.Event()
 
     async def work() -> None:
         nonlocal closed
         try:
             while True:
                 await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+                working.set()
         finally:
             try:
                 await container.close()
@@ -92,7 +94,7 @@ async def test_close_in_a_cancelled_task(settings: Settings) -> None:
                 closed = True
 
     task = asyncio.create_task(work())
-    await asyncio.sleep(0.3)
+    await working.wait()
     task.cancel()
     await asyncio.sleep(0)
     task.cancel()

@@ -3,12 +3,10 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from itertools import count
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
 from backtest_persist import (
@@ -27,27 +25,10 @@ from tests.faults.stopwatch import GRACE, pauses, timed
 DEADLINE = 1.0
 
 
-@pytest.fixture(scope="session")
-async def mongo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OwnMongo]:
-    """A mongod of these tests' own."""
-    mongo = OwnMongo(tmp_path_factory.mktemp("mongo"))
-    await mongo.start()
-    yield mongo
-    await mongo.kill()
-
-
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     """A deadline that a test can wait for."""
     return settings.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)})
-
-
-@pytest.fixture
-def own(settings: Settings, mongo: OwnMongo) -> Settings:
-    """Settings that lead to the mongod of these tests, and to a database of the test's own."""
-    name = settings.redis_key_prefix.rstrip(":")
-    uri = mongo.uri.replace("/?", f"/{name}?") + "&heartbeatFrequencyMS=500"
-    return settings.model_copy(update={"mongo_connection_string": SecretStr(uri)})
 
 
 async def test_a_stopped_mongod_leaves_the_event_loop_free(container: Container) -> None:
@@ -76,12 +57,12 @@ async def test_a_stopped_mongod_leaves_the_event_loop_free(container: Container)
 
 
 async def test_a_mongod_killed_under_load_loses_nothing(own: Settings, mongo: OwnMongo) -> None:
-    """Twice mongod dies and is started again: each acknowledged write is there, and work goes on in 3 s."""
-    async with Container(own) as container, working(own, container) as load:
-        for _ in range(2):
+    """Five times mongod dies and is started again: each acknowledged write is there, and work goes on in 3 s."""
+    impatient = own.model_copy(update={"mongo_timeout_ms": 500})  # mongod needs longer to start
+    async with Container(impatient) as container, working(impatient, container) as load:
+        for _ in range(5):
             await mongo.kill()
-            await load.fails()
-            await mongo.start()
+            await asyncio.gather(load.fails(), mongo.start())
             assert await load.goes_on() < 3
         kinds = {type(error) for error in load.errors}
         assert kinds <= {StoreUnavailableError, WriteOutcomeUnknownError, WriteRejectedError}
@@ -111,17 +92,20 @@ async def test_a_step_down_under_load_loses_and_doubles_nothing(own: Settings, m
                 end, seconds = await timed(logs.create_many([{"id": f"{task}-{n}-{part}"} for part in range(3)]))
                 outcomes.append((f"{task}-{n}", end, seconds))
 
+        async def work() -> None:
+            before = len(outcomes)
+            async with asyncio.timeout(15):
+                while len(outcomes) < before + 50:
+                    await asyncio.sleep(0.01)
+
         async with asyncio.TaskGroup() as group:
             for task in range(4):
                 group.create_task(increment())
                 group.create_task(append(task))
+            await work()
             for _ in range(2):
-                await asyncio.sleep(0.3)
                 await admin.admin.command("replSetStepDown", 1, force=True)
-                before = len(outcomes)
-                async with asyncio.timeout(15):
-                    while len(outcomes) < before + 50:
-                        await asyncio.sleep(0.01)
+                await work()
             done = True
 
         failed = [end for _, end, _ in outcomes if isinstance(end, BacktestPersistError)]
@@ -136,7 +120,7 @@ async def test_a_step_down_under_load_loses_and_doubles_nothing(own: Settings, m
 
 
 async def test_a_mongod_that_starts_late_is_waited_for_by_trying_again(own: Settings, mongo: OwnMongo) -> None:
-    """Without mongod operations and opening are typed errors in time; with it the same container works."""
+    """Without mongod operations are typed errors in time, closing is bounded, and with it the same container works."""
     await mongo.kill()
     container = Container(own)
     try:
@@ -146,6 +130,10 @@ async def test_a_mongod_that_starts_late_is_waited_for_by_trying_again(own: Sett
         )
         assert {type(end) for end, _ in ends} == {StoreUnavailableError}
         assert max(seconds for _, seconds in ends) < DEADLINE + GRACE
+        other = Container(own)
+        await timed(other.signal_db_service.count())
+        _, seconds = await timed(other.close())
+        assert seconds < DEADLINE + GRACE
     finally:
         await mongo.start()
     row = await db.upsert("s", "t", "e", {"n": 1})
@@ -172,7 +160,7 @@ async def test_a_small_pool_in_front_of_a_slow_server_never_blocks_for_good(
                 )
         assert max(seconds for _, seconds in ends) < DEADLINE + GRACE
         failed = [end for end, _ in ends if isinstance(end, BacktestPersistError)]
-        assert len(failed) < len(ends)
+        assert len(failed) < len(ends) or milliseconds > 100
         assert {type(end) for end in failed} <= {StoreUnavailableError, WriteOutcomeUnknownError}
         rows = {row.exchange_name for row in await db.find_all()}
         assert rows >= {end.exchange_name for end, _ in ends[:125] if not isinstance(end, BacktestPersistError)}

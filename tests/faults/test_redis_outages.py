@@ -5,6 +5,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Settings
 from tests.faults.load import working
-from tests.faults.servers import OwnRedis
+from tests.faults.servers import OwnRedis, until
 
 REDIS_SECONDS = 0.1
 MONGO_SECONDS = 5
@@ -127,12 +128,20 @@ async def test_a_sleeping_redis_costs_one_deadline(container: Container, redis: 
     """DEBUG SLEEP: the server does not even accept connections; the first operation waits, those after it do not."""
     await container.signal_db_service.upsert("s", "t", "e0", {"n": 0})
     sleeping = asyncio.create_task(redis.command("DEBUG", "SLEEP", 2))
-    await asyncio.sleep(0.1)
+    await until(partial(_is_silent, redis))
     await _costs_one_deadline(container)
     assert not sleeping.done()
     assert warned() == ["redis.down"]
     await sleeping
     await cache_is_used(container, 6)
+
+
+async def _is_silent(redis: OwnRedis) -> bool:
+    try:
+        async with asyncio.timeout(0.05):
+            return not await redis.answers()
+    except TimeoutError:
+        return True
 
 
 async def _costs_one_deadline(container: Container) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,15 +12,21 @@ from hypothesis import HealthCheck
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from pydantic import SecretStr
+from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Registry, Settings
+from backtest_persist.connections import RedisService
 from backtest_persist.testing.domains import MEMORY, SIGNAL, START, STATE, STORAGE, Domain, Parts, candle, pick
+from tests.faults.servers import OwnMongo, OwnRedis, without_primary
 
 (MEASURE,) = pick("measure")
 (RISK,) = pick("risk")
 KEPT = (SIGNAL, STATE, RISK, MEASURE, MEMORY, STORAGE)
 """One domain of each kind."""
 CANDLES = 4
+PATIENCE = 0.02
+"""For how many seconds an operation may end without a primary; it must not."""
 
 clients = st.integers(0, 1)
 domains = st.sampled_from(KEPT)
@@ -33,7 +40,6 @@ class Store(RuleBasedStateMachine):
 
     runner: ClassVar[asyncio.Runner]
     registries: ClassVar[tuple[Registry, Registry]]
-    containers: ClassVar[tuple[Container, Container] | None] = None
     examples = count()
 
     def __init__(self) -> None:
@@ -150,46 +156,100 @@ class Store(RuleBasedStateMachine):
         expected = [candle(number, volume=self.candles[number]) for number in window] if whole else None
         assert self.run(read()) == expected
 
-    # --- what happens to Redis, and to documents ---
 
-    def on_mongo(self) -> bool:
-        return self.containers is not None
+@dataclass(frozen=True)
+class Servers:
+    """What stands behind the registries of a store that things happen to."""
 
-    def container(self) -> Container:
-        assert self.containers is not None
-        return self.containers[0]
+    container: Container
+    redis: OwnRedis
+    admin: AsyncMongoClient[dict[str, Any]]
 
-    @precondition(on_mongo)
+
+class OnServers(Store):
+    """Two containers over one MongoDB and one Redis, neither of which is always there."""
+
+    servers: ClassVar[Servers]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.redis_is_up = True
+
+    def teardown(self) -> None:
+        if not self.redis_is_up:
+            self.run(self.servers.redis.start())
+
+    @precondition(lambda self: self.redis_is_up)
     @rule(how=SPOILS)
     def spoil_redis(self, how: str) -> None:
         """All entries are lost, or lead to another document of the domain, or are junk."""
 
         async def spoil() -> None:
             if how == "flush":
-                client: Any = self.container().redis_service.client
-                await client.flushall()
+                await self.servers.redis.flush()
                 return
             for domain in KEPT:
-                rows = await getattr(self.container(), f"{domain.name}_db_service").find_all()
-                cache = getattr(self.container(), f"{domain.name}_cache_service")
+                rows = await getattr(self.servers.container, f"{domain.name}_db_service").find_all()
+                cache = getattr(self.servers.container, f"{domain.name}_cache_service")
                 own = [row for row in rows if f"-{self.example}-" in row.cache_key]
                 for row, other in zip(own, [*own[1:], *own[:1]], strict=True):
                     await cache.set(row.cache_key, other.id if how == "swap" else how)
 
         self.run(spoil())
 
-    @precondition(on_mongo)
+    @precondition(lambda self: self.redis_is_up)
+    @rule(at_once=st.booleans())
+    def kill_redis(self, at_once: bool) -> None:
+        """Redis dies, and is started again at once, or later, or not before the end of the example."""
+        self.run(self.servers.redis.kill())
+        self.redis_is_up = False
+        if at_once:
+            self.start_redis()
+
+    @precondition(lambda self: not self.redis_is_up)
+    @rule()
+    def start_redis(self) -> None:
+        self.run(self.servers.redis.start())
+        self.redis_is_up = True
+
     @rule(domain=domains)
     def delete_all_documents(self, domain: Domain) -> None:
         """Another program drops what this example has stored in a domain, under a warm Redis."""
 
         async def drop() -> None:
-            db = getattr(self.container(), f"{domain.name}_db_service")
-            await self.container().mongo_service.collection(db.collection).delete_many({})
+            db = getattr(self.servers.container, f"{domain.name}_db_service")
+            await self.servers.container.mongo_service.collection(db.collection).delete_many({})
 
         self.run(drop())
         self.values = {place: value for place, value in self.values.items() if place[0] is not domain}
         self.removed = {place for place in self.removed if place[0] is not domain}
+
+    @rule(domain=domains, client=clients, when=whens, early=st.booleans())
+    def step_down(self, domain: Domain, client: int, when: int, early: bool) -> None:
+        """The primary steps down after or before writes and reads are sent: they wait for the next one."""
+        writes = {key: {"n": next(self.number)} for key in range(3)}
+
+        def send() -> list[asyncio.Task[Any]]:
+            ours, theirs = self.registries[client], self.registries[1 - client]
+            parts = [self.parts(domain, key) for key in writes]
+            writing = [
+                domain.write(ours, part, value, when) for part, value in zip(parts, writes.values(), strict=True)
+            ]
+            return [asyncio.create_task(call) for call in (*writing, *(domain.read(theirs, part) for part in parts))]
+
+        async def across() -> list[Any]:
+            sent = send() if early else []
+            async with without_primary(self.servers.admin):
+                if not early:
+                    sent = send()
+                    done, _ = await asyncio.wait(sent, timeout=PATIENCE)
+                    assert [task.result() for task in done] == []
+            return await asyncio.gather(*sent)
+
+        found = self.run(across())[len(writes) :]
+        for (key, value), seen in zip(writes.items(), found, strict=True):
+            assert seen in (value, self.expected(domain, key)), (domain.name, key)
+            self._remember(domain, key, value, when)
 
 
 def explore(store: type[Store], examples: int) -> None:
@@ -202,6 +262,7 @@ def explore(store: type[Store], examples: int) -> None:
             deadline=None,
             derandomize=True,
             database=None,
+            report_multiple_bugs=False,
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )
@@ -211,21 +272,27 @@ EXAMPLES = [pytest.param(50), pytest.param(500, marks=pytest.mark.soak)]
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
-def test_mongo(settings: Settings, examples: int) -> None:
-    """Two containers over one pair of servers."""
+def test_mongo(own: Settings, mongo: OwnMongo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
+    """Two containers over one pair of servers; Redis is killed now and then, and the primary steps down."""
+    monkeypatch.setattr(RedisService, "FIRST_PAUSE_SECONDS", 0.01)  # examples are short
+    monkeypatch.setattr(RedisService, "LONGEST_PAUSE_SECONDS", 0.04)
+    redis = OwnRedis(tmp_path)
+    settings = own.model_copy(update={"redis_url": SecretStr(f"unix://{redis.socket}")})
     with asyncio.Runner() as loop:
+        loop.run(redis.start())
         ours, theirs = Container(settings), Container(settings)
+        admin = AsyncMongoClient[dict[str, Any]](mongo.direct_uri)
 
-        class OnMongo(Store):
+        class Mongo(OnServers):
             runner = loop
             registries = (Registry(ours), Registry(theirs))
-            containers = (ours, theirs)
+            servers = Servers(ours, redis, admin)
 
         try:
-            explore(OnMongo, examples)
+            explore(Mongo, examples)
         finally:
-            loop.run(ours.close())
-            loop.run(theirs.close())
+            for closing in (ours.close(), theirs.close(), admin.close(), redis.kill()):
+                loop.run(closing)
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
@@ -236,8 +303,8 @@ def test_json(tmp_path: Path, examples: int) -> None:
         first.use_json(tmp_path)
         second.use_json(tmp_path)
 
-        class OnJson(Store):
+        class Json(Store):
             runner = loop
             registries = (first, second)
 
-        explore(OnJson, examples)
+        explore(Json, examples)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -240,19 +241,23 @@ async def test_a_cancelled_write_never_lands_after_a_later_one(tmp_path: Path, m
     persist = on(tmp_path)
     state = await persist.state("sig", "b")
     await state.write_state_data({"n": 0}, 0)
-    slow, real = asyncio.Event(), os.fsync
+    held, released, real = asyncio.Event(), threading.Event(), os.fsync
     loop = asyncio.get_running_loop()
 
     def fsync(descriptor: int) -> None:
-        loop.call_soon_threadsafe(slow.set)
-        time.sleep(0.05)
+        if not held.is_set():
+            loop.call_soon_threadsafe(held.set)
+            released.wait(10)
         real(descriptor)
 
     monkeypatch.setattr(files.os, "fsync", fsync)
     cancelled = asyncio.create_task(state.write_state_data({"n": 1}, 1))
-    await slow.wait()
+    await held.wait()
     cancelled.cancel()
-    await state.write_state_data({"n": 2}, 2)
+    later = asyncio.create_task(state.write_state_data({"n": 2}, 2))
+    await asyncio.wait([later], timeout=0.05)
+    released.set()
+    await later
     assert await state.read_state_data() == {"n": 2}
     with pytest.raises(asyncio.CancelledError):
         await cancelled
