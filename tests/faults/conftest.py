@@ -32,7 +32,10 @@ def settings(settings: Settings) -> Settings:
 
 @pytest.fixture
 def failing(settings: Settings) -> Failing:
-    """Make mongod fail the next such command of the clients of this test, as the data of the fail point says."""
+    """Make mongod fail the next such command of the clients of this test, as the data of the fail point says.
+
+    It is an error when there was none.
+    """
     uri = settings.mongo_connection_string.get_secret_value()
 
     @asynccontextmanager
@@ -45,6 +48,7 @@ def failing(settings: Settings) -> Failing:
             try:
                 yield
             finally:
-                await client.admin.command({**command, "mode": "off"})
+                fired = (await client.admin.command({**command, "mode": "off"}))["count"]
+            assert fired, f"no {' or '.join(commands)} has failed"
 
     return fail

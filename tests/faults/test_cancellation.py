@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -116,9 +117,11 @@ async def test_a_timeout_around_a_call(container: Container, failing: Failing) -
     db = container.signal_db_service
     await db.upsert("s", "t", "e", {"n": 0})
     async with failing("findAndModify", blockConnection=True, blockTimeMS=300):
+        started = time.monotonic()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await db.upsert("s", "t", "e", {"n": 1})
+        assert time.monotonic() - started < 0.25
         await db.upsert("s", "t", "e", {"n": 2})
     assert await _read_signal(container) == {"n": 2}
 

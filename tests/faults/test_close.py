@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from backtest_persist import ClosedError, Container, Settings, StoreUnavailableError, WriteOutcomeUnknownError
+from tests.cases import CASES, Case
 from tests.faults.conftest import Failing
+from tests.security.calls import adapter_calls, cache_calls, db_calls, finished
 
 
 async def test_close_waits_for_what_is_under_way(settings: Settings) -> None:
@@ -114,6 +116,34 @@ async def test_iterating_while_it_closes(settings: Settings) -> None:
     assert time.monotonic() - started < 1
     with pytest.raises(ClosedError):
         _ = [row async for row in rows]
+
+
+NOTHING_TO_SEND = {"dispose", "restore"}
+"""Calls that ask no server; `restore` with the arguments of the list, which are no documents."""
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+async def test_nothing_can_be_called_after_close(settings: Settings, case: Case) -> None:
+    """Every call of the db service, the cache service and the adapter is a ClosedError, and opens nothing."""
+    container = Container(settings)
+    db: Any = getattr(container, f"{case.domain}_db_service")
+    row = await (
+        db.upsert(*case.args, *case.written) if hasattr(db, "upsert") else db.create(*case.args[:-1], *case.written)
+    )
+    await container.close()
+    calls = [*db_calls(container, case), *cache_calls(container, case, row), *adapter_calls(container, case)]
+    tasks = asyncio.all_tasks()
+    open_still: list[str] = []
+    for call in calls:
+        if call.name in NOTHING_TO_SEND:
+            continue
+        try:
+            await finished(call.make(**call.arguments))
+        except ClosedError:
+            continue
+        open_still.append(str(call))
+    assert open_still == []
+    assert asyncio.all_tasks() == tasks
 
 
 async def test_a_write_to_a_client_that_others_closed(settings: Settings, driver: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
-from backtest_persist import Container, Settings
+from backtest_persist import Container, PersistMemoryInstance, Settings
 from tests.faults.servers import OwnRedis
 
 NAMES = [f"e{n}" for n in range(10)]
@@ -56,6 +56,25 @@ async def test_after_the_database_was_dropped_nothing_is_there(container: Contai
     assert await read(container) == [None] * len(NAMES)
     await write(container, "after", NAMES[:5])
     assert await read(container) == [{"n": f"after {name}"} for name in NAMES[:5]] + [None] * 5
+
+
+async def test_whether_something_is_there_is_not_for_redis_to_say(container: Container, database: Any) -> None:
+    """`has_candle`, `has_memory_entry` and `has_memory_data` are False after the drop, though Redis has the ids."""
+    candles, memories = container.candle_db_service, container.memory_db_service
+    memory = PersistMemoryInstance("s", "b", ioc=container)
+    candle = {"timestamp": 0, "open": 1.0, "high": 1.0, "low": 1.0, "close": 1.0, "volume": 1.0}
+    await candles.create("s", "1m", "e", candle)
+    await memories.upsert("s", "b", "m", {"n": 1}, 0)
+
+    async def has() -> list[bool]:
+        found = candles.has_candle("s", "1m", "e", 0), memories.has_memory_entry("s", "b", "m")
+        return [await asked for asked in (*found, memory.has_memory_data("m"))]
+
+    assert await has() == [True] * 3
+    await database.client.drop_database(database.name)
+    assert await container.candle_cache_service.has_candle_id("s", "1m", "e", 0)
+    assert await container.memory_cache_service.has_memory_id("s", "b", "m")
+    assert await has() == [False] * 3
 
 
 async def test_after_a_restore_the_older_values_are_there(container: Container, database: Any) -> None:
