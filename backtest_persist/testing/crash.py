@@ -112,12 +112,17 @@ class Crash(Suite):
             await self._nothing_is_lost(persist, writer)
 
     async def _latest(self, persist: Registry, domain: str) -> int:
-        if domain == "state":
-            value = await (await persist.state("s", "b")).read_state_data()
-            return value["n"] if value else 0
-        if domain == "log":
-            return len(await (await persist.log()).read_log_data())
-        return max((entry["n"] for entry in await (await persist.storage(False)).read_storage_data()), default=0)
+        match domain:
+            case "state":
+                value = await (await persist.state("s", "b")).read_state_data()
+                values = [value] if value else []
+            case "log":
+                values = await (await persist.log()).read_log_data()
+            case _:
+                values = await (await persist.storage(False)).read_storage_data()
+        for value in values:
+            assert value["copies"] == _whole(value["n"])["copies"]
+        return max((value["n"] for value in values), default=0)
 
     async def _nothing_is_lost(self, persist: Registry, writer: Writer) -> None:
         def possible(domain: str) -> tuple[int, int]:

@@ -130,6 +130,7 @@ async def test_a_task_group_whose_sibling_fails(container: Container, failing: F
     """The calls of the group are cancelled, the error of the sibling comes out alone, and the next writes win."""
     db = container.signal_db_service
     await db.upsert("s", "t", "e", {"n": 0})
+    tasks: list[asyncio.Task[Any]] = []
 
     async def fail() -> None:
         await asyncio.sleep(0.02)
@@ -138,14 +139,15 @@ async def test_a_task_group_whose_sibling_fails(container: Container, failing: F
     async def work() -> None:
         async with asyncio.TaskGroup() as group:
             for n in range(20):
-                group.create_task(db.upsert("s", "t", f"e{n}" if n else "e", {"n": 1}))
-                group.create_task(db.find_by_context("s", "t", f"e{n}"))
+                tasks.append(group.create_task(db.upsert("s", "t", f"e{n}" if n else "e", {"n": 1})))
+                tasks.append(group.create_task(db.find_by_context("s", "t", f"e{n}")))
             group.create_task(fail())
 
-    async with failing("findAndModify", blockConnection=True, blockTimeMS=300):
+    async with failing("find", "update", times=3, blockConnection=True, blockTimeMS=300):
         with pytest.raises(ExceptionGroup) as caught:
             await work()
         assert [type(error) for error in caught.value.exceptions] == [LookupError]
+        assert [task.cancelled() for task in tasks] == [True] * 40
         rows = await asyncio.gather(*(db.upsert("s", "t", f"e{n}", {"n": 2}) for n in range(20)))
         await db.upsert("s", "t", "e", {"n": 2})
     assert [await db.find_by_id(row.id) for row in rows] == rows
