@@ -41,6 +41,12 @@ async def test_a_connection_that_breaks_once_is_no_error(container: Container, f
     assert found == rows
     async with failing("find", closeConnection=True):
         assert len(await signals.find_all()) == 20
+    prices = dict.fromkeys(("open", "high", "low", "close", "volume"), 1.0)
+    candles = [{"timestamp": n * 60_000, **prices} for n in range(20)]
+    await container.candle_db_service.wait_for_init()
+    async with failing("insert", closeConnection=True):
+        assert await container.candle_db_service.create_many("s", "1m", "e", candles) == 20
+    assert await container.candle_db_service.count() == 20
 
 
 TWICE: dict[str, dict[str, Any]] = {
