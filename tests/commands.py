@@ -12,13 +12,15 @@ __all__ = ("Commands", "listened_client")
 
 
 class Commands(CommandListener):
-    """Remembers the names of the commands that reach MongoDB."""
+    """Remembers the names of the commands that reach MongoDB, and the fields of their filters."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.filters: list[list[str]] = []
 
     def started(self, event: CommandStartedEvent) -> None:
         self.names.append(event.command_name)
+        self.filters.append([*(event.command.get("filter") or event.command.get("query") or {})])
 
     def succeeded(self, event: Any) -> None: ...
     def failed(self, event: Any) -> None: ...

@@ -1,5 +1,6 @@
 """Crash: what was acknowledged outlives its process, however that ends; nothing is ever half there."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,18 @@ class Crash(Suite):
             assert again[: len(found)] == found
             assert sorted(entry["n"] for entry in again) == list(range(BULK))
 
-    @pytest.mark.parametrize("moment", [1, 10, 42, 83])
-    async def test_a_kill_at_any_moment_loses_nothing_and_halves_nothing(self, tmp_path: Path, moment: int) -> None:
+    @pytest.mark.parametrize(
+        ("moment", "by"), [(1, signal.SIGKILL), (10, signal.SIGTERM), (42, signal.SIGKILL), (83, signal.SIGTERM)]
+    )
+    async def test_a_kill_at_any_moment_loses_nothing_and_halves_nothing(
+        self, tmp_path: Path, moment: int, by: signal.Signals
+    ) -> None:
         """Every acknowledged write is there, at most one more is, every value is whole, and the store can be used."""
         async with self.open(tmp_path) as before:
             assert await (await before.state("s", "b")).read_state_data() is None
             async with running(self, tmp_path, "counting") as writer:
                 await writer.acknowledges(moment)
-                await writer.kill()
+                await writer.kill(by)
             await self._nothing_is_lost(before, writer)
         async with self.open(tmp_path) as persist:
             await self._nothing_is_lost(persist, writer)
@@ -107,12 +112,17 @@ class Crash(Suite):
             await self._nothing_is_lost(persist, writer)
 
     async def _latest(self, persist: Registry, domain: str) -> int:
-        if domain == "state":
-            value = await (await persist.state("s", "b")).read_state_data()
-            return value["n"] if value else 0
-        if domain == "log":
-            return len(await (await persist.log()).read_log_data())
-        return max((entry["n"] for entry in await (await persist.storage(False)).read_storage_data()), default=0)
+        match domain:
+            case "state":
+                value = await (await persist.state("s", "b")).read_state_data()
+                values = [value] if value else []
+            case "log":
+                values = await (await persist.log()).read_log_data()
+            case _:
+                values = await (await persist.storage(False)).read_storage_data()
+        for value in values:
+            assert value["copies"] == _whole(value["n"])["copies"]
+        return max((value["n"] for value in values), default=0)
 
     async def _nothing_is_lost(self, persist: Registry, writer: Writer) -> None:
         def possible(domain: str) -> tuple[int, int]:

@@ -65,15 +65,15 @@ class Writer:
             while self._process.returncode is None and not await seen():  # noqa: ASYNC110  # a store has no event
                 await asyncio.sleep(0)
 
-    async def kill(self) -> None:
+    async def kill(self, by: signal.Signals = signal.SIGKILL) -> None:
         """Kill it and wait until it is dead; what it has told before counts. It may have ended, but not failed."""
-        problems = await self.stop()
-        assert self._process.returncode in (0, -signal.SIGKILL), f"the writer has failed:\n{problems}"
+        problems = await self.stop(by)
+        assert self._process.returncode in (0, -by), f"the writer has failed:\n{problems}"
 
-    async def stop(self) -> str:
+    async def stop(self, by: signal.Signals = signal.SIGKILL) -> str:
         """Kill it and wait until it is dead; returns what it has written to its standard error."""
         if self._process.returncode is None:
-            self._process.kill()
+            self._process.send_signal(by)
         return await self._end()
 
     async def _end(self) -> str:

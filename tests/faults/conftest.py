@@ -21,7 +21,7 @@ Failing = Callable[..., AbstractAsyncContextManager[None]]
 def one_document_of_a_context(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whatever has happened: when a test is over, no context has two documents."""
     used = next((name for name in ("own", "settings") if name in request.fixturenames), None)
-    settings: Settings | None = used and request.getfixturevalue(used)
+    settings: Settings | None = request.getfixturevalue(used) if used else None
     yield
     if settings is None:
         return
@@ -87,7 +87,10 @@ def own(settings: Settings, mongo: OwnMongo) -> Settings:
 
 @pytest.fixture
 def failing(settings: Settings) -> Failing:
-    """Make mongod fail the next such command of the clients of this test, as the data of the fail point says."""
+    """Make mongod fail the next such command of the clients of this test, as the data of the fail point says.
+
+    It is an error when there was none.
+    """
     uri = settings.mongo_connection_string.get_secret_value()
 
     @asynccontextmanager
@@ -100,6 +103,7 @@ def failing(settings: Settings) -> Failing:
             try:
                 yield
             finally:
-                await client.admin.command({**command, "mode": "off"})
+                fired = (await client.admin.command({**command, "mode": "off"}))["count"]
+            assert fired, f"no {' or '.join(commands)} has failed"
 
     return fail

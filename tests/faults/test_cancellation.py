@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -98,30 +99,34 @@ async def test_a_timeout_around_a_call(container: Container, failing: Failing) -
     db = container.signal_db_service
     await db.upsert("s", "t", "e", {"n": 0})
     async with failing("findAndModify", blockConnection=True, blockTimeMS=300):
+        started = time.monotonic()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await db.upsert("s", "t", "e", {"n": 1})
+        assert time.monotonic() - started < 0.25
         await db.upsert("s", "t", "e", {"n": 2})
     assert await _read_signal(container) == {"n": 2}
 
 
-async def test_a_task_group_whose_sibling_fails(container: Container, failing: Failing) -> None:
+async def test_a_task_group_whose_sibling_fails(container: Container, settings: Settings, failing: Failing) -> None:
     """The calls of the group are cancelled, the error of the sibling comes out alone, and the next writes win."""
     db = container.signal_db_service
     await db.upsert("s", "t", "e", {"n": 0})
+    tasks: list[asyncio.Task[Any]] = []
 
     async def work() -> None:
         async with asyncio.TaskGroup() as group:
             writing = [group.create_task(db.upsert("s", "t", f"e{n}" if n else "e", {"n": 1})) for n in range(20)]
             reading = [group.create_task(db.find_by_context("s", "t", f"e{n}")) for n in range(20)]
-            await asyncio.wait(reading)
-            assert not any(task.done() for task in writing)
+            tasks.extend([*writing, *reading])
+            await until(lambda: in_the_server(settings, "update"))
             raise LookupError("sibling")
 
-    async with failing("update", blockConnection=True, blockTimeMS=300):
+    async with failing("find", "update", times=3, blockConnection=True, blockTimeMS=500):
         with pytest.raises(ExceptionGroup) as caught:
             await work()
         assert [type(error) for error in caught.value.exceptions] == [LookupError]
+        assert [task.cancelled() for task in tasks] == [True] * 40
         rows = await asyncio.gather(*(db.upsert("s", "t", f"e{n}", {"n": 2}) for n in range(20)))
         await db.upsert("s", "t", "e", {"n": 2})
     assert [await db.find_by_id(row.id) for row in rows] == rows

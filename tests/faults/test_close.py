@@ -8,10 +8,35 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from pymongo import AsyncMongoClient
 
-from backtest_persist import ClosedError, Container, Settings, StoreUnavailableError, WriteOutcomeUnknownError
+from backtest_persist import (
+    BacktestPersistError,
+    ClosedError,
+    Container,
+    Settings,
+    StoreUnavailableError,
+    WriteOutcomeUnknownError,
+)
+from tests.cases import CASES, Case
 from tests.faults.conftest import Failing
 from tests.faults.servers import in_the_server, until
+from tests.security.calls import adapter_calls, cache_calls, db_calls, finished
+
+
+async def nobody_is_connected(settings: Settings) -> None:
+    """Wait until mongod has no connection of the clients of this test."""
+    name = settings.redis_key_prefix.rstrip(":")
+    uri = settings.mongo_connection_string.get_secret_value()
+    async with AsyncMongoClient[dict[str, Any]](uri, appName="tests") as client:
+
+        async def gone() -> bool:
+            connections = await client.admin.aggregate(
+                [{"$currentOp": {"idleConnections": True}}, {"$match": {"appName": name}}]
+            )
+            return await connections.to_list() == []
+
+        await until(gone)
 
 
 async def test_close_waits_for_what_is_under_way(settings: Settings) -> None:
@@ -48,14 +73,17 @@ async def test_close_waits_for_what_is_under_way(settings: Settings) -> None:
 
 
 async def test_close_waits_for_commands_of_the_cache(settings: Settings) -> None:
-    """Maps used on their own end with a result, or a ClosedError."""
+    """Maps used on their own, before and while it closes, end with a result, or a ClosedError."""
     container = Container(settings)
     gc.collect()  # what other tests left
     with warnings.catch_warnings(record=True) as left_open:
         warnings.simplefilter("always", ResourceWarning)
         tasks = [asyncio.create_task(container.signal_cache_service.set(f"k{n}", "v")) for n in range(200)]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        await container.close()
+        closing = asyncio.create_task(container.close())
+        while not closing.done():
+            tasks.append(asyncio.create_task(container.signal_cache_service.set(f"k{len(tasks)}", "v")))
+            await asyncio.sleep(0)
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         gc.collect()
     assert [str(warning.message) for warning in left_open if issubclass(warning.category, ResourceWarning)] == []
@@ -74,6 +102,23 @@ async def test_close_gives_up_after_the_deadline(settings: Settings, failing: Fa
         assert time.monotonic() - started < 0.75
         with pytest.raises(WriteOutcomeUnknownError):
             await writing
+
+
+async def test_close_does_not_wait_for_a_long_index_build(settings: Settings, failing: Failing) -> None:
+    """`wait_for_init` may take minutes; closing gives it the deadline, and it ends with a typed error."""
+    container = Container(settings.model_copy(update={"mongo_timeout_ms": 500}))
+    async with failing("createIndexes", blockConnection=True, blockTimeMS=3000):
+        preparing = asyncio.create_task(container.wait_for_init())
+
+        async def arrived() -> bool:
+            return await in_the_server(settings, "createIndexes") > 0
+
+        await until(arrived)
+        started = time.monotonic()
+        await container.close()
+        assert time.monotonic() - started < 1.25  # of the client as well
+        with pytest.raises(BacktestPersistError):
+            await preparing
 
 
 async def test_close_in_a_cancelled_task(settings: Settings) -> None:
@@ -103,6 +148,7 @@ async def test_close_in_a_cancelled_task(settings: Settings) -> None:
     assert closed
     with pytest.raises(ClosedError):
         await container.signal_db_service.find_by_context("s", "t", "e")
+    await nobody_is_connected(settings)
 
 
 async def test_iterating_while_it_closes(settings: Settings) -> None:
@@ -116,6 +162,34 @@ async def test_iterating_while_it_closes(settings: Settings) -> None:
     assert time.monotonic() - started < 1
     with pytest.raises(ClosedError):
         _ = [row async for row in rows]
+
+
+NOTHING_TO_SEND = {"dispose", "restore"}
+"""Calls that ask no server; `restore` with the arguments of the list, which are no documents."""
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+async def test_nothing_can_be_called_after_close(settings: Settings, case: Case) -> None:
+    """Every call of the db service, the cache service and the adapter is a ClosedError, and opens nothing."""
+    container = Container(settings)
+    db: Any = getattr(container, f"{case.domain}_db_service")
+    row = await (
+        db.upsert(*case.args, *case.written) if hasattr(db, "upsert") else db.create(*case.args[:-1], *case.written)
+    )
+    await container.close()
+    calls = [*db_calls(container, case), *cache_calls(container, case, row), *adapter_calls(container, case)]
+    tasks = asyncio.all_tasks()
+    open_still: list[str] = []
+    for call in calls:
+        if call.name in NOTHING_TO_SEND:
+            continue
+        try:
+            await finished(call.make(**call.arguments))
+        except ClosedError:
+            continue
+        open_still.append(str(call))
+    assert open_still == []
+    assert asyncio.all_tasks() == tasks
 
 
 async def test_a_write_to_a_client_that_others_closed(settings: Settings, driver: str) -> None:

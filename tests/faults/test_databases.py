@@ -10,9 +10,8 @@ import pytest
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
-from backtest_persist import Container, Settings
-from backtest_persist.domains.candle import PersistCandleInstance
-from backtest_persist.testing.domains import candle
+from backtest_persist import Container, PersistCandleInstance, PersistMemoryInstance, Settings
+from backtest_persist.testing.domains import START, candle
 from tests.faults.servers import OwnRedis
 
 NAMES = [f"e{n}" for n in range(10)]
@@ -88,6 +87,24 @@ async def test_a_dropped_database_gets_its_unique_indexes_back(settings: Setting
         for collection in await database.list_collection_names():
             indexes = await database[collection].index_information()
             assert any(index.get("unique") for index in indexes.values()), collection
+
+
+async def test_whether_something_is_there_is_not_for_redis_to_say(container: Container, database: Any) -> None:
+    """`has_candle`, `has_memory_entry` and `has_memory_data` are False after the drop, though Redis has the ids."""
+    candles, memories = container.candle_db_service, container.memory_db_service
+    memory = PersistMemoryInstance("s", "b", ioc=container)
+    await candles.create("s", "1m", "e", candle(0))
+    await memories.upsert("s", "b", "m", {"n": 1}, 0)
+
+    async def has() -> list[bool]:
+        found = candles.has_candle("s", "1m", "e", START), memories.has_memory_entry("s", "b", "m")
+        return [await asked for asked in (*found, memory.has_memory_data("m"))]
+
+    assert await has() == [True] * 3
+    await database.client.drop_database(database.name)
+    assert await container.candle_cache_service.has_candle_id("s", "1m", "e", START)
+    assert await container.memory_cache_service.has_memory_id("s", "b", "m")
+    assert await has() == [False] * 3
 
 
 async def test_after_a_restore_the_older_values_are_there(container: Container, database: Any) -> None:

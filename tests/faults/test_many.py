@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import Container, Settings
+from tests.cases import CASES
 
 PROCESSES = 8
 TASKS = 50
@@ -19,7 +20,13 @@ _WRITER = """
 import asyncio, random, sys, time
 from backtest_persist import Container
 
-async def main(name):
+async def start():
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+
+async def main(name, database):
+    if database == "empty":
+        await start()
     async with Container() as container:
         async def work(task):
             choice = random.Random(f"{name} {task}")
@@ -30,17 +37,21 @@ async def main(name):
                 assert time.monotonic() - started < 30.25
 
         ids = {}
-        print("ready", flush=True)
-        await asyncio.to_thread(sys.stdin.readline)
+        if database == "prepared":
+            await start()
         await asyncio.gather(*(work(task) for task in range(TASKS)))
         print(sorted((n, *found) for n, found in ids.items()))
 
-asyncio.run(main(sys.argv[1]))
+asyncio.run(main(*sys.argv[1:]))
 """
 
 
-async def test_processes_that_write_the_same_new_keys_make_one_document_each(settings: Settings) -> None:
-    """Eight processes of 50 tasks, half by each driver: no error, one document for each key, known to all."""
+@pytest.mark.parametrize("database", ["prepared", "empty"])
+async def test_processes_that_write_the_same_new_keys_make_one_document_each(settings: Settings, database: str) -> None:
+    """Eight processes of 50 tasks, half by each driver: no error, one document for each key, known to all.
+
+    An empty database gets its unique indexes from all of them at once.
+    """
     assert settings.redis_url is not None
     environment = {
         **os.environ,
@@ -49,11 +60,14 @@ async def test_processes_that_write_the_same_new_keys_make_one_document_each(set
         "CC_REDIS_KEY_PREFIX": settings.redis_key_prefix,
         "CC_REDIS_URL": settings.redis_url.get_secret_value(),
     }
-    async with Container(settings) as container:
+    container = Container(settings)
+    if database == "prepared":
+        await container.wait_for_init()
+    try:
         code = _WRITER.replace("KEYS", str(KEYS)).replace("TASKS", str(TASKS))
         processes = [
             await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", code, str(n)),
+                *(sys.executable, "-c", code, str(n), database),
                 cwd=Path(__file__).parents[2],
                 env={**environment, "CC_MONGO_DRIVER": ["motor", "pymongo"][n % 2]},
                 stdin=asyncio.subprocess.PIPE,
@@ -76,6 +90,12 @@ async def test_processes_that_write_the_same_new_keys_make_one_document_each(set
         stored = sorted((int(row.exchange_name[1:]), row.id) for row in rows)
         assert [n for n, _ in stored] == list(range(KEYS))
         assert {said.decode().strip() for said, _ in ends} == {str(stored)}
+        for case in CASES:
+            indexes = await container.mongo_service.database[case.collection].index_information()
+            unique = [tuple(field for field, _ in index["key"]) for index in indexes.values() if index.get("unique")]
+            assert unique == [case.index]
+    finally:
+        await container.close()
 
 
 ENTRIES = 5000
@@ -96,8 +116,9 @@ async def test_entries_of_one_instant_are_all_listed_in_one_order(container: Con
             await asyncio.gather(*(db.upsert("s", "b", entry["id"], entry, 0) for entry in entries))
     instant = {"createDate": datetime(2026, 1, 1, tzinfo=UTC), "updatedDate": datetime(2026, 1, 1, tzinfo=UTC)}
     collection = container.mongo_service.database[f"{domain}-items"]
-    await collection.update_many({}, {"$set": instant})
-    await collection.update_many({"payload.id": {"$in": names[::3]}}, {"$set": {"payload.grown": "x" * 500}})
+    documents: list[dict[str, Any]] = [{**document, **instant} async for document in collection.find().sort("_id")]
+    await collection.delete_many({})
+    await collection.insert_many([documents[n * 7919 % ENTRIES] for n in range(ENTRIES)])  # not in the order of ids
 
     async def listed() -> list[str]:
         match domain:
@@ -110,7 +131,7 @@ async def test_entries_of_one_instant_are_all_listed_in_one_order(container: Con
         return [row.payload["id"] for row in rows]
 
     order = await listed()
-    assert sorted(order) == sorted(names)
+    assert order == [document["payload"]["id"] for document in documents]
     assert await listed() == order
     assert [row.payload["id"] async for row in db.iterate()] == order
     pages = [await db.paginate({}, limit=999, offset=offset) for offset in range(0, ENTRIES, 999)]

@@ -1,24 +1,93 @@
 """What mongod answers when something is wrong with it: retried by the driver, or one of our errors."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from backtest_persist import Container, InvalidKeyError, StoreUnavailableError, WriteOutcomeUnknownError
 from tests.faults.conftest import Failing
+from tests.faults.load import timed
 
 RETRYABLE = [91, 189, 262, 10107, 11600, 11602]
+
+
+async def increment(container: Container) -> None:
+    """Count one up: what shows a write that is applied twice."""
+    states = container.state_db_service
+    context = states.context_type(signal_id="s", bucket_name="b")
+    await states._find_and_update(context, {"$inc": {"payload.n": 1}}, upsert=True)
+
+
+async def counted(container: Container) -> int:
+    row = await container.state_db_service.find_by_context("s", "b")
+    assert row is not None
+    return row.payload["n"] if row.payload else 0
+
+
+async def test_a_connection_that_breaks_once_is_no_error(container: Container, failing: Failing) -> None:
+    """Reads, writes and lists are repeated by the driver, a write as the one that it was: it is applied once."""
+    states, signals = container.state_db_service, container.signal_db_service
+    await states.upsert("s", "b", {"n": 0}, 0)
+    await signals.wait_for_init()
+    async with failing("findAndModify", closeConnection=True):
+        await increment(container)
+    async with failing("find", closeConnection=True):
+        assert await counted(container) == 1
+    async with failing("update", closeConnection=True):
+        rows = await asyncio.gather(*(signals.upsert("s", "t", f"e{n}", {"n": n}) for n in range(20)))
+    async with failing("find", closeConnection=True):
+        found = await asyncio.gather(*(signals.find_by_context("s", "t", f"e{n}") for n in range(20)))
+    assert found == rows
+    async with failing("find", closeConnection=True):
+        assert len(await signals.find_all()) == 20
+    prices = dict.fromkeys(("open", "high", "low", "close", "volume"), 1.0)
+    candles = [{"timestamp": n * 60_000, **prices} for n in range(20)]
+    await container.candle_db_service.wait_for_init()
+    async with failing("insert", closeConnection=True):
+        assert await container.candle_db_service.create_many("s", "1m", "e", candles) == 20
+    assert await container.candle_db_service.count() == 20
+
+
+TWICE: dict[str, dict[str, Any]] = {
+    "connection": {"closeConnection": True},
+    **{str(code): {"errorCode": code, "errorLabels": ["RetryableWriteError"]} for code in RETRYABLE},
+    **{f"write concern {code}": {"writeConcernError": {"code": code, "errmsg": "no"}} for code in (64, 91)},
+}
+
+
+@pytest.mark.parametrize("fault", TWICE.values(), ids=TWICE)
+async def test_a_fault_that_comes_twice_doubles_nothing(
+    container: Container, failing: Failing, fault: dict[str, Any]
+) -> None:
+    """A write is acknowledged or of unknown outcome, a read right or a typed error; then the next read is true."""
+    states = container.state_db_service
+    await states.upsert("s", "b", {"n": 0}, 0)
+    known = 0
+    for _ in range(3):
+        async with failing("findAndModify", times=2, **fault):
+            end, seconds = await timed(increment(container))
+        assert isinstance(end, WriteOutcomeUnknownError | None)
+        assert seconds < 30.25
+        found = await counted(container)
+        assert found in ((known, known + 1) if end else (known + 1,))
+        known = found
+    if "writeConcernError" not in fault:
+        async with failing("find", times=2, **fault):
+            end, seconds = await timed(counted(container))
+        assert end == known or isinstance(end, StoreUnavailableError)
+        assert seconds < 30.25
+    assert await counted(container) == known
+    assert await states.count() == 1
 
 
 @pytest.mark.parametrize("code", RETRYABLE)
 async def test_a_retryable_write_concern_error_is_retried(container: Container, failing: Failing, code: int) -> None:
     """A write that was applied, but whose acknowledgement failed for a passing reason, is repeated: applied once."""
-    db = container.signal_db_service
-    await db.upsert("s", "t", "e", {"n": 1})
+    await container.state_db_service.upsert("s", "b", {"n": 1}, 0)
     async with failing("findAndModify", writeConcernError={"code": code, "errmsg": "passing"}):
-        row = await db.upsert("s", "t", "e", {"n": 2})
-    assert row.payload == {"n": 2}
-    assert await db.find_by_context("s", "t", "e") == row
+        await increment(container)
+    assert await counted(container) == 2
 
 
 @pytest.mark.parametrize("code", RETRYABLE)

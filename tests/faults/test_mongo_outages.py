@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Awaitable
 from itertools import count
 from typing import Any
 
@@ -145,18 +146,26 @@ async def test_a_mongod_that_starts_late_is_waited_for_by_trying_again(own: Sett
 async def test_a_small_pool_in_front_of_a_slow_server_never_blocks_for_good(
     settings: Settings, failing: Failing, milliseconds: int
 ) -> None:
-    """500 operations by two connections, each command delayed: all end, with a result or a typed error in time."""
+    """500 operations by two connections, each command delayed: all end, with a result or a typed error in time.
+
+    Half of them come later, while others are under way, and nobody comes after them.
+    """
     slow = settings.model_copy(update={"mongo_max_pool_size": 2})
+
+    async def begun(n: int, operation: Awaitable[Any]) -> tuple[Any, float]:
+        await asyncio.sleep(n % 2 * n * 0.002)
+        return await timed(operation)
+
     async with Container(slow) as container:
         db, storage, log = container.signal_db_service, container.storage_db_service, container.log_db_service
         commands = ("find", "findAndModify", "update", "aggregate")
         async with failing(*commands, times=100_000, blockConnection=True, blockTimeMS=milliseconds):
             async with asyncio.timeout(10):
                 ends = await asyncio.gather(
-                    *(timed(db.upsert("s", "t", f"e{n}", {"n": n})) for n in range(125)),
-                    *(timed(db.find_by_context("s", "t", f"e{n}")) for n in range(125)),
-                    *(timed(storage.upsert(True, f"e{n}", {"n": n})) for n in range(125)),
-                    *(timed(log.find_all({"entry_id": f"e{n}"})) for n in range(125)),
+                    *(begun(n, db.upsert("s", "t", f"e{n}", {"n": n})) for n in range(125)),
+                    *(begun(n, db.find_by_context("s", "t", f"e{n}")) for n in range(125)),
+                    *(begun(n, storage.upsert(True, f"e{n}", {"n": n})) for n in range(125)),
+                    *(begun(n, log.find_all({"entry_id": f"e{n}"})) for n in range(125)),
                 )
         assert max(seconds for _, seconds in ends) < DEADLINE + GRACE
         failed = [end for end, _ in ends if isinstance(end, BacktestPersistError)]

@@ -63,7 +63,8 @@ async def read_all(container: Container, count: int) -> tuple[int, float]:
 
     async def read() -> float:
         started = time.monotonic()
-        assert await container.signal_db_service.find_by_context("s", "t", "e") is not None
+        async with asyncio.timeout(10):
+            assert await container.signal_db_service.find_by_context("s", "t", "e") is not None
         return time.monotonic() - started
 
     before = container.signal_db_service.stats.hits
@@ -139,6 +140,36 @@ async def test_one_caller_probes(container: Container) -> None:
 
         await asyncio.gather(*(redis.attempt("GET", ask, None) for _ in range(100)))
         assert asked == 1
+
+
+@pytest.mark.parametrize(("seconds", "probes"), [(3, 3), pytest.param(10, 5, marks=pytest.mark.soak)])
+async def test_a_long_outage_costs_a_deadline_for_each_probe(
+    container: Container, warned: Warned, monkeypatch: pytest.MonkeyPatch, seconds: float, probes: int
+) -> None:
+    """While Redis stands still it is asked at first, and then after pauses of 0.5, 1, 2 and 4 seconds."""
+    db, redis = container.signal_db_service, container.redis_service
+    await db.upsert("s", "t", "e", {"n": 0})
+    asked, command = 0, redis.command
+
+    def count(operation: str) -> Any:
+        nonlocal asked
+        asked += 1
+        return command(operation)
+
+    monkeypatch.setattr(redis, "command", count)
+    times: list[float] = []
+    async with stopped(container), asyncio.timeout(seconds + 10):
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            started = time.monotonic()
+            row = await db.upsert("s", "t", "e", {"n": len(times)})
+            between = time.monotonic()
+            assert await db.find_by_context("s", "t", "e") == row
+            times += [between - started, time.monotonic() - between]
+            await asyncio.sleep(0.01)
+    assert 2 <= asked <= probes
+    assert max(times) < 0.25
+    assert warned() == ["redis.down"]
 
 
 @pytest.mark.parametrize("options", [{"maxmemory": 1}, {"min_replicas_to_write": 1}])

@@ -149,7 +149,8 @@ async def _costs_one_deadline(container: Container) -> None:
     times: list[float] = []
     for n in range(5):
         started = time.monotonic()
-        row = await db.find_by_context("s", "t", "e0")
+        async with asyncio.timeout(10):
+            row = await db.find_by_context("s", "t", "e0")
         times.append(time.monotonic() - started)
         assert row is not None, n
         assert row.payload == {"n": 0}
@@ -190,28 +191,26 @@ async def test_a_redis_without_its_master_is_reported_once(
     await cache_is_used(container, 6)
 
 
-async def test_a_redis_that_is_loading_is_reported_once(container: Container, redis: OwnRedis, warned: Warned) -> None:
+async def test_a_redis_that_is_loading_is_reported_once(settings: Settings, redis: OwnRedis, warned: Warned) -> None:
     """A server that reads its file answers LOADING to everything: no stalls, and it is used when it has read it."""
     await redis.command("CONFIG", "SET", "rdbcompression", "no")
-    for n in range(60):  # it looks at requests after every 2 MB
+    for n in range(90):  # it looks at requests after every 2 MB
         await redis.command("SET", f"filler{n}", "x" * 1_000_000)
     await redis.command("SAVE")
     await redis.kill()
     slow = OwnRedis(redis.directory, "--key-load-delay", "30000")
+    patient = settings.model_copy(update={"redis_timeout_ms": 5000})  # it is silent between its looks
     await slow.start(answering=False)
     try:
         async with asyncio.timeout(5):
             while not await _is_loading(slow):
                 await asyncio.sleep(0.01)
-        longest = await write_and_read(container, 50)
-        assert await _is_loading(slow)
-        assert longest < 1
-        told = warned()
-        assert told
-        assert told.count("redis.refuses") <= 2  # of reads and of writes
-        assert told.count("redis.down") <= 1  # a busy machine is silent between its looks
-        assert {*told} <= {"redis.refuses", "redis.down"}
-        await cache_is_used(container, 10)
+        async with Container(patient) as container:
+            longest = await write_and_read(container, 10)
+            assert await _is_loading(slow)
+            assert longest < 1
+            assert warned() == ["redis.refuses"] * 2  # of reads and of writes
+            await cache_is_used(container, 10)
     finally:
         await slow.kill()
 

@@ -260,17 +260,24 @@ async def test_gaps_are_found_at_both_ends_and_in_between(container: Container) 
 
 
 async def test_ten_thousand_candles_take_few_commands(settings: Settings, driver: str) -> None:
-    """Ten thousand candles are written by at most 20 commands and read by one query, ids pipelined to Redis."""
+    """Ten thousand candles are written by at most 20 commands to each server, and read by one query."""
     commands = Commands()
     client = listened_client(settings, driver, commands)
     container = Container(settings, mongo_client=client)
     db = container.candle_db_service
     await db.wait_for_init()
     commands.names.clear()
+    redis: Any = container.redis_service.client
 
+    async def set_calls() -> int:
+        statistics: dict[str, Any] = await redis.info("commandstats")
+        return sum(statistics.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("set", "mset"))
+
+    before = await set_calls()
     assert await db.create_many(*KEY, (candle(n) for n in range(10_000))) == 10_000
     assert set(commands.names) == {"find", "insert"}
     assert len(commands.names) <= 20
+    assert 1 <= await set_calls() - before <= 20
     assert await container.candle_cache_service.size() == 10_000
     row = (await db.find_range(*KEY, START, 1))[0]
     assert await container.candle_cache_service.get_candle_id(*KEY, START) == row.id

@@ -1,5 +1,9 @@
 """Payloads come back exactly as they went in, through a real server."""
 
+import asyncio
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -15,7 +19,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from backtest_persist import Container, InvalidPayloadError
+from backtest_persist import Container, InvalidPayloadError, Settings, SignalRow
+from tests.commands import Commands, listened_client
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 scalars = (
@@ -151,15 +156,55 @@ REFUSED: dict[str, Any] = {
 }
 
 
+@contextmanager
+def within(seconds: float) -> Generator[None]:
+    """End what takes longer, also if it never lets the event loop have a turn."""
+
+    def end(*_: Any) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize("payload", REFUSED.values(), ids=REFUSED.keys())
 async def test_what_cannot_be_stored_exactly_is_refused_before_anything_is_sent(
     container: Container, payload: Any
 ) -> None:
     """An InvalidPayloadError names domain and context, never the payload, and the old value stays."""
-    with pytest.raises(InvalidPayloadError, match="signal-items") as caught:
+    with pytest.raises(InvalidPayloadError, match="signal-items") as caught, within(30):
         await container.signal_db_service.upsert("s", "t", "e", payload)
     assert len(str(caught.value)) < 300
     assert await container.signal_db_service.find_by_context("s", "t", "e") is None
+
+
+async def test_what_is_refused_sends_nothing_and_leaves_its_companions(settings: Settings, driver: str) -> None:
+    """No command reaches MongoDB for it, and writes that were called in the same turn are stored."""
+    commands = Commands()
+    client = listened_client(settings, driver, commands)
+    container = Container(settings, mongo_client=client)
+    db = container.signal_db_service
+    await db.wait_for_init()
+    commands.names.clear()
+    refused = [payload for name, payload in REFUSED.items() if name != "2**60 values"]  # which takes seconds
+    for payload in refused:
+        with pytest.raises(InvalidPayloadError), within(30):
+            await db.upsert("s", "t", "e", payload)
+    assert commands.names == []
+    payloads = [payload for bad in refused for payload in (bad, {"n": 1})]
+    writes = (db.upsert("s", "t", f"e{n}", payload) for n, payload in enumerate(payloads))
+    ends = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(end) for end in ends] == [InvalidPayloadError, SignalRow] * len(refused)
+    assert [row.payload for row in await db.find_all()] == [{"n": 1}] * len(refused)
+    await container.close()
+    closing = client.close()
+    if closing is not None:
+        await closing
 
 
 @pytest.mark.parametrize(
@@ -190,8 +235,6 @@ async def test_the_deepest_and_the_largest_payloads_are_stored(container: Contai
 
 async def test_a_payload_changed_after_the_call_is_stored_as_it_was(container: Container) -> None:
     """The write takes a copy when it is called."""
-    import asyncio
-
     payload = {"items": [1]}
     writing = asyncio.ensure_future(container.signal_db_service.upsert("s", "t", "e", payload))
     await asyncio.sleep(0)
