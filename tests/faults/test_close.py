@@ -101,6 +101,7 @@ async def test_close_in_a_cancelled_task(settings: Settings) -> None:
     async with asyncio.timeout(5):
         await asyncio.gather(task, return_exceptions=True)
     assert closed
+    assert container.mongo_service._states.held is None
     with pytest.raises(ClosedError):
         await container.signal_db_service.find_by_context("s", "t", "e")
 
