@@ -76,34 +76,37 @@ async def test_close_gives_up_after_the_deadline(settings: Settings, failing: Fa
             await writing
 
 
-async def test_close_in_a_cancelled_task(settings: Settings) -> None:
-    """A task that closes when it is cancelled, and is cancelled again, closes all the same."""
+async def test_close_in_a_cancelled_task(settings: Settings, failing: Failing) -> None:
+    """A task that closes when it is cancelled in a write, and is cancelled again, closes all the same."""
     container = Container(settings)
-    closed, working = False, asyncio.Event()
+    await container.signal_db_service.wait_for_init()
+    closed = False
 
     async def work() -> None:
         nonlocal closed
         try:
-            while True:
-                await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
-                working.set()
+            await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
         finally:
             try:
                 await container.close()
             finally:
                 closed = True
 
-    task = asyncio.create_task(work())
-    await working.wait()
-    task.cancel()
-    await asyncio.sleep(0)
-    task.cancel()
-    async with asyncio.timeout(5):
-        await asyncio.gather(task, return_exceptions=True)
+    async with failing("findAndModify", blockConnection=True, blockTimeMS=300):
+        task = asyncio.create_task(work())
+        await until(lambda: in_the_server(settings, "findAndModify"))
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.wait([task])
+    assert task.cancelled()
     assert closed
     assert container.mongo_service._states.held is None
     with pytest.raises(ClosedError):
         await container.signal_db_service.find_by_context("s", "t", "e")
+    async with Container(settings) as other:
+        assert await other.signal_db_service.find_by_context("s", "t", "e")
 
 
 async def test_iterating_while_it_closes(settings: Settings) -> None:
