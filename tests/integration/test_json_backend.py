@@ -239,7 +239,7 @@ async def test_leftovers_of_a_crash_are_swept_at_the_start(tmp_path: Path) -> No
 async def test_a_cancelled_write_never_lands_after_a_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that was cancelled while its thread was busy is done or not done before the next one."""
     persist = on(tmp_path)
-    state = await persist.state("sig", "b")
+    state: Any = await persist.state("sig", "b")
     await state.write_state_data({"n": 0}, 0)
     held, released, real = asyncio.Event(), threading.Event(), os.fsync
     loop = asyncio.get_running_loop()
@@ -258,6 +258,7 @@ async def test_a_cancelled_write_never_lands_after_a_later_one(tmp_path: Path, m
     await asyncio.wait([later], timeout=0.05)
     released.set()
     await later
+    await asyncio.to_thread(state._folder._dump._thread.shutdown)  # when the cancelled write has ended, too
     assert await state.read_state_data() == {"n": 2}
     with pytest.raises(asyncio.CancelledError):
         await cancelled
