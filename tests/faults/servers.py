@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import distribution
 from pathlib import Path
@@ -17,7 +17,9 @@ from pymongo.errors import PyMongoError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-__all__ = ("OwnMongo", "OwnRedis", "stopped")
+from backtest_persist import Settings
+
+__all__ = ("OwnMongo", "OwnRedis", "in_the_server", "stopped", "until")
 
 
 def _is_redis_6(binary: str) -> bool:
@@ -132,3 +134,22 @@ async def stopped(pid: int) -> AsyncGenerator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+async def in_the_server(settings: Settings, command: str) -> int:
+    """How many such commands of the clients of this test the server is at work on."""
+    name = settings.redis_key_prefix.rstrip(":")
+    uri = settings.mongo_connection_string.get_secret_value()
+    async with AsyncMongoClient[dict[str, Any]](uri, appName="tests") as client:
+        pipeline: list[dict[str, Any]] = [
+            {"$currentOp": {}},
+            {"$match": {"appName": name, f"command.{command}": {"$exists": True}}},
+        ]
+        return len(await (await client.admin.aggregate(pipeline)).to_list())
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for a condition, for five seconds at most."""
+    async with asyncio.timeout(5):
+        while not await condition():
+            await asyncio.sleep(0.005)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Settings
 from tests.faults.conftest import Failing
+from tests.faults.servers import in_the_server, until
 
 Write = Callable[[Container, int], Coroutine[Any, Any, Any]]
 Read = Callable[[Container], Coroutine[Any, Any, Any]]
@@ -61,24 +61,6 @@ WRITES: dict[str, tuple[str, Write, Write, Read]] = {
     ),
 }
 """The command, the write that is cancelled, the later one, and how to read."""
-
-
-async def in_the_server(settings: Settings, command: str) -> int:
-    """How many such commands of the clients of this test the server is at work on."""
-    name = settings.redis_key_prefix.rstrip(":")
-    uri = settings.mongo_connection_string.get_secret_value()
-    async with AsyncMongoClient[dict[str, Any]](uri, appName="tests") as client:
-        pipeline: list[dict[str, Any]] = [
-            {"$currentOp": {}},
-            {"$match": {"appName": name, f"command.{command}": {"$exists": True}}},
-        ]
-        return len(await (await client.admin.aggregate(pipeline)).to_list())
-
-
-async def until(condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
-    async with asyncio.timeout(5):
-        while not await condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("kind", WRITES)

@@ -20,7 +20,7 @@ from backtest_persist import (
 )
 from tests.cases import CASES, Case
 from tests.faults.conftest import Failing
-from tests.faults.test_cancellation import in_the_server, until
+from tests.faults.servers import in_the_server, until
 from tests.security.calls import adapter_calls, cache_calls, db_calls, finished
 
 
