@@ -56,7 +56,7 @@ class WriteOutcomeUnknownError(BacktestPersistError):
 
 
 class StoreUnavailableError(BacktestPersistError):
-    """A server did not answer within its deadline; nothing was applied."""
+    """A server did not answer within its deadline; MongoDB has applied nothing (what Redis may have: see `BaseMap`)."""
 
 
 class IndexConflictError(BacktestPersistError):
