@@ -236,10 +236,10 @@ class MongoService:
         return self._open_state().under_way()
 
     @asynccontextmanager
-    async def operation(self, what: str | Callable[[], str]) -> AsyncGenerator[None]:
-        """Begin one operation that writes nothing: `accept` with a deadline; `what` opens the message of an error."""
+    async def operation(self, what: str | Callable[[], str], *, write: bool = False) -> AsyncGenerator[None]:
+        """Begin one operation: `accept` with its deadline; `what` opens the message of an error."""
         with self.accept() as state:
-            async with state.deadline(what):
+            async with state.deadline(what, write=write):
                 yield
 
     async def prepared(

@@ -52,6 +52,8 @@ R = TypeVar("R", bound=Row)
 S = TypeVar("S", bound="DbService[Any, Any]")
 T = TypeVar("T")
 
+_Method = Callable[Concatenate[S, P], Coroutine[Any, Any, T]]
+
 Filter = Mapping[str, Any]
 """A MongoDB filter; Python field names (``strategy_name``, ``id``) and wire names (``strategyName``) both work."""
 
@@ -147,20 +149,16 @@ class _InFlight(Generic[C, R]):
             await session.end_session()
 
 
-def operation(
-    verb: str,
-) -> Callable[[Callable[Concatenate[S, P], Coroutine[Any, Any, T]]], Callable[Concatenate[S, P], Awaitable[T]]]:
-    """Make one operation of a method that writes nothing: it has the deadline of MongoDB, and closing waits for it.
+def operation(verb: str, *, write: bool = False) -> Callable[[_Method[S, P, T]], _Method[S, P, T]]:
+    """Make one operation of a method: it has the deadline of MongoDB, and closing the container waits for it.
 
     Errors of the driver become ours; `verb` opens the message.
     """
 
-    def decorate(
-        method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
-    ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    def decorate(method: _Method[S, P, T]) -> _Method[S, P, T]:
         @wraps(method)
         async def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-            async with self._operation(verb):  # pyright: ignore[reportPrivateUsage]
+            async with self._operation(verb, write=write):  # pyright: ignore[reportPrivateUsage]
                 return await method(self, *args, **kwargs)
 
         return bounded
@@ -271,7 +269,7 @@ class DbService(Generic[C, R]):
         """Name the unique indexes of an older release that are narrower than this domain's context."""
         return await narrow_indexes(self._mongo.collection(self.collection), self.context_type.wire_names())
 
-    @operation("dropping indexes")
+    @operation("dropping indexes", write=True)
     async def drop_narrow_indexes(self) -> list[str]:
         """Drop the indexes `narrow_indexes` names, touching no document; returns their names."""
         return await drop_narrow_indexes(self._mongo.collection(self.collection), self.context_type.wire_names())
@@ -663,8 +661,8 @@ class DbService(Generic[C, R]):
     def _doing(self, verb: str, context: C | None = None) -> Callable[[], str]:
         return lambda: f"{verb.capitalize()} in {self.collection if context is None else self._what(context)}"
 
-    def _operation(self, verb: str) -> AbstractAsyncContextManager[None]:
-        return self._mongo.operation(self._doing(verb))
+    def _operation(self, verb: str, *, write: bool = False) -> AbstractAsyncContextManager[None]:
+        return self._mongo.operation(self._doing(verb), write=write)
 
     def _write_errors(self, verb: str, context: C | None = None) -> AbstractContextManager[None]:
         return mongo_errors(self._doing(verb, context), write=True)
