@@ -68,6 +68,9 @@ class MongoState:
         self.locks: dict[str, asyncio.Lock] = {}
         self._owned = owned
         self._watch = Watch(STEP_SECONDS)
+        # PyMongo's pool does not bear it to be cancelled a second time while it ends a wait by itself (Python 3.11):
+        # its lock is then never released. With Motor the thread goes on, and nobody hears of it.
+        self.limit = self._watch.limit if isinstance(client, AsyncIOMotorClient) else None
         self._under_way = 0
         self._idle = asyncio.Event()
         self._collections: dict[str, Collection] = {}
@@ -87,14 +90,20 @@ class MongoState:
         return cast("H", self._held[owner])
 
     def deadline(
-        self, what: str | Callable[[], str], seconds: float | None = None, *, write: bool = False
+        self,
+        what: str | Callable[[], str],
+        seconds: float | None = None,
+        *,
+        write: bool = False,
+        cut: bool = True,
     ) -> AbstractAsyncContextManager[None]:
         """End what is asked of MongoDB after so many seconds, by default those of one operation.
 
-        What goes wrong meanwhile becomes an error of ours, as by `mongo_errors`.
+        What goes wrong meanwhile becomes an error of ours, as by `mongo_errors`. Without `cut` the driver may be late.
         """
-        errors = mongo_errors(what, write=write)
-        return _Deadline(self.client, self._watch, self.seconds if seconds is None else seconds, errors)
+        seconds = self.seconds if seconds is None else seconds
+        limit = self.limit(seconds) if cut and self.limit else nullcontext()
+        return _Deadline(self.client, seconds, limit, mongo_errors(what, write=write))
 
     @contextmanager
     def under_way(self) -> Generator[Self]:
@@ -137,21 +146,21 @@ def _timeout(client: AsyncMongoClient[Document], seconds: float) -> AbstractCont
 
 
 class _Deadline(AbstractAsyncContextManager[None]):
-    """A deadline that holds whatever the driver does, which knows best what was wrong but can be late."""
+    """The deadline of the driver, which knows best what was wrong, and a limit for when that is late."""
 
     __slots__ = ("_client", "_driver", "_errors", "_limit", "_seconds")
 
     def __init__(
         self,
         client: AsyncMongoClient[Document],
-        watch: Watch,
         seconds: float,
+        limit: AbstractAsyncContextManager[None],
         errors: AbstractContextManager[None],
     ) -> None:
         self._client = client
         self._seconds = seconds
+        self._limit = limit
         self._errors = errors
-        self._limit = watch.limit(seconds)
 
     async def __aenter__(self) -> None:
         self._driver = _timeout(self._client, self._seconds)

@@ -30,12 +30,17 @@ from backtest_persist.errors import (
     WriteRejectedError,
 )
 
-__all__ = ("mongo_errors", "redis_error", "redis_errors")
+__all__ = ("late", "mongo_errors", "redis_error", "redis_errors")
 
 
 def mongo_errors(operation: str | Callable[[], str], *, write: bool = False) -> AbstractContextManager[None]:
     """Turn driver errors into ours; `operation` opens the message and names domain and context."""
     return _MongoErrors(operation, write)
+
+
+def late(operation: Callable[[], str], *, write: bool = False) -> BacktestPersistError:
+    """The error of an operation that has not ended within its deadline."""
+    return _translate(TimeoutError(), operation(), write=write)
 
 
 class _MongoErrors(AbstractContextManager[None]):

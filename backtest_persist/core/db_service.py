@@ -21,6 +21,7 @@ from backtest_persist.connections import (
     MongoService,
     MongoState,
     RedisService,
+    late,
     mongo_errors,
     to_plain,
 )
@@ -317,7 +318,8 @@ class DbService(Generic[C, R]):
         keys = [seat.item.cache_key for seat in seats]
         contexts = {key: seat.item for key, seat in zip(keys, seats, strict=True)}
         try:
-            async with state.deadline(self._doing("find", seats[0].item if len(seats) == 1 else None), seconds):
+            context = seats[0].item if len(seats) == 1 else None
+            async with state.deadline(self._doing("find", context), seconds, cut=False):
                 documents, hits = await self._lookup(state.collection(self.collection), contexts)
         except BacktestPersistError as error:
             _crash(seats, error)
@@ -366,7 +368,7 @@ class DbService(Generic[C, R]):
         collection = state.collection(self.collection)
         run: list[Seat[_Write[C], R | None]] = []
         try:
-            async with state.deadline(self._doing("write"), seconds, write=True):
+            async with state.deadline(self._doing("write"), seconds, write=True, cut=False):
                 session = await state.held(self, self._open_flights).session(state)
                 for seat in seats:
                     write = cast("Seat[_Write[C], R | None]", seat)
@@ -634,9 +636,22 @@ class DbService(Generic[C, R]):
 
     def _open_flights(self, state: MongoState) -> _InFlight[C, R]:
         return _InFlight(
-            Flights(partial(self._read_together, state), limit=READ_FLIGHTS, size=FLIGHT_SIZE, deadline=state.seconds),
-            Flights(  # one at a time, so that writes keep their order
-                partial(self._write_together, state), limit=1, size=FLIGHT_SIZE, deadline=state.seconds
+            Flights(
+                partial(self._read_together, state),
+                limit=READ_FLIGHTS,
+                size=FLIGHT_SIZE,
+                deadline=state.seconds,
+                late=lambda context: late(self._doing("find", context)),
+                alone=state.limit,
+            ),
+            Flights(
+                partial(self._write_together, state),
+                limit=1,  # so that writes keep their order
+                size=FLIGHT_SIZE,
+                deadline=state.seconds,
+                late=lambda write: late(
+                    self._doing("write", write.context if isinstance(write, _Write) else None), write=True
+                ),
             ),
         )
 

@@ -4,8 +4,10 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Generic, TypeVar, cast
 
 from backtest_persist.errors import StoreUnavailableError
@@ -44,9 +46,15 @@ class Flights(Generic[Item, Answer]):
     of 1 items are sent in the order of their arrival, each after the one before it has landed.
 
     `fly` is given the seats of a flight and the seconds it may take, and has to `land` or `crash` each seat. An item
-    that has waited for `deadline` seconds is a `StoreUnavailableError` and is not sent. Nothing of the context
-    variables of a caller reaches `fly`, its deadlines least of all: the others have theirs.
+    that has waited for `deadline` seconds is a `StoreUnavailableError` and is not sent. A flight that takes longer is
+    left to itself, and keeps its place: its callers get what `late` makes. Nothing of the context variables of a caller
+    reaches `fly`, its deadlines least of all: the others have theirs.
+
+    With `alone`, which bounds what is awaited in it by so many seconds, a caller without company need not fly; whatever
+    `fly` awaits is then cancelled as the caller is.
     """
+
+    LOOK_SECONDS = 0.05
 
     def __init__(
         self,
@@ -55,13 +63,19 @@ class Flights(Generic[Item, Answer]):
         limit: int,
         size: int,
         deadline: float,
+        late: Callable[[Item], Exception],
+        alone: Callable[[float], AbstractAsyncContextManager[None]] | None = None,
     ) -> None:
         self._fly = fly
+        self._late = late
+        self._alone = alone
         self._limit = limit
         self._size = size
         self._deadline = deadline
         self._waiting: deque[Seat[Item, Answer]] = deque()
-        self._flying: set[asyncio.Future[None]] = set()
+        self._flying: dict[asyncio.Future[None], Sequence[Seat[Item, Answer]]] = {}
+        self._looking: asyncio.TimerHandle | None = None
+        self._looked = 0.0
         self._called = False
         self._crowded = False
 
@@ -75,23 +89,29 @@ class Flights(Generic[Item, Answer]):
         self._crowded = self._crowded or bool(self._flying)
         if len(self._flying) < self._limit:
             self._call()
+        if self._looking is None:
+            self._look_again(seat.arrived)
         return seat.answer
 
     async def ask(self, item: Item, since: float | None = None) -> Answer:
-        """Send an item and wait for its answer; in the caller's own task when it travels alone.
+        """Send an item and wait for its answer; in the caller's own task when it travels alone and may.
 
         That is cheaper than `board`, and is cut off when the caller is cancelled: not for writes. Who comes after
         several that flew at the same time expects company, and boards.
         """
-        if self._crowded or self._flying or self._waiting:
+        if self._alone is None or self._crowded or self._flying or self._waiting:
             return await self.board(item, since)
         now, landed = time.monotonic(), asyncio.get_running_loop().create_future()
         seat = Seat[Item, Answer](item, now if since is None else since)
-        self._flying.add(landed)
+        self._flying[landed] = ()
+        seconds = self._deadline - now + seat.arrived
         try:
-            await self._fly([seat], self._deadline - now + seat.arrived)
+            async with self._alone(seconds):
+                await self._fly([seat], seconds)
+        except TimeoutError:
+            raise self._late(item) from None
         finally:
-            self._flying.discard(landed)
+            del self._flying[landed]
             landed.set_result(None)
             if self._waiting:
                 self._call()
@@ -123,7 +143,7 @@ class Flights(Generic[Item, Answer]):
                 self._crowded = len(seats) > 1 or bool(self._flying)
                 seconds = deadline - now + seats[0].arrived
                 task = asyncio.get_running_loop().create_task(self._travel(seats, seconds), context=Context())
-                self._flying.add(task)
+                self._flying[task] = seats
 
     async def _travel(self, seats: Sequence[Seat[Item, Answer]], seconds: float) -> None:
         try:
@@ -137,6 +157,20 @@ class Flights(Generic[Item, Answer]):
             for seat in seats:
                 seat.crash(error)
         finally:
-            self._flying.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            del self._flying[cast("asyncio.Task[None]", asyncio.current_task())]
             if self._waiting:
                 self._call()
+
+    def _look_again(self, now: float) -> None:
+        self._looked = now
+        self._looking = asyncio.get_running_loop().call_later(self.LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Tell those whose time is over; not when the loop was busy, as answers may have come meanwhile."""
+        self._looking, now = None, time.monotonic()
+        if now < self._looked + 2 * self.LOOK_SECONDS:
+            for seat in chain(self._waiting, *self._flying.values()):
+                if now > seat.arrived + self._deadline + self.LOOK_SECONDS and not seat.answer.done():
+                    seat.crash(self._late(seat.item))
+        if self._waiting or self._flying:
+            self._look_again(now)

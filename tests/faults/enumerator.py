@@ -174,6 +174,7 @@ class Drivers:
         if fault.when == "held":
             point.caller.cancel()
             holding = asyncio.create_task(self._hold(call))
+            holding.add_done_callback(lambda held: held.cancelled() or held.exception())  # nobody may hear of it
             return await (asyncio.shield(holding) if server == "mongo" else holding)  # a Redis connection is cut
         if fault.when == "before":
             point.caller.cancel()

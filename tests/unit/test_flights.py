@@ -1,7 +1,9 @@
 """Flights: who travels with whom, in which order, and what happens when someone leaves."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,14 +12,20 @@ from backtest_persist import StoreUnavailableError
 from backtest_persist.core.flights import Flights, Seat
 
 
+def late(item: Any) -> Exception:
+    return StoreUnavailableError(f"{item} is late")
+
+
 class Airport:
     """Records flights; each lands when the test lets it."""
 
-    def __init__(self, *, limit: int = 1, size: int = 100, deadline: float = 60.0) -> None:
+    def __init__(self, *, limit: int = 1, size: int = 100, deadline: float = 60.0, alone: Any = nullcontext) -> None:
         self.left: list[list[Any]] = []
         self.seconds: list[float] = []
         self.gates: list[asyncio.Event] = []
-        self.flights: Flights[Any, Any] = Flights(self.fly, limit=limit, size=size, deadline=deadline)
+        self.flights: Flights[Any, Any] = Flights(
+            self.fly, limit=limit, size=size, deadline=deadline, late=late, alone=alone
+        )
 
     async def fly(self, seats: Sequence[Seat[Any, Any]], seconds: float) -> None:
         self.left.append([seat.item for seat in seats])
@@ -219,7 +227,7 @@ async def test_an_error_of_one_is_not_that_of_the_others(open_airport: Opener) -
     async def fail(seats: Sequence[Seat[Any, Any]], seconds: float) -> None:
         raise ConnectionError("all")
 
-    flights: Flights[Any, Any] = Flights(fail, limit=1, size=9, deadline=60.0)
+    flights: Flights[Any, Any] = Flights(fail, limit=1, size=9, deadline=60.0, late=late)
     answers = [flights.board(item) for item in "abc"]
     assert [str(error) for error in await asyncio.gather(*answers, return_exceptions=True)] == ["all"] * 3
     await flights.drain()
@@ -242,6 +250,51 @@ async def test_an_item_that_waited_for_the_whole_deadline_is_not_sent(open_airpo
     assert 0 < airport.seconds[1] <= 0.05
     airport.gates[1].set()
     assert await third == "c"
+
+
+async def test_who_is_late_is_told_while_the_flight_goes_on(open_airport: Opener) -> None:
+    """Those in the air and those that wait get an error in time; the flight keeps its place until it lands."""
+    airport = open_airport(deadline=0.05)
+    answers = await board(airport, "ab")
+    async with asyncio.timeout(5):
+        for answer, item in zip(answers, "ab", strict=True):
+            with pytest.raises(StoreUnavailableError, match=f"{item} is late"):
+                await answer
+    third = airport.flights.board("c")
+    await airport.turn()
+    assert airport.left == [["a"]]
+    airport.gates[0].set()
+    await airport.turn()
+    assert airport.left == [["a"], ["c"]]
+    airport.gates[1].set()
+    assert await third == "c"
+
+
+async def test_a_busy_loop_makes_nobody_late(open_airport: Opener) -> None:
+    """An answer that came while the loop was busy with something else counts."""
+    airport = open_airport(deadline=0.05)
+    (answer,) = await board(airport, "a")
+    airport.gates[0].set()
+    time.sleep(0.2)  # noqa: ASYNC251  # the strategy computes something
+    assert await answer == "a"
+
+
+async def test_a_caller_without_company_flies_only_if_it_must(open_airport: Opener) -> None:
+    """In its own task it has the limit it was given; without one it boards, and its cancellation cuts nothing off."""
+
+    def impatient(seconds: float) -> asyncio.Timeout:
+        return asyncio.timeout(seconds / 10)
+
+    airport = open_airport(deadline=0.1, alone=impatient)
+    with pytest.raises(StoreUnavailableError, match="a is late"):
+        await airport.flights.ask("a")
+    assert not airport.flights._flying
+    airport = open_airport(alone=None)
+    asking = asyncio.create_task(airport.flights.ask("b"))
+    await airport.turn()
+    asking.cancel()
+    await airport.turn()
+    assert (asking.cancelled(), len(airport.flights._flying)) == (True, 1)
 
 
 async def test_draining_waits_for_what_is_waiting(open_airport: Opener) -> None:
