@@ -23,7 +23,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started this in
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What may take minutes has an hour before it is taken to hang."""
+    """What may take minutes has an hour before it is taken to hang; the demo, which takes longest, comes first."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")
     for item in items:
         if item.get_closest_marker("soak"):
             item.add_marker(pytest.mark.timeout(3600))

@@ -102,5 +102,5 @@ async def working(settings: Settings, container: Container) -> AsyncGenerator[Lo
     finally:
         load.stop()
         await running
-    async with Container(settings) as witness:
+    async with Container(settings.model_copy(update={"mongo_timeout_ms": 30_000})) as witness:
         await load.check(witness, (settings.mongo_timeout_ms + settings.redis_timeout_ms) / 1000)

@@ -151,7 +151,7 @@ async def test_no_secret_shows_when_a_password_is_wrong(
 ) -> None:
     """With servers that answer, and refuse; the drivers log at DEBUG what they send, but for passwords."""
     wrong = with_mongo if server == "mongo" else with_redis
-    settings = settings.model_copy(update={"mongo_timeout_ms": 1000})
+    settings = settings.model_copy(update={"mongo_timeout_ms": 5000})
     async with opened(wrong(settings, f":{ADMIN[1]}@", f":{MONGO}@")) as container:
         await use(container, witness)
         if server == "redis":

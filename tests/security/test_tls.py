@@ -8,6 +8,7 @@ import pytest
 
 from backtest_persist import Container, Settings, StoreUnavailableError
 from tests.cases import CASES
+from tests.faults.stopwatch import GRACE, Stopwatch
 from tests.security.servers import Locked, opened, with_mongo, with_redis
 
 PROBLEMS = {
@@ -19,7 +20,7 @@ PROBLEMS = {
 
 def wrong_mongo(settings: Settings, problem: str, locked: Locked) -> Settings:
     """The same settings with something wrong in the connection string, and a deadline that is short."""
-    settings = settings.model_copy(update={"mongo_timeout_ms": 1000})
+    settings = settings.model_copy(update={"mongo_timeout_ms": 3000})
     return {
         "a CA that did not sign it": with_mongo(settings, str(locked.ca), str(locked.other_ca)),
         "another host name": with_mongo(settings, "@localhost:", "@127.0.0.1:"),
@@ -49,12 +50,11 @@ async def test_every_domain_works_over_tls(container: Container) -> None:
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 async def test_mongo_is_not_spoken_to(settings: Settings, locked: Locked, problem: str) -> None:
-    """An operation is a StoreUnavailableError within its deadline of 1 s, and says what to do."""
+    """An operation is a StoreUnavailableError within its deadline of 3 s, and says what to do."""
     async with opened(wrong_mongo(settings, problem, locked)) as container:
-        started = time.monotonic()
-        with pytest.raises(StoreUnavailableError, match=PROBLEMS[problem]):
+        with Stopwatch() as watch, pytest.raises(StoreUnavailableError, match=PROBLEMS[problem]):
             await container.signal_db_service.count()
-        assert time.monotonic() - started < 2  # half of it is for a busy machine
+        assert watch.seconds < 3 + GRACE
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
