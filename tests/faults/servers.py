@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import distribution
@@ -132,12 +133,26 @@ class OwnMongo(_Own):
 
 @asynccontextmanager
 async def stopped(pid: int) -> AsyncGenerator[None]:
-    """A process that stands still."""
+    """A process that stands still, with all its threads."""
+    end = threading.Timer(30, os.kill, (pid, signal.SIGCONT))  # should the event loop itself be stuck
+    end.start()
     os.kill(pid, signal.SIGSTOP)
     try:
+        threads = Path(f"/proc/{pid}/task")
+        while any(_state(thread) != "T" for thread in threads.iterdir()):
+            await asyncio.sleep(0.001)
         yield
     finally:
+        end.cancel()
         os.kill(pid, signal.SIGCONT)
+
+
+def _state(thread: Path) -> str:
+    """The state of a thread as `proc(5)` has it; T is stopped, also for one that has ended meanwhile."""
+    try:
+        return (thread / "stat").read_text().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "T"
 
 
 @asynccontextmanager

@@ -1,9 +1,6 @@
 """Every operation ends within CC_MONGO_TIMEOUT_MS, whoever opened the client and whatever mongod does."""
 
 import asyncio
-import os
-import signal
-import threading
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -12,6 +9,7 @@ import pytest
 
 from backtest_persist import Container, Settings, StoreUnavailableError, WriteOutcomeUnknownError
 from tests.commands import Commands, listened_client
+from tests.faults import servers
 from tests.faults.conftest import Failing
 from tests.faults.stopwatch import GRACE, pauses, timed
 
@@ -26,14 +24,8 @@ def settings(settings: Settings) -> Settings:
 async def stopped(container: Container) -> AsyncGenerator[None]:
     """A mongod that keeps its connections and answers nothing."""
     pid = (await container.mongo_service.database.command("serverStatus"))["pid"]
-    end = threading.Timer(10, os.kill, (pid, signal.SIGCONT))  # should the event loop itself be stuck
-    end.start()
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    async with servers.stopped(pid):
         yield
-    finally:
-        end.cancel()
-        os.kill(pid, signal.SIGCONT)
 
 
 async def outcome(operation: Awaitable[Any]) -> tuple[type[Any], float]:

@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import os
-import signal
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import Container, Settings, StoreUnavailableError
+from tests.faults import servers
 from tests.faults.stopwatch import Stopwatch, timed
 
 Warned = Callable[[], list[str]]
@@ -35,11 +34,8 @@ async def stopped(container: Container) -> AsyncGenerator[None]:
     """A redis-server that keeps its connections and answers nothing."""
     client: Any = container.redis_service.client
     info = await client.info("server")
-    os.kill(info["process_id"], signal.SIGSTOP)
-    try:
+    async with servers.stopped(info["process_id"]):
         yield
-    finally:
-        os.kill(info["process_id"], signal.SIGCONT)
 
 
 @asynccontextmanager
