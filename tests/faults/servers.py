@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -138,8 +138,7 @@ async def stopped(pid: int) -> AsyncGenerator[None]:
     end.start()
     os.kill(pid, signal.SIGSTOP)
     try:
-        threads = Path(f"/proc/{pid}/task")
-        while any(_state(thread) != "T" for thread in threads.iterdir()):
+        while not _stands(pid):
             await asyncio.sleep(0.001)
         yield
     finally:
@@ -147,12 +146,12 @@ async def stopped(pid: int) -> AsyncGenerator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def _state(thread: Path) -> str:
-    """The state of a thread as `proc(5)` has it; T is stopped, also for one that has ended meanwhile."""
-    try:
-        return (thread / "stat").read_text().rpartition(") ")[2][0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "T"
+def _stands(pid: int) -> bool:
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            if (thread / "stat").read_text().rpartition(") ")[2][0] != "T":
+                return False
+    return True
 
 
 @asynccontextmanager
