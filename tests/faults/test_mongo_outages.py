@@ -122,6 +122,8 @@ async def test_a_step_down_under_load_loses_and_doubles_nothing(own: Settings, m
 
 async def test_a_mongod_that_starts_late_is_waited_for_by_trying_again(own: Settings, mongo: OwnMongo) -> None:
     """Without mongod operations are typed errors in time, closing is bounded, and with it the same container works."""
+    other = Container(own)
+    await other.signal_db_service.wait_for_init()
     await mongo.kill()
     container = Container(own)
     try:
@@ -131,8 +133,9 @@ async def test_a_mongod_that_starts_late_is_waited_for_by_trying_again(own: Sett
         )
         assert {type(end) for end, _ in ends} == {StoreUnavailableError}
         assert max(seconds for _, seconds in ends) < DEADLINE + GRACE
-        other = Container(own)
         await timed(other.signal_db_service.count())
+        end, seconds = await timed(other.signal_db_service.upsert("s", "t", "e", {}))
+        assert (type(end), seconds < DEADLINE + GRACE) == (StoreUnavailableError, True)  # surely nothing was sent
         _, seconds = await timed(other.close())
         assert seconds < DEADLINE + GRACE
     finally:
