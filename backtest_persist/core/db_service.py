@@ -662,13 +662,13 @@ class DbService(Generic[C, R]):
         return await self._mongo.prepared(self.collection, self._prepare, patience=patience)
 
     async def _prepare_again(self) -> None:
-        """Create the indexes of a collection that was dropped since `_ready` has prepared it."""
+        """Create the indexes of a collection that was dropped since it was prepared, or wait until they are built."""
         self._mongo.forget(self.collection)
-        await self._ready()
+        await self._mongo.prepared(self.collection, partial(self._prepare, built=False))
 
-    async def _prepare(self, collection: Collection) -> None:
+    async def _prepare(self, collection: Collection, *, built: bool = True) -> None:
         fields = self.context_type.wire_names()
-        await prepare_indexes(collection, fields, self.secondary_indexes, self._mongo.seconds)
+        await prepare_indexes(collection, fields, self.secondary_indexes, self._mongo.seconds, built=built)
 
     def _what(self, context: C) -> str:
         return f"{self.collection} ({context.describe()})"

@@ -114,9 +114,12 @@ async def missing_indexes(
 
 
 async def prepare_indexes(
-    collection: Collection, fields: Sequence[str], secondary: Sequence[Index], seconds: float
+    collection: Collection, fields: Sequence[str], secondary: Sequence[Index], seconds: float, *, built: bool = True
 ) -> None:
     """Create what is missing and verify the unique index; with all in place this sends one command.
+
+    An index is listed as soon as somebody begins to build it. Unless it is known to be `built` it is asked for again,
+    which waits for its end.
 
     Within an operation all of it has the deadline of that operation, otherwise reading the indexes has `seconds` and
     building them `BUILD_SECONDS`.
@@ -126,6 +129,10 @@ async def prepare_indexes(
     """
     with pymongo.timeout(seconds):
         missing = await missing_indexes(collection, fields, secondary)
+        if not built:
+            unique = tuple((field, ASCENDING) for field in fields)
+            listed = [index.name for index in await _found(collection) if index.keys == unique]
+            missing += [IndexModel(list(unique), name=name, unique=True) for name in listed]
     if not missing:
         return
     with pymongo.timeout(BUILD_SECONDS), mongo_errors(f"Creating the indexes of {collection.name}"):

@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 import pytest
 from pydantic import SecretStr
-from pymongo import AsyncMongoClient
+from pymongo import AsyncMongoClient, IndexModel
 
 from backtest_persist import Container, PersistCandleInstance, PersistMemoryInstance, Settings
 from backtest_persist.testing.domains import START, candle
-from tests.faults.servers import OwnRedis
+from tests.faults.servers import OwnRedis, until
 
 NAMES = [f"e{n}" for n in range(10)]
 
@@ -87,6 +87,36 @@ async def test_a_dropped_database_gets_its_unique_indexes_back(settings: Setting
         for collection in await database.list_collection_names():
             indexes = await database[collection].index_information()
             assert any(index.get("unique") for index in indexes.values()), collection
+
+
+async def test_a_unique_index_that_is_being_built_is_waited_for(settings: Settings, database: Any) -> None:
+    """It is listed before it refuses anything; until it does, the server takes no first write of a context."""
+    async with Container(settings) as container:
+        db = container.signal_db_service
+        collection = database[db.collection]
+        await collection.drop()
+        await collection.insert_many([{"symbol": "s", "strategyName": "t", "exchangeName": f"e{n}"} for n in range(9)])
+        pause = {"configureFailPoint": "hangAfterSettingUpIndexBuild", "mode": "alwaysOn"}
+        await database.client.admin.command(pause)
+        building = asyncio.create_task(collection.create_indexes([index_of(db)]))
+        try:
+            await until(lambda: is_listed(collection))
+            writing = asyncio.gather(*(db.upsert("s", "t", "new", {"n": n}) for n in range(5)))
+            await asyncio.wait([asyncio.ensure_future(writing)], timeout=0.3)
+            assert not writing.done()
+        finally:
+            await database.client.admin.command({**pause, "mode": "off"})
+        await building
+        await writing
+        assert await db.count({"exchange_name": "new"}) == 1
+
+
+def index_of(db: Any) -> IndexModel:
+    return IndexModel([(name, 1) for name in db.context_type.wire_names()], unique=True)
+
+
+async def is_listed(collection: Any) -> bool:
+    return len(await collection.index_information()) > 1
 
 
 async def test_whether_something_is_there_is_not_for_redis_to_say(container: Container, database: Any) -> None:
