@@ -28,7 +28,6 @@ from backtest_persist.connections import (
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import BaseMap
 from backtest_persist.core.documents import (
-    BAD_VALUE,
     Bulk,
     fetch,
     find_each,
@@ -39,7 +38,15 @@ from backtest_persist.core.documents import (
     write_bulk,
 )
 from backtest_persist.core.flights import Flights, Seat
-from backtest_persist.core.indexes import BUILD_SECONDS, Index, drop_narrow_indexes, narrow_indexes, prepare_indexes
+from backtest_persist.core.indexes import (
+    BAD_HINT,
+    BUILD_SECONDS,
+    Index,
+    drop_narrow_indexes,
+    narrow_indexes,
+    prepare_indexes,
+    unique_hint,
+)
 from backtest_persist.core.keys import checked_limit, checked_name, to_int
 from backtest_persist.core.payload import encode_payload
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
@@ -567,15 +574,15 @@ class DbService(Generic[C, R]):
         return await write_bulk(collection, upserts, session, self._prepare_again)
 
     def _unique_index(self) -> dict[str, int]:
-        """A hint by which the server refuses, as `BAD_VALUE`, what comes to a database that was dropped."""
-        return dict.fromkeys(self.context_type.wire_names(), ASCENDING)
+        """A hint by which the server refuses, as `BAD_HINT`, what comes to a database that was dropped."""
+        return unique_hint(self.context_type.wire_names())
 
     async def _by_unique_index(self, send: Callable[[], Awaitable[T]]) -> T:
         """Send what has that hint, and again after the index was created, should it be gone."""
         try:
             return await send()
         except OperationFailure as error:
-            if error.code != BAD_VALUE:
+            if error.code != BAD_HINT:
                 raise
         await self._prepare_again()
         return await send()
@@ -662,13 +669,13 @@ class DbService(Generic[C, R]):
         return await self._mongo.prepared(self.collection, self._prepare, patience=patience)
 
     async def _prepare_again(self) -> None:
-        """Create the indexes of a collection that was dropped since it was prepared, or wait until they are built."""
+        """Create the indexes of a collection that was dropped since it was prepared, or wait until they can be used."""
         self._mongo.forget(self.collection)
-        await self._mongo.prepared(self.collection, partial(self._prepare, built=False))
+        await self._mongo.prepared(self.collection, partial(self._prepare, usable=False))
 
-    async def _prepare(self, collection: Collection, *, built: bool = True) -> None:
+    async def _prepare(self, collection: Collection, *, usable: bool = True) -> None:
         fields = self.context_type.wire_names()
-        await prepare_indexes(collection, fields, self.secondary_indexes, self._mongo.seconds, built=built)
+        await prepare_indexes(collection, fields, self.secondary_indexes, self._mongo.seconds, usable=usable)
 
     def _what(self, context: C) -> str:
         return f"{self.collection} ({context.describe()})"

@@ -12,12 +12,11 @@ from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
 from backtest_persist.connections import CODEC_OPTIONS, Collection, Document, to_plain
+from backtest_persist.core.indexes import BAD_HINT
 
-__all__ = ("BAD_VALUE", "Bulk", "fetch", "find_each", "find_ids", "holds", "taken", "to_object_id", "write_bulk")
+__all__ = ("Bulk", "fetch", "find_each", "find_ids", "holds", "taken", "to_object_id", "write_bulk")
 
 _DUPLICATE_KEY = 11000
-BAD_VALUE = 2
-"""What the server answers to a hint that names no index, among other things."""
 _FAST_OPTIONS: CodecOptions[Document] = CODEC_OPTIONS.with_options(document_class=dict)
 """Decodes twice as fast, and makes a `DBRef` of what looks like one."""
 
@@ -102,7 +101,7 @@ async def write_bulk(
 ) -> Bulk:
     """Write unordered: what is refused leaves the others.
 
-    Two first writes that met in the server are tried again, and, after `prepare`, what is a `BAD_VALUE`.
+    Two first writes that met in the server are tried again, and, after `prepare`, what is answered `BAD_HINT`.
     """
     bulk = Bulk({}, {})
     again: dict[int, UpdateOne] = dict(enumerate(operations))
@@ -119,8 +118,8 @@ async def write_bulk(
                 raise
             bulk.upserted |= {positions[entry["index"]]: entry["_id"] for entry in details.get("upserted", ())}
             codes = {failure["index"]: failure.get("code") for failure in failures if may_retry}
-            met = {index for index, code in codes.items() if code in (_DUPLICATE_KEY, BAD_VALUE)}
-            if BAD_VALUE in codes.values():
+            met = {index for index, code in codes.items() if code in (_DUPLICATE_KEY, BAD_HINT)}
+            if BAD_HINT in codes.values():
                 await prepare()
             for failure in failures:
                 if failure["index"] not in met:

@@ -1,5 +1,6 @@
 """Unique indexes: the write protocol rests on them, so they are created and verified before the first operation."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,15 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 from backtest_persist.connections import Collection, list_indexes, mongo_errors
 from backtest_persist.errors import IndexConflictError
 
-__all__ = ("Index", "drop_narrow_indexes", "missing_indexes", "narrow_indexes", "prepare_indexes")
+__all__ = (
+    "BAD_HINT",
+    "Index",
+    "drop_narrow_indexes",
+    "missing_indexes",
+    "narrow_indexes",
+    "prepare_indexes",
+    "unique_hint",
+)
 
 Index = tuple[tuple[str, int], ...]
 """A compound index: (wire name, direction) pairs."""
@@ -18,7 +27,10 @@ Index = tuple[tuple[str, int], ...]
 BUILD_SECONDS = 600.0
 """Building an index over an existing collection may take longer than an operation."""
 
+BAD_HINT = 2
+"""What the server answers (BadValue) to a hint that names no index, among other things."""
 _UNAUTHORIZED = 13
+_LOOK_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,11 @@ def _narrow(found: Sequence[_Found], fields: Sequence[str]) -> list[_Found]:
     ]
 
 
+def unique_hint(fields: Sequence[str]) -> dict[str, int]:
+    """The unique index on these fields as the hint of a command; the server answers `BAD_HINT` where it is not."""
+    return dict.fromkeys(fields, ASCENDING)
+
+
 async def narrow_indexes(collection: Collection, fields: Sequence[str]) -> list[str]:
     """Name the unique indexes on only a part of `fields`: under them two contexts cannot both be stored."""
     return [index.name for index in _narrow(await _found(collection), fields)]
@@ -88,7 +105,7 @@ async def missing_indexes(
             f"({', '.join(fields)}) cannot both be stored. Run `backtest-persist migrate` to see and drop it; "
             "first make sure that no bot of that release uses this database."
         )
-    unique: Index = tuple((field, ASCENDING) for field in fields)
+    unique: Index = tuple(unique_hint(fields).items())
     present = {index.keys for index in found}
     missing = [IndexModel(list(unique), unique=True)] if unique not in present else []
     missing += [IndexModel(list(keys)) for keys in secondary if keys not in present]
@@ -114,12 +131,12 @@ async def missing_indexes(
 
 
 async def prepare_indexes(
-    collection: Collection, fields: Sequence[str], secondary: Sequence[Index], seconds: float, *, built: bool = True
+    collection: Collection, fields: Sequence[str], secondary: Sequence[Index], seconds: float, *, usable: bool = True
 ) -> None:
     """Create what is missing and verify the unique index; with all in place this sends one command.
 
-    An index is listed as soon as somebody begins to build it. Unless it is known to be `built` it is asked for again,
-    which waits for its end.
+    An index is listed as soon as somebody begins to build it, and a server that is asked to create it once more may say
+    that it exists a little before it does (mongod 6.0). Unless it is known to be `usable` it is waited for.
 
     Within an operation all of it has the deadline of that operation, otherwise reading the indexes has `seconds` and
     building them `BUILD_SECONDS`.
@@ -129,25 +146,40 @@ async def prepare_indexes(
     """
     with pymongo.timeout(seconds):
         missing = await missing_indexes(collection, fields, secondary)
-        if not built:
-            unique = tuple((field, ASCENDING) for field in fields)
-            listed = [index.name for index in await _found(collection) if index.keys == unique]
-            missing += [IndexModel(list(unique), name=name, unique=True) for name in listed]
-    if not missing:
-        return
-    with pymongo.timeout(BUILD_SECONDS), mongo_errors(f"Creating the indexes of {collection.name}"):
+    if missing:
+        with pymongo.timeout(BUILD_SECONDS), mongo_errors(f"Creating the indexes of {collection.name}"):
+            await _create(collection, fields, missing)
+    if not usable:
+        with pymongo.timeout(seconds), mongo_errors(f"Waiting for the unique index of {collection.name}"):
+            await _until_usable(collection, fields)
+
+
+async def _create(collection: Collection, fields: Sequence[str], missing: Sequence[IndexModel]) -> None:
+    try:
+        await collection.create_indexes(missing)
+    except DuplicateKeyError:
+        raise IndexConflictError(
+            f"{collection.name} holds several documents of one context, so its unique index on "
+            f"{', '.join(fields)} cannot be built. Group by these fields to find them, keep one document of each "
+            "context, and start again."
+        ) from None
+    except OperationFailure as error:
+        if error.code != _UNAUTHORIZED:
+            raise
+        raise IndexConflictError(
+            f"{collection.name} lacks indexes and this user may not create them. Grant createIndex on the "
+            "collection, or start once with a user who has readWrite on the database."
+        ) from None
+
+
+async def _until_usable(collection: Collection, fields: Sequence[str]) -> None:
+    """Look until the server takes the unique index as a hint; the collection exists."""
+    while True:
         try:
-            await collection.create_indexes(missing)
-        except DuplicateKeyError:
-            raise IndexConflictError(
-                f"{collection.name} holds several documents of one context, so its unique index on "
-                f"{', '.join(fields)} cannot be built. Group by these fields to find them, keep one document of each "
-                "context, and start again."
-            ) from None
+            await collection.find_one({}, {"_id": 1}, hint=unique_hint(fields))
         except OperationFailure as error:
-            if error.code != _UNAUTHORIZED:
+            if error.code != BAD_HINT:
                 raise
-            raise IndexConflictError(
-                f"{collection.name} lacks indexes and this user may not create them. Grant createIndex on the "
-                "collection, or start once with a user who has readWrite on the database."
-            ) from None
+            await asyncio.sleep(_LOOK_SECONDS)
+        else:
+            return

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -109,6 +110,18 @@ async def test_a_unique_index_that_is_being_built_is_waited_for(settings: Settin
         await building
         await writing
         assert await db.count({"exchange_name": "new"}) == 1
+
+
+async def test_a_unique_index_is_used_once_the_server_lets_it_be(settings: Settings, database: Any) -> None:
+    """Of several processes that ask for it at the same time some are told that it exists a little too early."""
+    async with AsyncExitStack() as stack:
+        writers = [series(await stack.enter_async_context(Container(settings))) for _ in range(4)]
+        collection = database["candle-items"]
+        for number in range(20):
+            await collection.drop()
+            await collection.insert_one({"exchangeName": "another"})
+            await asyncio.gather(*(writer.write_candles_data([candle(number)]) for writer in writers))
+            assert await collection.count_documents({"symbol": "s"}) == 1
 
 
 def index_of(db: Any) -> IndexModel:
