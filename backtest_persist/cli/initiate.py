@@ -39,13 +39,16 @@ async def initiate(*, member: str = "localhost:27017") -> int:
                     raise
             try:
                 async with asyncio.timeout(_ELECTION_SECONDS):
-                    while not (await admin.command("hello"))["isWritablePrimary"]:  # noqa: ASYNC110  # no event
+                    while not (hello := await admin.command("hello"))["isWritablePrimary"]:  # noqa: ASYNC110  # no event
                         await asyncio.sleep(0.05)
             except TimeoutError:
                 raise StoreUnavailableError(
                     f"No primary after {_ELECTION_SECONDS} s: mongod has to reach itself as {member}."
                 ) from None
-        Console().print(f"The replica set is ready; its member is {member}.")
+        there = f"The replica set {hello['setName']} is ready; its member is {', '.join(hello['hosts'])}."
+        Console().print(
+            there if member in hello["hosts"] else f"{there} It was initiated before; {member} is not in it."
+        )
         return 0
     finally:
         await container.close()

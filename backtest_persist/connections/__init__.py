@@ -15,7 +15,7 @@ from backtest_persist.connections.mongo import (
     list_indexes,
 )
 from backtest_persist.connections.redis import RedisCommands, RedisService
-from backtest_persist.connections.translation import late, mongo_errors, redis_errors
+from backtest_persist.connections.translation import is_forbidden, late, mongo_errors, redis_errors
 from backtest_persist.connections.values import CODEC_OPTIONS, Document, to_plain
 
 __all__ = (
@@ -28,6 +28,7 @@ __all__ = (
     "RedisService",
     "aggregate",
     "aggregate_raw",
+    "is_forbidden",
     "late",
     "list_indexes",
     "mongo_errors",

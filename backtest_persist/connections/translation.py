@@ -17,7 +17,7 @@ from pymongo.errors import (
     ServerSelectionTimeoutError,
     WriteConcernError,
 )
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from backtest_persist.errors import (
     BacktestPersistError,
@@ -30,7 +30,7 @@ from backtest_persist.errors import (
     WriteRejectedError,
 )
 
-__all__ = ("late", "mongo_errors", "redis_error", "redis_errors")
+__all__ = ("is_forbidden", "late", "mongo_errors", "redis_error", "redis_errors")
 
 
 def mongo_errors(operation: str | Callable[[], str], *, write: bool = False) -> AbstractContextManager[None]:
@@ -148,3 +148,8 @@ def redis_error(operation: str, error: Exception) -> StoreUnavailableError:
     """What an error of the driver means; `operation` opens the message."""
     what = _first_line(error) if str(error) else f"{type(error).__name__}: no answer within CC_REDIS_TIMEOUT_MS"
     return StoreUnavailableError(f"{operation}: {what}.")
+
+
+def is_forbidden(error: BacktestPersistError) -> bool:
+    """Whether Redis is there, and does not let this user send this command."""
+    return isinstance(error.__cause__, NoPermissionError)

@@ -3,7 +3,7 @@
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -12,13 +12,14 @@ from typing import Any
 
 from pymongo import ReadPreference
 
-from backtest_persist.connections import MongoState
+from backtest_persist.connections import Collection, MongoState, aggregate, is_forbidden
 from backtest_persist.container import Container
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.indexes import missing_indexes
+from backtest_persist.domains.interval import IntervalDbService
 from backtest_persist.errors import BacktestPersistError, IndexConflictError
 from backtest_persist.operations.cache import sample
-from backtest_persist.operations.ids import Ids
+from backtest_persist.operations.ids import SECONDS, Ids
 
 __all__ = ("Diagnosis", "Finding", "Level", "examine")
 
@@ -30,7 +31,9 @@ OLDEST_MONGODB = (5, 0)
 CLOCKS_MS = 1000.0
 """By how much two clocks may differ."""
 _NEEDED = ("find", "insert", "listIndexes", "update")
-_SOMETIMES_NEEDED = {"createIndex": "creating indexes", "remove": "clear_bucket"}
+REDIS_SECONDS = 2 * SECONDS
+"""The time for all that is asked of Redis, and once more for the sample."""
+_TOO_SLOW = f"not examined to the end within {REDIS_SECONDS:g} s"
 _START = "Start it, or correct the CC_* settings."
 _VERIFY = "Reads repair what they meet; `backtest-persist verify --fix` puts all right."
 
@@ -110,6 +113,7 @@ class _Mongo:
         self.mongo = container.mongo_service
         self.services = container.db_services
         self.diagnosis = diagnosis
+        self.cannot_create: Sequence[str] = ()
 
     async def examine(self) -> bool:
         """Whether all of the examination could be made."""
@@ -220,20 +224,22 @@ class _Mongo:
             service.collection: _granted(info["authenticatedUserPrivileges"], state.database.name, service.collection)
             for service in self.services
         }
-        lacking = {
-            action: [name for name, actions in granted.items() if action not in actions]
-            for action in (*_NEEDED, *_SOMETIMES_NEEDED)
-        }
+        cleared = [service.collection for service in self.services if isinstance(service, IntervalDbService)]
+        wanted = {**dict.fromkeys((*_NEEDED, "createIndex"), granted), "remove": cleared}
+        lacking = {action: [name for name in names if action not in granted[name]] for action, names in wanted.items()}
         lacking = {action: names for action, names in lacking.items() if names}
         shown = "; ".join(f"{action} on {', '.join(names)}" for action, names in lacking.items())
         advice = f"Grant the user readWrite on the database {state.database.name}."
-        if not lacking:
-            self.diagnosis.ok(at, "the user may do all that is needed")
-        elif any(action in lacking for action in _NEEDED):
+        if any(action in lacking for action in _NEEDED):
             self.diagnosis.problem(at, f"the user may not {shown}", advice, lacking=lacking)
+            return
+        self.cannot_create = lacking.get("createIndex", ())  # a problem where an index is missing
+        if "remove" in lacking:
+            shown = f"the user may not {shown}; only clear_bucket needs remove"
+            self.diagnosis.warning(at, shown, advice, lacking=lacking)
         else:
-            uses = ", ".join(_SOMETIMES_NEEDED[action] for action in lacking)
-            self.diagnosis.warning(at, f"the user may not {shown}; only {uses} needs it", advice, lacking=lacking)
+            needed = "the user may do all that is needed" + (" once the indexes are there" if lacking else "")
+            self.diagnosis.ok(at, needed, lacking=lacking)
 
     async def indexes(self, state: MongoState) -> None:
         async with self.mongo.operation("The list of collections"):
@@ -255,18 +261,36 @@ class _Mongo:
             return Finding(check, Level.PROBLEM, str(error), values={"state": state_word})
         except BacktestPersistError as error:
             return Finding(check, Level.PROBLEM, str(error), values={"state": "unknown"})
-        if not exists:
-            return Finding(check, Level.OK, "the first operation creates the collection", values={"state": "new"})
         if not missing:
             return Finding(check, Level.OK, "there", values={"state": "there"})
         lacking = [index.document["name"] for index in missing]
-        return Finding(
-            check,
-            Level.WARNING,
-            f"{name} lacks {', '.join(lacking)}",
-            "The next process that uses it creates them and says so if several documents of one context prevent it.",
-            {"state": "missing", "missing": lacking},
-        )
+        values = {"state": "missing" if exists else "new", "missing": lacking}
+        shown = f"{name} lacks {', '.join(lacking)}"
+        if name in self.cannot_create:
+            advice = "Grant createIndex on the collection, or start once with a user who has readWrite on the database."
+            return Finding(check, Level.PROBLEM, f"{shown}, and this user may not create them", advice, values)
+        if not exists:
+            return Finding(check, Level.OK, "the first operation creates the collection", values=values)
+        if any(index.document.get("unique") for index in missing):
+            try:
+                if await self.holds_duplicates(collection, fields):
+                    advice = f"Group by {', '.join(fields)} to find them, and keep one document of each context."
+                    problem = f"{shown}, and cannot get it: several of its documents are of one context"
+                    return Finding(check, Level.PROBLEM, problem, advice, {**values, "state": "duplicates"})
+            except BacktestPersistError as error:
+                shown += f"; whether its documents allow it is unknown ({error})"
+        return Finding(check, Level.WARNING, shown, "The next process that uses it creates them.", values)
+
+    async def holds_duplicates(self, collection: Collection, fields: Sequence[str]) -> bool:
+        """Whether two documents are of one context."""
+        context = {name: f"${name}" for name in fields}
+        pipeline = [
+            {"$group": {"_id": context, "documents": {"$sum": 1}}},
+            {"$match": {"documents": {"$gt": 1}}},
+            {"$limit": 1},
+        ]
+        async with self.mongo.operation(f"The search for duplicates in {collection.name}"):
+            return [document async for document in aggregate(collection, pipeline)] != []
 
     async def clock(self) -> None:
         before, started = datetime.now(UTC), time.perf_counter()
@@ -307,12 +331,14 @@ class _Redis:
     async def examine(self) -> bool:
         """Whether all of the examination could be made."""
         try:
-            await self.ids.ping()
-            self.diagnosis.ok("redis", "reachable")
-            await self.info()
-            await self.latency()
-        except BacktestPersistError as error:
-            self.diagnosis.problem("redis", str(error), f"{_START} Until then MongoDB alone carries on, more slowly.")
+            async with asyncio.timeout(REDIS_SECONDS):
+                await self.ids.ping()
+                self.diagnosis.ok("redis", "reachable")
+                await self.info()
+                await self.latency()
+        except (BacktestPersistError, TimeoutError) as error:
+            shown = str(error) or _TOO_SLOW
+            self.diagnosis.problem("redis", shown, f"{_START} Until then MongoDB alone carries on, more slowly.")
             return False
         prefix = self.settings.redis_key_prefix
         self.diagnosis.ok("redis.key_prefix", repr(prefix) if prefix else "none", prefix=prefix)
@@ -382,9 +408,16 @@ class _Redis:
 
 async def _examine_sample(container: Container, diagnosis: Diagnosis) -> None:
     try:
-        sampled = await sample(container, SAMPLE)
+        async with asyncio.timeout(REDIS_SECONDS):
+            sampled = await sample(container, SAMPLE)
+    except TimeoutError:
+        diagnosis.warning("cache", _TOO_SLOW, "Run nearer to the servers.")
+        return
     except BacktestPersistError as error:
-        diagnosis.problem("cache", str(error), _START)
+        if is_forbidden(error):  # a runner needs GET and SET alone
+            diagnosis.ok("cache", f"not looked at: {error}")
+        else:
+            diagnosis.problem("cache", str(error), _START)
         return
     count = sampled.count
     values = {"right": count.right, "stale": count.stale, "foreign": count.foreign, "missing": count.missing}

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from bson import ObjectId
@@ -281,7 +282,7 @@ async def test_the_doctor_writes_nothing(settings: Settings, driver: str) -> Non
 async def test_a_new_database_is_told_from_one_without_indexes(container: Container) -> None:
     """Collections that do not exist yet are fine; one that lacks an index is a warning that names it."""
     values = {finding.check: finding.values for finding in (await examine(container)).findings}
-    assert values["mongodb.indexes.signal"] == {"state": "new"}
+    assert values["mongodb.indexes.signal"]["state"] == "new"
     await container.wait_for_init()
     indexes = container.mongo_service.database
     await indexes["signal-items"].drop_index("symbol_1_strategyName_1_exchangeName_1")
@@ -307,6 +308,26 @@ async def test_an_index_in_the_way_is_a_problem_with_its_remedy(container: Conta
     values = {finding.check: finding.values for finding in diagnosis.findings}
     assert values["mongodb.indexes.candle"]["state"] == "narrow"
     assert values["mongodb.indexes.risk"]["state"] == "conflicting"
+
+
+async def test_documents_that_forbid_the_unique_index_are_a_problem(container: Container) -> None:
+    """Without it the domain stores nothing, and the next process could not create it."""
+    signals = container.mongo_service.database["signal-items"]
+    context = {"symbol": "s", "strategyName": "t", "exchangeName": "e"}
+    await signals.insert_many([{**context}, {**context, "symbol": "another"}])
+    assert levels(await examine(container)) == {"mongodb.indexes.signal": Level.WARNING, "cache": Level.WARNING}
+    await signals.insert_one({**context})
+    diagnosis = await examine(container)
+    assert levels(diagnosis)["mongodb.indexes.signal"] is Level.PROBLEM
+    assert "Group by symbol, strategyName, exchangeName" in texts(diagnosis)["mongodb.indexes.signal"]
+
+
+async def test_the_doctor_does_not_wait_for_a_slow_redis(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is asked of it has one deadline; so has the sample."""
+    monkeypatch.setattr(doctor_module, "REDIS_SECONDS", 0.0)
+    diagnosis = await examine(container)
+    assert levels(diagnosis) == {"redis": Level.PROBLEM}
+    assert "not examined to the end" in texts(diagnosis)["redis"]
 
 
 async def test_a_sample_shows_a_damaged_cache(container: Container) -> None:
@@ -398,8 +419,10 @@ async def test_a_standalone_mongod_with_users(settings: Settings, tmp_path: Path
         standalone = {"mongodb.topology": Level.WARNING}
         assert (await seen_by("writer:canary"))[0] == standalone
         found, said = await seen_by("narrow:canary")
-        assert found == {**standalone, "mongodb.rights": Level.WARNING}
-        assert "may not createIndex on breakeven-items" in said["mongodb.rights"]
+        lacking = dict.fromkeys((f"mongodb.indexes.{case.domain}" for case in CASES), Level.PROBLEM)
+        assert found == {**standalone, "mongodb.rights": Level.WARNING, **lacking}
+        assert "remove on interval-items; only clear_bucket" in said["mongodb.rights"]
+        assert "may not create them" in said["mongodb.indexes.signal"]
         assert (await seen_by("elsewhere:canary"))[0]["mongodb.rights"] is Level.PROBLEM
         found, said = await seen_by("reader:canary")
         assert found == {**standalone, "mongodb.rights": Level.PROBLEM}
@@ -421,6 +444,19 @@ async def test_a_replica_set_that_was_never_initiated(settings: Settings, tmp_pa
         diagnosis = await examine(container)
     assert levels(diagnosis) == {"mongodb.topology": Level.PROBLEM}
     assert "backtest-persist initiate" in texts(diagnosis)["mongodb.topology"]
+
+
+async def test_a_replica_set_is_initiated_once(settings: Settings, tmp_path: Path) -> None:
+    """A second time it names the member that is there, not the one that was asked for."""
+    async with private_mongod(tmp_path, "--replSet", "rs0") as uri:
+        ours = at(settings, f"{uri}db?directConnection=true")
+        member = unquote(uri.removeprefix("mongodb://").rstrip("/"))
+        first = await run("initiate", "--member", member, settings=ours, cwd=tmp_path)
+        again = await run("initiate", "--member", "another:27017", settings=ours, cwd=tmp_path)
+    assert first.returncode == again.returncode == 0
+    assert "ready" in str(first.stdout)
+    assert "another:27017 is not in it" in " ".join(again.stdout.split())
+    assert "not in it" not in str(first.stdout)
 
 
 # --- the commands ---

@@ -20,6 +20,7 @@ from backtest_persist import (
     StoreUnavailableError,
     WriteRejectedError,
 )
+from backtest_persist.operations import Level, examine
 from backtest_persist.persist.dump.transfer import export_dump, import_dump
 from tests.cases import CASES, PAYLOAD, Case
 from tests.dumps import ORIGINAL, write_dump
@@ -161,6 +162,20 @@ async def test_the_smaller_role_is_enough_when_the_indexes_exist(users: Users, c
         await container.wait_for_init()
         for case in CASES:
             assert await failures(everything(runner, case)) == []
+
+
+async def test_the_doctor_asks_for_no_more(users: Users, container: Container) -> None:
+    """With a role and the smaller rule all is well; that the smaller role cannot store anything yet is a problem."""
+    await users.has_rule(rules()[0])
+    async with opened(users.settings) as runner:
+        assert (await examine(runner)).level is Level.OK
+        await users.has_role("backtestPersist")
+        lacking = {f"mongodb.indexes.{case.domain}" for case in CASES}
+        found = (await examine(runner)).findings
+        assert {finding.check for finding in found if finding.level is Level.PROBLEM} == lacking
+        assert {finding.check for finding in found if "may not create them" in finding.text} == lacking
+        await container.wait_for_init()
+        assert (await examine(runner)).level is Level.OK
 
 
 async def test_the_roles_reach_no_other_collection(users: Users) -> None:
