@@ -465,7 +465,7 @@ class DbService(Generic[C, R]):
                     with self._write_errors("write", seat.item.context):
                         raise refused[key]
                 except BacktestPersistError as error:
-                    seat.crash(error)
+                    _crash([seat], error)
             elif key in documents:
                 self._land(seat, documents[key])
             else:  # somebody removed it since

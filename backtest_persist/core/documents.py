@@ -13,6 +13,7 @@ from pymongo.errors import BulkWriteError
 
 from backtest_persist.connections import CODEC_OPTIONS, Collection, Document, to_plain
 from backtest_persist.core.indexes import BAD_HINT
+from backtest_persist.errors import BacktestPersistError
 
 __all__ = ("Bulk", "fetch", "find_each", "find_ids", "holds", "taken", "to_object_id", "write_bulk")
 
@@ -89,8 +90,8 @@ class Bulk:
 
     upserted: dict[int, ObjectId]
     """The ids of what is newly stored."""
-    refused: dict[int, BulkWriteError]
-    """The errors of what the server refused."""
+    refused: dict[int, Exception]
+    """The errors of what was not stored."""
 
 
 async def write_bulk(
@@ -119,13 +120,17 @@ async def write_bulk(
             bulk.upserted |= {positions[entry["index"]]: entry["_id"] for entry in details.get("upserted", ())}
             codes = {failure["index"]: failure.get("code") for failure in failures if may_retry}
             met = {index for index, code in codes.items() if code in (_DUPLICATE_KEY, BAD_HINT)}
-            if BAD_HINT in codes.values():
-                await prepare()
             for failure in failures:
                 if failure["index"] not in met:
                     one: Document = {"writeErrors": [failure], "writeConcernErrors": []}
                     bulk.refused[positions[failure["index"]]] = BulkWriteError(one)
             again = {positions[index]: again[positions[index]] for index in met}
+            if BAD_HINT in codes.values():
+                try:
+                    await prepare()
+                except BacktestPersistError as error:  # of these alone; the others are stored
+                    bulk.refused |= dict.fromkeys(again, error)
+                    break
             if not again:
                 break
     return bulk

@@ -9,9 +9,16 @@ from urllib.parse import urlsplit
 
 import pytest
 from pydantic import SecretStr
-from pymongo import AsyncMongoClient, IndexModel
+from pymongo import AsyncMongoClient, IndexModel, UpdateOne
 
-from backtest_persist import Container, PersistCandleInstance, PersistMemoryInstance, Settings
+from backtest_persist import (
+    Container,
+    PersistCandleInstance,
+    PersistMemoryInstance,
+    Settings,
+    StoreUnavailableError,
+)
+from backtest_persist.core.documents import write_bulk
 from backtest_persist.testing.domains import START, candle
 from tests.faults.servers import OwnRedis, until
 
@@ -122,6 +129,20 @@ async def test_a_unique_index_is_used_once_the_server_lets_it_be(settings: Setti
             await collection.insert_one({"exchangeName": "another"})
             await asyncio.gather(*(writer.write_candles_data([candle(number)]) for writer in writers))
             assert await collection.count_documents({"symbol": "s"}) == 1
+
+
+async def test_what_a_bulk_has_stored_is_not_denied(database: Any) -> None:
+    """The index disappears in the middle and cannot be made again: that is the error of what came after it alone."""
+
+    async def prepare() -> None:
+        raise StoreUnavailableError("no index")
+
+    update = {"$setOnInsert": {"x": 1}}
+    operations = [UpdateOne({"n": n}, update, upsert=True, hint={"n": 1} if n else None) for n in range(3)]
+    bulk = await write_bulk(database["items"], operations, None, prepare)
+    assert set(bulk.upserted) == {0}
+    assert {position: str(error) for position, error in bulk.refused.items()} == dict.fromkeys((1, 2), "no index")
+    assert await database["items"].count_documents({}) == 1
 
 
 def index_of(db: Any) -> IndexModel:
