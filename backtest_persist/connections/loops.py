@@ -41,7 +41,7 @@ class PerLoop(Generic[T]):
         self._create = create
         self._close = close
         self._held: dict[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None]]] = {}
-        self._retired: list[tuple[asyncio.AbstractEventLoop, AsyncGenerator[None]]] = []
+        self._retired: list[tuple[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None]]]] = []
         self._inherited: list[tuple[asyncio.AbstractEventLoop, object]] = []
         self.closed = False
         PerLoop._all.add(self)
@@ -63,7 +63,9 @@ class PerLoop(Generic[T]):
             raise closed()
         if any(loop is inherited for inherited, _ in self._inherited):
             raise SettingsError("This event loop belongs to the process that was forked; call asyncio.run in this one.")
-        self._held = {other: value for other, value in self._held.items() if not other.is_closed()}
+        for other in list(self._held):  # one by one, as another thread may be adding its own
+            if other.is_closed():
+                self._held.pop(other, None)
         value = self._create()
         guard = self._guard(loop, value)
         with suppress(StopIteration):  # runs to the yield: there is no suspension before it
@@ -84,8 +86,8 @@ class PerLoop(Generic[T]):
 
     def retire(self) -> None:
         """Forget every value; each is closed with its loop, or by the next `close` in it."""
-        open_ones = [*self._retired, *((loop, guard) for loop, (_, guard) in self._held.items())]
-        self._retired = [(loop, guard) for loop, guard in open_ones if not loop.is_closed()]
+        open_ones = [*self._retired, *self._held.items()]
+        self._retired = [(loop, held) for loop, held in open_ones if not loop.is_closed()]
         self._held = {}
 
     @property
@@ -94,11 +96,17 @@ class PerLoop(Generic[T]):
         held = self._held.get(asyncio.get_running_loop())
         return None if held is None else held[0]
 
+    @property
+    def retired(self) -> list[T]:
+        """The values that the running loop had before, and that are still open."""
+        loop = asyncio.get_running_loop()
+        return [value for owner, (value, _) in self._retired if owner is loop]
+
     async def close(self) -> None:
         """Close what belongs to the running loop."""
         loop = asyncio.get_running_loop()
-        guards = [guard for owner, guard in self._retired if owner is loop]
-        self._retired = [(owner, guard) for owner, guard in self._retired if owner is not loop]
+        guards = [guard for owner, (_, guard) in self._retired if owner is loop]
+        self._retired = [(owner, held) for owner, held in self._retired if owner is not loop]
         held = self._held.get(loop)
         if held is not None:
             guards.append(held[1])

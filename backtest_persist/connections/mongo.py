@@ -4,11 +4,10 @@ import asyncio
 import inspect
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
-    asynccontextmanager,
     contextmanager,
     nullcontext,
     suppress,
@@ -177,6 +176,30 @@ class _Deadline(AbstractAsyncContextManager[None]):
         self._errors.__exit__(None if error is None else type(error), error, None)
 
 
+class _Operation(AbstractAsyncContextManager[None]):
+    """A class, as a generator that is left open at the end of its event loop is closed at any moment."""
+
+    __slots__ = ("_accept", "_deadline", "_under_way", "_what", "_write")
+
+    def __init__(
+        self, accept: Callable[[], AbstractContextManager[MongoState]], what: str | Callable[[], str], write: bool
+    ) -> None:
+        self._accept = accept
+        self._what = what
+        self._write = write
+
+    async def __aenter__(self) -> None:
+        self._under_way = self._accept()
+        self._deadline = self._under_way.__enter__().deadline(self._what, write=self._write)
+        await self._deadline.__aenter__()
+
+    async def __aexit__(self, *raised: Any) -> None:
+        try:
+            await self._deadline.__aexit__(*raised)
+        finally:
+            self._under_way.__exit__(None, None, None)
+
+
 class MongoService:
     """The MongoDB side of a container: one client per event loop, the database, and prepared collections."""
 
@@ -244,12 +267,9 @@ class MongoService:
         """Begin something that `close` waits for; refused after `close`."""
         return self._open_state().under_way()
 
-    @asynccontextmanager
-    async def operation(self, what: str | Callable[[], str], *, write: bool = False) -> AsyncGenerator[None]:
+    def operation(self, what: str | Callable[[], str], *, write: bool = False) -> AbstractAsyncContextManager[None]:
         """Begin one operation: `accept` with its deadline; `what` opens the message of an error."""
-        with self.accept() as state:
-            async with state.deadline(what, write=write):
-                yield
+        return _Operation(self.accept, what, write)
 
     async def prepared(
         self, name: str, prepare: Callable[[Collection], Awaitable[None]], *, patience: float | None = None
@@ -274,6 +294,8 @@ class MongoService:
                 ) from None
             try:
                 if name not in state.prepared:
+                    for before in self._states.retired:  # its writes are older than what comes now
+                        await before.drain()
                     seconds = until - time.monotonic()
                     async with nullcontext() if patience else state.deadline(f"Preparing {name}", seconds):
                         await prepare(state.collection(name))

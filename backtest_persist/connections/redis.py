@@ -50,13 +50,18 @@ class _Client:
         self._client = cast("Any", client)
 
     async def execute(self, *command: str | bytes | int) -> Any:
-        return await self._client.execute_command(*command)
+        return await self._client.execute_command(*_encoded(command))
 
     async def execute_all(self, commands: Sequence[tuple[str | bytes | int, ...]]) -> None:
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
-            pipeline.execute_command(*command)
+            pipeline.execute_command(*_encoded(command))
         await pipeline.execute()
+
+
+def _encoded(command: Sequence[str | bytes | int]) -> list[str | bytes | int]:
+    """What follows the name of a command in UTF-8, whatever encoding the client has."""
+    return [command[0], *(part.encode() if isinstance(part, str) else part for part in command[1:])]
 
 
 class _Connection:
@@ -172,6 +177,11 @@ class RedisService:
     def client(self) -> Redis:
         """The client of the running event loop; answers are bytes."""
         return self._states.get().client
+
+    def check(self) -> None:
+        """Raise a `SettingsError` if Redis cannot be reached by these settings at all; sends nothing."""
+        with suppress(StoreUnavailableError):
+            self._states.get()
 
     @property
     def key_prefix(self) -> str:

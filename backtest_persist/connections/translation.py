@@ -113,7 +113,11 @@ def _describe(error: Exception) -> str:
         return "no answer within the deadline"
     if isinstance(error, OperationFailure):
         name = (error.details or {}).get("codeName", type(error).__name__)
-        hint = {13: "; grant the user readWrite on this database", 18: "; check user and password"}
+        hint = {
+            13: "; grant the user readWrite on this database",
+            18: "; check user and password",
+            50: "; ask for less at once, or raise CC_MONGO_TIMEOUT_MS",
+        }
         return f"the server answered {name} (code {error.code}{hint.get(error.code or 0, '')})"
     if _quotes_data(error):
         return f"the driver failed with {type(error).__name__}"

@@ -1,8 +1,8 @@
 """DbService: cache-first verified reads, atomic upserts and whole lists over one MongoDB collection."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence, Set
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence, Set
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from bson import ObjectId, encode
 from bson.errors import BSONError
-from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
-from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
+from pymongo import ASCENDING, DESCENDING, DeleteOne, ReturnDocument, UpdateOne
+from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, PyMongoError
 
 from backtest_persist.connections import (
     Collection,
@@ -28,8 +28,9 @@ from backtest_persist.connections import (
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import BaseMap
 from backtest_persist.core.documents import (
+    Batches,
     Bulk,
-    fetch,
+    Listing,
     find_each,
     find_ids,
     holds,
@@ -50,7 +51,14 @@ from backtest_persist.core.indexes import (
 from backtest_persist.core.keys import checked_limit, checked_name, to_int
 from backtest_persist.core.payload import encode_payload
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
-from backtest_persist.errors import BacktestPersistError, ClosedError, InvalidKeyError, InvalidPayloadError
+from backtest_persist.errors import (
+    BacktestPersistError,
+    InvalidKeyError,
+    InvalidPayloadError,
+    StoreUnavailableError,
+    WriteOutcomeUnknownError,
+    WriteRejectedError,
+)
 
 __all__ = ("DbService", "Filter", "Page", "Restored", "Sort", "Stats", "operation")
 
@@ -66,7 +74,7 @@ Filter = Mapping[str, Any]
 """A MongoDB filter; Python field names (``strategy_name``, ``id``) and wire names (``strategyName``) both work."""
 
 Sort = Sequence[tuple[str, int]]
-"""(field, 1 or -1) pairs; ``_id`` is added last, so an order is always total."""
+"""(field, 1 or -1) pairs; ``_id`` is added last unless the context is in it, so an order is always total."""
 
 BULK_SIZE = 1000
 FLIGHT_SIZE = 500
@@ -140,6 +148,9 @@ class _InFlight(Generic[C, R]):
 
     reads: "Flights[C, R | None]"
     writes: "Flights[_Write[C] | _Batch, Any]"
+    collection: Collection
+    in_doubt: bool = False
+    """Whether the server may still meet the last write, or one before it."""
     _session: Any = None
 
     async def session(self, state: MongoState) -> Any:
@@ -154,6 +165,9 @@ class _InFlight(Generic[C, R]):
         await self.reads.drain()
         session, self._session = self._session, None
         if session is not None:
+            if self.in_doubt:  # a write that changes nothing; after it the server refuses those before it
+                with suppress(PyMongoError):
+                    await self.collection.update_one({"_id": ObjectId()}, {"$set": {"__v": 0}}, session=session)
             await session.end_session()
 
 
@@ -220,8 +234,7 @@ class DbService(Generic[C, R]):
         limit: int | None = None,
     ) -> list[R]:
         """Return all rows that match, oldest first unless sorted otherwise, without a cap unless given one."""
-        batches = self._rows(filter, sort, limit=None if limit is None else checked_limit(limit))
-        return [row async for rows in batches for row in rows]
+        return await self._list(filter, sort, None if limit is None else checked_limit(limit))
 
     async def iterate(self, filter: Filter | None = None, *, sort: Sort | None = None) -> AsyncIterator[R]:
         """Iterate over all rows that match, holding one server batch in memory."""
@@ -239,9 +252,8 @@ class DbService(Generic[C, R]):
         sort: Sort | None = None,
     ) -> Page[R]:
         """Return `limit` rows from `offset` on, and the total number of rows that match."""
-        batches = self._rows(filter, sort, limit=checked_limit(limit), skip=checked_limit(offset, "offset"))
-        total = await self.count(filter)
-        return Page([row async for rows in batches for row in rows], total)
+        listing = self._list(filter, sort, checked_limit(limit), checked_limit(offset, "offset"))
+        return Page(await listing, await self.count(filter))
 
     @operation("count")
     async def count(self, filter: Filter | None = None) -> int:
@@ -372,29 +384,31 @@ class DbService(Generic[C, R]):
         self, state: MongoState, seats: "Sequence[Seat[_Write[C] | _Batch, Any]]", seconds: float
     ) -> None:
         """Carry out writes in their order: runs of upserts as one bulk, everything else alone."""
-        collection = state.collection(self.collection)
+        line = state.held(self, self._open_flights)
         run: list[Seat[_Write[C], R | None]] = []
         try:
             async with state.deadline(self._doing("write"), seconds, write=True, cut=False):
-                session = await state.held(self, self._open_flights).session(state)
                 for seat in seats:
                     write = cast("Seat[_Write[C], R | None]", seat)
                     if isinstance(seat.item, _Write) and write.item.fields is not None:
                         run.append(write)
                         continue
-                    await self._write_run(collection, run, session)
+                    await self._write_run(state, line, run)
                     run = []
                     if isinstance(seat.item, _Batch):
-                        await self._send_batch(seat, seat.item, session)
+                        await self._send_batch(state, line, seat, seat.item)
                     else:
-                        await self._write_run(collection, [write], session)
-                await self._write_run(collection, run, session)
+                        await self._write_run(state, line, [write])
+                await self._write_run(state, line, run)
         except BacktestPersistError as error:
             _crash(seats, error)
 
-    async def _send_batch(self, seat: Seat[Any, int], batch: _Batch, session: Any) -> None:
+    async def _send_batch(self, state: MongoState, line: _InFlight[C, R], seat: Seat[Any, int], batch: _Batch) -> None:
         try:
+            session = await line.session(state)
+            line.in_doubt = True
             seat.land(await batch.send(session))
+            line.in_doubt = False
         except BacktestPersistError as error:
             seat.crash(error)
 
@@ -403,15 +417,18 @@ class DbService(Generic[C, R]):
         return await state.held(self, self._open_flights).writes.board(_Batch(send))
 
     async def _write_run(
-        self, collection: Collection, seats: "Sequence[Seat[_Write[C], R | None]]", session: Any
+        self, state: MongoState, line: _InFlight[C, R], seats: "Sequence[Seat[_Write[C], R | None]]"
     ) -> None:
         if not seats:
             return
         try:
+            session = await line.session(state)
+            line.in_doubt = True
             if len({seat.item.context.cache_key for seat in seats}) > 1:
-                await self._write_bulk(collection, seats, session)
+                line.in_doubt = not await self._write_bulk(line.collection, seats, session)
             else:
-                await self._write_one(collection, seats, session)
+                await self._write_one(line.collection, seats, session)
+                line.in_doubt = False
         except BacktestPersistError as error:
             _crash(seats, error)
 
@@ -445,7 +462,8 @@ class DbService(Generic[C, R]):
 
     async def _write_bulk(
         self, collection: Collection, seats: "Sequence[Seat[_Write[C], R | None]]", session: Any
-    ) -> None:
+    ) -> bool:
+        """Whether the server has acknowledged all of them."""
         latest = {seat.item.context.cache_key: seat.item for seat in seats}
         with self._write_errors(f"write of {len(latest)} items"):
             bulk = await self._send_bulk(collection, [(w.context, w.command()) for w in latest.values()], session)
@@ -455,21 +473,32 @@ class DbService(Generic[C, R]):
         refused = {keys[index]: error for index, error in bulk.refused.items()}
         await self._remember_many([(key, str(id)) for key, id in new.items()])
         known = {key: write.context for key, write in latest.items() if key not in new and key not in refused}
-        with self._write_errors(f"write of {len(latest)} items"):
-            documents, _ = await self._lookup(collection, known)
-        documents |= {key: {"_id": id, "createDate": latest[key].now} for key, id in new.items()}
+        documents: dict[str, Document] = {key: {"_id": id, "createDate": latest[key].now} for key, id in new.items()}
+        try:
+            with mongo_errors(self._doing("find")):
+                documents |= (await self._lookup(collection, known))[0]
+        except BacktestPersistError as error:
+            refused |= dict.fromkeys(known, self._unread(error))
         for seat in seats:
             key = seat.item.context.cache_key
-            if key in refused:
-                try:
+            try:
+                if key in refused:
                     with self._write_errors("write", seat.item.context):
                         raise refused[key]
-                except BacktestPersistError as error:
-                    _crash([seat], error)
-            elif key in documents:
-                self._land(seat, documents[key])
-            else:  # somebody removed it since
-                await self._write_one(collection, [seat], session)
+                elif key in documents:
+                    self._land(seat, documents[key])
+                else:  # somebody removed it since
+                    await self._write_one(collection, [seat], session)
+            except BacktestPersistError as error:
+                _crash([seat], error)
+        return not bulk.refused
+
+    def _unread(self, error: BacktestPersistError) -> WriteOutcomeUnknownError:
+        """What was written is stored, but its documents could not be read."""
+        problem = f"the write was acknowledged, but its row could not be read ({type(error).__name__})"
+        unknown = WriteOutcomeUnknownError(f"{self.collection}: {problem}; the next read tells.")
+        unknown.__cause__ = error
+        return unknown
 
     def _land(self, seat: "Seat[_Write[C], R | None]", document: Document | None) -> None:
         """Give a writer the row of its own write."""
@@ -479,7 +508,7 @@ class DbService(Generic[C, R]):
                 **write.context.to_filter(),
                 **write.fields,
                 "_id": document["_id"],
-                "createDate": document["createDate"],
+                "createDate": document.get("createDate"),
                 "updatedDate": write.now,
             }
         seat.land(None if document is None else self.row_type.from_document(document))
@@ -514,11 +543,13 @@ class DbService(Generic[C, R]):
                     for _, document in chunk
                 ]
                 stood: set[int] = set()
-                async with state.deadline(self._doing(f"write of {len(documents)} items"), write=True):
-                    try:
-                        await collection.insert_many(inserts, ordered=False)
-                    except BulkWriteError as error:
-                        stood = taken(error)
+                doing = self._doing(f"write of {len(chunk)} items")
+                with self._part(start, len(documents)):
+                    async with state.deadline(doing, write=True):
+                        try:
+                            await collection.insert_many(inserts, ordered=False)
+                        except BulkWriteError as error:
+                            stood = taken(error)
                 new = [index for index in range(len(chunk)) if index not in stood]
                 self.stats.writes += len(new)
                 stored += len(new)
@@ -538,13 +569,26 @@ class DbService(Generic[C, R]):
             for start in range(0, len(writes), BULK_SIZE):
                 chunk = writes[start : start + BULK_SIZE]
                 send = partial(self._write_chunk, collection, chunk, replace)
-                if replace:
-                    stored += await self._in_turn(state, send)
-                    continue
                 doing = self._doing(f"write of {len(chunk)} items")
-                async with state.deadline(doing, write=True):  # no turn: of two first writes either may stand
-                    stored += await send(None)
+                with self._part(start, len(writes)):
+                    if replace:
+                        stored += await self._in_turn(state, send)
+                        continue
+                    async with state.deadline(doing, write=True):  # no turn: of two first writes either may stand
+                        stored += await send(None)
         return stored
+
+    @contextmanager
+    def _part(self, start: int, total: int) -> Generator[None]:
+        """What fails now has not undone what was stored before."""
+        try:
+            yield
+        except (StoreUnavailableError, WriteRejectedError) as error:
+            if not start:
+                raise
+            raise WriteOutcomeUnknownError(
+                f"Of {total} items the first {start} are stored. Then: {error} Writing all of them again is safe."
+            ) from error
 
     async def _write_chunk(
         self, collection: Collection, chunk: Sequence[tuple[C, Mapping[str, Any]]], replace: bool, session: Any
@@ -594,8 +638,15 @@ class DbService(Generic[C, R]):
             return await self._in_turn(state, partial(self._delete_all, state.collection(self.collection), query))
 
     async def _delete_all(self, collection: Collection, query: Mapping[str, Any], session: Any) -> int:
+        """Delete by id: the server refuses a late command of such, but not one that names a filter."""
+        deleted = 0
         with self._write_errors("delete"):
-            return (await collection.delete_many(query, session=session)).deleted_count
+            async with aclosing(Batches(collection, query, projection={"_id": 1}, batch_size=BULK_SIZE)) as batches:
+                async for documents in batches:
+                    deletions = [DeleteOne({"_id": document["_id"]}) for document in documents]
+                    result = await collection.bulk_write(cast("Any", deletions), ordered=False, session=session)
+                    deleted += result.deleted_count
+        return deleted
 
     async def _remember(self, context: C, row_id: str) -> None:
         await self._redis.attempt("SET", lambda: self._cache.set(context.cache_key, row_id), None)
@@ -614,32 +665,25 @@ class DbService(Generic[C, R]):
         rows = await self.find_all(filter, sort=(("createDate", DESCENDING), ("_id", DESCENDING)), limit=limit)
         return rows[::-1]
 
-    def _rows(
-        self, filter: Filter | None, sort: Sort | None, *, limit: int | None = None, skip: int = 0
-    ) -> AsyncGenerator[list[R]]:
-        """Iterate over rows in batches; what cannot be sent is refused before the first."""
-        query = self._filter({} if filter is None else filter)
-        return self._stream(query, self._sort(sort), limit, skip)
+    async def _list(self, filter: Filter | None, sort: Sort | None, limit: int | None, skip: int = 0) -> list[R]:
+        async with aclosing(self._rows(filter, sort, limit or 0, skip)) as batches:
+            if limit == 0:  # which means no limit to MongoDB
+                return []
+            return [row async for rows in batches for row in rows]
 
-    async def _stream(
-        self, query: Filter, order: list[tuple[str, int]], limit: int | None, skip: int
-    ) -> AsyncGenerator[list[R]]:
-        if limit == 0:  # which means no limit to MongoDB
-            return
-        collection = await self._prepared()
-        self.stats.reads += 1
-        batches = fetch(collection, query, sort=order, limit=limit or 0, skip=skip, batch_size=LIST_BATCH)
-        try:
-            while True:  # each batch is an operation, as nobody knows for how long the rows before it were looked at
-                async with self._operation("list"):
-                    documents = await anext(batches, None)
-                if documents is None:
-                    return
-                yield self.row_type.from_documents(documents)
-        finally:
-            with suppress(ClosedError):
-                async with self._operation("list"):
-                    await batches.aclose()
+    def _rows(self, filter: Filter | None, sort: Sort | None, limit: int = 0, skip: int = 0) -> Listing[R]:
+        """Iterate over rows in batches; what cannot be sent is refused before the first."""
+        query, order = self._filter({} if filter is None else filter), self._sort(sort)
+        certain = {"_id", "createDate", *self.context_type.wire_names()}
+        resumable = all(name in certain and direction == ASCENDING for name, direction in order)
+
+        async def find() -> Batches:
+            collection = await self._prepared()
+            self.stats.reads += 1
+            options: dict[str, Any] = {"sort": order, "limit": limit, "skip": skip, "batch_size": LIST_BATCH}
+            return Batches(collection, query, resumable=resumable, **options)
+
+        return Listing(find, partial(self._operation, "list"), self.row_type.from_documents)
 
     def _open_flights(self, state: MongoState) -> _InFlight[C, R]:
         return _InFlight(
@@ -660,6 +704,7 @@ class DbService(Generic[C, R]):
                     self._doing("write", write.context if isinstance(write, _Write) else None), write=True
                 ),
             ),
+            state.collection(self.collection),
         )
 
     async def _prepared(self) -> Collection:
@@ -674,6 +719,7 @@ class DbService(Generic[C, R]):
         await self._mongo.prepared(self.collection, partial(self._prepare, usable=False))
 
     async def _prepare(self, collection: Collection, *, usable: bool = True) -> None:
+        self._redis.check()  # before anything is written
         fields = self.context_type.wire_names()
         await prepare_indexes(collection, fields, self.secondary_indexes, self._mongo.seconds, usable=usable)
 
@@ -722,7 +768,9 @@ class DbService(Generic[C, R]):
         sort = [
             (self._wire_name(checked_name(name, "a field to sort by")), int(direction)) for name, direction in ordered
         ]
-        return sort if any(name == "_id" for name, _ in sort) else [*sort, ("_id", ASCENDING)]
+        names = {name for name, _ in sort}
+        total = "_id" in names or names.issuperset(self.context_type.wire_names())
+        return sort if total else [*sort, ("_id", ASCENDING)]
 
     def _wire_name(self, name: str) -> str:
         return to_wire(name) if name in self.row_type.model_fields else name

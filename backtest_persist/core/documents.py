@@ -1,36 +1,126 @@
 """Documents on their way to and from the driver: decoding in bulk, bulk writes, comparison."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Generic, Self, TypeVar, cast
 
 from bson import BSON, CodecOptions, ObjectId
 from bson import decode_all as _decode_all  # pyright: ignore[reportUnknownVariableType]
 from bson.errors import InvalidId
 from pymongo import UpdateOne
-from pymongo.errors import BulkWriteError
+from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from backtest_persist.connections import CODEC_OPTIONS, Collection, Document, to_plain
 from backtest_persist.core.indexes import BAD_HINT
-from backtest_persist.errors import BacktestPersistError
+from backtest_persist.errors import BacktestPersistError, ClosedError
 
-__all__ = ("Bulk", "fetch", "find_each", "find_ids", "holds", "taken", "to_object_id", "write_bulk")
+__all__ = ("Batches", "Bulk", "find_each", "find_ids", "holds", "taken", "to_object_id", "write_bulk")
+
+Item = TypeVar("Item")
 
 _DUPLICATE_KEY = 11000
+_TIME_IS_OVER = 50
 _FAST_OPTIONS: CodecOptions[Document] = CODEC_OPTIONS.with_options(document_class=dict)
 """Decodes twice as fast, and makes a `DBRef` of what looks like one."""
 
 
-async def fetch(collection: Collection, query: Mapping[str, Any], **options: Any) -> AsyncGenerator[list[Document]]:
-    """Iterate over what a query finds, batch by batch; `options` are those of ``find``."""
-    cursor = collection.find_raw_batches(query, **options)
-    try:
-        async for batch in cursor:
-            raw = cast("bytes", batch)  # the stubs speak of decoded documents
-            yield _decode_all(raw, CODEC_OPTIONS if b"$ref" in raw else _FAST_OPTIONS)
-    finally:
-        await cursor.close()
+class Batches:
+    """What a query finds, batch by batch; `options` are those of ``find``.
+
+    A server works on all batches of a query together no longer than the first of them was given (maxTimeMS). With
+    `resumable`, for an ascending `sort` by fields that every document has, what is left is then asked for anew.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        query: Mapping[str, Any],
+        *,
+        sort: Sequence[tuple[str, int]] = (),
+        limit: int = 0,
+        skip: int = 0,
+        resumable: bool = False,
+        **options: Any,
+    ) -> None:
+        self._collection = collection
+        self._query = query
+        self._sort = sort
+        self._limit = limit
+        self._resumable = resumable
+        self._options = options
+        self._last: Document | None = None
+        self._cursor: Any = collection.find_raw_batches(query, sort=sort or None, limit=limit, skip=skip, **options)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Document]:
+        try:
+            raw: bytes = await anext(self._cursor)
+        except OperationFailure as error:
+            if error.code != _TIME_IS_OVER or self._last is None:
+                raise
+            await self._resume(self._last)
+            raw = await anext(self._cursor)
+        documents = _decode_all(raw, CODEC_OPTIONS if b"$ref" in raw else _FAST_OPTIONS)
+        if self._resumable and documents:
+            self._last = documents[-1]
+            self._limit -= min(self._limit, len(documents))
+        return documents
+
+    async def _resume(self, last: Document) -> None:
+        await self.aclose()
+        self._last = None  # for when time is over again before there was anything
+        names = [name for name, _ in self._sort]
+        after = [
+            {**{same: last[same] for same in names[:place]}, name: {"$gt": last[name]}}
+            for place, name in enumerate(names)
+        ]
+        query = {"$and": [self._query, {"$or": after}]}
+        self._cursor = self._collection.find_raw_batches(query, sort=self._sort, limit=self._limit, **self._options)
+
+    async def aclose(self) -> None:
+        """Let the server forget the rest; a driver that is still busy with it (Motor's thread) may fail at that."""
+        with suppress(Exception):
+            await self._cursor.close()
+
+
+class Listing(Generic[Item]):
+    """What is found, batch by batch.
+
+    Each is an operation of its own, as nobody knows for how long the one before it was looked at.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[], Awaitable[Batches]],
+        operation: Callable[[], AbstractAsyncContextManager[None]],
+        build: Callable[[Sequence[Document]], list[Item]],
+    ) -> None:
+        self._find = find
+        self._operation = operation
+        self._build = build
+        self._batches: Batches | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Item]:
+        if self._batches is None:
+            self._batches = await self._find()
+        async with self._operation():
+            documents = await anext(self._batches, None)
+        if documents is None:
+            raise StopAsyncIteration
+        return self._build(documents)
+
+    async def aclose(self) -> None:
+        """Let the server forget the rest."""
+        if self._batches is not None:
+            with suppress(ClosedError):
+                async with self._operation():
+                    await self._batches.aclose()
 
 
 async def find_ids(collection: Collection, ids: Sequence[ObjectId]) -> list[Document]:
@@ -53,7 +143,8 @@ async def _find_one(collection: Collection, query: Mapping[str, Any]) -> list[Do
 
 
 async def _find_all(collection: Collection, query: Mapping[str, Any], count: int) -> list[Document]:
-    return [document async for documents in fetch(collection, query, batch_size=count + 1) for document in documents]
+    async with aclosing(Batches(collection, query, batch_size=count + 1)) as batches:
+        return [document async for batch in batches for document in batch]
 
 
 def taken(error: BulkWriteError) -> set[int]:
@@ -133,6 +224,10 @@ async def write_bulk(
                     break
             if not again:
                 break
+        except PyMongoError as error:
+            if may_retry:
+                raise
+            bulk.refused |= dict.fromkeys(positions, error)  # of these alone, too
     return bulk
 
 

@@ -143,15 +143,16 @@ class Flights(Generic[Item, Answer]):
                 self._crowded = len(seats) > 1 or bool(self._flying)
                 seconds = deadline - now + seats[0].arrived
                 task = asyncio.get_running_loop().create_task(self._travel(seats, seconds), context=Context())
-                self._flying[task] = seats
+                if not task.done():  # an eager one may be
+                    self._flying[task] = seats
 
     async def _travel(self, seats: Sequence[Seat[Item, Answer]], seconds: float) -> None:
+        self._flying[cast("asyncio.Task[None]", asyncio.current_task())] = seats
         try:
             await self._fly(seats, seconds)
         except asyncio.CancelledError:  # the event loop shuts down
-            for seat in (*seats, *self._waiting):
+            for seat in seats:  # who waits may still be sending its last, and nobody has cancelled that
                 seat.answer.cancel()
-            self._waiting.clear()
             raise
         except Exception as error:
             for seat in seats:

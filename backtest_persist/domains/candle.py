@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from decimal import Decimal
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
@@ -14,7 +15,7 @@ from backtest_persist.connections import aggregate, aggregate_raw
 from backtest_persist.contracts import CandleData, CandleInterval, PayloadInput
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService, Restored, operation
-from backtest_persist.core.documents import fetch
+from backtest_persist.core.documents import Batches
 from backtest_persist.core.keys import Name, Timestamp, checked_limit, checked_name, checked_timestamp, join_key
 from backtest_persist.core.payload import checked_entries, opened
 from backtest_persist.core.persist_instance import PersistInstance
@@ -231,8 +232,11 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         collection = await self._prepared()
         self.stats.reads += 1
         order = [("timestamp", ASCENDING)]
-        batches = fetch(collection, series.window(start, end), projection=projection, sort=order, batch_size=limit + 1)
-        return [document async for batch in batches for document in batch]
+        query = series.window(start, end)
+        async with aclosing(
+            Batches(collection, query, projection=projection, sort=order, batch_size=limit + 1)
+        ) as found:
+            return [document async for batch in found for document in batch]
 
     @operation("find")
     async def find_columns(

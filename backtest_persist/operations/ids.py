@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,10 +14,10 @@ from backtest_persist.connections import Document, RedisService, redis_errors
 from backtest_persist.container import Container
 from backtest_persist.core.base_map import BaseMap
 from backtest_persist.core.db_service import DbService
-from backtest_persist.core.documents import fetch
+from backtest_persist.core.documents import Batches, Listing
 from backtest_persist.core.keys import STORED, mode_word
 from backtest_persist.core.row import Context
-from backtest_persist.errors import ClosedError, InvalidKeyError
+from backtest_persist.errors import InvalidKeyError
 
 __all__ = ("BATCH", "Domain", "Ids", "open_domains")
 
@@ -135,22 +135,17 @@ class Domain:
         async with self._mongo.operation(f"Count in {self.service.collection}"):
             return await self._mongo.collection(self.service.collection).estimated_document_count()
 
-    async def documents(self, query: Mapping[str, Any], **options: Any) -> AsyncGenerator[list[Document]]:
+    def documents(self, query: Mapping[str, Any], **options: Any) -> Listing[Document]:
         """Iterate over id and context of documents in batches, each of which is an operation."""
         collection = self._mongo.collection(self.service.collection)
+        whole: dict[str, Any] = {"sort": [("_id", 1)], "resumable": True}
         projection = dict.fromkeys(self._context_type.wire_names(), 1)
-        batches = fetch(collection, query, projection=projection, batch_size=BATCH, **options)
-        try:
-            while True:
-                async with self._mongo.operation(f"List in {collection.name}"):
-                    documents = await anext(batches, None)
-                if documents is None:
-                    return
-                yield documents
-        finally:
-            with suppress(ClosedError):
-                async with self._mongo.operation(f"List in {collection.name}"):
-                    await batches.aclose()
+
+        async def find() -> Batches:
+            return Batches(collection, query, projection=projection, batch_size=BATCH, **(options or whole))
+
+        operation = partial(self._mongo.operation, f"List in {collection.name}")
+        return Listing(find, operation, list[Document])
 
     async def by_id(self, ids: Sequence[ObjectId]) -> dict[ObjectId, Document]:
         """The documents with these ids, by one query."""

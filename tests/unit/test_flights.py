@@ -311,14 +311,28 @@ async def test_draining_waits_for_what_is_waiting(open_airport: Opener) -> None:
     assert [answer.result() for answer in answers] == ["a", "b"]
 
 
-def test_the_end_of_the_loop_takes_everybody_along() -> None:
-    """A loop that is shut down in the middle cancels those in the air and those that wait, and leaves no task."""
-    answers: list[asyncio.Future[Any]] = []
+def test_the_end_of_the_loop_leaves_those_who_have_a_last_word() -> None:
+    """It cancels who is in the air, and what is sent in a `finally` meanwhile still flies."""
+    answers: list[Any] = []
 
     async def main() -> None:
         airport = Airport()
-        answers.extend(await board(airport, "ab"))
+        flying = airport.flights.board("a")
+
+        async def strategy() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                last = airport.flights.board("last")
+                asyncio.get_running_loop().call_later(0.01, lambda: airport.gates[-1].set())
+                answers.append(await last)
+
+        running = asyncio.create_task(strategy())
         await airport.turn()
+        answers.extend((flying, running))
 
     asyncio.run(main())
-    assert [answer.cancelled() for answer in answers] == [True, True]
+    flying, running, last = answers
+    assert flying.cancelled()
+    assert running.cancelled()
+    assert last == "last"
