@@ -180,7 +180,7 @@ class Folder:
                 text = _text(file)
                 if text is None:
                     return None
-                values.append(_parse(text, file)[0])
+                values.append(_parse(text, file, self._layout)[0])
             return values
 
     def _read_all(self) -> list[tuple[str, Stored]]:
@@ -336,7 +336,7 @@ def load(root: Path, layout: Layout, path: Path, stem: str) -> Stored | None:
         record = known.get(_digest(text), {})
         if record or not known or _text(file) == text:  # else it was replaced twice between the two reads
             break
-    value, removed = _parse(text, file)
+    value, removed = _parse(text, file, layout)
     when = record.get("when")
     return Stored(value, removed, _stated(layout, value) if when is None else when, record.get("created", created))
 
@@ -374,9 +374,12 @@ def _segment(name: str) -> Segment:
     return Segment((name,), ambiguous=False)
 
 
-def _parse(text: bytes, file: Path) -> tuple[Any, bool]:
+def _parse(text: bytes, file: Path, layout: Layout) -> tuple[Any, bool]:
+    """The value of a text, and whether it is a tombstone."""
     try:
         value = codec.loads(text)
+        if not layout.removable:
+            return codec.decode(value), False
         marks = members(value)
         if marks.keys() == {codec.LITERAL, "removed"}:
             return codec.decode(marks[codec.LITERAL]), bool(marks["removed"])
