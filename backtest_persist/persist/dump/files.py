@@ -383,7 +383,8 @@ def _parse(text: bytes, file: Path, layout: Layout) -> tuple[Any, bool]:
         marks = members(value)
         if marks.keys() == {codec.LITERAL, "removed"}:
             return codec.decode(marks[codec.LITERAL]), bool(marks["removed"])
-        return codec.decode(value), marks.get("removed") is True
+        decoded = codec.decode(value)
+        return decoded, members(decoded).get("removed") is True
     except ValueError as error:
         raise InvalidPayloadError(f"The file {file} is damaged: {error}. Repair or remove it.") from None
 
