@@ -476,3 +476,36 @@ if child:
         assert await process.wait() == 0
     entries = await (await on(tmp_path).log()).read_log_data()
     assert {entry["id"] for entry in entries} == {"parent", "child", "again"}
+
+
+async def test_a_fork_amid_a_write_keeps_nothing_locked(tmp_path: Path) -> None:
+    """A child that was forked while its parent held a directory does not hold it for as long as it lives."""
+    code = """
+import asyncio, os, signal, sys
+from backtest_persist import Registry
+from backtest_persist.persist.dump import files
+children, fsync = [], os.fsync
+def forking(descriptor):
+    if not children:
+        children.append(os.fork())
+        if children == [0]:
+            signal.pause()
+    fsync(descriptor)
+async def main():
+    persist = Registry(); persist.use_json(sys.argv[1])
+    state = await persist.state("s", "b")
+    await state.write_state_data({"n": 0}, 0)
+    files.os.fsync, files._LOCK_SECONDS = forking, 0.5
+    try:
+        await state.write_state_data({"n": 1}, 1)
+        await state.write_state_data({"n": 2}, 2)
+    finally:
+        os.kill(children[0], signal.SIGKILL)
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(tmp_path), cwd=Path(__file__).parents[2]
+    )
+    async with asyncio.timeout(60):
+        assert await process.wait() == 0
+    assert await (await on(tmp_path).state("s", "b")).read_state_data() == {"n": 2}

@@ -464,7 +464,7 @@ def _flush(directory: Path) -> None:
 
 @contextmanager
 def _locked(path: Path, what: str) -> Generator[int]:
-    """Keep other writers out of a directory, in this process and others; the lock ends with its process."""
+    """Keep other writers out of a directory, in this process and others; a process that dies lets go of it."""
     import fcntl  # not on Windows, where the rest of the package can be imported
 
     descriptor = os.open(path, os.O_RDONLY)
@@ -480,7 +480,10 @@ def _locked(path: Path, what: str) -> Generator[int]:
                         f"{what}: another process has kept {path} locked for {_LOCK_SECONDS:g} s. Nothing was stored."
                     ) from None
                 time.sleep(0.002)
-        yield descriptor
+        try:
+            yield descriptor
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor as well
     finally:
         os.close(descriptor)
 
