@@ -509,3 +509,63 @@ asyncio.run(main())
     async with asyncio.timeout(60):
         assert await process.wait() == 0
     assert await (await on(tmp_path).state("s", "b")).read_state_data() == {"n": 2}
+
+
+@pytest.mark.parametrize("text", ["", "{", "\x00", "null", "[]", "5", '{"x":1}', '["A",1]'])
+async def test_a_damaged_file_of_the_hidden_tree_is_a_typed_error_that_names_it(tmp_path: Path, text: str) -> None:
+    """Neither the names of a directory nor the time of a value are guessed; without the file all goes on."""
+    signal, state = await on(tmp_path).signal("A", "B_C", "x"), await on(tmp_path).state("s", "b")
+    await signal.write_signal_data({"n": 1})
+    await state.write_state_data({"n": 1}, LATE)
+    hidden = tmp_path / ".backtest-persist"
+    label, record = hidden / "labels/data/signal/A_B_C_x.json", hidden / "records/state/s/b/b.json"
+    for file in (label, record):
+        assert file.is_file()
+        file.write_text(text)
+    with pytest.raises(InvalidPayloadError, match=rf"{label} is damaged.* Remove it"):
+        await on(tmp_path).signal("A", "B_C", "x")
+    with pytest.raises(InvalidPayloadError, match=rf"{record} is damaged.* Remove it"):
+        await state.read_state_data()
+    with pytest.raises(InvalidPayloadError, match=rf"{record} is damaged"):
+        await state.write_state_data({"n": 2}, LATE)
+    for file in (label, record):
+        file.unlink()
+    assert await (await on(tmp_path).signal("A", "B_C", "x")).read_signal_data() == {"n": 1}
+    assert await state.read_state_data() == {"n": 1}
+
+
+async def test_a_directory_of_another_user_is_a_typed_error(tmp_path: Path) -> None:
+    """Whatever is done first there, the error says which directory it is, and is one of this package."""
+    code = """
+import asyncio, os, sys
+from pathlib import Path
+from backtest_persist import Registry, StoreUnavailableError, WriteRejectedError
+async def main(root):
+    persist = Registry(); persist.use_json(root)
+    memory = await persist.memory("s", "b")
+    await memory.write_memory_data({}, "m", 0)
+    (root / "memory").chmod(0)
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    again = Registry(); again.use_json(root)
+    for call, error in (
+        (again.memory("s", "b"), WriteRejectedError),
+        (memory.remove_memory_data("m"), WriteRejectedError),
+        (memory.write_memory_data({}, "m", 0), WriteRejectedError),
+        (memory.read_memory_data("m"), StoreUnavailableError),
+    ):
+        try:
+            await call
+        except error as refused:
+            assert f"{root}/memory/s/b" in str(refused), refused
+            assert "access" in str(refused), refused
+        else:
+            raise AssertionError(error)
+asyncio.run(main(Path(sys.argv[1])))
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(tmp_path), cwd=Path(__file__).parents[2]
+    )
+    async with asyncio.timeout(60):
+        assert await process.wait() == 0
+    (tmp_path / "memory").chmod(0o700)

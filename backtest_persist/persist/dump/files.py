@@ -26,9 +26,10 @@ from functools import partial
 from hashlib import blake2b
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from anyio.to_thread import run_sync
+from pydantic import Field, TypeAdapter
 
 from backtest_persist.contracts import When
 from backtest_persist.core.row import to_millis
@@ -67,6 +68,9 @@ _TICK_NS = 1000
 """Entries of one call are told apart by 1 us, which common file systems keep."""
 
 T = TypeVar("T")
+
+_PARTS = TypeAdapter(Annotated[list[str], Field(min_length=1)])
+_RECORDS = TypeAdapter(dict[str, dict[str, int]])
 
 
 @dataclass(frozen=True)
@@ -238,8 +242,9 @@ class Folder:
         return old is None
 
     def _remove(self, segment: Segment) -> None:
-        if not self._path().is_dir():
-            return
+        with self._errors(lambda: False):
+            if not self._path().is_dir():
+                return
         stored = False
         with self._writing(lambda: stored) as (path, descriptor):
             standing = self._load(path, segment.plain)
@@ -251,14 +256,15 @@ class Folder:
             os.fsync(descriptor)
 
     def _sweep(self) -> None:
-        path = self._path()
-        if not path.is_dir():
-            return
-        mirrors = [self._hidden(kind, path, "").parent for kind in ("records", "labels")]
-        with self._errors(lambda: False), _locked(path, self._what):
-            for directory in (path, *mirrors):
-                for leftover in _leftovers(directory):
-                    leftover.unlink(missing_ok=True)
+        with self._errors(lambda: False):
+            path = self._path()
+            if not path.is_dir():
+                return
+            mirrors = [self._hidden(kind, path, "").parent for kind in ("records", "labels")]
+            with _locked(path, self._what):
+                for directory in (path, *mirrors):
+                    for leftover in _leftovers(directory):
+                        leftover.unlink(missing_ok=True)
 
     # --- paths ---
 
@@ -277,14 +283,14 @@ class Folder:
 
     def _label(self, path: Path, segment: Segment, *, claim: bool = True) -> bool:
         """Whether the plain name belongs to these parts, or to nobody yet; `claim` settles it."""
-        label = self._hidden("labels", path, segment.plain)
-        owner = _text(label)
+        root, label = self._dump.root, self._hidden("labels", path, segment.plain)
+        owner = parts_of(root, path, segment.plain)
         if owner is None and claim:
             label.parent.mkdir(parents=True, exist_ok=True)
             _replace(label, codec.dumps(list(segment.parts)), keep=True)
             _flush(label.parent)
-            owner = _text(label)
-        return owner is None or codec.loads(owner) == list(segment.parts)
+            owner = parts_of(root, path, segment.plain)
+        return owner is None or owner == list(segment.parts)
 
     def _hidden(self, kind: str, path: Path, stem: str) -> Path:
         return _hidden(self._dump.root, kind, path, stem)
@@ -302,7 +308,7 @@ class Folder:
         except NotADirectoryError:
             raise StoreUnavailableError(f"{self._what}: a part of its path is a file; move it away.") from None
         except OSError as error:
-            raise StoreUnavailableError(f"{self._what} cannot be read: {error.strerror}.") from None
+            raise StoreUnavailableError(f"{self._what} cannot be read: {_cause(error)}.") from None
 
     @contextmanager
     def _writing(self, stored: Callable[[], bool]) -> Generator[tuple[Path, int]]:
@@ -317,7 +323,7 @@ class Folder:
         try:
             yield
         except OSError as error:
-            problem = f"{self._what} cannot be written: {error.strerror}."
+            problem = f"{self._what} cannot be written: {_cause(error)}."
             if stored():
                 raise WriteOutcomeUnknownError(f"{problem} A part may have been stored; read to see.") from None
             raise WriteRejectedError(f"{problem} Nothing was stored.") from None
@@ -342,9 +348,12 @@ def load(root: Path, layout: Layout, path: Path, stem: str) -> Stored | None:
 
 
 def parts_of(root: Path, path: Path, segment: str) -> list[str] | None:
-    """The parts of a name that does not tell them itself; None when nobody has written them down."""
-    label = _text(_hidden(root, "labels", path, segment))
-    return None if label is None else codec.loads(label)
+    """The parts of a name that does not tell them itself; None when nobody has written them down.
+
+    `InvalidPayloadError` when what was written down is damaged.
+    """
+    file = _hidden(root, "labels", path, segment)
+    return _noted(file, _PARTS, f"Remove it, and {segment} belongs to whoever writes there next")
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
@@ -403,11 +412,22 @@ def _text(file: Path) -> bytes | None:
 
 
 def _load_records(file: Path) -> dict[str, dict[str, int]]:
+    return _noted(file, _RECORDS, "Remove it, and its value is read as one that somebody else wrote") or {}
+
+
+def _noted(file: Path, kind: TypeAdapter[T], otherwise: str) -> T | None:
+    """What a file of the hidden tree holds, or None when there is none; `InvalidPayloadError` when it is damaged."""
     text = _text(file)
     try:
-        return {} if text is None else codec.loads(text)
-    except ValueError as error:
-        raise InvalidPayloadError(f"The file {file} is damaged: {error}. Remove it to go on without it.") from None
+        return None if text is None else kind.validate_json(text, strict=True)
+    except ValueError:
+        raise InvalidPayloadError(f"The file {file} is damaged. {otherwise}.") from None
+
+
+def _cause(error: OSError) -> str:
+    """What the system says, of which file, and what to do about it."""
+    named = f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror}"
+    return f"{named}; give this user access to it" if isinstance(error, PermissionError) else named
 
 
 def _digest(text: bytes) -> str:
