@@ -569,3 +569,21 @@ asyncio.run(main(Path(sys.argv[1])))
     async with asyncio.timeout(60):
         assert await process.wait() == 0
     (tmp_path / "memory").chmod(0o700)
+
+
+async def test_a_relative_directory_is_the_one_of_the_moment_it_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the working directory is changed to later does not matter to adapters, handed out before or not."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    persist = Registry()
+    persist.use_json("dump")
+    assert os.listdir() == []  # naming it makes nothing
+    state = await persist.state("s", "b")
+    monkeypatch.chdir(tmp_path / "second")
+    await state.write_state_data({"n": 1}, 1)
+    await (await persist.log()).write_log_data([{"id": "a"}])
+    assert os.listdir() == []
+    assert sorted(files_of(tmp_path / "first/dump")) == ["data/log/log/a.json", "state/s/b/b.json"]

@@ -398,7 +398,8 @@ class JsonBackend:
     """Builds the adapters that keep everything in JSON files below a directory; see `contracts.Backend`.
 
     The files lie where the TypeScript framework keeps its own, so each reads the other's dump. A value is replaced
-    atomically and is on the disk when its write returns. Linux and macOS.
+    atomically and is on the disk when its write returns. A relative `directory` lies below the working directory of
+    this call. Linux and macOS.
     """
 
     def __init__(self, directory: str | os.PathLike[str] = "./dump") -> None:

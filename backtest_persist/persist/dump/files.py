@@ -105,7 +105,7 @@ class DumpFiles:
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+        self.root = Path(root).absolute()
         self.tick = 0
         self._thread: ThreadPoolExecutor | None = None
         self._pid = 0
