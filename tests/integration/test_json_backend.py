@@ -587,3 +587,25 @@ async def test_a_relative_directory_is_the_one_of_the_moment_it_was_named(
     await (await persist.log()).write_log_data([{"id": "a"}])
     assert os.listdir() == []
     assert sorted(files_of(tmp_path / "first/dump")) == ["data/log/log/a.json", "state/s/b/b.json"]
+
+
+async def test_every_directory_that_a_write_makes_survives_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The root, those of the values and those of the hidden tree: each is flushed in the directory it lies in."""
+    flushed: set[tuple[int, int]] = set()
+    real = os.fsync
+
+    def identity(status: os.stat_result) -> tuple[int, int]:
+        return status.st_dev, status.st_ino
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        flushed.add(identity(os.fstat(descriptor)))
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    root = tmp_path / "dump"
+    await (await on(root).partial("A", "my_trend", "x")).write_partial_data({"n": 1}, "s", LATE)
+    made = [root, *(path for path in root.rglob("*") if path.is_dir())]
+    assert len(made) == 12
+    assert [path for path in made if identity(path.parent.stat()) not in flushed] == []

@@ -231,7 +231,7 @@ class Folder:
         wanted = {**kept, _digest(write.text): fields}
         wanted = {digest: record for digest, record in wanted.items() if record}
         if wanted != known and (wanted or known):
-            records.parent.mkdir(parents=True, exist_ok=True)
+            _make(records.parent, flush=flush)
             _replace(records, codec.dumps(wanted), flush=flush)
             if flush:
                 _flush(records.parent)
@@ -286,7 +286,7 @@ class Folder:
         root, label = self._dump.root, self._hidden("labels", path, segment.plain)
         owner = parts_of(root, path, segment.plain)
         if owner is None and claim:
-            label.parent.mkdir(parents=True, exist_ok=True)
+            _make(label.parent)
             _replace(label, codec.dumps(list(segment.parts)), keep=True)
             _flush(label.parent)
             owner = parts_of(root, path, segment.plain)
@@ -463,15 +463,16 @@ def _replace(file: Path, text: bytes, created: int | None = None, *, keep: bool 
         raise
 
 
-def _make(path: Path) -> None:
-    """Make a directory, and see to it that it survives a crash."""
+def _make(path: Path, *, flush: bool = True) -> None:
+    """Make a directory and those above it; with `flush` they survive a crash."""
     missing: list[Path] = []
     while not path.is_dir():
         missing.append(path)
         path = path.parent
     for directory in reversed(missing):
         directory.mkdir(exist_ok=True)
-        _flush(directory.parent)
+        if flush:
+            _flush(directory.parent)
 
 
 def _flush(directory: Path) -> None:
