@@ -609,3 +609,95 @@ async def test_every_directory_that_a_write_makes_survives_a_crash(
     made = [root, *(path for path in root.rglob("*") if path.is_dir())]
     assert len(made) == 12
     assert [path for path in made if identity(path.parent.stat()) not in flushed] == []
+
+
+def minutes(number: int) -> list[dict[str, Any]]:
+    return [{**CANDLE, "timestamp": CANDLE["timestamp"] + n * 60_000} for n in range(number)]
+
+
+async def test_many_values_of_one_call_leave_others_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither another process, nor another adapter of this one, waits for the end of a bulk."""
+    real = os.fsync
+
+    def slow(descriptor: int) -> None:
+        time.sleep(0.002)
+        real(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", slow)
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 1.0)
+    persist, other = on(tmp_path), on(tmp_path)  # the other waits for the lock, like another process
+    mine, theirs = await persist.candle("A", "1m", "x"), await other.candle("A", "1m", "x")
+    signal = await persist.signal("A", "t", "x")
+    bulk = asyncio.create_task(mine.write_candles_data(minutes(1000)))  # 2 s at least
+    await asyncio.sleep(0.05)
+    await theirs.write_candles_data([{**CANDLE, "timestamp": 0}])
+    assert not bulk.done()
+    await signal.write_signal_data({"n": 1})
+    assert not bulk.done()
+    await bulk
+    assert len(await mine.read_candles_data(1000, 1_600_000_020_000) or []) == 1000
+    assert await mine.read_candles_data(1, 0) is not None
+
+
+async def test_writes_of_one_adapter_keep_their_order_around_a_bulk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written while a bulk is under way stands after it, and is listed after it."""
+    monkeypatch.setattr(files, "_AT_ONCE", 2)
+    storage = await on(tmp_path).storage(True)
+    await asyncio.gather(
+        storage.write_storage_data([{"id": str(n), "n": 1} for n in range(9)]),
+        storage.write_storage_data([{"id": "8", "n": 2}, {"id": "9", "n": 2}]),
+        storage.write_storage_data([{"id": "9", "n": 3}]),
+    )
+    found = [(entry["id"], entry["n"]) for entry in await storage.read_storage_data()]
+    assert found == [*((str(n), 1) for n in range(8)), ("8", 2), ("9", 3)]
+
+
+async def test_a_cancelled_bulk_ends_with_the_part_that_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first entries are stored and the others never will be; a later write stands."""
+    monkeypatch.setattr(files, "_AT_ONCE", 2)
+    log, storage = await on(tmp_path).log(), await on(tmp_path).storage(True)
+    for write, read in (
+        (log.write_log_data, log.read_log_data),
+        (storage.write_storage_data, storage.read_storage_data),
+    ):
+        bulk = asyncio.create_task(write([{"id": str(n)} for n in range(1000)]))
+        async with asyncio.timeout(10):
+            while len(await read()) < 3:
+                await asyncio.sleep(0)
+        bulk.cancel()
+        await asyncio.wait([bulk])
+        assert bulk.cancelled()
+        await write([{"id": "later"}])
+        ids = [entry["id"] for entry in await read()]
+        assert ids == [*map(str, range(len(ids) - 1)), "later"]
+        assert 3 < len(ids) < 1000
+        assert len(ids) % 2
+
+
+async def test_a_bulk_that_is_locked_out_halfway_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When another process takes the directory between two parts and keeps it, the next read tells what was stored."""
+    import fcntl
+
+    log = await on(tmp_path).log()
+    await log.write_log_data([{"id": "first"}])
+    descriptor, real = os.open(tmp_path / "data/log/log", os.O_RDONLY), os.fsync
+    holder = threading.Thread(target=fcntl.flock, args=(descriptor, fcntl.LOCK_EX))
+
+    def fsync(given: int) -> None:
+        if holder.ident is None:
+            holder.start()
+            time.sleep(0.1)  # it waits for the lock by now
+        real(given)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(files, "_AT_ONCE", 2)
+    with pytest.raises(WriteOutcomeUnknownError, match=r"locked.*read to see"):
+        await log.write_log_data([{"id": str(n)} for n in range(5)])
+    holder.join()
+    os.close(descriptor)
+    assert [entry["id"] for entry in await log.read_log_data()] == ["first", "0", "1"]

@@ -14,6 +14,7 @@ framework writes, and nothing else. What it does not keep lies in the hidden tre
 """
 
 import asyncio
+import errno
 import os
 import re
 import time
@@ -64,6 +65,10 @@ TEMPORARY = ".tmp-"
 _FOREIGN_LEFTOVER_SECONDS = 120
 """The age at which the original removes its own temporary files."""
 _LOCK_SECONDS = 5.0
+_LOOK_SECONDS = 0.002
+"""How often a writer looks whether a directory is free."""
+_AT_ONCE = 100
+"""How many values of one call are written before others get their turn."""
 _TICK_NS = 1000
 """Entries of one call are told apart by 1 us, which common file systems keep."""
 
@@ -100,7 +105,7 @@ class Write:
 class DumpFiles:
     """A dump directory.
 
-    All writes of a process go through one thread, in the order in which they were called, so a cancelled
+    All writes of a process go through one thread, in the order in which they were handed to it, so a cancelled
     write cannot land after a later one. Other processes are kept out by a lock on the directory that is written to.
     """
 
@@ -130,6 +135,7 @@ class Folder:
         self._segments = tuple(self._layout.folder(context))
         self._what = f"{domain} ({', '.join(f'{field}={value!r:.80}' for field, value in context.items())})"
         self._claimed: Path | None = None
+        self._turns: dict[asyncio.AbstractEventLoop, asyncio.Lock] = {}
 
     def describe(self, name: str = "") -> str:
         """The domain and the context, for a message."""
@@ -153,21 +159,40 @@ class Folder:
 
     async def sweep(self) -> None:
         """Remove what a crash has left in this directory; nothing else changes."""
-        await self._dump.write(self._sweep)
+        async with self._turn():
+            await self._dump.write(self._sweep)
 
     async def write(self, writes: Sequence[Write], *, replace: bool = True, flush: bool = True) -> int:
         """Store values, in order; without `replace` the first write wins. Returns how many were new.
 
-        Without `flush` they are on the disk only after a `sync` of the caller's own.
+        Between many of them others get their turn, in this process and in others; a cancelled call ends with the part
+        that is under way. Without `flush` they are on the disk only after a `sync` of the caller's own.
 
         Raises `WriteRejectedError` when the file system refuses, `StoreUnavailableError` when another process does not
-        let go of the directory.
+        let go of the directory, and `WriteOutcomeUnknownError` for either when a part may have been stored.
         """
-        return await self._dump.write(partial(self._write, writes, replace, flush)) if writes else 0
+        new = 0
+        async with self._turn():
+            for at in range(0, len(writes), _AT_ONCE):
+                if at and flush:
+                    await asyncio.sleep(2 * _LOOK_SECONDS)  # else nobody who looks would ever find it free
+                part = writes[at : at + _AT_ONCE]
+                new += await self._dump.write(partial(self._write, part, replace, flush, at))
+        return new
 
     async def remove(self, name: str) -> None:
         """Turn the value of a name into a tombstone; nothing happens when there is none."""
-        await self._dump.write(partial(self._remove, _segment(name)))
+        async with self._turn():
+            await self._dump.write(partial(self._remove, _segment(name)))
+
+    def _turn(self) -> asyncio.Lock:
+        """Held while a call writes, so that the next one of this loop does not get in between its parts."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._turns:
+            for other in [other for other in list(self._turns) if other.is_closed()]:
+                self._turns.pop(other, None)
+            self._turns[loop] = asyncio.Lock()
+        return self._turns[loop]
 
     # --- in a thread ---
 
@@ -200,8 +225,8 @@ class Folder:
     def _load(self, path: Path, stem: str) -> Stored | None:
         return load(self._dump.root, self._layout, path, stem)
 
-    def _write(self, writes: Sequence[Write], replace: bool, flush: bool) -> int:
-        stored = new = 0
+    def _write(self, writes: Sequence[Write], replace: bool, flush: bool, stored: int = 0) -> int:
+        new = 0
         with self._writing(lambda: stored > 0) as (path, descriptor):
             for write in writes:
                 segment = _segment(write.name)
@@ -261,7 +286,7 @@ class Folder:
             if not path.is_dir():
                 return
             mirrors = [self._hidden(kind, path, "").parent for kind in ("records", "labels")]
-            with _locked(path, self._what):
+            with _locked(path):
                 for directory in (path, *mirrors):
                     for leftover in _leftovers(directory):
                         leftover.unlink(missing_ok=True)
@@ -315,7 +340,7 @@ class Folder:
         """Make the directory of this context, and keep others from writing to it; `stored`: whether anything was."""
         with self._errors(stored):
             path = self._path(claim=True)
-            with _locked(path, self._what) as descriptor:
+            with _locked(path) as descriptor:
                 yield path, descriptor
 
     @contextmanager
@@ -326,7 +351,8 @@ class Folder:
             problem = f"{self._what} cannot be written: {_cause(error)}."
             if stored():
                 raise WriteOutcomeUnknownError(f"{problem} A part may have been stored; read to see.") from None
-            raise WriteRejectedError(f"{problem} Nothing was stored.") from None
+            refused = StoreUnavailableError if isinstance(error, TimeoutError) else WriteRejectedError
+            raise refused(f"{problem} Nothing was stored.") from None
 
 
 def load(root: Path, layout: Layout, path: Path, stem: str) -> Stored | None:
@@ -484,7 +510,7 @@ def _flush(directory: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path, what: str) -> Generator[int]:
+def _locked(path: Path) -> Generator[int]:
     """Keep other writers out of a directory, in this process and others; a process that dies lets go of it."""
     import fcntl  # not on Windows, where the rest of the package can be imported
 
@@ -497,10 +523,9 @@ def _locked(path: Path, what: str) -> Generator[int]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise StoreUnavailableError(
-                        f"{what}: another process has kept {path} locked for {_LOCK_SECONDS:g} s. Nothing was stored."
-                    ) from None
-                time.sleep(0.002)
+                    problem = f"another process has kept {path} locked for {_LOCK_SECONDS:g} s"
+                    raise TimeoutError(errno.ETIMEDOUT, problem) from None
+                time.sleep(_LOOK_SECONDS)
         try:
             yield descriptor
         finally:
