@@ -701,3 +701,76 @@ async def test_a_bulk_that_is_locked_out_halfway_says_so(tmp_path: Path, monkeyp
     holder.join()
     os.close(descriptor)
     assert [entry["id"] for entry in await log.read_log_data()] == ["first", "0", "1"]
+
+
+async def test_a_name_with_a_slash_is_found_where_the_original_nests_it(tmp_path: Path) -> None:
+    """Single values, windows and lists are read from the directories it makes of the name; reading changes nothing."""
+    nested = {
+        "data/signal/BTC/USDT_t_x/BTC/USDT.json": '{"id":"a"}',
+        "data/partial/BTC/USDT_t_x/s-1.json": '{"n":1}',
+        "data/risk/a/b_x/positions.json": "[1]",
+        "data/recent/BTC/USDT_t_x_f_backtest/BTC/USDT.json": '{"timestamp":5}',
+        "session/t/x/f/BTC/USDT_live.json": '{"when":5}',
+        "state/s/1/b/c/b/c.json": '{"when":5}',
+        "data/measure/a/b/k.json": '{"n":1}',
+        "data/measure/a/b/gone.json": '{"removed":true}',
+        "data/measure/a/b/http/k.json": '{"n":2}',
+        "memory/s/1/b/m.json": '{"n":1}',
+    }
+    write_dump(tmp_path, {**ORIGINAL, **nested})
+    persist = on(tmp_path)
+    candles = await persist.candle("BTC/USDT:USDT", "1m", "binance")
+    assert [candle["volume"] for candle in await candles.read_candles_data(1, 1_600_000_020_000) or []] == [100.0]
+    assert await candles.read_candles_data(2, 1_600_000_020_000) is None
+    assert await (await persist.signal("BTC/USDT", "t", "x")).read_signal_data() == {"id": "a"}
+    assert await (await persist.partial("BTC/USDT", "t", "x")).read_partial_data("s-1", 0) == {"n": 1}
+    assert await (await persist.risk("a/b", "x")).read_position_data(0) == [1]
+    recent = await persist.recent("BTC/USDT", "t", "x", "f", True)
+    session = await persist.session("t", "x", "f", "BTC/USDT", False)
+    state = await persist.state("s/1", "b/c")
+    for read in (recent.read_recent_data, session.read_session_data, state.read_state_data):
+        assert await read(when=4) is None
+        assert await read(when=5) is not None
+    measure, memory = await persist.measure("a/b"), await persist.memory("s/1", "b")
+    assert await measure.read_measure_data("k") == {"n": 1}
+    assert await measure.read_measure_data("http/k") == {"n": 2}
+    assert await collect(measure.list_measure_data()) == ["k"]  # nor does the original list what it has nested
+    assert await collect(memory.list_memory_data()) == [("m", {"n": 1})]
+    assert await memory.has_memory_data("m") is True
+    assert files_of(tmp_path, hidden=True) == dict(sorted({**ORIGINAL, **nested}.items()))
+
+
+async def test_a_write_to_a_name_with_a_slash_wins_over_what_the_original_nested(tmp_path: Path) -> None:
+    """It is in a file of ours, keeps its place in lists, leaves a stored candle alone, and can be removed."""
+    nested = {f"data/measure/a/b/{name}.json": '{"n":0}' for name in "cab"}
+    nested["data/signal/BTC/USDT_t_x/BTC/USDT.json"] = '{"n":0}'
+    write_dump(tmp_path, {**ORIGINAL, **nested})
+    for age, name in enumerate("bac"):
+        os.utime(tmp_path / f"data/measure/a/b/{name}.json", (1_000_000 - age, 1_000_000 - age))
+    persist = on(tmp_path)
+    signal, measure = await persist.signal("BTC/USDT", "t", "x"), await persist.measure("a/b")
+    await signal.write_signal_data({"n": 1})
+    await measure.remove_measure_data("a")
+    await measure.write_measure_data({"n": 1}, "c", 0)
+    await measure.write_measure_data({"n": 1}, "new", 0)
+    candles = await persist.candle("BTC/USDT:USDT", "1m", "binance")
+    await candles.write_candles_data([{**CANDLE, "close": 9.5}, minutes(2)[1]])
+    for again in (persist, on(tmp_path)):
+        assert await (await again.signal("BTC/USDT", "t", "x")).read_signal_data() == {"n": 1}
+        measure = await again.measure("a/b")
+        assert await collect(measure.list_measure_data()) == ["c", "b", "new"]
+        assert [await measure.read_measure_data(name) for name in "cab"] == [{"n": 1}, None, {"n": 0}]
+        window = await (await again.candle("BTC/USDT:USDT", "1m", "binance")).read_candles_data(2, 1_600_000_020_000)
+        assert [candle["close"] for candle in window or []] == [11.0, 11.0]
+    await measure.write_measure_data({"n": 2}, "a", 0)
+    assert await collect(measure.list_measure_data()) == ["c", "a", "b", "new"]
+    found = files_of(tmp_path)
+    assert {path: found[path] for path in (*ORIGINAL, *nested)} == {**ORIGINAL, **nested}
+
+
+@pytest.mark.parametrize("symbol", ["../../../out", "a/../../../../out", "a//b", "/a", "a/", "a/./b", "a/.b", "a/b%2F"])
+async def test_only_plain_directories_are_looked_into_for_a_name_with_a_slash(tmp_path: Path, symbol: str) -> None:
+    """Nothing above, beside or hidden in the dump is read, nor what is the file of another name of ours."""
+    root = tmp_path / "dump"
+    write_dump(root, {f"data/signal/{symbol}_t_x/{symbol}.json": "{}"})
+    assert await (await on(root).signal(symbol, "t", "x")).read_signal_data() is None

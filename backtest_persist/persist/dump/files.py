@@ -2,7 +2,8 @@
 
 A value is written to a temporary file, flushed to the disk and renamed, so a reader sees the old or the new one, and a
 crash leaves at most a temporary file, which the next `Folder.sweep` removes. The files hold what the TypeScript
-framework writes, and nothing else. What it does not keep lies in the hidden tree ``.backtest-persist``, mirrored:
+framework writes, and nothing else. Those that it has for names with ``/``, which it makes directories of, are read as
+long as there are none of ours. What it does not keep lies in the hidden tree ``.backtest-persist``, mirrored:
 
 ``records/``
     The `when` of a value, and when it was first written if that is no longer the time of its file. A record names its
@@ -43,7 +44,7 @@ from backtest_persist.errors import (
 )
 from backtest_persist.persist.dump import codec
 from backtest_persist.persist.dump.layout import LAYOUTS, Layout, Segment
-from backtest_persist.persist.dump.names import escape, unescape
+from backtest_persist.persist.dump.names import escape, nested, unescape
 
 __all__ = (
     "HIDDEN",
@@ -198,7 +199,7 @@ class Folder:
 
     def _read(self, segment: Segment) -> Stored | None:
         with self._reading():
-            return self._load(self._path(), segment.plain)
+            return self._load(self._path(), segment)
 
     def _read_window(self, names: Sequence[str]) -> list[Any] | None:
         with self._reading():
@@ -207,23 +208,34 @@ class Folder:
             for name in names:
                 file = path / f"{escape(name)}{SUFFIX}"
                 text = _text(file)
+                if text is None and (theirs := self._theirs(path, name)) is not None:
+                    file, text = theirs, _text(theirs)
                 if text is None:
                     return None
                 values.append(_parse(text, file, self._layout)[0])
             return values
 
     def _read_all(self) -> list[tuple[str, Stored]]:
+        found: list[tuple[str, Stored]] = []
         with self._reading():
             path = self._path()
-            found: list[tuple[str, Stored]] = []
-            for file in _json_files(path):
-                stored = self._load(path, file.removesuffix(SUFFIX))
-                if stored is not None:
-                    found.append((self._name(path, file.removesuffix(SUFFIX)), stored))
+            theirs = self._nested(path)
+            for directory in [path] if theirs is None or not theirs.is_dir() else [path, theirs]:
+                ours = {name for name, _ in found}
+                for file in _json_files(directory):
+                    stem = file.removesuffix(SUFFIX)
+                    name = self._name(directory, stem)
+                    stored = None if name in ours else load(self._dump.root, self._layout, directory, stem)
+                    if stored is not None:
+                        found.append((name, stored))
         return sorted(found, key=lambda entry: (entry[1].created, natural(entry[0])))
 
-    def _load(self, path: Path, stem: str) -> Stored | None:
-        return load(self._dump.root, self._layout, path, stem)
+    def _load(self, path: Path, segment: Segment) -> Stored | None:
+        """The value of our file, or else of the original's."""
+        stored = load(self._dump.root, self._layout, path, segment.plain)
+        if stored is None and (theirs := self._theirs(path, segment.parts[0])) is not None:
+            return load(self._dump.root, self._layout, theirs.parent, theirs.name.removesuffix(SUFFIX))
+        return stored
 
     def _write(self, writes: Sequence[Write], replace: bool, flush: bool, stored: int = 0) -> int:
         new = 0
@@ -232,27 +244,26 @@ class Folder:
                 segment = _segment(write.name)
                 if segment.labelled:
                     self._label(path, segment)
-                outcome = self._put(path, segment.plain, write, replace, flush)
+                outcome = self._put(path, segment, write, replace, flush)
                 stored += outcome is not None
                 new += outcome is True
             if flush:
                 os.fsync(descriptor)
         return new
 
-    def _put(self, path: Path, stem: str, write: Write, replace: bool = True, flush: bool = True) -> bool | None:
+    def _put(self, path: Path, segment: Segment, write: Write, replace: bool = True, flush: bool = True) -> bool | None:
         """Whether the value was new; None when nothing was to be done."""
-        file, records = path / f"{stem}{SUFFIX}", self._hidden("records", path, stem)
+        file, records = path / f"{segment.plain}{SUFFIX}", self._hidden("records", path, segment.plain)
         old = _text(file)
-        if old is not None and not replace:
+        before = self._theirs(path, segment.parts[0]) if old is None else file
+        if before is not None and not replace:
             return None
         known = _load_records(records)
         fields: dict[str, int] = {} if write.when is None else {"when": write.when}
-        kept: dict[str, dict[str, int]] = {}
-        if old is not None:
-            standing = known.get(_digest(old))
-            kept = {_digest(old): standing} if standing else {}
-            if self._layout.ordered:
-                fields["created"] = (standing or {}).get("created", file.stat().st_mtime_ns)
+        standing = {} if old is None else known.get(_digest(old), {})
+        kept = {} if old is None else {_digest(old): standing}
+        if before is not None and self._layout.ordered:
+            fields["created"] = standing.get("created", before.stat().st_mtime_ns)
         wanted = {**kept, _digest(write.text): fields}
         wanted = {digest: record for digest, record in wanted.items() if record}
         if wanted != known and (wanted or known):
@@ -264,19 +275,20 @@ class Folder:
             return False
         self._dump.tick = max(self._dump.tick + _TICK_NS, time.time_ns() // _TICK_NS * _TICK_NS)
         _replace(file, write.text, self._dump.tick if write.created is None else write.created, flush=flush)
-        return old is None
+        return before is None
 
     def _remove(self, segment: Segment) -> None:
         with self._errors(lambda: False):
-            if not self._path().is_dir():
+            path = self._path()
+            if not path.is_dir() and self._theirs(path, segment.parts[0]) is None:
                 return
         stored = False
         with self._writing(lambda: stored) as (path, descriptor):
-            standing = self._load(path, segment.plain)
+            standing = self._load(path, segment)
             if standing is None or standing.removed:
                 return
             text = codec.tombstone(standing.value)
-            self._put(path, segment.plain, Write("", text, standing.when if self._layout.timed else None))
+            self._put(path, segment, Write("", text, standing.when if self._layout.timed else None))
             stored = True
             os.fsync(descriptor)
 
@@ -316,6 +328,23 @@ class Folder:
             _flush(label.parent)
             owner = parts_of(root, path, segment.plain)
         return owner is None or owner == list(segment.parts)
+
+    def _theirs(self, path: Path, name: str) -> Path | None:
+        """The file that the original has for a name that it nests; None when there is none."""
+        theirs = self._nested(path, name)
+        file = None if theirs is None else theirs.with_name(f"{theirs.name}{SUFFIX}")
+        return None if file is None or not file.is_file() else file
+
+    def _nested(self, path: Path, *names: str) -> Path | None:
+        """Where the original keeps this context, or a name in it, if it nests them.
+
+        None if it does not, or if `path` is the stricter one of a context that shares the original's with another.
+        """
+        steps = nested([*("_".join(segment.parts) for segment in self._segments), *names])
+        tree = self._dump.root / self._layout.path
+        if not steps or path != tree.joinpath(*(segment.plain for segment in self._segments)):
+            return None
+        return tree.joinpath(*steps)
 
     def _hidden(self, kind: str, path: Path, stem: str) -> Path:
         return _hidden(self._dump.root, kind, path, stem)
