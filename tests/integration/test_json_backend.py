@@ -17,6 +17,7 @@ from backtest_persist import (
     InvalidKeyError,
     InvalidPayloadError,
     Registry,
+    SettingsError,
     StoreUnavailableError,
     WriteOutcomeUnknownError,
     WriteRejectedError,
@@ -774,3 +775,16 @@ async def test_only_plain_directories_are_looked_into_for_a_name_with_a_slash(tm
     root = tmp_path / "dump"
     write_dump(root, {f"data/signal/{symbol}_t_x/{symbol}.json": "{}"})
     assert await (await on(root).signal(symbol, "t", "x")).read_signal_data() is None
+
+
+async def test_a_file_system_that_does_not_tell_cases_apart_is_refused(tmp_path: Path) -> None:
+    """Where BTC and btc would share a file nothing is stored; another directory with a like name does not matter."""
+    for directory in ("data", "STATE"):
+        (tmp_path / directory).mkdir()
+    (tmp_path / "DATA").symlink_to("data")  # what such a file system would find
+    (tmp_path / "data/MEASURE").symlink_to("measure")
+    persist = on(tmp_path)
+    with pytest.raises(SettingsError, match="upper and lower case"):
+        await (await persist.measure("a")).write_measure_data({}, "k", 0)
+    await (await persist.state("s", "b")).write_state_data({"n": 1}, 0)
+    assert files_of(tmp_path) == {"state/s/b/b.json": '{"n":1}'}

@@ -38,6 +38,7 @@ from backtest_persist.core.row import to_millis
 from backtest_persist.errors import (
     InvalidPayloadError,
     InvalidWhenError,
+    SettingsError,
     StoreUnavailableError,
     WriteOutcomeUnknownError,
     WriteRejectedError,
@@ -315,8 +316,18 @@ class Folder:
             path /= segment.plain if owned else segment.strict
         if claim:
             _make(path)
+            self._check_case()
             self._claimed = path
         return path
+
+    def _check_case(self) -> None:
+        """Refuse a file system on which two names would share a file."""
+        tree, other = self._dump.root / self._layout.path, self._dump.root / self._layout.path.upper()
+        if other.exists() and other.samefile(tree):
+            raise SettingsError(
+                f"The file system of {self._dump.root} does not tell upper and lower case apart, so two names would "
+                f"share a file. Choose a directory on one that does."
+            )
 
     def _label(self, path: Path, segment: Segment, *, claim: bool = True) -> bool:
         """Whether the plain name belongs to these parts, or to nobody yet; `claim` settles it."""
