@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from backtest_persist.errors import InvalidPayloadError
-from backtest_persist.testing.domains import KEPT, OVERWRITTEN, STATE, Domain
+from backtest_persist.testing.domains import KEPT, OVERWRITTEN, REMOVABLE, STATE, Domain
 from backtest_persist.testing.suite import Suite
 
 __all__ = ("Fidelity",)
@@ -210,6 +210,16 @@ class Fidelity(Suite):
                 parts = domain.numbered(n)
                 await domain.write(persist, parts, payload)
                 assert _exact(await domain.read(persist, parts)) == _exact(payload)
+
+    @pytest.mark.parametrize("domain", [domain for domain in KEPT if domain not in REMOVABLE], ids=str)
+    async def test_without_tombstones_removed_is_a_word_like_any_other(self, tmp_path: Path, domain: Domain) -> None:
+        """A payload that says ``removed: true`` is read and listed where nothing can be removed."""
+        marks: list[dict[str, Any]] = [{"removed": True, "n": 1}, {"removed": True, "$literal": {"n": 1}}]
+        async with self.open(tmp_path) as persist:
+            for n, payload in enumerate(marks):
+                parts = domain.numbered(n)
+                await domain.write(persist, parts, payload)
+                assert await domain.read(persist, parts) == payload
 
     @pytest.mark.parametrize("domain", KEPT, ids=str)
     async def test_an_endless_estimate_is_not_an_unknown_one(self, tmp_path: Path, domain: Domain) -> None:

@@ -103,6 +103,25 @@ class Tombstones(Suite):
                 assert await domain.read(persist, parts) == payload
                 assert await domain.keys(persist, parts) == [parts[-1]]
 
+    @pytest.mark.parametrize("domain", REMOVABLE, ids=str)
+    async def test_whatever_a_payload_holds_can_be_removed(self, tmp_path: Path, domain: Domain) -> None:
+        """Keys that look like an encoding or like the mark of a tombstone do not keep a value alive."""
+        payloads: list[dict[str, Any]] = [
+            {},
+            {"$date": "today"},
+            {"$literal": {"n": 1}},
+            {"$literal": {"n": 1}, "removed": False},
+            {"$set": {"removed": False}, "$numberDecimal": "1"},
+        ]
+        async with self.open(tmp_path) as persist:
+            for n, payload in enumerate(payloads):
+                parts = domain.numbered(n)
+                await domain.write(persist, parts, payload)
+                assert await domain.keys(persist, parts) == [parts[-1]]
+                await domain.remove(persist, parts)
+                assert await domain.read(persist, parts) is None
+                assert await domain.keys(persist, parts) == []
+
     async def test_a_removed_memory_still_counts_as_known(self, tmp_path: Path) -> None:
         """has_memory_data is True after the removal, from any instance; of what a payload removed itself as well."""
         async with self.open(tmp_path) as persist, self.open(tmp_path) as other:

@@ -92,6 +92,8 @@ class Store:
 class Adapter:
     """What the fifteen have in common."""
 
+    removable = False
+
     def __init__(self, store: Store, domain: str, *parts: str) -> None:
         self.store = store
         self.context = store.join(domain, *(checked_name(part, "name") for part in parts))
@@ -101,7 +103,7 @@ class Adapter:
 
     def _put(self, name: str, payload: PayloadInput | None, when: When = 0) -> None:
         value: Payload | None = plain(encode_payload(payload, "a payload"))
-        removed = value is not None and value.get("removed") is True
+        removed = self.removable and value is not None and value.get("removed") is True
         self.store.put(self.context, [(checked_name(name, "name"), value, to_millis(when), removed)])
 
     def _get(self, name: str, when: When | None = None) -> Any:
@@ -154,6 +156,8 @@ class Candle(Adapter):
 
 
 class Interval(Adapter):
+    removable = True
+
     async def read_interval_data(self, key: str, *, when: When | None = None) -> Payload | None:
         return self._get(key, when)
 
@@ -177,6 +181,8 @@ class Log(Adapter):
 
 
 class Measure(Adapter):
+    removable = True
+
     async def read_measure_data(self, key: str) -> Payload | None:
         return self._get(key)
 
@@ -193,6 +199,8 @@ class Measure(Adapter):
 
 
 class Memory(Adapter):
+    removable = True
+
     async def read_memory_data(self, memory_id: str, *, when: When | None = None) -> Payload | None:
         return self._get(memory_id, when)
 

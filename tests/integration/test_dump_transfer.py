@@ -269,6 +269,8 @@ async def test_import_of_an_export_gives_identical_documents(
         await container.state_db_service.upsert(name, name, odd, 7)
         await container.memory_db_service.upsert(name, "b", name, None, 7)
         await container.memory_db_service.upsert("s", "b", name, {"n": 1}, 7)
+    await container.memory_db_service.upsert("s", "b", "tagged", {"$date": "today"}, 7)
+    await container.memory_db_service.soft_remove("s", "b", "tagged")
     await container.memory_db_service.soft_remove("s", "b", "..")
     await container.memory_db_service.soft_remove("..", "b", "..")
     await container.storage_db_service.upsert_many(True, [{"id": name, **odd} for name in names])

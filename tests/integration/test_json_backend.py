@@ -17,6 +17,7 @@ from backtest_persist import (
     InvalidKeyError,
     InvalidPayloadError,
     Registry,
+    SettingsError,
     StoreUnavailableError,
     WriteOutcomeUnknownError,
     WriteRejectedError,
@@ -476,3 +477,314 @@ if child:
         assert await process.wait() == 0
     entries = await (await on(tmp_path).log()).read_log_data()
     assert {entry["id"] for entry in entries} == {"parent", "child", "again"}
+
+
+async def test_a_fork_amid_a_write_keeps_nothing_locked(tmp_path: Path) -> None:
+    """A child that was forked while its parent held a directory does not hold it for as long as it lives."""
+    code = """
+import asyncio, os, signal, sys
+from backtest_persist import Registry
+from backtest_persist.persist.dump import files
+children, fsync = [], os.fsync
+def forking(descriptor):
+    if not children:
+        children.append(os.fork())
+        if children == [0]:
+            signal.pause()
+    fsync(descriptor)
+async def main():
+    persist = Registry(); persist.use_json(sys.argv[1])
+    state = await persist.state("s", "b")
+    await state.write_state_data({"n": 0}, 0)
+    files.os.fsync, files._LOCK_SECONDS = forking, 0.5
+    try:
+        await state.write_state_data({"n": 1}, 1)
+        await state.write_state_data({"n": 2}, 2)
+    finally:
+        os.kill(children[0], signal.SIGKILL)
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(tmp_path), cwd=Path(__file__).parents[2]
+    )
+    async with asyncio.timeout(60):
+        assert await process.wait() == 0
+    assert await (await on(tmp_path).state("s", "b")).read_state_data() == {"n": 2}
+
+
+@pytest.mark.parametrize("text", ["", "{", "\x00", "null", "[]", "5", '{"x":1}', '["A",1]'])
+async def test_a_damaged_file_of_the_hidden_tree_is_a_typed_error_that_names_it(tmp_path: Path, text: str) -> None:
+    """Neither the names of a directory nor the time of a value are guessed; without the file all goes on."""
+    signal, state = await on(tmp_path).signal("A", "B_C", "x"), await on(tmp_path).state("s", "b")
+    await signal.write_signal_data({"n": 1})
+    await state.write_state_data({"n": 1}, LATE)
+    hidden = tmp_path / ".backtest-persist"
+    label, record = hidden / "labels/data/signal/A_B_C_x.json", hidden / "records/state/s/b/b.json"
+    for file in (label, record):
+        assert file.is_file()
+        file.write_text(text)
+    with pytest.raises(InvalidPayloadError, match=rf"{label} is damaged.* Remove it"):
+        await on(tmp_path).signal("A", "B_C", "x")
+    with pytest.raises(InvalidPayloadError, match=rf"{record} is damaged.* Remove it"):
+        await state.read_state_data()
+    with pytest.raises(InvalidPayloadError, match=rf"{record} is damaged"):
+        await state.write_state_data({"n": 2}, LATE)
+    for file in (label, record):
+        file.unlink()
+    assert await (await on(tmp_path).signal("A", "B_C", "x")).read_signal_data() == {"n": 1}
+    assert await state.read_state_data() == {"n": 1}
+
+
+async def test_a_directory_of_another_user_is_a_typed_error(tmp_path: Path) -> None:
+    """Whatever is done first there, the error says which directory it is, and is one of this package."""
+    code = """
+import asyncio, os, sys
+from pathlib import Path
+from backtest_persist import Registry, StoreUnavailableError, WriteRejectedError
+async def main(root):
+    persist = Registry(); persist.use_json(root)
+    memory = await persist.memory("s", "b")
+    await memory.write_memory_data({}, "m", 0)
+    (root / "memory").chmod(0)
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    again = Registry(); again.use_json(root)
+    for call, error in (
+        (again.memory("s", "b"), WriteRejectedError),
+        (memory.remove_memory_data("m"), WriteRejectedError),
+        (memory.write_memory_data({}, "m", 0), WriteRejectedError),
+        (memory.read_memory_data("m"), StoreUnavailableError),
+    ):
+        try:
+            await call
+        except error as refused:
+            assert f"{root}/memory/s/b" in str(refused), refused
+            assert "access" in str(refused), refused
+        else:
+            raise AssertionError(error)
+asyncio.run(main(Path(sys.argv[1])))
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(tmp_path), cwd=Path(__file__).parents[2]
+    )
+    async with asyncio.timeout(60):
+        assert await process.wait() == 0
+    (tmp_path / "memory").chmod(0o700)
+
+
+async def test_a_relative_directory_is_the_one_of_the_moment_it_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the working directory is changed to later does not matter to adapters, handed out before or not."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    persist = Registry()
+    persist.use_json("dump")
+    assert os.listdir() == []  # naming it makes nothing
+    state = await persist.state("s", "b")
+    monkeypatch.chdir(tmp_path / "second")
+    await state.write_state_data({"n": 1}, 1)
+    await (await persist.log()).write_log_data([{"id": "a"}])
+    assert os.listdir() == []
+    assert sorted(files_of(tmp_path / "first/dump")) == ["data/log/log/a.json", "state/s/b/b.json"]
+
+
+async def test_every_directory_that_a_write_makes_survives_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The root, those of the values and those of the hidden tree: each is flushed in the directory it lies in."""
+    flushed: set[tuple[int, int]] = set()
+    real = os.fsync
+
+    def identity(status: os.stat_result) -> tuple[int, int]:
+        return status.st_dev, status.st_ino
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        flushed.add(identity(os.fstat(descriptor)))
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    root = tmp_path / "dump"
+    await (await on(root).partial("A", "my_trend", "x")).write_partial_data({"n": 1}, "s", LATE)
+    made = [root, *(path for path in root.rglob("*") if path.is_dir())]
+    assert len(made) == 12
+    assert [path for path in made if identity(path.parent.stat()) not in flushed] == []
+
+
+def minutes(number: int) -> list[dict[str, Any]]:
+    return [{**CANDLE, "timestamp": CANDLE["timestamp"] + n * 60_000} for n in range(number)]
+
+
+async def test_many_values_of_one_call_leave_others_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither another process, nor another adapter of this one, waits for the end of a bulk."""
+    real = os.fsync
+
+    def slow(descriptor: int) -> None:
+        time.sleep(0.002)
+        real(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", slow)
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 1.0)
+    persist, other = on(tmp_path), on(tmp_path)  # the other waits for the lock, like another process
+    mine, theirs = await persist.candle("A", "1m", "x"), await other.candle("A", "1m", "x")
+    signal = await persist.signal("A", "t", "x")
+    bulk = asyncio.create_task(mine.write_candles_data(minutes(1000)))  # 2 s at least
+    await asyncio.sleep(0.05)
+    await theirs.write_candles_data([{**CANDLE, "timestamp": 0}])
+    assert not bulk.done()
+    await signal.write_signal_data({"n": 1})
+    assert not bulk.done()
+    await bulk
+    assert len(await mine.read_candles_data(1000, 1_600_000_020_000) or []) == 1000
+    assert await mine.read_candles_data(1, 0) is not None
+
+
+async def test_writes_of_one_adapter_keep_their_order_around_a_bulk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written while a bulk is under way stands after it, and is listed after it."""
+    monkeypatch.setattr(files, "_AT_ONCE", 2)
+    storage = await on(tmp_path).storage(True)
+    await asyncio.gather(
+        storage.write_storage_data([{"id": str(n), "n": 1} for n in range(9)]),
+        storage.write_storage_data([{"id": "8", "n": 2}, {"id": "9", "n": 2}]),
+        storage.write_storage_data([{"id": "9", "n": 3}]),
+    )
+    found = [(entry["id"], entry["n"]) for entry in await storage.read_storage_data()]
+    assert found == [*((str(n), 1) for n in range(8)), ("8", 2), ("9", 3)]
+
+
+async def test_a_cancelled_bulk_ends_with_the_part_that_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first entries are stored and the others never will be; a later write stands."""
+    monkeypatch.setattr(files, "_AT_ONCE", 2)
+    log, storage = await on(tmp_path).log(), await on(tmp_path).storage(True)
+    for write, read in (
+        (log.write_log_data, log.read_log_data),
+        (storage.write_storage_data, storage.read_storage_data),
+    ):
+        bulk = asyncio.create_task(write([{"id": str(n)} for n in range(1000)]))
+        async with asyncio.timeout(10):
+            while len(await read()) < 3:
+                await asyncio.sleep(0)
+        bulk.cancel()
+        await asyncio.wait([bulk])
+        assert bulk.cancelled()
+        await write([{"id": "later"}])
+        ids = [entry["id"] for entry in await read()]
+        assert ids == [*map(str, range(len(ids) - 1)), "later"]
+        assert 3 < len(ids) < 1000
+        assert len(ids) % 2
+
+
+async def test_a_bulk_that_is_locked_out_halfway_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When another process takes the directory between two parts and keeps it, the next read tells what was stored."""
+    import fcntl
+
+    log = await on(tmp_path).log()
+    await log.write_log_data([{"id": "first"}])
+    descriptor, real = os.open(tmp_path / "data/log/log", os.O_RDONLY), os.fsync
+    holder = threading.Thread(target=fcntl.flock, args=(descriptor, fcntl.LOCK_EX))
+
+    def fsync(given: int) -> None:
+        if holder.ident is None:
+            holder.start()
+            time.sleep(0.1)  # it waits for the lock by now
+        real(given)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(files, "_AT_ONCE", 2)
+    with pytest.raises(WriteOutcomeUnknownError, match=r"locked.*read to see"):
+        await log.write_log_data([{"id": str(n)} for n in range(5)])
+    holder.join()
+    os.close(descriptor)
+    assert [entry["id"] for entry in await log.read_log_data()] == ["first", "0", "1"]
+
+
+async def test_a_name_with_a_slash_is_found_where_the_original_nests_it(tmp_path: Path) -> None:
+    """Single values, windows and lists are read from the directories it makes of the name; reading changes nothing."""
+    nested = {
+        "data/signal/BTC/USDT_t_x/BTC/USDT.json": '{"id":"a"}',
+        "data/partial/BTC/USDT_t_x/s-1.json": '{"n":1}',
+        "data/risk/a/b_x/positions.json": "[1]",
+        "data/recent/BTC/USDT_t_x_f_backtest/BTC/USDT.json": '{"timestamp":5}',
+        "session/t/x/f/BTC/USDT_live.json": '{"when":5}',
+        "state/s/1/b/c/b/c.json": '{"when":5}',
+        "data/measure/a/b/k.json": '{"n":1}',
+        "data/measure/a/b/gone.json": '{"removed":true}',
+        "data/measure/a/b/http/k.json": '{"n":2}',
+        "memory/s/1/b/m.json": '{"n":1}',
+    }
+    write_dump(tmp_path, {**ORIGINAL, **nested})
+    persist = on(tmp_path)
+    candles = await persist.candle("BTC/USDT:USDT", "1m", "binance")
+    assert [candle["volume"] for candle in await candles.read_candles_data(1, 1_600_000_020_000) or []] == [100.0]
+    assert await candles.read_candles_data(2, 1_600_000_020_000) is None
+    assert await (await persist.signal("BTC/USDT", "t", "x")).read_signal_data() == {"id": "a"}
+    assert await (await persist.partial("BTC/USDT", "t", "x")).read_partial_data("s-1", 0) == {"n": 1}
+    assert await (await persist.risk("a/b", "x")).read_position_data(0) == [1]
+    recent = await persist.recent("BTC/USDT", "t", "x", "f", True)
+    session = await persist.session("t", "x", "f", "BTC/USDT", False)
+    state = await persist.state("s/1", "b/c")
+    for read in (recent.read_recent_data, session.read_session_data, state.read_state_data):
+        assert await read(when=4) is None
+        assert await read(when=5) is not None
+    measure, memory = await persist.measure("a/b"), await persist.memory("s/1", "b")
+    assert await measure.read_measure_data("k") == {"n": 1}
+    assert await measure.read_measure_data("http/k") == {"n": 2}
+    assert await collect(measure.list_measure_data()) == ["k"]  # nor does the original list what it has nested
+    assert await collect(memory.list_memory_data()) == [("m", {"n": 1})]
+    assert await memory.has_memory_data("m") is True
+    assert files_of(tmp_path, hidden=True) == dict(sorted({**ORIGINAL, **nested}.items()))
+
+
+async def test_a_write_to_a_name_with_a_slash_wins_over_what_the_original_nested(tmp_path: Path) -> None:
+    """It is in a file of ours, keeps its place in lists, leaves a stored candle alone, and can be removed."""
+    nested = {f"data/measure/a/b/{name}.json": '{"n":0}' for name in "cab"}
+    nested["data/signal/BTC/USDT_t_x/BTC/USDT.json"] = '{"n":0}'
+    write_dump(tmp_path, {**ORIGINAL, **nested})
+    for age, name in enumerate("bac"):
+        os.utime(tmp_path / f"data/measure/a/b/{name}.json", (1_000_000 - age, 1_000_000 - age))
+    persist = on(tmp_path)
+    signal, measure = await persist.signal("BTC/USDT", "t", "x"), await persist.measure("a/b")
+    await signal.write_signal_data({"n": 1})
+    await measure.remove_measure_data("a")
+    await measure.write_measure_data({"n": 1}, "c", 0)
+    await measure.write_measure_data({"n": 1}, "new", 0)
+    candles = await persist.candle("BTC/USDT:USDT", "1m", "binance")
+    await candles.write_candles_data([{**CANDLE, "close": 9.5}, minutes(2)[1]])
+    for again in (persist, on(tmp_path)):
+        assert await (await again.signal("BTC/USDT", "t", "x")).read_signal_data() == {"n": 1}
+        measure = await again.measure("a/b")
+        assert await collect(measure.list_measure_data()) == ["c", "b", "new"]
+        assert [await measure.read_measure_data(name) for name in "cab"] == [{"n": 1}, None, {"n": 0}]
+        window = await (await again.candle("BTC/USDT:USDT", "1m", "binance")).read_candles_data(2, 1_600_000_020_000)
+        assert [candle["close"] for candle in window or []] == [11.0, 11.0]
+    await measure.write_measure_data({"n": 2}, "a", 0)
+    assert await collect(measure.list_measure_data()) == ["c", "a", "b", "new"]
+    found = files_of(tmp_path)
+    assert {path: found[path] for path in (*ORIGINAL, *nested)} == {**ORIGINAL, **nested}
+
+
+@pytest.mark.parametrize("symbol", ["../../../out", "a/../../../../out", "a//b", "/a", "a/", "a/./b", "a/.b", "a/b%2F"])
+async def test_only_plain_directories_are_looked_into_for_a_name_with_a_slash(tmp_path: Path, symbol: str) -> None:
+    """Nothing above, beside or hidden in the dump is read, nor what is the file of another name of ours."""
+    root = tmp_path / "dump"
+    write_dump(root, {f"data/signal/{symbol}_t_x/{symbol}.json": "{}"})
+    assert await (await on(root).signal(symbol, "t", "x")).read_signal_data() is None
+
+
+async def test_a_file_system_that_does_not_tell_cases_apart_is_refused(tmp_path: Path) -> None:
+    """Where BTC and btc would share a file nothing is stored; another directory with a like name does not matter."""
+    for directory in ("data", "STATE"):
+        (tmp_path / directory).mkdir()
+    (tmp_path / "DATA").symlink_to("data")  # what such a file system would find
+    (tmp_path / "data/MEASURE").symlink_to("measure")
+    persist = on(tmp_path)
+    with pytest.raises(SettingsError, match="upper and lower case"):
+        await (await persist.measure("a")).write_measure_data({}, "k", 0)
+    await (await persist.state("s", "b")).write_state_data({"n": 1}, 0)
+    assert files_of(tmp_path) == {"state/s/b/b.json": '{"n":1}'}

@@ -397,8 +397,10 @@ class JsonPersistStorageInstance(JsonInstance):
 class JsonBackend:
     """Builds the adapters that keep everything in JSON files below a directory; see `contracts.Backend`.
 
-    The files lie where the TypeScript framework keeps its own, so each reads the other's dump. A value is replaced
-    atomically and is on the disk when its write returns. Linux and macOS.
+    The files lie where the TypeScript framework keeps its own, so each reads the other's dump; it does not find what is
+    written here under a name that has to be percent-encoded, such as a symbol with ``/``. A value is replaced
+    atomically and is on the disk when its write returns. A relative `directory` lies below the working directory of
+    this call. Linux and macOS, on a file system that tells upper and lower case apart.
     """
 
     def __init__(self, directory: str | os.PathLike[str] = "./dump") -> None:

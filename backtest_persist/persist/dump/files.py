@@ -2,7 +2,8 @@
 
 A value is written to a temporary file, flushed to the disk and renamed, so a reader sees the old or the new one, and a
 crash leaves at most a temporary file, which the next `Folder.sweep` removes. The files hold what the TypeScript
-framework writes, and nothing else. What it does not keep lies in the hidden tree ``.backtest-persist``, mirrored:
+framework writes, and nothing else. Those that it has for names with ``/``, which it makes directories of, are read as
+long as there are none of ours. What it does not keep lies in the hidden tree ``.backtest-persist``, mirrored:
 
 ``records/``
     The `when` of a value, and when it was first written if that is no longer the time of its file. A record names its
@@ -14,6 +15,7 @@ framework writes, and nothing else. What it does not keep lies in the hidden tre
 """
 
 import asyncio
+import errno
 import os
 import re
 import time
@@ -26,22 +28,24 @@ from functools import partial
 from hashlib import blake2b
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from anyio.to_thread import run_sync
+from pydantic import Field, TypeAdapter
 
 from backtest_persist.contracts import When
 from backtest_persist.core.row import to_millis
 from backtest_persist.errors import (
     InvalidPayloadError,
     InvalidWhenError,
+    SettingsError,
     StoreUnavailableError,
     WriteOutcomeUnknownError,
     WriteRejectedError,
 )
 from backtest_persist.persist.dump import codec
 from backtest_persist.persist.dump.layout import LAYOUTS, Layout, Segment
-from backtest_persist.persist.dump.names import escape, unescape
+from backtest_persist.persist.dump.names import escape, nested, unescape
 
 __all__ = (
     "HIDDEN",
@@ -63,10 +67,17 @@ TEMPORARY = ".tmp-"
 _FOREIGN_LEFTOVER_SECONDS = 120
 """The age at which the original removes its own temporary files."""
 _LOCK_SECONDS = 5.0
+_LOOK_SECONDS = 0.002
+"""How often a writer looks whether a directory is free."""
+_AT_ONCE = 100
+"""How many values of one call are written before others get their turn."""
 _TICK_NS = 1000
 """Entries of one call are told apart by 1 us, which common file systems keep."""
 
 T = TypeVar("T")
+
+_PARTS = TypeAdapter(Annotated[list[str], Field(min_length=1)])
+_RECORDS = TypeAdapter(dict[str, dict[str, int]])
 
 
 @dataclass(frozen=True)
@@ -96,12 +107,12 @@ class Write:
 class DumpFiles:
     """A dump directory.
 
-    All writes of a process go through one thread, in the order in which they were called, so a cancelled
+    All writes of a process go through one thread, in the order in which they were handed to it, so a cancelled
     write cannot land after a later one. Other processes are kept out by a lock on the directory that is written to.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+        self.root = Path(root).absolute()
         self.tick = 0
         self._thread: ThreadPoolExecutor | None = None
         self._pid = 0
@@ -126,6 +137,7 @@ class Folder:
         self._segments = tuple(self._layout.folder(context))
         self._what = f"{domain} ({', '.join(f'{field}={value!r:.80}' for field, value in context.items())})"
         self._claimed: Path | None = None
+        self._turns: dict[asyncio.AbstractEventLoop, asyncio.Lock] = {}
 
     def describe(self, name: str = "") -> str:
         """The domain and the context, for a message."""
@@ -149,27 +161,46 @@ class Folder:
 
     async def sweep(self) -> None:
         """Remove what a crash has left in this directory; nothing else changes."""
-        await self._dump.write(self._sweep)
+        async with self._turn():
+            await self._dump.write(self._sweep)
 
     async def write(self, writes: Sequence[Write], *, replace: bool = True, flush: bool = True) -> int:
         """Store values, in order; without `replace` the first write wins. Returns how many were new.
 
-        Without `flush` they are on the disk only after a `sync` of the caller's own.
+        Between many of them others get their turn, in this process and in others; a cancelled call ends with the part
+        that is under way. Without `flush` they are on the disk only after a `sync` of the caller's own.
 
         Raises `WriteRejectedError` when the file system refuses, `StoreUnavailableError` when another process does not
-        let go of the directory.
+        let go of the directory, and `WriteOutcomeUnknownError` for either when a part may have been stored.
         """
-        return await self._dump.write(partial(self._write, writes, replace, flush)) if writes else 0
+        new = 0
+        async with self._turn():
+            for at in range(0, len(writes), _AT_ONCE):
+                if at and flush:
+                    await asyncio.sleep(2 * _LOOK_SECONDS)  # else nobody who looks would ever find it free
+                part = writes[at : at + _AT_ONCE]
+                new += await self._dump.write(partial(self._write, part, replace, flush, at))
+        return new
 
     async def remove(self, name: str) -> None:
         """Turn the value of a name into a tombstone; nothing happens when there is none."""
-        await self._dump.write(partial(self._remove, _segment(name)))
+        async with self._turn():
+            await self._dump.write(partial(self._remove, _segment(name)))
+
+    def _turn(self) -> asyncio.Lock:
+        """Held while a call writes, so that the next one of this loop does not get in between its parts."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._turns:
+            for other in [other for other in list(self._turns) if other.is_closed()]:
+                self._turns.pop(other, None)
+            self._turns[loop] = asyncio.Lock()
+        return self._turns[loop]
 
     # --- in a thread ---
 
     def _read(self, segment: Segment) -> Stored | None:
         with self._reading():
-            return self._load(self._path(), segment.plain)
+            return self._load(self._path(), segment)
 
     def _read_window(self, names: Sequence[str]) -> list[Any] | None:
         with self._reading():
@@ -178,56 +209,66 @@ class Folder:
             for name in names:
                 file = path / f"{escape(name)}{SUFFIX}"
                 text = _text(file)
+                if text is None and (theirs := self._theirs(path, name)) is not None:
+                    file, text = theirs, _text(theirs)
                 if text is None:
                     return None
-                values.append(_parse(text, file)[0])
+                values.append(_parse(text, file, self._layout)[0])
             return values
 
     def _read_all(self) -> list[tuple[str, Stored]]:
+        found: list[tuple[str, Stored]] = []
         with self._reading():
             path = self._path()
-            found: list[tuple[str, Stored]] = []
-            for file in _json_files(path):
-                stored = self._load(path, file.removesuffix(SUFFIX))
-                if stored is not None:
-                    found.append((self._name(path, file.removesuffix(SUFFIX)), stored))
+            theirs = self._nested(path)
+            for directory in [path] if theirs is None or not theirs.is_dir() else [path, theirs]:
+                ours = {name for name, _ in found}
+                for file in _json_files(directory):
+                    stem = file.removesuffix(SUFFIX)
+                    name = self._name(directory, stem)
+                    stored = None if name in ours else load(self._dump.root, self._layout, directory, stem)
+                    if stored is not None:
+                        found.append((name, stored))
         return sorted(found, key=lambda entry: (entry[1].created, natural(entry[0])))
 
-    def _load(self, path: Path, stem: str) -> Stored | None:
-        return load(self._dump.root, self._layout, path, stem)
+    def _load(self, path: Path, segment: Segment) -> Stored | None:
+        """The value of our file, or else of the original's."""
+        stored = load(self._dump.root, self._layout, path, segment.plain)
+        if stored is None and (theirs := self._theirs(path, segment.parts[0])) is not None:
+            return load(self._dump.root, self._layout, theirs.parent, theirs.name.removesuffix(SUFFIX))
+        return stored
 
-    def _write(self, writes: Sequence[Write], replace: bool, flush: bool) -> int:
-        stored = new = 0
+    def _write(self, writes: Sequence[Write], replace: bool, flush: bool, stored: int = 0) -> int:
+        new = 0
         with self._writing(lambda: stored > 0) as (path, descriptor):
             for write in writes:
                 segment = _segment(write.name)
                 if segment.labelled:
                     self._label(path, segment)
-                outcome = self._put(path, segment.plain, write, replace, flush)
+                outcome = self._put(path, segment, write, replace, flush)
                 stored += outcome is not None
                 new += outcome is True
             if flush:
                 os.fsync(descriptor)
         return new
 
-    def _put(self, path: Path, stem: str, write: Write, replace: bool = True, flush: bool = True) -> bool | None:
+    def _put(self, path: Path, segment: Segment, write: Write, replace: bool = True, flush: bool = True) -> bool | None:
         """Whether the value was new; None when nothing was to be done."""
-        file, records = path / f"{stem}{SUFFIX}", self._hidden("records", path, stem)
+        file, records = path / f"{segment.plain}{SUFFIX}", self._hidden("records", path, segment.plain)
         old = _text(file)
-        if old is not None and not replace:
+        before = self._theirs(path, segment.parts[0]) if old is None else file
+        if before is not None and not replace:
             return None
         known = _load_records(records)
         fields: dict[str, int] = {} if write.when is None else {"when": write.when}
-        kept: dict[str, dict[str, int]] = {}
-        if old is not None:
-            standing = known.get(_digest(old))
-            kept = {_digest(old): standing} if standing else {}
-            if self._layout.ordered:
-                fields["created"] = (standing or {}).get("created", file.stat().st_mtime_ns)
+        standing = {} if old is None else known.get(_digest(old), {})
+        kept = {} if old is None else {_digest(old): standing}
+        if before is not None and self._layout.ordered:
+            fields["created"] = standing.get("created", before.stat().st_mtime_ns)
         wanted = {**kept, _digest(write.text): fields}
         wanted = {digest: record for digest, record in wanted.items() if record}
         if wanted != known and (wanted or known):
-            records.parent.mkdir(parents=True, exist_ok=True)
+            _make(records.parent, flush=flush)
             _replace(records, codec.dumps(wanted), flush=flush)
             if flush:
                 _flush(records.parent)
@@ -235,30 +276,33 @@ class Folder:
             return False
         self._dump.tick = max(self._dump.tick + _TICK_NS, time.time_ns() // _TICK_NS * _TICK_NS)
         _replace(file, write.text, self._dump.tick if write.created is None else write.created, flush=flush)
-        return old is None
+        return before is None
 
     def _remove(self, segment: Segment) -> None:
-        if not self._path().is_dir():
-            return
+        with self._errors(lambda: False):
+            path = self._path()
+            if not path.is_dir() and self._theirs(path, segment.parts[0]) is None:
+                return
         stored = False
         with self._writing(lambda: stored) as (path, descriptor):
-            standing = self._load(path, segment.plain)
+            standing = self._load(path, segment)
             if standing is None or standing.removed:
                 return
             text = codec.tombstone(standing.value)
-            self._put(path, segment.plain, Write("", text, standing.when if self._layout.timed else None))
+            self._put(path, segment, Write("", text, standing.when if self._layout.timed else None))
             stored = True
             os.fsync(descriptor)
 
     def _sweep(self) -> None:
-        path = self._path()
-        if not path.is_dir():
-            return
-        mirrors = [self._hidden(kind, path, "").parent for kind in ("records", "labels")]
-        with self._errors(lambda: False), _locked(path, self._what):
-            for directory in (path, *mirrors):
-                for leftover in _leftovers(directory):
-                    leftover.unlink(missing_ok=True)
+        with self._errors(lambda: False):
+            path = self._path()
+            if not path.is_dir():
+                return
+            mirrors = [self._hidden(kind, path, "").parent for kind in ("records", "labels")]
+            with _locked(path):
+                for directory in (path, *mirrors):
+                    for leftover in _leftovers(directory):
+                        leftover.unlink(missing_ok=True)
 
     # --- paths ---
 
@@ -272,19 +316,46 @@ class Folder:
             path /= segment.plain if owned else segment.strict
         if claim:
             _make(path)
+            self._check_case()
             self._claimed = path
         return path
 
+    def _check_case(self) -> None:
+        """Refuse a file system on which two names would share a file."""
+        tree, other = self._dump.root / self._layout.path, self._dump.root / self._layout.path.upper()
+        if other.exists() and other.samefile(tree):
+            raise SettingsError(
+                f"The file system of {self._dump.root} does not tell upper and lower case apart, so two names would "
+                f"share a file. Choose a directory on one that does."
+            )
+
     def _label(self, path: Path, segment: Segment, *, claim: bool = True) -> bool:
         """Whether the plain name belongs to these parts, or to nobody yet; `claim` settles it."""
-        label = self._hidden("labels", path, segment.plain)
-        owner = _text(label)
+        root, label = self._dump.root, self._hidden("labels", path, segment.plain)
+        owner = parts_of(root, path, segment.plain)
         if owner is None and claim:
-            label.parent.mkdir(parents=True, exist_ok=True)
+            _make(label.parent)
             _replace(label, codec.dumps(list(segment.parts)), keep=True)
             _flush(label.parent)
-            owner = _text(label)
-        return owner is None or codec.loads(owner) == list(segment.parts)
+            owner = parts_of(root, path, segment.plain)
+        return owner is None or owner == list(segment.parts)
+
+    def _theirs(self, path: Path, name: str) -> Path | None:
+        """The file that the original has for a name that it nests; None when there is none."""
+        theirs = self._nested(path, name)
+        file = None if theirs is None else theirs.with_name(f"{theirs.name}{SUFFIX}")
+        return None if file is None or not file.is_file() else file
+
+    def _nested(self, path: Path, *names: str) -> Path | None:
+        """Where the original keeps this context, or a name in it, if it nests them.
+
+        None if it does not, or if `path` is the stricter one of a context that shares the original's with another.
+        """
+        steps = nested([*("_".join(segment.parts) for segment in self._segments), *names])
+        tree = self._dump.root / self._layout.path
+        if not steps or path != tree.joinpath(*(segment.plain for segment in self._segments)):
+            return None
+        return tree.joinpath(*steps)
 
     def _hidden(self, kind: str, path: Path, stem: str) -> Path:
         return _hidden(self._dump.root, kind, path, stem)
@@ -302,14 +373,14 @@ class Folder:
         except NotADirectoryError:
             raise StoreUnavailableError(f"{self._what}: a part of its path is a file; move it away.") from None
         except OSError as error:
-            raise StoreUnavailableError(f"{self._what} cannot be read: {error.strerror}.") from None
+            raise StoreUnavailableError(f"{self._what} cannot be read: {_cause(error)}.") from None
 
     @contextmanager
     def _writing(self, stored: Callable[[], bool]) -> Generator[tuple[Path, int]]:
         """Make the directory of this context, and keep others from writing to it; `stored`: whether anything was."""
         with self._errors(stored):
             path = self._path(claim=True)
-            with _locked(path, self._what) as descriptor:
+            with _locked(path) as descriptor:
                 yield path, descriptor
 
     @contextmanager
@@ -317,10 +388,11 @@ class Folder:
         try:
             yield
         except OSError as error:
-            problem = f"{self._what} cannot be written: {error.strerror}."
+            problem = f"{self._what} cannot be written: {_cause(error)}."
             if stored():
                 raise WriteOutcomeUnknownError(f"{problem} A part may have been stored; read to see.") from None
-            raise WriteRejectedError(f"{problem} Nothing was stored.") from None
+            refused = StoreUnavailableError if isinstance(error, TimeoutError) else WriteRejectedError
+            raise refused(f"{problem} Nothing was stored.") from None
 
 
 def load(root: Path, layout: Layout, path: Path, stem: str) -> Stored | None:
@@ -336,15 +408,18 @@ def load(root: Path, layout: Layout, path: Path, stem: str) -> Stored | None:
         record = known.get(_digest(text), {})
         if record or not known or _text(file) == text:  # else it was replaced twice between the two reads
             break
-    value, removed = _parse(text, file)
+    value, removed = _parse(text, file, layout)
     when = record.get("when")
     return Stored(value, removed, _stated(layout, value) if when is None else when, record.get("created", created))
 
 
 def parts_of(root: Path, path: Path, segment: str) -> list[str] | None:
-    """The parts of a name that does not tell them itself; None when nobody has written them down."""
-    label = _text(_hidden(root, "labels", path, segment))
-    return None if label is None else codec.loads(label)
+    """The parts of a name that does not tell them itself; None when nobody has written them down.
+
+    `InvalidPayloadError` when what was written down is damaged.
+    """
+    file = _hidden(root, "labels", path, segment)
+    return _noted(file, _PARTS, f"Remove it, and {segment} belongs to whoever writes there next")
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
@@ -374,13 +449,17 @@ def _segment(name: str) -> Segment:
     return Segment((name,), ambiguous=False)
 
 
-def _parse(text: bytes, file: Path) -> tuple[Any, bool]:
+def _parse(text: bytes, file: Path, layout: Layout) -> tuple[Any, bool]:
+    """The value of a text, and whether it is a tombstone."""
     try:
         value = codec.loads(text)
+        if not layout.removable:
+            return codec.decode(value), False
         marks = members(value)
         if marks.keys() == {codec.LITERAL, "removed"}:
             return codec.decode(marks[codec.LITERAL]), bool(marks["removed"])
-        return codec.decode(value), marks.get("removed") is True
+        decoded = codec.decode(value)
+        return decoded, members(decoded).get("removed") is True
     except ValueError as error:
         raise InvalidPayloadError(f"The file {file} is damaged: {error}. Repair or remove it.") from None
 
@@ -399,11 +478,22 @@ def _text(file: Path) -> bytes | None:
 
 
 def _load_records(file: Path) -> dict[str, dict[str, int]]:
+    return _noted(file, _RECORDS, "Remove it, and its value is read as one that somebody else wrote") or {}
+
+
+def _noted(file: Path, kind: TypeAdapter[T], otherwise: str) -> T | None:
+    """What a file of the hidden tree holds, or None when there is none; `InvalidPayloadError` when it is damaged."""
     text = _text(file)
     try:
-        return {} if text is None else codec.loads(text)
-    except ValueError as error:
-        raise InvalidPayloadError(f"The file {file} is damaged: {error}. Remove it to go on without it.") from None
+        return None if text is None else kind.validate_json(text, strict=True)
+    except ValueError:
+        raise InvalidPayloadError(f"The file {file} is damaged. {otherwise}.") from None
+
+
+def _cause(error: OSError) -> str:
+    """What the system says, of which file, and what to do about it."""
+    named = f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror}"
+    return f"{named}; give this user access to it" if isinstance(error, PermissionError) else named
 
 
 def _digest(text: bytes) -> str:
@@ -439,15 +529,16 @@ def _replace(file: Path, text: bytes, created: int | None = None, *, keep: bool 
         raise
 
 
-def _make(path: Path) -> None:
-    """Make a directory, and see to it that it survives a crash."""
+def _make(path: Path, *, flush: bool = True) -> None:
+    """Make a directory and those above it; with `flush` they survive a crash."""
     missing: list[Path] = []
     while not path.is_dir():
         missing.append(path)
         path = path.parent
     for directory in reversed(missing):
         directory.mkdir(exist_ok=True)
-        _flush(directory.parent)
+        if flush:
+            _flush(directory.parent)
 
 
 def _flush(directory: Path) -> None:
@@ -459,8 +550,8 @@ def _flush(directory: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path, what: str) -> Generator[int]:
-    """Keep other writers out of a directory, in this process and others; the lock ends with its process."""
+def _locked(path: Path) -> Generator[int]:
+    """Keep other writers out of a directory, in this process and others; a process that dies lets go of it."""
     import fcntl  # not on Windows, where the rest of the package can be imported
 
     descriptor = os.open(path, os.O_RDONLY)
@@ -472,11 +563,13 @@ def _locked(path: Path, what: str) -> Generator[int]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise StoreUnavailableError(
-                        f"{what}: another process has kept {path} locked for {_LOCK_SECONDS:g} s. Nothing was stored."
-                    ) from None
-                time.sleep(0.002)
-        yield descriptor
+                    problem = f"another process has kept {path} locked for {_LOCK_SECONDS:g} s"
+                    raise TimeoutError(errno.ETIMEDOUT, problem) from None
+                time.sleep(_LOOK_SECONDS)
+        try:
+            yield descriptor
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor as well
     finally:
         os.close(descriptor)
 

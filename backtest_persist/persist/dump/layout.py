@@ -54,6 +54,8 @@ class Layout:
     fixed_file: str = ""
     ordered: bool = False
     """Whether the domain is read as a list, oldest first."""
+    removable: bool = False
+    """Whether a value can be removed; it is then a tombstone, and ``removed`` a word of its own."""
     timed: bool = False
     """Whether a value has a `when`."""
     stated_by: str = ""
@@ -94,11 +96,25 @@ _SSE = ("symbol", "strategy_name", "exchange_name")
 LAYOUTS: Mapping[str, Layout] = {
     "breakeven": Layout("data/breakeven", (_SSE,), ("signal_id",), timed=True),
     "candle": Layout("data/candle", (("exchange_name",), ("symbol",), ("interval",)), ("timestamp",)),
-    "interval": Layout("data/interval", (("bucket",),), ("entry_key",), ordered=True, timed=True, stated_by="when"),
+    "interval": Layout(
+        "data/interval",
+        (("bucket",),),
+        ("entry_key",),
+        ordered=True,
+        removable=True,
+        timed=True,
+        stated_by="when",
+    ),
     "log": Layout("data/log/log", (), ("entry_id",), ordered=True),
-    "measure": Layout("data/measure", (("bucket",),), ("entry_key",), ordered=True),
+    "measure": Layout("data/measure", (("bucket",),), ("entry_key",), ordered=True, removable=True),
     "memory": Layout(
-        "memory", (("signal_id",), ("bucket_name",)), ("memory_id",), ordered=True, timed=True, stated_by="when"
+        "memory",
+        (("signal_id",), ("bucket_name",)),
+        ("memory_id",),
+        ordered=True,
+        removable=True,
+        timed=True,
+        stated_by="when",
     ),
     "notification": Layout("data/notification", (("backtest",),), ("notification_id",), ordered=True),
     "partial": Layout("data/partial", (_SSE,), ("signal_id",), timed=True),

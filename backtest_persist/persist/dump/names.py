@@ -1,9 +1,10 @@
 """Names on disk: any str becomes one path segment that no file system trips over, and comes back from it."""
 
 import re
+from collections.abc import Sequence
 from hashlib import blake2b
 
-__all__ = ("escape", "shorten", "unescape")
+__all__ = ("escape", "nested", "shorten", "unescape")
 
 MAX_BYTES = 200
 """Longer segments are shortened; file systems take 255 bytes, of which a suffix and a temporary name need some."""
@@ -35,6 +36,17 @@ def shorten(segment: str) -> str:
         return segment
     head = encoded[: MAX_BYTES - 50].decode(errors="ignore")
     return f"{re.sub('%.?$', '', head)}%~{blake2b(encoded, digest_size=20).hexdigest()}"
+
+
+def nested(names: Sequence[str]) -> list[str]:
+    """The path segments of the TypeScript framework for names of which one holds ``/``: there begins a directory.
+
+    None of them when no name holds one, nor when a segment would be empty, hidden, lead upwards, or is one that we
+    write otherwise, so that it could be the file of another name.
+    """
+    segments = "/".join(names).split("/")
+    usual = len(segments) == len(names) or any(len(name.encode()) > MAX_BYTES for name in names)
+    return [] if usual or any(not segment or escape(segment) != segment for segment in segments) else segments
 
 
 def _percent(character: str) -> str:
