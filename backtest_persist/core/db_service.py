@@ -230,6 +230,10 @@ class DbService(Generic[C, R]):
                 for row in rows:
                     yield row
 
+    def sift(self) -> AsyncGenerator[tuple[list[R], list[tuple[str, InvalidPayloadError]]]]:
+        """Iterate over all documents, batch by batch: the rows, and id and error of those that are none."""
+        return self._stream({}, self._sort(None), None, 0, self.row_type.sift)
+
     async def paginate(
         self,
         filter: Filter,
@@ -619,11 +623,16 @@ class DbService(Generic[C, R]):
     ) -> AsyncGenerator[list[R]]:
         """Iterate over rows in batches; what cannot be sent is refused before the first."""
         query = self._filter({} if filter is None else filter)
-        return self._stream(query, self._sort(sort), limit, skip)
+        return self._stream(query, self._sort(sort), limit, skip, self.row_type.from_documents)
 
     async def _stream(
-        self, query: Filter, order: list[tuple[str, int]], limit: int | None, skip: int
-    ) -> AsyncGenerator[list[R]]:
+        self,
+        query: Filter,
+        order: list[tuple[str, int]],
+        limit: int | None,
+        skip: int,
+        build: Callable[[list[Document]], T],
+    ) -> AsyncGenerator[T]:
         if limit == 0:  # which means no limit to MongoDB
             return
         collection = await self._prepared()
@@ -635,7 +644,7 @@ class DbService(Generic[C, R]):
                     documents = await anext(batches, None)
                 if documents is None:
                     return
-                yield self.row_type.from_documents(documents)
+                yield build(documents)
         finally:
             with suppress(ClosedError):
                 async with self._operation("list"):

@@ -317,16 +317,66 @@ async def test_the_json_backend_reads_an_export_and_an_import_reads_its_files(
     assert await recent.read_recent_data(when=5) == {"n": 1}
 
 
+NOW = datetime(2024, 1, 1, tzinfo=UTC)
+CANDLE = {"exchangeName": "b", "symbol": "S", "interval": "1m", "timestamp": START, **json.loads(GOOD % START)}
+LOST: list[tuple[str, dict[str, Any], str]] = [
+    ("signal", {"symbol": "foreign type", "payload": {"x": ObjectId()}}, "no exact form"),
+    ("signal", {"symbol": "no payload"}, "see payload"),
+    ("signal", {"symbol": "no mapping", "payload": 5}, "see payload"),
+    ("signal", {"symbol": "no date", "payload": {}, "createDate": None}, "see createDate"),
+    ("signal", {"symbol": 5, "payload": {}}, "symbol must be a str"),
+    ("session", {"symbol": "no frame", "frameName": "", "backtest": True, "payload": {}, "when": 0}, "frame_name"),
+    ("candle", {**CANDLE, "open": float("nan")}, "open must be a finite number"),
+    ("candle", {**CANDLE, "high": 0.0, "symbol": "T"}, "high is below"),
+    ("candle", {**CANDLE, "interval": "1w"}, "interval must be one of"),
+]
+"""Documents of other programs that have no form in a dump, by domain, and why."""
+
+
 async def test_an_export_leaves_nothing_out_in_silence(container: Container, tmp_path: Path) -> None:
-    """A foreign document that has no form in a dump is named, and the others are written."""
+    """A foreign document that has no form in a dump is named, and all others are written, before it and after it."""
+    expected: list[tuple[str, str]] = []
+    await container.candle_db_service.create("a", "1m", "e", json.loads(GOOD % START))
     await container.signal_db_service.upsert("a", "s", "e", {"n": 1})
-    row = await container.signal_db_service.upsert("b", "s", "e", {"n": 1})
+    for domain, document, reason in LOST:
+        whole = {"strategyName": "s", "exchangeName": "e", "createDate": NOW, "updatedDate": NOW, "__v": 0, **document}
+        inserted = await container.mongo_service.collection(f"{domain}-items").insert_one(whole)
+        expected.append((f"{domain}-items {inserted.inserted_id}", reason))
+    await container.signal_db_service.upsert("z", "s", "e", {"n": 1})
+    await container.state_db_service.upsert("s", "b", {"n": 1}, 0)
+
+    class Advanced:
+        total = done = 0
+
+        def begin(self, total: int) -> None:
+            self.total = total
+
+        def advance(self, done: int) -> None:
+            self.done += done
+
+    progress = Advanced()
+    report = await export_dump(container, tmp_path / "dump", progress=progress)
+    assert progress.total == progress.done == len(LOST) + 4
+    assert len(report.skipped) == len(LOST)
+    reasons = {entry.path: entry.reason for entry in report.skipped}
+    assert [name for name, reason in expected if reason not in reasons[name]] == []
+    assert list(files_of(tmp_path / "dump")) == [
+        f"data/candle/e/a/1m/{START}.json",
+        "data/signal/a_s_e/a.json",
+        "data/signal/z_s_e/z.json",
+        "state/s/b/b.json",
+    ]
+    again = await import_dump(container, tmp_path / "dump")
+    assert totals(again) == (4, 0, 4, 0)
+
+
+async def test_an_export_takes_dates_that_another_program_wrote_as_text(container: Container, tmp_path: Path) -> None:
+    """Of a date only the order is kept, so one without a time zone will do."""
+    await container.signal_db_service.upsert("a", "s", "e", {"n": 1})
     signals = container.mongo_service.collection("signal-items")
-    await signals.update_one({"symbol": "b"}, {"$set": {"payload": {"x": ObjectId()}}})
-    report = await export_dump(container, tmp_path / "dump")
-    assert report.domains["signal"] == 1
-    assert [entry.path for entry in report.skipped] == [f"signal-items {row.id}"]
-    assert list(files_of(tmp_path / "dump")) == ["data/signal/a_s_e/a.json"]
+    await signals.update_one({}, {"$set": {"createDate": "2024-01-01T00:00:00"}})
+    report = await export_dump(container, tmp_path)
+    assert (report.domains["signal"], report.skipped) == (1, [])
 
 
 async def test_a_directory_that_cannot_be_meant_is_a_settings_error(container: Container, tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from anyio.to_thread import run_sync
 
@@ -19,7 +19,7 @@ from backtest_persist.core.keys import STORED
 from backtest_persist.core.payload import encode_list, encode_payload
 from backtest_persist.core.row import Context, Row, wire_when
 from backtest_persist.domains.candle import CandleRow, checked_candle, closed_candles
-from backtest_persist.errors import BacktestPersistError, InvalidPayloadError, SettingsError
+from backtest_persist.errors import BacktestPersistError, InvalidKeyError, InvalidPayloadError, SettingsError
 from backtest_persist.persist.dump import codec
 from backtest_persist.persist.dump.files import SUFFIX, DumpFiles, Stored, Write, load, members, natural
 from backtest_persist.persist.dump.layout import LAYOUTS
@@ -30,12 +30,8 @@ __all__ = ("Count", "Exported", "Imported", "Progress", "export_dump", "import_d
 CANDLES_AT_ONCE = 5000
 FILES_AT_ONCE = 500
 
-_EPOCH = datetime.fromtimestamp(0, UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _TICK_NS = 1000
 _HINTS = {"strategy_name": "strategyName", "exchange_name": "exchangeName", "frame_name": "frameName"}
-
-T = TypeVar("T")
 
 
 class _Series(NamedTuple):
@@ -255,13 +251,11 @@ async def export_dump(
     if progress is not None:
         progress.begin(sum([await service.count() for service in services.values()]))
     for domain, service in services.items():
-        rows: list[Row] = []
-        async for row in service.iterate():
-            rows.append(row)
-            if len(rows) == CANDLES_AT_ONCE:
+        async with aclosing(service.sift()) as batches:
+            async for rows, refused in batches:
                 await work.rows(domain, service, rows)
-                rows = []
-        await work.rows(domain, service, rows)
+                work.skip(service, refused)
+                work.advance(len(rows) + len(refused))
     await run_sync(os.sync)
     work.report.seconds = time.perf_counter() - started
     return work.report
@@ -279,20 +273,25 @@ class _Export:
         folders: dict[tuple[Any, ...], tuple[dict[str, Any], list[Write]]] = {}
         for row in rows:
             context = {name: getattr(row, name) for name in service.context_type.model_fields}
-            created = (row.create_date - _EPOCH) // _MICROSECOND * 1000
+            created = round(row.create_date.timestamp() * 1000) * 1_000_000
             self.created = max(created, self.created + _TICK_NS)  # rows of one bulk share a ms, and keep their order
             try:
                 when = getattr(row, "when", None) if layout.timed else None
                 write = Write(layout.name(context), _text(row, f"{domain} {row.id}"), when, self.created)
             except BacktestPersistError as error:
-                self.report.skipped.append(Skipped(f"{service.collection} {row.id}", str(error)))
+                self.skip(service, [(row.id, error)])
                 continue
             key = tuple(context[name] for fields in layout.directories for name in fields)
             folders.setdefault(key, (context, []))[1].append(write)
         for context, writes in folders.values():
             self.report.domains[domain] += await self.dump.folder(domain, **context).write(writes, flush=False)
+
+    def skip(self, service: DbService[Any, Any], refused: Iterable[tuple[str, BacktestPersistError]]) -> None:
+        self.report.skipped += [Skipped(f"{service.collection} {row_id}", str(error)) for row_id, error in refused]
+
+    def advance(self, done: int) -> None:
         if self.progress is not None:
-            self.progress.advance(len(rows))
+            self.progress.advance(done)
 
 
 def _services(container: Container) -> dict[str, DbService[Any, Any]]:
@@ -370,7 +369,9 @@ def _content(
 def _text(row: Row, what: str) -> bytes:
     """A document as the text of a file."""
     if isinstance(row, CandleRow):
-        return codec.dumps(row.data())
+        return codec.dumps(checked_candle(row.symbol, row.interval, row.exchange_name, row.data()))
+    if getattr(row, "frame_name", None) == "" and getattr(row, "backtest", False):
+        raise InvalidKeyError(f"{what}: frame_name must not be empty in a backtest.")
     value = getattr(row, "positions", None)
     if value is not None:
         return codec.dumps(codec.encode(encode_list(value, what)))
