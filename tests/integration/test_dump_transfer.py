@@ -210,6 +210,38 @@ async def test_a_joined_name_is_split_by_what_is_known(
     assert (path.rpartition("/")[0] in report.assumed) == (path == "data/partial/BTC_my_trend_binance/s.json")
 
 
+SAME = [
+    ("data/signal/BTC/USDT_t_binance/BTC/USDT.json", "data/signal/BTC%2FUSDT_t_binance/BTC%2FUSDT.json"),
+    ("session/t/e/f/BTC/USDT_backtest.json", "session/t/e/f/BTC%2FUSDT_backtest.json"),
+    (f"data/candle/binance/BTC/USDT/1m/{START}.json", f"data/candle/binance/BTC%2FUSDT/1m/{START}.json"),
+]
+"""What the original and the JSON backend name the files of one context."""
+
+
+@pytest.mark.parametrize("newer", [0, 1])
+@pytest.mark.parametrize("paths", SAME, ids=["signal", "session", "candle"])
+async def test_of_two_files_of_one_context_the_newer_is_taken(
+    container: Container, tmp_path: Path, paths: tuple[str, str], newer: int
+) -> None:
+    """The other is reported, in a dry run and a second import as well, and stops nothing around it."""
+    beside = f"data/candle/binance/BTC%2FUSDT/1m/{START + MINUTE}.json"
+    write_dump(tmp_path, {beside: GOOD % (START + MINUTE)})
+    for path, close, modified in ((paths[newer], "11.5", 1_600_000_060), (paths[1 - newer], "11", 1_600_000_000)):
+        write_dump(tmp_path, {path: (GOOD % START).replace("11", close)})
+        os.utime(tmp_path / path, (modified, modified))
+    dry = await import_dump(container, tmp_path, dry_run=True)
+    first = await import_dump(container, tmp_path)
+    second = await import_dump(container, tmp_path)
+    assert totals(dry) == totals(first) == (3, 2, 0, 1)
+    assert totals(second) == (3, 0, 2, 1)
+    for report in (dry, first, second):
+        (skipped,) = report.skipped
+        assert skipped.path == paths[1 - newer]
+        assert skipped.reason == f"{paths[newer]} holds the same context, and was taken"
+    rows = [row for rows in (await documents(container)).values() for row in rows]
+    assert sorted(row.get("payload", row)["close"] for row in rows) == [11, 11.5]
+
+
 async def test_an_import_that_was_cut_is_resumed(
     container: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

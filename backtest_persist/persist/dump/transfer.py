@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from anyio.to_thread import run_sync
 
@@ -32,6 +33,15 @@ FILES_AT_ONCE = 500
 
 _TICK_NS = 1000
 _HINTS = {"strategy_name": "strategyName", "exchange_name": "exchangeName", "frame_name": "frameName"}
+
+F = TypeVar("F", bound=Found)
+
+
+@dataclass(frozen=True)
+class _Loaded(Found):
+    """A file with its value, and the context it was taken for as the only one."""
+
+    stored: Stored
 
 
 class _Series(NamedTuple):
@@ -155,6 +165,15 @@ class _Import:
         if self.progress is not None:
             self.progress.advance(done)
 
+    async def newest(self, domain: str, rivals: Iterable[Iterable[F]]) -> list[F]:
+        """Of the files that hold the same context the newest; the others are skipped."""
+        newest, older = await run_sync(_newest, rivals)
+        for file, newer in older:
+            taken = (newer.path / f"{newer.stem}{SUFFIX}").relative_to(self.root)
+            self.skip(domain, self.skipped(file.path, file.stem, f"{taken} holds the same context, and was taken"))
+        self.advance(len(older))
+        return newest
+
     # --- candles ---
 
     async def candles(self, files: Sequence[Found]) -> None:
@@ -163,8 +182,9 @@ class _Import:
             series[_Series(*(file.contexts[0][name] for name in _Series._fields))].append(file)
         chunks: list[tuple[_Series, list[Found]]] = []
         for key, group in series.items():
-            group.sort(key=lambda file: file.contexts[0]["timestamp"])
-            chunks += [(key, group[at : at + CANDLES_AT_ONCE]) for at in range(0, len(group), CANDLES_AT_ONCE)]
+            group.sort(key=_timestamp)
+            unique = await self.newest("candle", (twins for _, twins in groupby(group, key=_timestamp)))
+            chunks += [(key, unique[at : at + CANDLES_AT_ONCE]) for at in range(0, len(unique), CANDLES_AT_ONCE)]
         reading = None
         try:
             for at, (key, chunk) in enumerate(chunks):
@@ -199,7 +219,7 @@ class _Import:
 
     async def values(self, domain: str, files: Sequence[Found]) -> None:
         service = _services(self.container)[domain]
-        loaded: list[tuple[Found, Stored]] = []
+        rivals: dict[frozenset[tuple[str, Any]], list[_Loaded]] = defaultdict(list)
         for at in range(0, len(files), FILES_AT_ONCE):
             chunk = files[at : at + FILES_AT_ONCE]
             for file, stored in zip(chunk, await run_sync(_load_all, self.root, chunk), strict=True):
@@ -207,20 +227,23 @@ class _Import:
                     self.skip(domain, self.skipped(file.path, file.stem, stored))
                     self.advance(1)
                 else:
-                    loaded.append((file, stored))
-        loaded.sort(key=lambda entry: (entry[1].created, natural(entry[0].stem)))
-        for at in range(0, len(loaded), FILES_AT_ONCE):
+                    context = self._context(file, stored)
+                    loaded = _Loaded(domain, (context,), file.path, file.stem, stored)
+                    rivals[frozenset(context.items())].append(loaded)
+        unique = await self.newest(domain, rivals.values())
+        unique.sort(key=lambda file: (file.stored.created, natural(file.stem)))
+        for at in range(0, len(unique), FILES_AT_ONCE):
             contents: list[tuple[Context, dict[str, Any]]] = []
             paths: list[tuple[Path, str]] = []
-            for file, stored in loaded[at : at + FILES_AT_ONCE]:
+            for file in unique[at : at + FILES_AT_ONCE]:
                 try:
-                    contents.append(_content(service, domain, self._context(file, stored), stored))
+                    contents.append(_content(service, domain, file.contexts[0], file.stored))
                     paths.append((file.path, file.stem))
                 except BacktestPersistError as error:
                     self.skip(domain, self.skipped(file.path, file.stem, str(error)))
             outcomes = await service.restore(contents, dry_run=self.dry_run)
             self.done(domain, outcomes, paths)
-            self.advance(len(loaded[at : at + FILES_AT_ONCE]))
+            self.advance(len(unique[at : at + FILES_AT_ONCE]))
 
     def _context(self, file: Found, stored: Stored) -> dict[str, Any]:
         """The context of a file: the only one, or the one that its payload, known names or the rule speak for."""
@@ -316,6 +339,30 @@ def _check_empty(root: Path) -> None:
 
 def _sure(files: Iterable[Found]) -> Iterable[dict[str, Any]]:
     return (file.contexts[0] for file in files if len(file.contexts) == 1)
+
+
+def _timestamp(candle: Found) -> int:
+    return candle.contexts[0]["timestamp"]
+
+
+def _newest(rivals: Iterable[Iterable[F]]) -> tuple[list[F], list[tuple[F, F]]]:
+    """The newest file of each group, and each of the others with the one that is newer."""
+    newest: list[F] = []
+    older: list[tuple[F, F]] = []
+    for group in rivals:
+        first, *others = group
+        if others:
+            first, *others = sorted((first, *others), key=_modified, reverse=True)
+        newest.append(first)
+        older += [(other, first) for other in others]
+    return newest, older
+
+
+def _modified(file: Found) -> int:
+    try:
+        return (file.path / f"{file.stem}{SUFFIX}").stat().st_mtime_ns
+    except OSError:  # it is gone
+        return 0
 
 
 def _candles(series: _Series, files: Sequence[Found]) -> list[CandleData | str]:
