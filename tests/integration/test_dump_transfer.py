@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -169,6 +172,100 @@ async def test_a_malformed_file_stops_nothing_and_is_always_reported(container: 
     assert len(reported) == len(set(reported)) == len(MALFORMED) + 1
     assert all(entry.reason for entry in report.skipped)
     assert totals(report) == (len(ORIGINAL) + len(reported), len(ORIGINAL), 0, len(reported))
+
+
+async def test_what_the_hidden_directory_says_may_be_damaged(container: Container, tmp_path: Path) -> None:
+    """A file whose names cannot be told is reported with the reason; every other is stored."""
+    write_dump(tmp_path, ORIGINAL)
+    registry, long = Registry(container), "x" * 300
+    registry.use_json(tmp_path)
+    await (await registry.signal("A_B", "C", "e")).write_signal_data({"n": 1})
+    await (await registry.recent("A_B", "C", "e", "f", True)).write_recent_data({"n": 1}, 1)
+    await (await registry.measure("b")).write_measure_data({"n": 1}, long, 1)
+    await (await registry.measure("b")).write_measure_data({"n": 1}, "short", 1)
+    labels = sorted((tmp_path / ".backtest-persist/labels").rglob("*.json"))
+    assert [label.parent.name for label in labels] == ["b", "recent", "signal"]
+    for label, text in zip(labels, ("", '["A_B","C"]', "{"), strict=True):
+        label.write_text(text)
+    report = await import_dump(container, tmp_path)
+    assert totals(report) == (len(ORIGINAL) + 4, len(ORIGINAL) + 1, 0, 3)
+    measure, recent, signal = sorted(entry.path for entry in report.skipped)
+    assert measure.startswith("data/measure/b/xxx")
+    assert (recent, signal) == ("data/recent/A_B_C_e_f_backtest/A_B.json", "data/signal/A_B_C_e/A_B.json")
+    assert all(entry.reason for entry in report.skipped)
+
+
+async def test_links_are_followed_but_not_in_circles(container: Container, tmp_path: Path) -> None:
+    """What lies behind a link is imported as the JSON backend reads it; a circle and a dead end are reported."""
+    root, elsewhere = tmp_path / "dump", tmp_path / "elsewhere"
+    write_dump(root, ORIGINAL)
+    elsewhere.mkdir()
+    for directory in ("data/signal/BTCUSDT_my_strategy_binance", "data/candle/binance", "state"):
+        (root / directory).rename(elsewhere / Path(directory).name)
+        (root / directory).symlink_to(elsewhere / Path(directory).name)
+    (root / "state/back").symlink_to(root)
+    (root / "data/log/self").symlink_to(root / "data/log/self")
+    (root / "data/log/log/up").symlink_to("..")
+    report = await import_dump(container, root)
+    assert {entry.path: entry.reason for entry in report.skipped} == {
+        "data/log/log/up": "a link to a directory that it lies in",
+        "data/log/self": "no JSON file",
+        "state/back": "a link to a directory that it lies in",
+    }
+    assert totals(report) == (len(ORIGINAL) + 3, len(ORIGINAL), 0, 3)
+    (root / "state").unlink()
+    (root / "state").symlink_to(tmp_path / "unmounted")
+    report = await import_dump(container, root)
+    assert [entry.reason for entry in report.skipped if entry.path == "state"] == [
+        "cannot be read: No such file or directory"
+    ]
+
+
+SCAN_AS_NOBODY = """
+import json, os, sys
+from pathlib import Path
+from backtest_persist import SettingsError
+from backtest_persist.persist.dump.transfer import _scan
+if os.geteuid() == 0:
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+try:
+    scan = _scan(Path(sys.argv[1]))
+    skipped = [(skipped.path, skipped.reason) for files in scan.skipped.values() for skipped in files]
+    print(json.dumps([sum(map(len, scan.found.values())), skipped]))
+except SettingsError as error:
+    print(json.dumps([str(error)]))
+"""
+
+
+def scan_as_nobody(root: Path) -> Any:
+    """How many values another user finds, and what is reported."""
+    done = subprocess.run([sys.executable, "-c", SCAN_AS_NOBODY, root], capture_output=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_a_directory_that_cannot_be_read_is_reported() -> None:
+    """It stops nothing if it belongs to one domain; without the whole directory nothing is imported."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as public:
+        os.chmod(public, 0o755)
+        root = Path(public) / "dump"
+        write_dump(root, ORIGINAL)
+        assert scan_as_nobody(root) == [len(ORIGINAL), []]
+        closed = [root / "data/candle", root / "data/storage/live", root / "session/my_strategy"]
+        lost = sum(len(list(directory.rglob("*.json"))) for directory in closed)
+        try:
+            for directory in closed:
+                directory.chmod(0)
+            found, skipped = scan_as_nobody(root)
+            assert found == len(ORIGINAL) - lost
+            assert sorted(skipped) == [
+                [str(directory.relative_to(root)), "cannot be read: Permission denied"] for directory in closed
+            ]
+            for directory in (root / "data", root):
+                directory.chmod(0)
+                assert scan_as_nobody(root) == [f"{directory} cannot be read: Permission denied."]
+        finally:
+            for directory in (root, root / "data", *closed):
+                directory.chmod(0o755)
 
 
 async def test_what_is_no_persisted_data_is_counted(container: Container, tmp_path: Path) -> None:

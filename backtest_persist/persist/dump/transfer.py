@@ -322,9 +322,12 @@ def _services(container: Container) -> dict[str, DbService[Any, Any]]:
 
 
 def _scan(root: Path) -> Scan:
-    if not root.is_dir():
-        raise SettingsError(f"There is no directory {root}.")
-    found = scan(root)
+    try:
+        if not root.is_dir():
+            raise SettingsError(f"There is no directory {root}.")
+        found = scan(root)
+    except OSError as error:
+        raise SettingsError(f"{error.filename} cannot be read: {error.strerror}.") from None
     if not any(found.found.values()) and not any(found.skipped.values()):
         below = root / "dump"
         hint = f"; try {below}" if below.is_dir() else ""
