@@ -16,7 +16,7 @@ from anyio.to_thread import run_sync
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData
 from backtest_persist.core.db_service import DbService, Restored
-from backtest_persist.core.keys import STORED
+from backtest_persist.core.keys import STORED, checked_name
 from backtest_persist.core.payload import encode_list, encode_payload
 from backtest_persist.core.row import Context, Row, wire_when
 from backtest_persist.domains.candle import CandleRow, checked_candle, closed_candles
@@ -370,6 +370,11 @@ def _modified(file: Found) -> int:
 
 def _candles(series: _Series, files: Sequence[Found]) -> list[CandleData | str]:
     """The candles of these files, or why there is none."""
+    try:
+        for name, value in series._asdict().items():
+            checked_name(value, name)
+    except InvalidKeyError as error:
+        return [str(error)] * len(files)
     found: list[CandleData | str] = []
     now = int(time.time() * 1000)
     for file in files:
