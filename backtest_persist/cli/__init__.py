@@ -19,6 +19,9 @@ def main() -> None:
 
     0 is success, 1 an error of this package, 2 a bad argument or a missing extra, 130 Ctrl-C.
     """
+    reconfigure: Any = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")  # the name of a file may be no text
     try:
         sys.exit(_run())
     except ModuleNotFoundError as error:

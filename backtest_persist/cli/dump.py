@@ -57,7 +57,7 @@ async def export(directory: Path, *, as_json: bool) -> int:
 
 
 def _print_json(report: Imported | Exported) -> None:
-    json.dump(dataclasses.asdict(report), sys.stdout, indent=2, ensure_ascii=False)
+    json.dump(dataclasses.asdict(report), sys.stdout, indent=2)
     print()
 
 

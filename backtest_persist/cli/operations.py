@@ -67,7 +67,7 @@ async def rebuild_cache(*, domains: Sequence[str], as_json: bool) -> int:
 
 
 def _print_json(report: Any) -> None:
-    json.dump(report, sys.stdout, indent=2, ensure_ascii=False)
+    json.dump(report, sys.stdout, indent=2)
     print()
 
 

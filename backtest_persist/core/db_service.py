@@ -243,6 +243,10 @@ class DbService(Generic[C, R]):
                 for row in rows:
                     yield row
 
+    def sift(self, *, sort: Sort | None = None) -> Listing[tuple[list[R], list[tuple[str, InvalidPayloadError]]]]:
+        """Iterate over all documents, batch by batch: the rows, and id and error of those that are none."""
+        return self._listing({}, self._sort(sort), self.row_type.sift)
+
     async def paginate(
         self,
         filter: Filter,
@@ -671,19 +675,30 @@ class DbService(Generic[C, R]):
                 return []
             return [row async for rows in batches for row in rows]
 
-    def _rows(self, filter: Filter | None, sort: Sort | None, limit: int = 0, skip: int = 0) -> Listing[R]:
+    def _rows(self, filter: Filter | None, sort: Sort | None, limit: int = 0, skip: int = 0) -> Listing[list[R]]:
         """Iterate over rows in batches; what cannot be sent is refused before the first."""
-        query, order = self._filter({} if filter is None else filter), self._sort(sort)
+        query = self._filter({} if filter is None else filter)
+        return self._listing(query, self._sort(sort), self.row_type.from_documents, limit=limit, skip=skip)
+
+    def _listing(
+        self,
+        query: Filter,
+        order: Sequence[tuple[str, int]],
+        build: Callable[[Sequence[Document]], T],
+        *,
+        limit: int = 0,
+        skip: int = 0,
+    ) -> Listing[T]:
         certain = {"_id", "createDate", *self.context_type.wire_names()}
         resumable = all(name in certain and direction == ASCENDING for name, direction in order)
+        options: dict[str, Any] = {"sort": order, "limit": limit, "skip": skip, "resumable": resumable}
 
         async def find() -> Batches:
             collection = await self._prepared()
             self.stats.reads += 1
-            options: dict[str, Any] = {"sort": order, "limit": limit, "skip": skip, "batch_size": LIST_BATCH}
-            return Batches(collection, query, resumable=resumable, **options)
+            return Batches(collection, query, batch_size=LIST_BATCH, **options)
 
-        return Listing(find, partial(self._operation, "list"), self.row_type.from_documents)
+        return Listing(find, partial(self._operation, "list"), build)
 
     def _open_flights(self, state: MongoState) -> _InFlight[C, R]:
         return _InFlight(

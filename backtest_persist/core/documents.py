@@ -96,7 +96,7 @@ class Listing(Generic[Item]):
         self,
         find: Callable[[], Awaitable[Batches]],
         operation: Callable[[], AbstractAsyncContextManager[None]],
-        build: Callable[[Sequence[Document]], list[Item]],
+        build: Callable[[Sequence[Document]], Item],
     ) -> None:
         self._find = find
         self._operation = operation
@@ -106,7 +106,7 @@ class Listing(Generic[Item]):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> list[Item]:
+    async def __anext__(self) -> Item:
         if self._batches is None:
             self._batches = await self._find()
         async with self._operation():

@@ -110,6 +110,21 @@ class Row(Wire):
         except (InvalidKeyError, ValidationError):
             return [cls.from_document(document) for document in documents]  # which names the one
 
+    @classmethod
+    def sift(cls, documents: Sequence[Mapping[str, Any]]) -> tuple[list[Self], list[tuple[str, InvalidPayloadError]]]:
+        """Build the rows of those documents that are some; of the others return id and error."""
+        try:
+            return cls.from_documents(documents), []
+        except InvalidPayloadError:
+            rows: list[Self] = []
+            refused: list[tuple[str, InvalidPayloadError]] = []
+            for document in documents:
+                try:
+                    rows.append(cls.from_document(document))
+                except InvalidPayloadError as error:
+                    refused.append((str(document["_id"]), error))
+            return rows, refused
+
 
 @cache
 def _list_of(row_type: type[Row]) -> TypeAdapter[list[Row]]:

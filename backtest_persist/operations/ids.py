@@ -135,7 +135,7 @@ class Domain:
         async with self._mongo.operation(f"Count in {self.service.collection}"):
             return await self._mongo.collection(self.service.collection).estimated_document_count()
 
-    def documents(self, query: Mapping[str, Any], **options: Any) -> Listing[Document]:
+    def documents(self, query: Mapping[str, Any], **options: Any) -> Listing[list[Document]]:
         """Iterate over id and context of documents in batches, each of which is an operation."""
         collection = self._mongo.collection(self.service.collection)
         whole: dict[str, Any] = {"sort": [("_id", 1)], "resumable": True}

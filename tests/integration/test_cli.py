@@ -124,6 +124,21 @@ async def test_import_and_export_print_reports_and_exit_with_what_happened(setti
     assert "not an empty directory" in refused.stderr
 
 
+async def test_a_report_names_files_whose_names_are_no_text(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that are no UTF-8 are shown as escapes, from which a program gets the name that is meant."""
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
+    dump, name = tmp_path / "dump", os.fsdecode(b"data/storage/live/\xff.json")
+    write_dump(dump, {**ORIGINAL, name: "{}"})
+    shown = await run("import-dump", str(dump), settings=settings, cwd=tmp_path)
+    assert shown.returncode == 3, shown.stderr
+    assert r"data/storage/live/\udcff.json: its name is no UTF-8" in shown.stdout
+    full = await run("import-dump", str(dump), "--json", settings=settings, cwd=tmp_path)
+    assert full.returncode == 3, full.stderr
+    assert [skipped["path"] for skipped in json.loads(full.stdout)["skipped"]] == [name]
+
+
 @pytest.mark.parametrize(("prelude", "expected"), [("", "uvloop"), ("sys.modules['uvloop'] = None", "asyncio")])
 async def test_commands_run_on_uvloop_if_it_is_there(prelude: str, expected: str) -> None:
     """The extra `speed` is taken by being installed, and missed by nobody."""

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -153,6 +156,9 @@ MALFORMED = {
     "data/candle/binance/BTC/1m/1600000200000.json": (GOOD % 1_600_000_200_000).replace("12", "1"),
     "data/candle/binance/BTC/1m/4102444800000.json": GOOD % 4_102_444_800_000,
     "data/candle/binance/BTC/1m/1600000260000.json": "\x00",
+    f"data/candle/binance/BTC%00/1m/{START}.json": GOOD % START,
+    os.fsdecode(b"data/candle/binance/\xff/1m/%d.json" % START): GOOD % START,
+    os.fsdecode(b"data/partial/A_\xff_e/s.json"): "{}",
     "state/s/b/c.json": "{}",
     "session/t/b/f/nothing.json": "{}",
     "memory/s/b/deeper/m.json": "{}",
@@ -169,6 +175,100 @@ async def test_a_malformed_file_stops_nothing_and_is_always_reported(container: 
     assert len(reported) == len(set(reported)) == len(MALFORMED) + 1
     assert all(entry.reason for entry in report.skipped)
     assert totals(report) == (len(ORIGINAL) + len(reported), len(ORIGINAL), 0, len(reported))
+
+
+async def test_what_the_hidden_directory_says_may_be_damaged(container: Container, tmp_path: Path) -> None:
+    """A file whose names cannot be told is reported with the reason; every other is stored."""
+    write_dump(tmp_path, ORIGINAL)
+    registry, long = Registry(container), "x" * 300
+    registry.use_json(tmp_path)
+    await (await registry.signal("A_B", "C", "e")).write_signal_data({"n": 1})
+    await (await registry.recent("A_B", "C", "e", "f", True)).write_recent_data({"n": 1}, 1)
+    await (await registry.measure("b")).write_measure_data({"n": 1}, long, 1)
+    await (await registry.measure("b")).write_measure_data({"n": 1}, "short", 1)
+    labels = sorted((tmp_path / ".backtest-persist/labels").rglob("*.json"))
+    assert [label.parent.name for label in labels] == ["b", "recent", "signal"]
+    for label, text in zip(labels, ("", '["A_B","C"]', "{"), strict=True):
+        label.write_text(text)
+    report = await import_dump(container, tmp_path)
+    assert totals(report) == (len(ORIGINAL) + 4, len(ORIGINAL) + 1, 0, 3)
+    measure, recent, signal = sorted(entry.path for entry in report.skipped)
+    assert measure.startswith("data/measure/b/xxx")
+    assert (recent, signal) == ("data/recent/A_B_C_e_f_backtest/A_B.json", "data/signal/A_B_C_e/A_B.json")
+    assert all(entry.reason for entry in report.skipped)
+
+
+async def test_links_are_followed_but_not_in_circles(container: Container, tmp_path: Path) -> None:
+    """What lies behind a link is imported as the JSON backend reads it; a circle and a dead end are reported."""
+    root, elsewhere = tmp_path / "dump", tmp_path / "elsewhere"
+    write_dump(root, ORIGINAL)
+    elsewhere.mkdir()
+    for directory in ("data/signal/BTCUSDT_my_strategy_binance", "data/candle/binance", "state"):
+        (root / directory).rename(elsewhere / Path(directory).name)
+        (root / directory).symlink_to(elsewhere / Path(directory).name)
+    (root / "state/back").symlink_to(root)
+    (root / "data/log/self").symlink_to(root / "data/log/self")
+    (root / "data/log/log/up").symlink_to("..")
+    report = await import_dump(container, root)
+    assert {entry.path: entry.reason for entry in report.skipped} == {
+        "data/log/log/up": "a link to a directory that it lies in",
+        "data/log/self": "no JSON file",
+        "state/back": "a link to a directory that it lies in",
+    }
+    assert totals(report) == (len(ORIGINAL) + 3, len(ORIGINAL), 0, 3)
+    (root / "state").unlink()
+    (root / "state").symlink_to(tmp_path / "unmounted")
+    report = await import_dump(container, root)
+    assert [entry.reason for entry in report.skipped if entry.path == "state"] == [
+        "cannot be read: No such file or directory"
+    ]
+
+
+SCAN_AS_NOBODY = """
+import json, os, sys
+from pathlib import Path
+from backtest_persist import SettingsError
+from backtest_persist.persist.dump.transfer import _scan
+if os.geteuid() == 0:
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+try:
+    scan = _scan(Path(sys.argv[1]))
+    skipped = [(skipped.path, skipped.reason) for files in scan.skipped.values() for skipped in files]
+    print(json.dumps([sum(map(len, scan.found.values())), skipped]))
+except SettingsError as error:
+    print(json.dumps([str(error)]))
+"""
+
+
+def scan_as_nobody(root: Path) -> Any:
+    """How many values another user finds, and what is reported."""
+    done = subprocess.run([sys.executable, "-c", SCAN_AS_NOBODY, root], capture_output=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_a_directory_that_cannot_be_read_is_reported() -> None:
+    """It stops nothing if it belongs to one domain; without the whole directory nothing is imported."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as public:
+        os.chmod(public, 0o755)
+        root = Path(public) / "dump"
+        write_dump(root, ORIGINAL)
+        assert scan_as_nobody(root) == [len(ORIGINAL), []]
+        closed = [root / "data/candle", root / "data/storage/live", root / "session/my_strategy"]
+        lost = sum(len(list(directory.rglob("*.json"))) for directory in closed)
+        try:
+            for directory in closed:
+                directory.chmod(0)
+            found, skipped = scan_as_nobody(root)
+            assert found == len(ORIGINAL) - lost
+            assert sorted(skipped) == [
+                [str(directory.relative_to(root)), "cannot be read: Permission denied"] for directory in closed
+            ]
+            for directory in (root / "data", root):
+                directory.chmod(0)
+                assert scan_as_nobody(root) == [f"{directory} cannot be read: Permission denied."]
+        finally:
+            for directory in (root, root / "data", *closed):
+                directory.chmod(0o755)
 
 
 async def test_what_is_no_persisted_data_is_counted(container: Container, tmp_path: Path) -> None:
@@ -208,6 +308,38 @@ async def test_a_joined_name_is_split_by_what_is_known(
     (row,) = (await documents(container))[f"{domain}-items"]
     assert (row["symbol"], row["strategyName"], row["exchangeName"]) == expected
     assert (path.rpartition("/")[0] in report.assumed) == (path == "data/partial/BTC_my_trend_binance/s.json")
+
+
+SAME = [
+    ("data/signal/BTC/USDT_t_binance/BTC/USDT.json", "data/signal/BTC%2FUSDT_t_binance/BTC%2FUSDT.json"),
+    ("session/t/e/f/BTC/USDT_backtest.json", "session/t/e/f/BTC%2FUSDT_backtest.json"),
+    (f"data/candle/binance/BTC/USDT/1m/{START}.json", f"data/candle/binance/BTC%2FUSDT/1m/{START}.json"),
+]
+"""What the original and the JSON backend name the files of one context."""
+
+
+@pytest.mark.parametrize("newer", [0, 1])
+@pytest.mark.parametrize("paths", SAME, ids=["signal", "session", "candle"])
+async def test_of_two_files_of_one_context_the_newer_is_taken(
+    container: Container, tmp_path: Path, paths: tuple[str, str], newer: int
+) -> None:
+    """The other is reported, in a dry run and a second import as well, and stops nothing around it."""
+    beside = f"data/candle/binance/BTC%2FUSDT/1m/{START + MINUTE}.json"
+    write_dump(tmp_path, {beside: GOOD % (START + MINUTE)})
+    for path, close, modified in ((paths[newer], "11.5", 1_600_000_060), (paths[1 - newer], "11", 1_600_000_000)):
+        write_dump(tmp_path, {path: (GOOD % START).replace("11", close)})
+        os.utime(tmp_path / path, (modified, modified))
+    dry = await import_dump(container, tmp_path, dry_run=True)
+    first = await import_dump(container, tmp_path)
+    second = await import_dump(container, tmp_path)
+    assert totals(dry) == totals(first) == (3, 2, 0, 1)
+    assert totals(second) == (3, 0, 2, 1)
+    for report in (dry, first, second):
+        (skipped,) = report.skipped
+        assert skipped.path == paths[1 - newer]
+        assert skipped.reason == f"{paths[newer]} holds the same context, and was taken"
+    rows = [row for rows in (await documents(container)).values() for row in rows]
+    assert sorted(row.get("payload", row)["close"] for row in rows) == [11, 11.5]
 
 
 async def test_an_import_that_was_cut_is_resumed(
@@ -319,16 +451,66 @@ async def test_the_json_backend_reads_an_export_and_an_import_reads_its_files(
     assert await recent.read_recent_data(when=5) == {"n": 1}
 
 
+NOW = datetime(2024, 1, 1, tzinfo=UTC)
+CANDLE = {"exchangeName": "b", "symbol": "S", "interval": "1m", "timestamp": START, **json.loads(GOOD % START)}
+LOST: list[tuple[str, dict[str, Any], str]] = [
+    ("signal", {"symbol": "foreign type", "payload": {"x": ObjectId()}}, "no exact form"),
+    ("signal", {"symbol": "no payload"}, "see payload"),
+    ("signal", {"symbol": "no mapping", "payload": 5}, "see payload"),
+    ("signal", {"symbol": "no date", "payload": {}, "createDate": None}, "see createDate"),
+    ("signal", {"symbol": 5, "payload": {}}, "symbol must be a str"),
+    ("session", {"symbol": "no frame", "frameName": "", "backtest": True, "payload": {}, "when": 0}, "frame_name"),
+    ("candle", {**CANDLE, "open": float("nan")}, "open must be a finite number"),
+    ("candle", {**CANDLE, "high": 0.0, "symbol": "T"}, "high is below"),
+    ("candle", {**CANDLE, "interval": "1w"}, "interval must be one of"),
+]
+"""Documents of other programs that have no form in a dump, by domain, and why."""
+
+
 async def test_an_export_leaves_nothing_out_in_silence(container: Container, tmp_path: Path) -> None:
-    """A foreign document that has no form in a dump is named, and the others are written."""
+    """A foreign document that has no form in a dump is named, and all others are written, before it and after it."""
+    expected: list[tuple[str, str]] = []
+    await container.candle_db_service.create("a", "1m", "e", json.loads(GOOD % START))
     await container.signal_db_service.upsert("a", "s", "e", {"n": 1})
-    row = await container.signal_db_service.upsert("b", "s", "e", {"n": 1})
+    for domain, document, reason in LOST:
+        whole = {"strategyName": "s", "exchangeName": "e", "createDate": NOW, "updatedDate": NOW, "__v": 0, **document}
+        inserted = await container.mongo_service.collection(f"{domain}-items").insert_one(whole)
+        expected.append((f"{domain}-items {inserted.inserted_id}", reason))
+    await container.signal_db_service.upsert("z", "s", "e", {"n": 1})
+    await container.state_db_service.upsert("s", "b", {"n": 1}, 0)
+
+    class Advanced:
+        total = done = 0
+
+        def begin(self, total: int) -> None:
+            self.total = total
+
+        def advance(self, done: int) -> None:
+            self.done += done
+
+    progress = Advanced()
+    report = await export_dump(container, tmp_path / "dump", progress=progress)
+    assert progress.total == progress.done == len(LOST) + 4
+    assert len(report.skipped) == len(LOST)
+    reasons = {entry.path: entry.reason for entry in report.skipped}
+    assert [name for name, reason in expected if reason not in reasons[name]] == []
+    assert list(files_of(tmp_path / "dump")) == [
+        f"data/candle/e/a/1m/{START}.json",
+        "data/signal/a_s_e/a.json",
+        "data/signal/z_s_e/z.json",
+        "state/s/b/b.json",
+    ]
+    again = await import_dump(container, tmp_path / "dump")
+    assert totals(again) == (4, 0, 4, 0)
+
+
+async def test_an_export_takes_dates_that_another_program_wrote_as_text(container: Container, tmp_path: Path) -> None:
+    """Of a date only the order is kept, so one without a time zone will do."""
+    await container.signal_db_service.upsert("a", "s", "e", {"n": 1})
     signals = container.mongo_service.collection("signal-items")
-    await signals.update_one({"symbol": "b"}, {"$set": {"payload": {"x": ObjectId()}}})
-    report = await export_dump(container, tmp_path / "dump")
-    assert report.domains["signal"] == 1
-    assert [entry.path for entry in report.skipped] == [f"signal-items {row.id}"]
-    assert list(files_of(tmp_path / "dump")) == ["data/signal/a_s_e/a.json"]
+    await signals.update_one({}, {"$set": {"createDate": "2024-01-01T00:00:00"}})
+    report = await export_dump(container, tmp_path)
+    assert (report.domains["signal"], report.skipped) == (1, [])
 
 
 async def test_a_directory_that_cannot_be_meant_is_a_settings_error(container: Container, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+from backtest_persist.errors import BacktestPersistError, InvalidPayloadError
 from backtest_persist.persist.dump.files import HIDDEN, SUFFIX, TEMPORARY, parts_of
 from backtest_persist.persist.dump.layout import LAYOUTS, MODES, Layout
 from backtest_persist.persist.dump.names import unescape
@@ -20,6 +21,8 @@ from backtest_persist.persist.dump.names import unescape
 __all__ = ("Found", "Scan", "Skipped", "scan")
 
 Context = dict[str, Any]
+
+_UNREADABLE = (BacktestPersistError, OSError)
 
 
 @dataclass(frozen=True)
@@ -55,23 +58,24 @@ class Scan:
 
 
 def scan(root: Path) -> Scan:
-    """Walk a dump; does I/O, reads no value."""
+    """Walk a dump; does I/O, reads no value. `OSError` when the directory itself, or its ``data``, cannot be read."""
     result = Scan()
     for domain, layout in LAYOUTS.items():
-        for path, names in _walk(root.joinpath(*_tree(layout))):
+        problems: list[tuple[Path, str]] = []
+        for path, names in _walk(root.joinpath(*_tree(layout)), problems):
             stems = [name.removesuffix(SUFFIX) for name in names]
             for name, stem, contexts in zip(names, stems, _contexts(root, layout, path, stems), strict=True):
-                problem = _no_value(name)
-                if contexts and not problem:
-                    result.found[domain].append(Found(domain, contexts, path, stem))
+                value = _no_value(name) or contexts or f"no value of the {domain} domain lies at such a path"
+                if isinstance(value, str):
+                    problems.append((path / name, value))
                 else:
-                    reason = problem or f"no value of the {domain} domain lies at such a path"
-                    result.skipped[domain].append(Skipped(str((path / name).relative_to(root)), reason))
-    trees = {_tree(layout) for layout in LAYOUTS.values()}
-    for top in _children(root):
-        for below in _children(top) if top.name == "data" else [top]:
+                    result.found[domain].append(Found(domain, value, path, stem))
+        result.skipped[domain] = [Skipped(str(path.relative_to(root)), reason) for path, reason in problems]
+    trees = {(HIDDEN,), *map(_tree, LAYOUTS.values())}
+    for top in sorted(root.iterdir()):
+        for below in sorted(top.iterdir()) if top.name == "data" else [top]:
             parts = below.relative_to(root).parts
-            if parts not in trees and parts != (HIDDEN,) and (count := sum(len(names) for _, names in _walk(below))):
+            if parts not in trees and (count := sum(len(names) for _, names in _walk(below, []))):
                 result.ignored["/".join(parts)] = count
     return result
 
@@ -91,28 +95,46 @@ def _no_value(name: str) -> str:
     return "" if name.endswith(SUFFIX) else "no JSON file"
 
 
-def _children(path: Path) -> list[Path]:
-    return sorted(path.iterdir()) if path.is_dir() else []
+def _walk(path: Path, problems: list[tuple[Path, str]]) -> Iterator[tuple[Path, list[str]]]:
+    """Each directory and the names of its files, also behind links; what cannot be walked is added to `problems`."""
 
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError) or os.path.islink(error.filename):
+            problems.append((Path(error.filename), f"cannot be read: {error.strerror}"))
 
-def _walk(path: Path) -> Iterator[tuple[Path, list[str]]]:
-    if path.is_file():
+    if os.path.isfile(path):
         yield path.parent, [path.name]
-    for directory, directories, names in os.walk(path):
-        directories.sort()
-        yield Path(directory), sorted(names)
+        return
+    for directory, directories, names in os.walk(path, onerror=failed, followlinks=True):
+        here = Path(directory)
+        loops = {name for name in directories if _is_loop(here / name)}
+        problems += [(here / name, "a link to a directory that it lies in") for name in sorted(loops)]
+        directories[:] = sorted({*directories} - loops)
+        yield here, sorted(names)
 
 
-def _contexts(root: Path, layout: Layout, path: Path, stems: Sequence[str]) -> Iterator[tuple[Context, ...]]:
-    """For each file of a directory, what it can be the value of."""
+def _is_loop(directory: Path) -> bool:
+    return directory.is_symlink() and any(map(directory.samefile, directory.absolute().parents))
+
+
+def _contexts(root: Path, layout: Layout, path: Path, stems: Sequence[str]) -> Iterator[tuple[Context, ...] | str]:
+    """For each file of a directory, what it can be the value of, or why nobody can tell."""
     tree = root / layout.path
     inside = path.is_relative_to(tree)
     directories = list(path.relative_to(tree).parts) if inside else []
     regular = len(directories) == len(layout.directories)
-    labels = [parts_of(root, parent, name) for parent, name in _steps(tree, directories)]
-    of_directory = _readings(layout, directories, labels) if regular else []
+    try:
+        labels = [parts_of(root, parent, name) for parent, name in _steps(tree, directories)]
+        of_directory = _readings(layout, directories, labels) if regular else []
+    except _UNREADABLE as error:
+        yield from [str(error)] * len(stems)
+        return
     for stem in stems:
-        label = parts_of(root, path, stem) if "%~" in stem else None
+        try:
+            label = parts_of(root, path, stem) if "%~" in stem else None
+        except _UNREADABLE as error:
+            yield str(error)
+            continue
         name = label[0] if label else unescape(stem)
         readings = of_directory
         if inside and not regular:
@@ -186,7 +208,9 @@ def _labelled(fields: tuple[str, ...], parts: list[str]) -> Context:
     if len(parts) < len(fields) and "frame_name" in fields:
         at = fields.index("frame_name")
         parts = [*parts[:at], "", *parts[at:]]
-    context: Context = dict(zip(fields, parts, strict=True))
+    context: Context = dict(zip(fields, parts, strict=False))
+    if len(parts) != len(fields) or ("backtest" in context and context["backtest"] not in MODES):
+        raise InvalidPayloadError(f"what {HIDDEN} holds of its directory is damaged")
     if "backtest" in context:
         context["backtest"] = MODES[context["backtest"]]
     return context

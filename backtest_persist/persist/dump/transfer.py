@@ -5,8 +5,9 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -15,11 +16,11 @@ from anyio.to_thread import run_sync
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData
 from backtest_persist.core.db_service import DbService, Restored
-from backtest_persist.core.keys import STORED
+from backtest_persist.core.keys import STORED, checked_name
 from backtest_persist.core.payload import encode_list, encode_payload
 from backtest_persist.core.row import Context, Row, wire_when
 from backtest_persist.domains.candle import CandleRow, checked_candle, closed_candles
-from backtest_persist.errors import BacktestPersistError, InvalidPayloadError, SettingsError
+from backtest_persist.errors import BacktestPersistError, InvalidKeyError, InvalidPayloadError, SettingsError
 from backtest_persist.persist.dump import codec
 from backtest_persist.persist.dump.files import SUFFIX, DumpFiles, Stored, Write, load, members, natural
 from backtest_persist.persist.dump.layout import LAYOUTS
@@ -30,12 +31,17 @@ __all__ = ("Count", "Exported", "Imported", "Progress", "export_dump", "import_d
 CANDLES_AT_ONCE = 5000
 FILES_AT_ONCE = 500
 
-_EPOCH = datetime.fromtimestamp(0, UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _TICK_NS = 1000
 _HINTS = {"strategy_name": "strategyName", "exchange_name": "exchangeName", "frame_name": "frameName"}
 
-T = TypeVar("T")
+F = TypeVar("F", bound=Found)
+
+
+@dataclass(frozen=True)
+class _Loaded(Found):
+    """A file with its value, and the context it was taken for as the only one."""
+
+    stored: Stored
 
 
 class _Series(NamedTuple):
@@ -159,6 +165,15 @@ class _Import:
         if self.progress is not None:
             self.progress.advance(done)
 
+    async def newest(self, domain: str, rivals: Iterable[Iterable[F]]) -> list[F]:
+        """Of the files that hold the same context the newest; the others are skipped."""
+        newest, older = await run_sync(_newest, rivals)
+        for file, newer in older:
+            taken = (newer.path / f"{newer.stem}{SUFFIX}").relative_to(self.root)
+            self.skip(domain, self.skipped(file.path, file.stem, f"{taken} holds the same context, and was taken"))
+        self.advance(len(older))
+        return newest
+
     # --- candles ---
 
     async def candles(self, files: Sequence[Found]) -> None:
@@ -167,8 +182,9 @@ class _Import:
             series[_Series(*(file.contexts[0][name] for name in _Series._fields))].append(file)
         chunks: list[tuple[_Series, list[Found]]] = []
         for key, group in series.items():
-            group.sort(key=lambda file: file.contexts[0]["timestamp"])
-            chunks += [(key, group[at : at + CANDLES_AT_ONCE]) for at in range(0, len(group), CANDLES_AT_ONCE)]
+            group.sort(key=_timestamp)
+            unique = await self.newest("candle", (twins for _, twins in groupby(group, key=_timestamp)))
+            chunks += [(key, unique[at : at + CANDLES_AT_ONCE]) for at in range(0, len(unique), CANDLES_AT_ONCE)]
         reading = None
         try:
             for at, (key, chunk) in enumerate(chunks):
@@ -203,7 +219,7 @@ class _Import:
 
     async def values(self, domain: str, files: Sequence[Found]) -> None:
         service = _services(self.container)[domain]
-        loaded: list[tuple[Found, Stored]] = []
+        rivals: dict[frozenset[tuple[str, Any]], list[_Loaded]] = defaultdict(list)
         for at in range(0, len(files), FILES_AT_ONCE):
             chunk = files[at : at + FILES_AT_ONCE]
             for file, stored in zip(chunk, await run_sync(_load_all, self.root, chunk), strict=True):
@@ -211,20 +227,23 @@ class _Import:
                     self.skip(domain, self.skipped(file.path, file.stem, stored))
                     self.advance(1)
                 else:
-                    loaded.append((file, stored))
-        loaded.sort(key=lambda entry: (entry[1].created, natural(entry[0].stem)))
-        for at in range(0, len(loaded), FILES_AT_ONCE):
+                    context = self._context(file, stored)
+                    loaded = _Loaded(domain, (context,), file.path, file.stem, stored)
+                    rivals[frozenset(context.items())].append(loaded)
+        unique = await self.newest(domain, rivals.values())
+        unique.sort(key=lambda file: (file.stored.created, natural(file.stem)))
+        for at in range(0, len(unique), FILES_AT_ONCE):
             contents: list[tuple[Context, dict[str, Any]]] = []
             paths: list[tuple[Path, str]] = []
-            for file, stored in loaded[at : at + FILES_AT_ONCE]:
+            for file in unique[at : at + FILES_AT_ONCE]:
                 try:
-                    contents.append(_content(service, domain, self._context(file, stored), stored))
+                    contents.append(_content(service, domain, file.contexts[0], file.stored))
                     paths.append((file.path, file.stem))
                 except BacktestPersistError as error:
                     self.skip(domain, self.skipped(file.path, file.stem, str(error)))
             outcomes = await service.restore(contents, dry_run=self.dry_run)
             self.done(domain, outcomes, paths)
-            self.advance(len(loaded[at : at + FILES_AT_ONCE]))
+            self.advance(len(unique[at : at + FILES_AT_ONCE]))
 
     def _context(self, file: Found, stored: Stored) -> dict[str, Any]:
         """The context of a file: the only one, or the one that its payload, known names or the rule speak for."""
@@ -255,13 +274,12 @@ async def export_dump(
     if progress is not None:
         progress.begin(sum([await service.count() for service in services.values()]))
     for domain, service in services.items():
-        rows: list[Row] = []
-        async for row in service.iterate():
-            rows.append(row)
-            if len(rows) == CANDLES_AT_ONCE:
+        series = [(name, 1) for name in service.context_type.wire_names()] if domain == "candle" else None
+        async with aclosing(service.sift(sort=series)) as batches:  # by the index, however many there are
+            async for rows, refused in batches:
                 await work.rows(domain, service, rows)
-                rows = []
-        await work.rows(domain, service, rows)
+                work.skip(service, refused)
+                work.advance(len(rows) + len(refused))
     await run_sync(os.sync)
     work.report.seconds = time.perf_counter() - started
     return work.report
@@ -279,20 +297,25 @@ class _Export:
         folders: dict[tuple[Any, ...], tuple[dict[str, Any], list[Write]]] = {}
         for row in rows:
             context = {name: getattr(row, name) for name in service.context_type.model_fields}
-            created = (row.create_date - _EPOCH) // _MICROSECOND * 1000
+            created = round(row.create_date.timestamp() * 1000) * 1_000_000
             self.created = max(created, self.created + _TICK_NS)  # rows of one bulk share a ms, and keep their order
             try:
                 when = getattr(row, "when", None) if layout.timed else None
                 write = Write(layout.name(context), _text(row, f"{domain} {row.id}"), when, self.created)
             except BacktestPersistError as error:
-                self.report.skipped.append(Skipped(f"{service.collection} {row.id}", str(error)))
+                self.skip(service, [(row.id, error)])
                 continue
             key = tuple(context[name] for fields in layout.directories for name in fields)
             folders.setdefault(key, (context, []))[1].append(write)
         for context, writes in folders.values():
             self.report.domains[domain] += await self.dump.folder(domain, **context).write(writes, flush=False)
+
+    def skip(self, service: DbService[Any, Any], refused: Iterable[tuple[str, BacktestPersistError]]) -> None:
+        self.report.skipped += [Skipped(f"{service.collection} {row_id}", str(error)) for row_id, error in refused]
+
+    def advance(self, done: int) -> None:
         if self.progress is not None:
-            self.progress.advance(len(rows))
+            self.progress.advance(done)
 
 
 def _services(container: Container) -> dict[str, DbService[Any, Any]]:
@@ -300,9 +323,12 @@ def _services(container: Container) -> dict[str, DbService[Any, Any]]:
 
 
 def _scan(root: Path) -> Scan:
-    if not root.is_dir():
-        raise SettingsError(f"There is no directory {root}.")
-    found = scan(root)
+    try:
+        if not root.is_dir():
+            raise SettingsError(f"There is no directory {root}.")
+        found = scan(root)
+    except OSError as error:
+        raise SettingsError(f"{error.filename} cannot be read: {error.strerror}.") from None
     if not any(found.found.values()) and not any(found.skipped.values()):
         below = root / "dump"
         hint = f"; try {below}" if below.is_dir() else ""
@@ -319,8 +345,37 @@ def _sure(files: Iterable[Found]) -> Iterable[dict[str, Any]]:
     return (file.contexts[0] for file in files if len(file.contexts) == 1)
 
 
+def _timestamp(candle: Found) -> int:
+    return candle.contexts[0]["timestamp"]
+
+
+def _newest(rivals: Iterable[Iterable[F]]) -> tuple[list[F], list[tuple[F, F]]]:
+    """The newest file of each group, and each of the others with the one that is newer."""
+    newest: list[F] = []
+    older: list[tuple[F, F]] = []
+    for group in rivals:
+        first, *others = group
+        if others:
+            first, *others = sorted((first, *others), key=_modified, reverse=True)
+        newest.append(first)
+        older += [(other, first) for other in others]
+    return newest, older
+
+
+def _modified(file: Found) -> int:
+    try:
+        return (file.path / f"{file.stem}{SUFFIX}").stat().st_mtime_ns
+    except OSError:  # it is gone
+        return 0
+
+
 def _candles(series: _Series, files: Sequence[Found]) -> list[CandleData | str]:
     """The candles of these files, or why there is none."""
+    try:
+        for name, value in series._asdict().items():
+            checked_name(value, name)
+    except InvalidKeyError as error:
+        return [str(error)] * len(files)
     found: list[CandleData | str] = []
     now = int(time.time() * 1000)
     for file in files:
@@ -370,7 +425,9 @@ def _content(
 def _text(row: Row, what: str) -> bytes:
     """A document as the text of a file."""
     if isinstance(row, CandleRow):
-        return codec.dumps(row.data())
+        return codec.dumps(checked_candle(row.symbol, row.interval, row.exchange_name, row.data()))
+    if getattr(row, "frame_name", None) == "" and getattr(row, "backtest", False):
+        raise InvalidKeyError(f"{what}: frame_name must not be empty in a backtest.")
     value = getattr(row, "positions", None)
     if value is not None:
         return codec.dumps(codec.encode(encode_list(value, what)))
