@@ -122,14 +122,17 @@ class MongoState:
             async with asyncio.timeout(self.seconds + 2 * STEP_SECONDS):
                 while self._under_way:
                     await self._idle.wait()
-                for held in self._held.values():  # last, as what was under way may have sent something by them
-                    await held.drain()
+                with _timeout(self.client, self.seconds):
+                    for held in self._held.values():  # last, as what was under way may have sent something by them
+                        await held.drain()
 
     async def close(self) -> None:
-        """Close the client, if it was opened here, after what is under way; bounded by one more deadline."""
+        """Close the client, if it was opened here, after what is under way; bounded by one deadline."""
+        until = time.monotonic() + self.seconds
         await self.drain()
         if self._owned:
-            with _timeout(self.client, self.seconds):  # the driver tells the server that its sessions end, and waits
+            left = max(until - time.monotonic(), STEP_SECONDS)
+            with _timeout(self.client, left):  # the driver tells the server that its sessions end, and waits
                 if inspect.iscoroutinefunction(self.client.close):
                     await self.client.close()
                 else:  # Motor's blocks

@@ -165,8 +165,8 @@ class _InFlight(Generic[C, R]):
         await self.reads.drain()
         session, self._session = self._session, None
         if session is not None:
-            if self.in_doubt:  # a write that changes nothing; after it the server refuses those before it
-                with suppress(PyMongoError):
+            if self.in_doubt and session.client.topology_description.has_writable_server():
+                with suppress(PyMongoError):  # a write that changes nothing; the server refuses those before it
                     await self.collection.update_one({"_id": ObjectId()}, {"$set": {"__v": 0}}, session=session)
             await session.end_session()
 
