@@ -141,7 +141,8 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
     """Reads and writes ``candle-items``; there is no `upsert`, because a closed candle never changes."""
 
     collection = "candle-items"
-    default_sort = (("timestamp", ASCENDING),)
+    default_sort = tuple((name, ASCENDING) for name in ("timestamp", "exchangeName", "symbol", "interval"))
+    """In one series by its unique index, so that the server need not sort."""
     context_type = CandleContext
     row_type = CandleRow
 
