@@ -3,7 +3,8 @@
 import asyncio
 import math
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextlib import (
     AbstractAsyncContextManager,
     suppress,
@@ -82,7 +83,7 @@ class PerLoop(Generic[T]):
             if held is not None and held[0] is value:
                 del self._held[loop]
             if os.getpid() == owner:
-                await self._close(value)
+                await _Untracked(self._close(value))
 
     def retire(self) -> None:
         """Forget every value; each is closed with its loop, or by the next `close` in it."""
@@ -116,6 +117,34 @@ class PerLoop(Generic[T]):
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=PerLoop.disinherit)
+
+
+class _Untracked(Awaitable[None], Generator[Any, Any, None]):
+    """Awaits what begins and ends asynchronous generators of its own, as PyMongo does, in a loop that closes all.
+
+    The loop would warn of each that begins then, and that is an error where warnings are. Only hooks that are put aside
+    for each step of this coroutine leave those of the other tasks alone.
+    """
+
+    def __init__(self, work: Awaitable[None]) -> None:
+        self._steps = work.__await__()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self
+
+    def send(self, value: Any) -> Any:
+        return self._step(self._steps.send, value)
+
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any:
+        return self._step(self._steps.throw, kind if value is None else value)
+
+    def _step(self, step: Callable[[Any], Any], argument: Any) -> Any:
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=None)
+        try:
+            return step(argument)
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
 
 
 async def uncancelled(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -94,6 +94,69 @@ async def test_a_write_cancelled_in_the_server_never_lands_last(
     assert {task for task in asyncio.all_tasks() - background if "pymongo" not in repr(task)} == set()
 
 
+@pytest.mark.parametrize("kind", WRITES)
+async def test_a_write_cut_off_by_the_end_of_its_loop_never_lands_last(
+    settings: Settings, failing: Failing, kind: str
+) -> None:
+    """The server is slow with write A when `asyncio.run` ends; write B, in the next one, is acknowledged, and stays."""
+    command, write_a, write_b, read = WRITES[kind]
+    container = Container(settings)
+    cut_off: list[asyncio.Task[Any]] = []
+
+    async def before() -> None:
+        await write_a(container, 0)
+        await write_b(container, 0)
+
+    async def arrived() -> bool:
+        return await in_the_server(settings, command)
+
+    async def finished() -> bool:
+        return not await arrived()
+
+    async def first() -> None:
+        cut_off.append(asyncio.create_task(write_a(container, 1)))
+        await until(arrived)
+
+    def in_loops_of_their_own(*runs: Coroutine[Any, Any, None]) -> None:
+        for run in runs:
+            asyncio.run(run)
+
+    await asyncio.to_thread(in_loops_of_their_own, before())
+    async with failing(command, blockConnection=True, blockTimeMS=800):
+        await asyncio.to_thread(in_loops_of_their_own, first(), write_b(container, 2))
+        assert cut_off[0].cancelled()
+        await until(finished)
+    async with Container(settings) as other:
+        assert await read(other) == {"n": 2}
+
+
+@pytest.mark.parametrize("kind", WRITES)
+async def test_a_write_cancelled_before_new_settings_never_lands_last(
+    container: Container, settings: Settings, failing: Failing, kind: str
+) -> None:
+    """The server is slow with write A when the container is configured anew; write B is acknowledged, and stays."""
+    command, write_a, write_b, read = WRITES[kind]
+    await write_a(container, 0)
+    await write_b(container, 0)
+    async with failing(command, blockConnection=True, blockTimeMS=400):
+        cancelled = asyncio.create_task(write_a(container, 1))
+
+        async def arrived() -> bool:
+            return await in_the_server(settings, command)
+
+        async def finished() -> bool:
+            return not await arrived()
+
+        await until(arrived)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        assert cancelled.cancelled()
+        container.configure(settings)
+        await write_b(container, 2)
+        await until(finished)
+    assert await read(container) == {"n": 2}
+
+
 async def test_a_timeout_around_a_call(container: Container, failing: Failing) -> None:
     """`asyncio.timeout` ends in time with TimeoutError, and the next write wins."""
     db = container.signal_db_service

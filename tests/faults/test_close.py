@@ -149,6 +149,39 @@ async def test_close_in_a_cancelled_task(settings: Settings, failing: Failing) -
         assert await other.signal_db_service.find_by_context("s", "t", "e")
 
 
+async def test_the_last_words_at_the_end_of_a_loop_are_stored(settings: Settings, failing: Failing) -> None:
+    """Twelve strategies are in a write, or wait for their turn, when `asyncio.run` ends; each writes in `finally`."""
+    container = Container(settings)
+    db = container.signal_db_service
+    acknowledged: dict[str, str] = {}
+    running: list[asyncio.Task[None]] = []
+
+    async def strategy(name: str) -> None:
+        try:
+            while True:
+                await db.upsert("s", "t", name, {"is": "running"})
+        finally:
+            acknowledged[name] = (await db.upsert("s", "t", name, {"is": "over"})).id
+
+    async def main() -> None:
+        await db.wait_for_init()
+        running.extend(asyncio.create_task(strategy(f"flies{n}")) for n in range(6))
+        await until(lambda: in_the_server(settings, "update"))
+        running.extend(asyncio.create_task(strategy(f"waits{n}")) for n in range(6))
+        await asyncio.sleep(0)
+
+    for _ in range(3):  # who is cancelled first is a matter of luck
+        acknowledged.clear()
+        running.clear()
+        async with failing("update", blockConnection=True, blockTimeMS=200):
+            await asyncio.to_thread(lambda: asyncio.run(main()))
+        assert [task.cancelled() for task in running] == [True] * 12
+        async with Container(settings) as other:
+            rows = await other.signal_db_service.find_all()
+            assert {row.exchange_name: row.id for row in rows} == acknowledged
+            assert [row.payload for row in rows] == [{"is": "over"}] * 12
+
+
 async def test_iterating_while_it_closes(settings: Settings) -> None:
     """A list that is half read does not keep `close` from closing; the next batch is a ClosedError."""
     container = Container(settings)

@@ -3,14 +3,27 @@
 import asyncio
 import gc
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
 
 import pytest
 
-from backtest_persist import BacktestPersistError, Container, Settings, WriteOutcomeUnknownError, base_map
+from backtest_persist import (
+    BacktestPersistError,
+    Container,
+    Settings,
+    StoreUnavailableError,
+    WriteOutcomeUnknownError,
+    base_map,
+)
 from tests.faults.proxy import Proxy, mongo_proxy, redis_proxy
+from tests.faults.servers import until
 from tests.faults.stopwatch import GRACE, Stopwatch, pauses, timed
 
 DEADLINE = 1.0
+
+T = TypeVar("T")
 
 
 async def everybody_has_gone(proxy: Proxy) -> None:
@@ -19,6 +32,14 @@ async def everybody_has_gone(proxy: Proxy) -> None:
         while proxy.connections:
             gc.collect()
             await asyncio.sleep(0.01)
+
+
+async def acknowledged(write: Callable[[], Awaitable[T]]) -> T:
+    """Write again until it is: who waits behind a write that is held back may run out of time."""
+    async with asyncio.timeout(10):
+        while True:
+            with suppress(StoreUnavailableError, WriteOutcomeUnknownError):
+                return await write()
 
 
 async def test_cancelled_gets_never_mix_up_replies(settings: Settings) -> None:
@@ -193,6 +214,81 @@ async def test_a_write_that_comes_late_is_refused(settings: Settings) -> None:
         row = await db.upsert("s", "t", "e", {"n": "later"})
         proxy.released.set()
         await container.close()
+        await everybody_has_gone(proxy)
+    async with Container(settings) as witness:
+        assert await witness.signal_db_service.find_by_context("s", "t", "e") == row
+
+
+GONE = {"late": WriteOutcomeUnknownError, "cancelled": asyncio.CancelledError}
+"""Why a caller waits no more, and what it is told."""
+
+
+@pytest.mark.parametrize("gone", GONE)
+async def test_a_deletion_that_comes_late_is_refused(settings: Settings, gone: str) -> None:
+    """`clear_bucket` is held back in the network, its caller waits no more and writes; then the deletion arrives."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(through.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)}))
+        db = container.interval_db_service
+        await db.upsert("b", "k", {"n": "old"}, 0)
+        proxy.held = b"delete"
+        clearing = asyncio.create_task(db.clear_bucket("b"))
+        await proxy.holds.wait()
+        if gone == "cancelled":
+            clearing.cancel()
+        with pytest.raises(GONE[gone]):
+            await clearing
+        row = await acknowledged(lambda: db.upsert("b", "k", {"n": "later"}, 0))
+        proxy.released.set()
+        await container.close()
+        await everybody_has_gone(proxy)
+    async with Container(settings) as witness:
+        assert await witness.interval_db_service.find_by_context("b", "k") == row
+
+
+@pytest.mark.parametrize("gone", GONE)
+async def test_a_write_that_comes_after_new_settings_is_refused(settings: Settings, gone: str) -> None:
+    """A write is held back in the network, the container is configured anew and writes; then the first one arrives."""
+    async with mongo_proxy(settings) as (proxy, through):
+        bounded = through.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)})
+        container = Container(bounded)
+        db = container.signal_db_service
+        await db.upsert("s", "t", "e", {"n": "old"})
+        proxy.held = b"zombie"
+        writing = asyncio.create_task(db.upsert("s", "t", "e", {"n": "zombie"}))
+        await proxy.holds.wait()
+        if gone == "cancelled":
+            writing.cancel()
+        with pytest.raises(GONE[gone]):
+            await writing
+        container.configure(bounded)
+        row = await acknowledged(lambda: db.upsert("s", "t", "e", {"n": "later"}))
+        proxy.released.set()
+        await container.close()
+        await everybody_has_gone(proxy)
+    async with Container(settings) as witness:
+        assert await witness.signal_db_service.find_by_context("s", "t", "e") == row
+
+
+async def test_a_write_that_comes_after_the_end_of_its_loop_is_refused(settings: Settings) -> None:
+    """A write is held back in the network when `asyncio.run` ends; the next one writes, then the first one arrives."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(through)
+        db = container.signal_db_service
+        under_way: list[asyncio.Task[object]] = []
+
+        async def held_back() -> bool:
+            return proxy.holds.is_set()
+
+        async def first() -> None:
+            await db.upsert("s", "t", "e", {"n": "old"})
+            proxy.held = b"zombie"
+            under_way.append(asyncio.create_task(db.upsert("s", "t", "e", {"n": "zombie"})))
+            await until(held_back)
+
+        await asyncio.to_thread(lambda: asyncio.run(first()))
+        assert under_way[0].cancelled()
+        row = await asyncio.to_thread(lambda: asyncio.run(db.upsert("s", "t", "e", {"n": "later"})))
+        proxy.released.set()
         await everybody_has_gone(proxy)
     async with Container(settings) as witness:
         assert await witness.signal_db_service.find_by_context("s", "t", "e") == row
