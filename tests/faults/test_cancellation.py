@@ -69,8 +69,8 @@ async def test_a_write_cancelled_in_the_server_never_lands_last(
 ) -> None:
     """The server is slow with write A, whose caller is cancelled; write B is acknowledged, and stays."""
     command, write_a, write_b, read = WRITES[kind]
-    await write_b(container, 0)
     await write_a(container, 0)
+    await write_b(container, 0)
     background = asyncio.all_tasks()
     async with failing(command, blockConnection=True, blockTimeMS=400):
         cancelled = asyncio.create_task(write_a(container, 1))

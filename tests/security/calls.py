@@ -1,9 +1,9 @@
 """Every public call of the fifteen domains, found by looking at the signatures, so that a new method is a new call."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import backtest_persist
 from backtest_persist import Container
@@ -60,8 +60,8 @@ class Call:
 
 async def finished(result: Any) -> Any:
     """What a call comes to: awaited, or iterated to the end."""
-    if inspect.isasyncgen(result):
-        return [item async for item in result]
+    if isinstance(result, AsyncIterator):
+        return [item async for item in cast("AsyncIterator[Any]", result)]
     return await result
 
 
