@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from backtest_persist import Container, Settings
+from backtest_persist import BacktestPersistError, Container, Settings
+from backtest_persist.core import db_service
 from tests.faults.conftest import Failing
 from tests.faults.servers import in_the_server, until
 from tests.faults.stopwatch import Stopwatch
@@ -105,6 +106,37 @@ async def test_a_timeout_around_a_call(container: Container, failing: Failing) -
         assert watch.seconds < 0.25
         await db.upsert("s", "t", "e", {"n": 2})
     assert await _read_signal(container) == {"n": 2}
+
+
+@pytest.mark.parametrize("end", ["cancelled", "timeout"])
+async def test_a_list_that_ends_while_a_batch_hangs(
+    container: Container, settings: Settings, failing: Failing, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gives up a list while the server is at work on it gets CancelledError or TimeoutError, nothing else."""
+    monkeypatch.setattr(db_service, "LIST_BATCH", 10)
+    db = container.log_db_service
+    await db.create_many([{"id": f"{n}"} for n in range(25)])
+
+    async def read(limit: asyncio.Timeout) -> None:
+        async with limit:
+            await db.find_all()
+
+    async with failing("getMore", "killCursors", times=100, blockConnection=True, blockTimeMS=300):
+        for _ in range(5):
+            limit = asyncio.timeout(None)
+            reading = asyncio.create_task(read(limit))
+            await until(lambda: in_the_server(settings, "getMore"))
+            if end == "cancelled":
+                reading.cancel()
+            else:
+                limit.reschedule(asyncio.get_running_loop().time())
+            await asyncio.wait([reading])
+            if end == "cancelled":
+                assert reading.cancelled()
+            else:
+                assert isinstance(reading.exception(), TimeoutError)
+                assert not isinstance(reading.exception(), BacktestPersistError)
+    assert len(await db.find_all()) == 25
 
 
 async def test_a_task_group_whose_sibling_fails(container: Container, settings: Settings, failing: Failing) -> None:
