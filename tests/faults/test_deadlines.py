@@ -125,7 +125,7 @@ async def test_a_list_may_take_the_server_longer_than_one_operation(container: C
 
     by_date, filtered, page, by_context, by_id, series = await asyncio.gather(
         log.find_all(),
-        log.find_all({"entry_id": {"$lt": "i90"}}, limit=80),
+        log.find_all({"entry_id": {"$regex": "[^7]$"}}, limit=80),
         log.paginate({}, limit=80, offset=5),
         iterated(),
         sifted(),
@@ -133,7 +133,7 @@ async def test_a_list_may_take_the_server_longer_than_one_operation(container: C
     )
     assert [(row.create_date, row.id) for row in by_date] == sorted((row.create_date, row.id) for row in by_id)
     assert len(by_date) == 100
-    assert filtered == [row for row in by_date if row.entry_id < "i90"][:80]
+    assert filtered == [row for row in by_date if row.entry_id[-1] != "7"][:80]
     assert (page.rows, page.total) == (by_date[5:85], 100)
     assert [row.entry_id for row in by_context] == [f"i{n:02}" for n in range(100)]
     assert [row.id for row in by_id] == sorted({row.id for row in by_date})
