@@ -116,7 +116,7 @@ class Listing(Generic[Item]):
         return self._build(documents)
 
     async def aclose(self) -> None:
-        """Let the server forget the rest, if that can be done in time; whoever does not want it waits for no more."""
+        """Let the server forget the rest, if it can be told in time; that it cannot is nobody's error."""
         if self._batches is not None:
             with suppress(BacktestPersistError):
                 async with self._operation():
