@@ -13,7 +13,7 @@ from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from backtest_persist.connections import CODEC_OPTIONS, Collection, Document, to_plain
 from backtest_persist.core.indexes import BAD_HINT
-from backtest_persist.errors import BacktestPersistError, ClosedError
+from backtest_persist.errors import BacktestPersistError
 
 __all__ = ("Batches", "Bulk", "find_each", "find_ids", "holds", "taken", "to_object_id", "write_bulk")
 
@@ -116,9 +116,9 @@ class Listing(Generic[Item]):
         return self._build(documents)
 
     async def aclose(self) -> None:
-        """Let the server forget the rest."""
+        """Let the server forget the rest, if it can be told in time; that it cannot is nobody's error."""
         if self._batches is not None:
-            with suppress(ClosedError):
+            with suppress(BacktestPersistError):
                 async with self._operation():
                     await self._batches.aclose()
 

@@ -89,21 +89,22 @@ def own(settings: Settings, mongo: OwnMongo) -> Settings:
 def failing(settings: Settings) -> Failing:
     """Make mongod fail the next such command of the clients of this test, as the data of the fail point says.
 
-    It is an error when there was none.
+    With `after`, so many pass, and all that follow fail. It is an error when there was none to fail.
     """
     uri = settings.mongo_connection_string.get_secret_value()
 
     @asynccontextmanager
-    async def fail(*commands: str, times: int = 1, **data: Any) -> AsyncGenerator[None]:
+    async def fail(*commands: str, times: int = 1, after: int = 0, **data: Any) -> AsyncGenerator[None]:
         name = settings.redis_key_prefix.rstrip(":")
         async with AsyncMongoClient[dict[str, Any]](uri, appName="tests") as client:
             fail_point = {"failCommands": list(commands), "appName": name, **data}
             command: dict[str, Any] = {"configureFailPoint": "failCommand"}
-            await client.admin.command({**command, "mode": {"times": times}, "data": fail_point})
+            mode = {"skip": after} if after else {"times": times}
+            before = (await client.admin.command({**command, "mode": mode, "data": fail_point}))["count"]
             try:
                 yield
             finally:
-                fired = (await client.admin.command({**command, "mode": "off"}))["count"]
-            assert fired, f"no {' or '.join(commands)} has failed"
+                count = (await client.admin.command({**command, "mode": "off"}))["count"]  # since the server started
+            assert count > before, f"no {' or '.join(commands)} has failed"
 
     return fail

@@ -1,16 +1,20 @@
 """Cancelled writes: one that is already in the server never lands after a later one, and nothing complains or leaks."""
 
 import asyncio
+import concurrent.futures
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
+from motor.frameworks.asyncio import _EXECUTOR
 
 from backtest_persist import Container, Settings
+from backtest_persist.core import db_service
 from tests.faults.conftest import Failing
 from tests.faults.servers import in_the_server, until
 from tests.faults.stopwatch import Stopwatch
@@ -168,6 +172,53 @@ async def test_a_timeout_around_a_call(container: Container, failing: Failing) -
         assert watch.seconds < 0.25
         await db.upsert("s", "t", "e", {"n": 2})
     assert await _read_signal(container) == {"n": 2}
+
+
+@pytest.mark.parametrize("end", ["cancelled", "timeout"])
+async def test_a_list_that_ends_while_a_batch_hangs(
+    settings: Settings, failing: Failing, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who gives up a list while the server is at work on it gets CancelledError or TimeoutError, whatever else fails.
+
+    The server is silent for longer than the deadline, also when it is told that nobody wants the rest; or the threads
+    of Motor are busy, and nobody tells it.
+    """
+    monkeypatch.setattr(db_service, "LIST_BATCH", 10)
+
+    async def at_work() -> bool:
+        return await in_the_server(settings, "getMore")
+
+    async def free() -> bool:
+        return not await at_work()
+
+    async with Container(settings.model_copy(update={"mongo_timeout_ms": 300})) as container:
+        db = container.log_db_service
+        await db.create_many([{"id": f"{n}"} for n in range(25)])
+
+        async def read(limit: asyncio.Timeout) -> None:
+            async with limit:
+                await db.find_all()
+
+        async with failing("getMore", "killCursors", times=1000, blockConnection=True, blockTimeMS=400):
+            for threads in (0, 0, 0, 0, 200):
+                limit = asyncio.timeout(None)
+                reading = asyncio.create_task(read(limit))
+                await until(at_work)
+                released = threading.Event()
+                busy = [_EXECUTOR.submit(released.wait) for _ in range(threads)]
+                if end == "cancelled":
+                    reading.cancel()
+                else:
+                    limit.reschedule(asyncio.get_running_loop().time())
+                await asyncio.wait([reading])
+                released.set()
+                await asyncio.to_thread(concurrent.futures.wait, busy)
+                if end == "cancelled":
+                    assert reading.cancelled(), reading.exception()
+                else:
+                    assert type(reading.exception()) is TimeoutError
+                await until(free)
+        assert len(await db.find_all()) == 25
 
 
 async def test_a_task_group_whose_sibling_fails(container: Container, settings: Settings, failing: Failing) -> None:

@@ -1,17 +1,24 @@
 """Every operation ends within CC_MONGO_TIMEOUT_MS, whoever opened the client and whatever mongod does."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
 
-from backtest_persist import Container, Settings, StoreUnavailableError, WriteOutcomeUnknownError
+from backtest_persist import Container, LogRow, Settings, StoreUnavailableError, WriteOutcomeUnknownError
+from backtest_persist.core import db_service
+from backtest_persist.operations import Count, ids, rebuild, verify
+from backtest_persist.testing.domains import candle
 from tests.commands import Commands, listened_client
 from tests.faults import servers
 from tests.faults.conftest import Failing
 from tests.faults.stopwatch import GRACE, pauses, timed
+
+SERIES = {"exchangeName": "e", "interval": "1m"}
 
 
 @pytest.fixture
@@ -79,6 +86,80 @@ async def test_an_operation_that_builds_indexes_has_its_deadline(container: Cont
     async with failing("createIndexes", blockConnection=True, blockTimeMS=2500):
         kind, seconds = await outcome(container.signal_db_service.find_by_context("s", "t", "e"))
     assert (kind, seconds < 1 + GRACE) == (StoreUnavailableError, True)
+
+
+@pytest.fixture
+async def slow(container: Container, failing: Failing, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """A hundred log entries, thirty of each date, and as many candles, in small batches; each takes the server 0.3 s.
+
+    The server counts that, so of one query it gives three or four batches within its second.
+    """
+    monkeypatch.setattr(db_service, "LIST_BATCH", 10)
+    monkeypatch.setattr(ids, "BATCH", 20)
+    entries = [{"entryId": f"i{n:02}", "payload": {"id": f"i{n:02}"}, **dated(n // 30)} for n in range(100)]
+    random.shuffle(entries)  # neither their ids nor where they lie follow the dates
+    candles = [{**SERIES, **candle(n % 25), "symbol": f"s{n // 25}", **dated(0)} for n in range(100)]
+    for service, documents in ((container.log_db_service, entries), (container.candle_db_service, candles)):
+        await service.wait_for_init()
+        await container.mongo_service.collection(service.collection).insert_many(documents)
+    async with failing("getMore", times=1000, blockConnection=True, blockTimeMS=300):
+        yield
+
+
+def dated(minute: int) -> dict[str, Any]:
+    date = datetime(2024, 1, 1, 0, minute, tzinfo=UTC)
+    return {"createDate": date, "updatedDate": date, "__v": 0}
+
+
+@pytest.mark.usefixtures("slow")
+async def test_a_list_may_take_the_server_longer_than_one_operation(container: Container) -> None:
+    """The deadline is that of a batch: a list is whole and in order, each row once, however long it takes in all."""
+    log, candles = container.log_db_service, container.candle_db_service
+    context = [("exchange_name", 1), ("symbol", 1), ("interval", 1), ("timestamp", 1)]
+
+    async def iterated() -> list[LogRow]:
+        return [row async for row in log.iterate(sort=[("entry_id", 1)])]
+
+    async def sifted() -> list[LogRow]:
+        return [row async for rows, _ in log.sift(sort=[("_id", 1)]) for row in rows]
+
+    by_date, filtered, page, by_context, by_id, series = await asyncio.gather(
+        log.find_all(),
+        log.find_all({"entry_id": {"$regex": "[^7]$"}}, limit=80),
+        log.paginate({}, limit=80, offset=5),
+        iterated(),
+        sifted(),
+        candles.find_all(sort=context),
+    )
+    assert [(row.create_date, row.id) for row in by_date] == sorted((row.create_date, row.id) for row in by_id)
+    assert len(by_date) == 100
+    assert filtered == [row for row in by_date if row.entry_id[-1] != "7"][:80]
+    assert (page.rows, page.total) == (by_date[5:85], 100)
+    assert [row.entry_id for row in by_context] == [f"i{n:02}" for n in range(100)]
+    assert [row.id for row in by_id] == sorted({row.id for row in by_date})
+    assert [(row.symbol, row.timestamp) for row in series] == [
+        (f"s{n // 25}", candle(n % 25)["timestamp"]) for n in range(100)
+    ]
+
+
+@pytest.mark.usefixtures("slow")
+async def test_a_list_that_nobody_could_go_on_with_says_what_to_do(container: Container) -> None:
+    """A descending order, or one by a payload, could lose rows; that is an error which names the setting."""
+    log = container.log_db_service
+    sorts = [("create_date", -1)], [("entry_id", 1), ("_id", -1)], [("payload.id", 1)]
+    ends = await asyncio.gather(*(timed(log.find_all(sort=sort)) for sort in sorts), timed(log.list_all(90)))
+    for end, _ in ends:
+        assert isinstance(end, StoreUnavailableError)
+        assert "CC_MONGO_TIMEOUT_MS" in str(end)
+
+
+@pytest.mark.usefixtures("slow")
+async def test_redis_is_compared_with_more_documents_than_a_deadline_allows(container: Container) -> None:
+    """`verify` sees, and `rebuild` remembers, every document once, whatever the server needs for all of them."""
+    found = await verify(container)
+    assert found.domains["log"] == Count(missing=100)
+    assert (await rebuild(container, domains=["log"])).domains == {"log": 100}
+    assert await container.log_cache_service.size() == 100
 
 
 async def test_closing_does_not_wait_for_a_stopped_mongod(settings: Settings) -> None:

@@ -1,11 +1,24 @@
 """What mongod answers when something is wrong with it: retried by the driver, or one of our errors."""
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from backtest_persist import Container, InvalidKeyError, StoreUnavailableError, WriteOutcomeUnknownError
+from backtest_persist import (
+    Container,
+    InvalidKeyError,
+    PersistCandleInstance,
+    PersistLogInstance,
+    PersistNotificationInstance,
+    PersistStorageInstance,
+    Settings,
+    StoreUnavailableError,
+    WriteOutcomeUnknownError,
+    WriteRejectedError,
+)
+from backtest_persist.core import db_service
 from tests.faults.conftest import Failing
 from tests.faults.stopwatch import GRACE, timed
 
@@ -158,3 +171,81 @@ async def test_a_server_that_cannot_answer_is_unavailable(container: Container, 
     async with failing("find", times=3, errorCode=code):
         with pytest.raises(StoreUnavailableError):
             await container.signal_db_service.find_all({"symbol": "s"})
+
+
+PART = 10
+ITEMS = [{"id": f"i{n:02}"} for n in range(25)]
+CANDLES = [
+    {"timestamp": n * 60_000, **dict.fromkeys(("open", "high", "low", "close", "volume"), 1.0)} for n in range(25)
+]
+PARTS: dict[str, tuple[str, str, Callable[[Container], Awaitable[Any]]]] = {
+    "storage": ("storage", "update", lambda c: c.storage_db_service.upsert_many(True, ITEMS)),
+    "storage adapter": ("storage", "update", lambda c: PersistStorageInstance(True, ioc=c).write_storage_data(ITEMS)),
+    "notification": ("notification", "update", lambda c: c.notification_db_service.upsert_many(True, ITEMS)),
+    "notification adapter": (
+        "notification",
+        "update",
+        lambda c: PersistNotificationInstance(True, ioc=c).write_notification_data(ITEMS),
+    ),
+    "log": ("log", "update", lambda c: c.log_db_service.create_many(ITEMS)),
+    "log adapter": ("log", "update", lambda c: PersistLogInstance(ioc=c).write_log_data(ITEMS)),
+    "candle": ("candle", "insert", lambda c: c.candle_db_service.create_many("s", "1m", "e", CANDLES)),
+    "candle adapter": (
+        "candle",
+        "insert",
+        lambda c: PersistCandleInstance("s", "1m", "e", ioc=c).write_candles_data(CANDLES),
+    ),
+}
+"""Calls that send 25 items in several commands: the domain, the command, the call."""
+
+
+@pytest.fixture
+async def parted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Container]:
+    """A container that sends ten items with one command."""
+    monkeypatch.setattr(db_service, "BULK_SIZE", PART)
+    async with Container(settings.model_copy(update={"candle_chunk_size": PART})) as container:
+        yield container
+
+
+@pytest.mark.parametrize("kind", PARTS)
+async def test_what_the_parts_before_a_failure_have_stored_is_not_denied(
+    parted: Container, failing: Failing, kind: str
+) -> None:
+    """A later part that is refused leaves an outcome unknown that says how many are stored, and these are there."""
+    domain, command, write = PARTS[kind]
+    db = getattr(parted, f"{domain}_db_service")
+    with pytest.raises(WriteRejectedError):
+        async with failing(command, errorCode=13):
+            await write(parted)
+    assert await db.count() == 0
+    for parts in (2, 1):
+        await db._delete_many({})
+        with pytest.raises(
+            WriteOutcomeUnknownError, match=f"Of 25 items the first {parts * PART} are stored"
+        ) as caught:
+            async with failing(command, after=parts, errorCode=13):
+                await write(parted)
+        assert isinstance(caught.value.__cause__, WriteRejectedError)
+        assert await db.count() == parts * PART
+    await write(parted)
+    assert await db.count() == len(ITEMS)
+
+
+@pytest.mark.parametrize("code", [2, 11601])
+async def test_an_acknowledged_write_whose_row_cannot_be_read_is_not_denied(
+    container: Container, failing: Failing, code: int
+) -> None:
+    """Writers who share a bulk hear of an outcome unknown then, and who wrote something new gets the row."""
+    db = container.signal_db_service
+    names = [f"s{n}" for n in range(6)]
+    await asyncio.gather(*(db.upsert(name, "t", "e", {"n": "old"}) for name in names[:3]))
+    async with failing("find", errorCode=code):
+        ends = await asyncio.gather(
+            *(db.upsert(name, "t", "e", {"n": "new"}) for name in names), return_exceptions=True
+        )
+    for end in ends[:3]:
+        assert isinstance(end, WriteOutcomeUnknownError)
+        assert "acknowledged" in str(end)
+    rows = {row.symbol: row for row in await db.find_all()}
+    assert {name: row.payload for name, row in rows.items()} == {name: {"n": "new"} for name in names}
+    assert ends[3:] == [rows[name] for name in names[3:]]

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable
+from contextlib import AsyncExitStack
 from itertools import count
 from typing import Any
 
@@ -18,9 +19,10 @@ from backtest_persist import (
     WriteOutcomeUnknownError,
     WriteRejectedError,
 )
+from backtest_persist.core import db_service
 from tests.faults.conftest import Failing
 from tests.faults.load import working
-from tests.faults.servers import OwnMongo, stopped
+from tests.faults.servers import OwnMongo, stopped, until, without_primary
 from tests.faults.stopwatch import GRACE, pauses, timed
 
 DEADLINE = 1.0
@@ -180,3 +182,42 @@ async def test_a_small_pool_in_front_of_a_slow_server_never_blocks_for_good(
         assert rows >= {end.exchange_name for end, _ in ends[:125] if not isinstance(end, BacktestPersistError)}
         later = await asyncio.gather(*(timed(db.upsert("s", "t", f"e{n}", {"n": n})) for n in range(125)))
         assert [end for end, _ in later if isinstance(end, BacktestPersistError)] == []
+
+
+@pytest.mark.parametrize("domain", ["storage", "log"])
+async def test_a_server_that_goes_away_between_the_parts_of_a_call(
+    own: Settings, mongo: OwnMongo, domain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the next part was sent, yet what was stored before is: the outcome is unknown, and says how much."""
+    monkeypatch.setattr(db_service, "BULK_SIZE", 10)
+    items = [{"id": f"{n}"} for n in range(25)]
+    async with Container(own) as container, AsyncMongoClient[dict[str, Any]](mongo.direct_uri) as admin:
+        redis, mongo_client = container.redis_service, container.mongo_service.client
+        db: Any = getattr(container, f"{domain}_db_service")
+
+        def write() -> Awaitable[int]:
+            return (
+                container.storage_db_service.upsert_many(True, items) if domain == "storage" else db.create_many(items)
+            )
+
+        async def gone() -> bool:
+            return not mongo_client.topology_description.has_writable_server()
+
+        async with AsyncExitStack() as outage:
+            remember = redis.attempt
+
+            async def attempt(*args: Any) -> Any:  # which follows each part
+                if await db.count() == 20:
+                    await outage.enter_async_context(without_primary(admin))
+                    await until(gone)
+                return await remember(*args)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(redis, "attempt", attempt)
+                with pytest.raises(WriteOutcomeUnknownError, match="the first 20 are stored") as caught:
+                    await write()
+            assert isinstance(caught.value.__cause__, StoreUnavailableError)
+            with pytest.raises(StoreUnavailableError):
+                await write()
+        assert await db.count() == 20
+        assert await write() == 5

@@ -176,6 +176,23 @@ async def test_writes_of_one_context_keep_their_order(container: Container) -> N
         assert await db.soft_remove(*key) is True
 
 
+@pytest.mark.parametrize("damage", [{"$set": {"createDate": "garbage"}}, {"$unset": {"createDate": ""}}], ids=str)
+async def test_a_damaged_document_fails_its_own_writer_alone(container: Container, damage: dict[str, Any]) -> None:
+    """What another program has spoilt is named to who writes it, with id; all who write with him get their rows."""
+    db = container.signal_db_service
+    rows = await write_all(container, [{"n": number} for number in range(4)])
+    await container.mongo_service.collection(db.collection).update_one({"symbol": rows[1].symbol}, damage)
+    ends = await asyncio.gather(
+        *(db.upsert(*context(number), {"n": "new"}) for number in range(6)), return_exceptions=True
+    )
+    assert isinstance(ends[1], InvalidPayloadError)
+    assert rows[1].id in str(ends[1])
+    assert "create_date" in str(ends[1]) or "createDate" in str(ends[1])
+    others = await db.find_all({"symbol": {"$ne": rows[1].symbol}})
+    assert [ends[0], *ends[2:]] == sorted(others, key=lambda row: row.symbol)
+    assert [row.payload for row in others] == [{"n": "new"}] * 5
+
+
 async def test_a_read_that_starts_after_a_write_never_sees_what_was_before(container: Container) -> None:
     """Under many readers, each read that begins after an acknowledged write finds that write or a later one."""
     db = container.state_db_service

@@ -49,6 +49,29 @@ async def test_pages_tile_the_whole(container: Container) -> None:
     assert [row for page in pages for row in page.rows] == await db.find_all()
 
 
+async def test_an_order_is_total_and_follows_the_unique_index_where_it_can(container: Container) -> None:
+    """Whatever is sorted by, `_id` decides last; a sort by the whole context needs that not, and sorts nothing."""
+    candles = container.candle_db_service
+    whole = [(name, 1) for name in candles.context_type.model_fields]
+    for service in container.db_services:
+        context = [(name, 1) for name in service.context_type.model_fields]
+        assert service._sort(context) == [(name, 1) for name in service.context_type.wire_names()]
+        assert service._sort([*context, ("create_date", -1)])[-1] == ("createDate", -1)
+        part = context[1:] or [("updated_date", 1)]
+        assert service._sort(part)[-1] == service._sort(None)[-1] == service._sort([])[-1] == ("_id", 1)
+    assert candles._sort([("id", -1), ("timestamp", 1)]) == [("_id", -1), ("timestamp", 1)]
+    prices = dict.fromkeys(("open", "high", "low", "close", "volume"), 1.0)
+    for symbol in ("b", "a"):
+        await candles.create_many(symbol, "1m", "e", [{"timestamp": n * 60_000, **prices} for n in (2, 1, 0)])
+    assert [(row.symbol, row.timestamp) for row in await candles.find_all(sort=whole)] == [
+        (symbol, n * 60_000) for symbol in "ab" for n in range(3)
+    ]
+    for sort, by_index in ((whole, True), ([*whole[1:], whole[0]], False)):
+        command = {"find": candles.collection, "sort": dict(candles._sort(sort))}
+        plan = str((await container.mongo_service.database.command("explain", command))["queryPlanner"]["winningPlan"])
+        assert ("'SORT'" in plan, "'IXSCAN'" in plan) == (not by_index, by_index), plan
+
+
 async def test_filters_and_sorts_take_python_and_wire_names(container: Container) -> None:
     """strategy_name and strategyName select the same rows, nested operators included; so do id and _id."""
     for n in range(4):
