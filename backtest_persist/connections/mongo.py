@@ -150,7 +150,7 @@ def _timeout(client: AsyncMongoClient[Document], seconds: float) -> AbstractCont
 class _Deadline(AbstractAsyncContextManager[None]):
     """The deadline of the driver, which knows best what was wrong, and a limit for when that is late."""
 
-    __slots__ = ("_client", "_driver", "_errors", "_limit", "_seconds")
+    __slots__ = ("_cancelling", "_client", "_driver", "_errors", "_limit", "_seconds", "_task")
 
     def __init__(
         self,
@@ -165,6 +165,8 @@ class _Deadline(AbstractAsyncContextManager[None]):
         self._errors = errors
 
     async def __aenter__(self) -> None:
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._cancelling = self._task.cancelling()
         self._driver = _timeout(self._client, self._seconds)
         await self._limit.__aenter__()
         self._driver.__enter__()
@@ -176,6 +178,11 @@ class _Deadline(AbstractAsyncContextManager[None]):
             await self._limit.__aexit__(*raised)
         except TimeoutError as late:
             error = late
+        if self._task.cancelling() > self._cancelling and not isinstance(error, asyncio.CancelledError):
+            # asyncio.wait_for, by which PyMongo waits, forgets it when the answer has just come (Python 3.11)
+            for _ in range(2):  # turns of the loop, in which anyio repeats its own
+                await asyncio.sleep(0)
+            raise asyncio.CancelledError
         self._errors.__exit__(None if error is None else type(error), error, None)
 
 
@@ -260,6 +267,11 @@ class MongoService:
     def collection(self, name: str) -> Collection:
         """The collection of that name, for the running event loop."""
         return self._states.get().collection(name)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the running event loop has a client; one that ends has closed it."""
+        return self._states.held is not None
 
     @property
     def seconds(self) -> float:

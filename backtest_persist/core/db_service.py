@@ -698,7 +698,7 @@ class DbService(Generic[C, R]):
             self.stats.reads += 1
             return Batches(collection, query, batch_size=LIST_BATCH, **options)
 
-        return Listing(find, partial(self._operation, "list"), build)
+        return Listing(find, partial(self._operation, "list"), lambda: self._mongo.is_open, build)
 
     def _open_flights(self, state: MongoState) -> _InFlight[C, R]:
         return _InFlight(

@@ -96,10 +96,12 @@ class Listing(Generic[Item]):
         self,
         find: Callable[[], Awaitable[Batches]],
         operation: Callable[[], AbstractAsyncContextManager[None]],
+        is_open: Callable[[], bool],
         build: Callable[[Sequence[Document]], Item],
     ) -> None:
         self._find = find
         self._operation = operation
+        self._is_open = is_open
         self._build = build
         self._batches: Batches | None = None
 
@@ -116,8 +118,8 @@ class Listing(Generic[Item]):
         return self._build(documents)
 
     async def aclose(self) -> None:
-        """Let the server forget the rest, if it can be told in time; that it cannot is nobody's error."""
-        if self._batches is not None:
+        """Let the server forget the rest, if it can be told in time; without a client it has, and none is opened."""
+        if self._batches is not None and self._is_open():
             with suppress(BacktestPersistError):
                 async with self._operation():
                     await self._batches.aclose()

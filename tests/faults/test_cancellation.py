@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio import move_on_after
 from motor.frameworks.asyncio import _EXECUTOR
 
 from backtest_persist import Container, Settings
@@ -246,6 +248,27 @@ async def test_a_task_group_whose_sibling_fails(container: Container, settings: 
     assert await _read_signal(container) == {"n": 2}
 
 
+async def test_a_cancellation_that_the_driver_forgets(container: Container) -> None:
+    """An operation whose answer comes as its caller is cancelled is cancelled all the same, and a timeout ends it."""
+
+    async def forgetful() -> None:
+        async with container.mongo_service.operation("Test"):
+            with suppress(asyncio.CancelledError):  # asyncio.wait_for does this, if the answer is there
+                await asyncio.Event().wait()
+
+    task = asyncio.create_task(forgetful())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await forgetful()
+    with move_on_after(0.01) as scope:
+        await forgetful()
+    assert scope.cancelled_caught
+
+
 _CHILD = """
 import asyncio, gc
 from backtest_persist import Container
@@ -284,8 +307,68 @@ gc.collect()
 """
 
 
-async def test_no_warnings_in_development_mode(settings: Settings) -> None:
-    """A process that cancels all the time, with every check of Python switched on, says nothing."""
+_LISTS = """
+import asyncio, gc, itertools
+from backtest_persist import Container
+
+container = Container()
+db = container.log_db_service
+kept = []
+
+async def use(work):
+    asyncio.get_running_loop().slow_callback_duration = 10  # a busy machine is no fault
+    await work()
+
+async def fill():
+    await db.create_many([{"id": f"{n}"} for n in range(2100)])  # of which a batch has 1000
+
+async def leave():
+    async for row in db.iterate():
+        break
+
+async def hold():
+    for _ in range(10):  # the loop closes them in any order, before and after the client
+        kept.append(db.iterate())
+        await anext(kept[-1])
+
+async def walk(rows):
+    seen = 0
+    async for row in db.iterate():
+        seen += 1
+        if seen == rows:
+            kept.append(rows)
+            await asyncio.Event().wait()
+
+def still_open(*lists):
+    async def work():
+        tasks = [asyncio.create_task(walk(rows)) for rows in lists]
+        before = len(kept)
+        while len(kept) < before + len(tasks):
+            await asyncio.sleep(0)
+        kept.append(tasks)
+    return work
+
+def under_way(turns):
+    async def work():
+        await db.count()
+        kept.append([asyncio.create_task(call) for call in (walk(2100), walk(0), db.find_all())])
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    return work
+
+for work in (
+    fill, leave, hold, still_open(1), still_open(1, 1000, 1001), *map(under_way, (0, 1, 2, 3, 4, 6, 10, 20, 40, 80))
+):
+    asyncio.run(use(work))
+    kept.clear()
+    gc.collect()
+print("done")
+"""
+
+
+@pytest.mark.parametrize("program", [_CHILD, _LISTS], ids=["cancels", "leaves lists open"])
+async def test_no_warnings_in_development_mode(settings: Settings, program: str) -> None:
+    """A process that cancels all the time, or ends loops amid lists, with every check of Python on, says nothing."""
     assert settings.redis_url is not None
     environment = {
         **os.environ,
@@ -296,11 +379,17 @@ async def test_no_warnings_in_development_mode(settings: Settings) -> None:
         "CC_REDIS_TIMEOUT_MS": "5000",
     }
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-X", "dev", "-W", "error", "-c", _CHILD),
+        *(sys.executable, "-X", "dev", "-W", "error", "-c", program),
         cwd=Path(__file__).parents[2],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    out, errors = await child.communicate()
+    try:
+        async with asyncio.timeout(60):
+            out, errors = await child.communicate()
+    except TimeoutError:
+        child.kill()
+        await child.wait()
+        pytest.fail("it hangs")
     assert (out.decode(), errors.decode(), child.returncode) == ("done\n", "", 0)
