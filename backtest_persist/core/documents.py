@@ -3,11 +3,13 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Generic, Self, TypeVar, cast
 
 from bson import BSON, CodecOptions, ObjectId
 from bson import decode_all as _decode_all  # pyright: ignore[reportUnknownVariableType]
 from bson.errors import InvalidId
+from bson.int64 import Int64
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
@@ -21,6 +23,18 @@ Item = TypeVar("Item")
 
 _DUPLICATE_KEY = 11000
 _TIME_IS_OVER = 50
+_TYPES = ("number", "string", "object", "binData", "objectId", "bool", "date", "timestamp", "regex", "javascript")
+"""In the order of the server, which puts null and what is missing first; an array stands where its least item does."""
+_TYPES_AFTER: Mapping[type[Any], Sequence[str]] = {
+    type(None): _TYPES,
+    int: _TYPES[1:],
+    Int64: _TYPES[1:],
+    float: _TYPES[1:],
+    str: _TYPES[2:],
+    ObjectId: _TYPES[5:],
+    bool: _TYPES[6:],
+    datetime: _TYPES[7:],
+}
 _FAST_OPTIONS: CodecOptions[Document] = CODEC_OPTIONS.with_options(document_class=dict)
 """Decodes twice as fast, and makes a `DBRef` of what looks like one."""
 
@@ -29,7 +43,7 @@ class Batches:
     """What a query finds, batch by batch; `options` are those of ``find``.
 
     A server works on all batches of a query together no longer than the first of them was given (maxTimeMS). With
-    `resumable`, for an ascending `sort` by fields that every document has, what is left is then asked for anew.
+    `resumable`, for an ascending `sort` by fields that hold no lists, what is left is then asked for anew.
     """
 
     def __init__(
@@ -49,7 +63,7 @@ class Batches:
         self._limit = limit
         self._resumable = resumable
         self._options = options
-        self._last: Document | None = None
+        self._last: list[Any] | None = None
         self._cursor: Any = collection.find_raw_batches(query, sort=sort or None, limit=limit, skip=skip, **options)
 
     def __aiter__(self) -> Self:
@@ -65,17 +79,19 @@ class Batches:
             raw = await anext(self._cursor)
         documents = _decode_all(raw, CODEC_OPTIONS if b"$ref" in raw else _FAST_OPTIONS)
         if self._resumable and documents:
-            self._last = documents[-1]
+            last = [documents[-1].get(name) for name, _ in self._sort]
+            self._last = last if all(type(value) in _TYPES_AFTER and value == value for value in last) else None
             self._limit -= min(self._limit, len(documents))
         return documents
 
-    async def _resume(self, last: Document) -> None:
+    async def _resume(self, last: Sequence[Any]) -> None:
         await self.aclose()
         self._last = None  # for when time is over again before there was anything
         names = [name for name, _ in self._sort]
         after = [
-            {**{same: last[same] for same in names[:place]}, name: {"$gt": last[name]}}
-            for place, name in enumerate(names)
+            {**dict(zip(names[:place], last, strict=False)), name: greater}
+            for place, name in enumerate(names)  # a comparison by itself ends with the type of the value
+            for greater in ({"$gt": last[place]}, {"$type": _TYPES_AFTER[type(last[place])]})
         ]
         query = {"$and": [self._query, {"$or": after}]}
         self._cursor = self._collection.find_raw_batches(query, sort=self._sort, limit=self._limit, **self._options)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient, IndexModel, UpdateOne
+from pymongo.errors import AutoReconnect
 
 from backtest_persist import (
     Container,
@@ -20,6 +21,7 @@ from backtest_persist import (
 )
 from backtest_persist.core.documents import write_bulk
 from backtest_persist.testing.domains import START, candle
+from tests.faults.conftest import Failing
 from tests.faults.servers import OwnRedis, until
 
 NAMES = [f"e{n}" for n in range(10)]
@@ -143,6 +145,40 @@ async def test_what_a_bulk_has_stored_is_not_denied(database: Any) -> None:
     assert set(bulk.upserted) == {0}
     assert {position: str(error) for position, error in bulk.refused.items()} == dict.fromkeys((1, 2), "no index")
     assert await database["items"].count_documents({}) == 1
+
+
+@pytest.mark.parametrize("refused", ["hint", "duplicate"])
+async def test_what_is_told_of_the_second_attempt_of_a_bulk_is_of_that_alone(
+    settings: Settings, failing: Failing, refused: str
+) -> None:
+    """What the first attempt has stored is acknowledged, though the connection breaks while the others are repeated."""
+    uri = settings.mongo_connection_string.get_secret_value()
+    async with AsyncMongoClient[dict[str, Any]](uri, retryWrites=False) as client:
+        items = client.get_default_database()["items"]
+        await items.create_index([("key", 1)], unique=True)
+        await items.insert_one({"n": 0, "key": 0})
+        prepared: list[bool] = []
+
+        async def prepare() -> None:
+            prepared.append(True)
+
+        def upsert(n: int) -> UpdateOne:
+            key = 0 if n % 2 and refused == "duplicate" else n
+            hint = {"gone": 1} if n % 2 and refused == "hint" else None
+            return UpdateOne({"n": n}, {"$set": {"key": key}}, upsert=True, hint=hint)
+
+        operations = [upsert(n) for n in range(5)]
+        async with failing("update", after=1, closeConnection=True):
+            bulk = await write_bulk(items, operations, None, prepare)
+        assert set(bulk.upserted) == {2, 4}
+        assert {position: type(error) for position, error in bulk.refused.items()} == dict.fromkeys(
+            (1, 3), AutoReconnect
+        )
+        assert prepared == [True] * (refused == "hint")
+        assert {item["n"] for item in await items.find().to_list()} == {0, 2, 4}
+        assert [item["_id"] for item in await items.find({"n": {"$gt": 0}}).sort("n").to_list()] == [
+            *bulk.upserted.values()
+        ]
 
 
 def index_of(db: Any) -> IndexModel:

@@ -1,6 +1,7 @@
 """Every operation ends within CC_MONGO_TIMEOUT_MS, whoever opened the client and whatever mongod does."""
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -8,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
+from bson import ObjectId
 
 from backtest_persist import Container, LogRow, Settings, StoreUnavailableError, WriteOutcomeUnknownError
 from backtest_persist.core import db_service
@@ -140,6 +142,39 @@ async def test_a_list_may_take_the_server_longer_than_one_operation(container: C
     assert [(row.symbol, row.timestamp) for row in series] == [
         (f"s{n // 25}", candle(n % 25)["timestamp"]) for n in range(100)
     ]
+
+
+MISSING = object()
+KINDS: dict[str, list[dict[str, Any]]] = {
+    "ids": [
+        {"_id": id} for id in (None, 5, 5.5, 2**40, "text", ObjectId(), False, True, datetime(2024, 1, 1, tzinfo=UTC))
+    ],
+    "dates": [{"createDate": date} for date in (MISSING, None, MISSING, 5, "2024", "2024-01-01T00:00:00Z", True)]
+    + [{}, {}],
+}
+"""What other programs store in place of an id or a date, in the order of the server."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_list_goes_on_behind_values_of_another_type(
+    container: Container, failing: Failing, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever time is over, it ends neither behind the last id that is text nor behind the last date that is none."""
+    monkeypatch.setattr(db_service, "LIST_BATCH", 1)
+    log = container.log_db_service
+    await log.wait_for_init()
+    entry: dict[str, Any] = {"payload": {}, **dated(0)}
+    documents = [{**entry, "entryId": f"i{n}", **other} for n, other in enumerate(KINDS[kind])]
+    documents = [{name: value for name, value in whole.items() if value is not MISSING} for whole in documents]
+    await container.mongo_service.collection(log.collection).insert_many(documents)
+    async with failing("getMore", times=1000, errorCode=50):
+        listing = log._listing({}, log._sort(None), list[dict[str, Any]])
+        found = [document["entryId"] async for batch in listing for document in batch]
+        assert found == [f"i{n}" for n in range(len(documents))]
+        numbers = {"_id": math.nan, **entry, "entryId": "nan"}, {"_id": 5.25, **entry, "entryId": "number"}
+        await container.mongo_service.collection(log.collection).insert_many(numbers)
+        with pytest.raises(StoreUnavailableError, match="CC_MONGO_TIMEOUT_MS"):  # rather than without what follows NaN
+            await log.find_all({"_id": {"$type": "double"}}, sort=[("_id", 1)])
 
 
 @pytest.mark.usefixtures("slow")

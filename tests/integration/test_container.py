@@ -10,9 +10,20 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from backtest_persist import ClosedError, Container, Settings, SettingsError, StoreUnavailableError, ioc, persist, setup
+from backtest_persist import (
+    ClosedError,
+    Container,
+    Settings,
+    SettingsError,
+    StoreUnavailableError,
+    base_map,
+    ioc,
+    persist,
+    setup,
+)
 from tests.commands import Commands, listened_client
 
 
@@ -129,6 +140,36 @@ async def test_an_injected_redis_client_stays_open(settings: Settings, servers: 
     await mine.close()
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-16"])
+async def test_an_injected_redis_client_may_have_any_encoding(settings: Settings, encoding: str) -> None:
+    """Contexts in any script are stored, found and remembered under the same keys as by a client of our own."""
+    assert settings.redis_url is not None
+    redis: Any = Redis
+    injected = redis.from_url(settings.redis_url.get_secret_value(), encoding=encoding)
+    names = ["₿TC", "naïve", "BTC"]
+    async with (
+        injected as client,
+        Container(settings, redis_client=client) as container,
+        Container(settings) as mine,
+    ):
+        db, prefix = container.signal_db_service, settings.redis_key_prefix
+        rows = [await db.upsert(names[0], "t", "e", {"n": 0})]  # alone, then together
+        rows += await asyncio.gather(*(db.upsert(name, "t", "e", {"n": 1}) for name in names[1:]))
+        keys = [f"{prefix}signal_cache:e:t:{name}".encode() for name in names]
+        assert [await client.get(key) for key in keys] == [row.id.encode() for row in rows]
+        assert await db.find_by_context(names[0], "t", "e") == rows[0]
+        assert await asyncio.gather(*(db.find_by_context(name, "t", "e") for name in names)) == rows
+        assert (db.stats.lookups, db.stats.hits) == (4, 4)
+        for cache in (container.signal_cache_service, mine.signal_cache_service):
+            assert [await cache.get_signal_id(name, "t", "e") for name in names] == [row.id for row in rows]
+            assert {key async for key, _ in cache.iterate()} == {f"e:t:{name}" for name in names}
+        await container.signal_cache_service.clear()
+        assert await mine.signal_cache_service.size() == 0
+        expiring = base_map("expiring", 60)
+        await expiring(container.redis_service).set_many([(name, name) for name in names])
+        assert await expiring(mine.redis_service).get_many(names) == names
+
+
 async def test_an_injected_client_belongs_to_one_loop(settings: Settings, driver: str) -> None:
     """In another loop a Mongo client is a SettingsError; a Redis client is a miss, and neither is disturbed."""
     mongo, mine = listened_client(settings, driver, Commands()), Container(settings)
@@ -175,6 +216,48 @@ async def test_redis_is_optional(settings: Settings) -> None:
         assert await container.log_db_service.create_many([{"id": "a"}]) == 1
         with pytest.raises(StoreUnavailableError, match="state_cache"):
             await container.state_cache_service.get_state_id("sig", "b")
+
+
+UNUSABLE = ["http://localhost/0", "redis://localhost/0?hunter2=1"]
+
+
+@pytest.mark.parametrize("url", UNUSABLE)
+async def test_a_redis_url_that_cannot_work_is_found_before_anything_is_written(settings: Settings, url: str) -> None:
+    """On entry, and by the first operation of any kind, it is a SettingsError; no document is stored, no index made."""
+    bad = settings.model_copy(update={"redis_url": SecretStr(url)})
+    with pytest.raises(SettingsError, match="CC_REDIS_URL"):
+        async with Container(bad):
+            pass
+    container = Container(bad)
+    prices = dict.fromkeys(("open", "high", "low", "close", "volume"), 1.0)
+    for operation in (
+        container.signal_db_service.upsert("s", "t", "e", {"n": 1}),
+        container.storage_db_service.upsert_many(True, [{"id": "a"}]),
+        container.log_db_service.create_many([{"id": "a"}]),
+        container.candle_db_service.create("s", "1m", "e", {"timestamp": 0, **prices}),
+        container.candle_db_service.create_many("s", "1m", "e", [{"timestamp": 0, **prices}]),
+        container.measure_db_service.soft_remove("b", "k"),
+        container.signal_db_service.find_by_context("s", "t", "e"),
+        container.wait_for_init(),
+    ):
+        with pytest.raises(SettingsError, match="CC_REDIS_URL") as caught:
+            await operation
+        assert "hunter2" not in str(caught.value)
+    assert await container.mongo_service.database.list_collection_names() == []
+    await container.close()
+
+
+async def test_a_warm_container_that_is_given_an_unusable_redis_url_writes_nothing(container: Container) -> None:
+    """What was stored before stays as it is, and usable settings make the container work again."""
+    db, settings = container.signal_db_service, container.settings
+    row = await db.upsert("s", "t", "e", {"n": 1})
+    container.configure(settings.model_copy(update={"redis_url": SecretStr(UNUSABLE[0])}))
+    with pytest.raises(SettingsError, match="CC_REDIS_URL"):
+        await db.upsert("s", "t", "e", {"n": 2})
+    with pytest.raises(SettingsError, match="CC_REDIS_URL"):
+        await asyncio.gather(*(db.upsert("s", "t", name, {"n": 2}) for name in "ef"))
+    container.configure(settings)
+    assert await db.find_all() == [row]
 
 
 async def test_without_mongo_an_operation_ends_with_a_typed_error(settings: Settings) -> None:
