@@ -50,6 +50,10 @@ class Drainable(Protocol):
         """Wait until none is left."""
         ...
 
+    async def end(self) -> None:
+        """Let nothing that was sent have an effect later."""
+        ...
+
 
 H = TypeVar("H", bound=Drainable)
 
@@ -116,20 +120,31 @@ class MongoState:
             if not self._under_way:
                 self._idle.set()
 
-    async def drain(self) -> None:
-        """Wait for what is under way, as long as one operation may take."""
-        with suppress(TimeoutError):
+    async def drain(self) -> bool:
+        """Wait for what is under way, as long as one operation may take; False if that was not enough."""
+        try:
             async with asyncio.timeout(self.seconds + 2 * STEP_SECONDS):
                 while self._under_way:
                     await self._idle.wait()
-                with _timeout(self.client, self.seconds):
-                    for held in self._held.values():  # last, as what was under way may have sent something by them
-                        await held.drain()
+                for held in self._held.values():  # last, as what was under way may have sent something by them
+                    await held.drain()
+        except TimeoutError:
+            return False
+        return True
+
+    async def settle(self) -> None:
+        """Wait for what is under way, and let nothing of it have an effect later; bounded by one more deadline."""
+        if await self.drain():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.seconds):
+                    with _timeout(self.client, self.seconds):
+                        for held in self._held.values():
+                            await held.end()
 
     async def close(self) -> None:
-        """Close the client, if it was opened here, after what is under way; bounded by one deadline."""
+        """Close the client, if it was opened here, after what is under way; bounded by one more deadline."""
         until = time.monotonic() + self.seconds
-        await self.drain()
+        await self.settle()
         if self._owned:
             left = max(until - time.monotonic(), STEP_SECONDS)
             with _timeout(self.client, left):  # the driver tells the server that its sessions end, and waits
@@ -310,7 +325,7 @@ class MongoService:
             try:
                 if name not in state.prepared:
                     for before in self._states.retired:  # its writes are older than what comes now
-                        await before.drain()
+                        await before.settle()
                     seconds = until - time.monotonic()
                     async with nullcontext() if patience else state.deadline(f"Preparing {name}", seconds):
                         await prepare(state.collection(name))

@@ -163,6 +163,8 @@ class _InFlight(Generic[C, R]):
     async def drain(self) -> None:
         await self.writes.drain()
         await self.reads.drain()
+
+    async def end(self) -> None:
         session, self._session = self._session, None
         if session is not None:
             if self.in_doubt and session.client.topology_description.has_writable_server():
@@ -482,7 +484,8 @@ class DbService(Generic[C, R]):
             with mongo_errors(self._doing("find")):
                 documents |= (await self._lookup(collection, known))[0]
         except BacktestPersistError as error:
-            refused |= dict.fromkeys(known, self._unread(error))
+            problem = "the write was acknowledged, but its row could not be read"
+            refused |= dict.fromkeys(known, self._unknown(problem, error))
         for seat in seats:
             key = seat.item.context.cache_key
             try:
@@ -497,10 +500,10 @@ class DbService(Generic[C, R]):
                 _crash([seat], error)
         return not bulk.refused
 
-    def _unread(self, error: BacktestPersistError) -> WriteOutcomeUnknownError:
-        """What was written is stored, but its documents could not be read."""
-        problem = f"the write was acknowledged, but its row could not be read ({type(error).__name__})"
-        unknown = WriteOutcomeUnknownError(f"{self.collection}: {problem}; the next read tells.")
+    def _unknown(self, problem: str, error: Exception) -> WriteOutcomeUnknownError:
+        unknown = WriteOutcomeUnknownError(
+            f"{self.collection}: {problem} ({type(error).__name__}); the next read tells."
+        )
         unknown.__cause__ = error
         return unknown
 
@@ -611,6 +614,8 @@ class DbService(Generic[C, R]):
         with self._write_errors(f"write of {len(chunk)} items"):
             bulk = await self._send_bulk(collection, updates, session)
             for error in bulk.refused.values():
+                if len(bulk.refused) < len(chunk) and not isinstance(error, BulkWriteError):  # which tells that itself
+                    raise self._unknown(f"{len(bulk.refused)} of {len(chunk)} items may not be stored", error)
                 raise error
         self.stats.writes += len(chunk)
         await self._remember_many([(chunk[index][0].cache_key, str(id)) for index, id in bulk.upserted.items()])
