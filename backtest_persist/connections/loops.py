@@ -91,6 +91,12 @@ class PerLoop(Generic[T]):
         self._retired = [(loop, held) for loop, held in open_ones if not loop.is_closed()]
         self._held = {}
 
+    def renew(self) -> T:
+        """Give the running loop another value; the one before is closed with the loop, or by the next `close` in it."""
+        loop = asyncio.get_running_loop()
+        self._retired.append((loop, self._held.pop(loop)))
+        return self.get()
+
     @property
     def held(self) -> T | None:
         """The value of the running loop, if there is one."""

@@ -69,6 +69,7 @@ class MongoState:
         self.seconds = seconds
         self.prepared: set[str] = set()
         self.locks: dict[str, asyncio.Lock] = {}
+        self.has_written = False
         self._owned = owned
         self._watch = Watch(STEP_SECONDS)
         # PyMongo's pool does not bear it to be cancelled a second time while it ends a wait by itself (Python 3.11):
@@ -337,6 +338,18 @@ class MongoService:
     def forget(self, name: str) -> None:
         """Prepare this collection again before it is used next."""
         self._open_state().prepared.discard(name)
+
+    def renew(self, state: MongoState) -> MongoState | None:
+        """Another client in place of one that has no sessions any more; None if that would not help.
+
+        It would not if the client is not ours, or never had any.
+        """
+        if self._states.held is state:
+            if self._injected is not None or not state.has_written or self._states.closed:
+                return None
+            self._logger.warning("mongo.renewed", why="a connection takes no sessions")
+            self._states.renew()
+        return self._states.held
 
     def _open_state(self) -> MongoState:
         if self._states.closed:

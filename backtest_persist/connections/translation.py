@@ -30,7 +30,7 @@ from backtest_persist.errors import (
     WriteRejectedError,
 )
 
-__all__ = ("is_forbidden", "late", "mongo_errors", "redis_error", "redis_errors")
+__all__ = ("is_forbidden", "is_sessionless", "late", "mongo_errors", "redis_error", "redis_errors")
 
 
 def mongo_errors(operation: str | Callable[[], str], *, write: bool = False) -> AbstractContextManager[None]:
@@ -66,6 +66,8 @@ _STATE_CODES = {10058, 10107, 11600, 11601, 11602, 13388, 13435, 13436}
 
 
 def _quotes_data(error: Exception) -> bool:
+    if is_sessionless(error):
+        return False
     return not isinstance(error, PyMongoError) or isinstance(
         error, OperationFailure | DocumentTooLarge | ConfigurationError
     )
@@ -76,6 +78,8 @@ def _translate(error: Exception, operation: str, *, write: bool) -> BacktestPers
         return InvalidPayloadError(f"{operation}: MongoDB cannot store this value ({type(error).__name__}).")
     if isinstance(error, InvalidOperation) and not write:
         return ClosedError(f"{operation}: the client was closed; open another container.")
+    if is_sessionless(error):
+        return StoreUnavailableError(f"{operation}: {_first_line(error)}. Nothing was applied; try again.")
     if isinstance(error, ConfigurationError | InvalidURI):
         return SettingsError(f"{operation}: the connection string does not fit ({type(error).__name__}).")
     what = _describe(error)
@@ -152,6 +156,14 @@ def redis_error(operation: str, error: Exception) -> StoreUnavailableError:
     """What an error of the driver means; `operation` opens the message."""
     what = _first_line(error) if str(error) else f"{type(error).__name__}: no answer within CC_REDIS_TIMEOUT_MS"
     return StoreUnavailableError(f"{operation}: {what}.")
+
+
+def is_sessionless(error: BaseException | None) -> bool:
+    """Whether a connection takes no session; nothing was sent.
+
+    One that was opened while its server was just becoming the primary takes none for as long as it lives.
+    """
+    return isinstance(error, ConfigurationError) and str(error).startswith("Sessions are not supported")
 
 
 def is_forbidden(error: BacktestPersistError) -> bool:

@@ -21,6 +21,7 @@ from backtest_persist.connections import (
     MongoService,
     MongoState,
     RedisService,
+    is_sessionless,
     late,
     mongo_errors,
     to_plain,
@@ -139,7 +140,8 @@ class _Write(Generic[C]):
 class _Batch:
     """Writes that wait for their turn as a whole; they answer with a number."""
 
-    send: Callable[[Any], Awaitable[int]]
+    send: Callable[[Collection, Any], Awaitable[int]]
+    """By a collection and a session."""
 
 
 @dataclass
@@ -407,18 +409,25 @@ class DbService(Generic[C, R]):
                         await self._write_run(state, line, [write])
                 await self._write_run(state, line, run)
         except BacktestPersistError as error:
-            _crash(seats, error)
+            left = [seat for seat in seats if not seat.answer.done()]
+            renewed = self._mongo.renew(state) if is_sessionless(error.__cause__) else None
+            if renewed is None:
+                _crash(left, error)
+            else:
+                renewed.held(self, self._open_flights).writes.take_over(left, line.writes)
 
     async def _send_batch(self, state: MongoState, line: _InFlight[C, R], seat: Seat[Any, int], batch: _Batch) -> None:
         try:
             session = await line.session(state)
             line.in_doubt = True
-            seat.land(await batch.send(session))
-            line.in_doubt = False
+            seat.land(await batch.send(line.collection, session))
+            line.in_doubt, state.has_written = False, True
         except BacktestPersistError as error:
+            if is_sessionless(error.__cause__):
+                raise
             seat.crash(error)
 
-    async def _in_turn(self, state: MongoState, send: Callable[[Any], Awaitable[int]]) -> int:
+    async def _in_turn(self, state: MongoState, send: Callable[[Collection, Any], Awaitable[int]]) -> int:
         """Send writes after those that came before them, in a task of their own: a cancelled caller cuts nothing."""
         return await state.held(self, self._open_flights).writes.board(_Batch(send))
 
@@ -435,7 +444,10 @@ class DbService(Generic[C, R]):
             else:
                 await self._write_one(line.collection, seats, session)
                 line.in_doubt = False
+            state.has_written = True
         except BacktestPersistError as error:
+            if is_sessionless(error.__cause__):
+                raise
             _crash(seats, error)
 
     async def _write_one(
@@ -572,17 +584,16 @@ class DbService(Generic[C, R]):
         stored = 0
         with self._mongo.accept():
             state = await self._ready()
-            collection = state.collection(self.collection)
             for start in range(0, len(writes), BULK_SIZE):
                 chunk = writes[start : start + BULK_SIZE]
-                send = partial(self._write_chunk, collection, chunk, replace)
+                send = partial(self._write_chunk, chunk, replace)
                 doing = self._doing(f"write of {len(chunk)} items")
                 with self._part(start, len(writes)):
                     if replace:
                         stored += await self._in_turn(state, send)
                         continue
                     async with state.deadline(doing, write=True):  # no turn: of two first writes either may stand
-                        stored += await send(None)
+                        stored += await send(state.collection(self.collection), None)
         return stored
 
     @contextmanager
@@ -598,7 +609,7 @@ class DbService(Generic[C, R]):
             ) from error
 
     async def _write_chunk(
-        self, collection: Collection, chunk: Sequence[tuple[C, Mapping[str, Any]]], replace: bool, session: Any
+        self, chunk: Sequence[tuple[C, Mapping[str, Any]]], replace: bool, collection: Collection, session: Any
     ) -> int:
         now = utc_now()
         on_insert = {"createDate": now, "__v": 0}
@@ -644,9 +655,9 @@ class DbService(Generic[C, R]):
         query = self._filter(filter)
         with self._mongo.accept():
             state = await self._ready()
-            return await self._in_turn(state, partial(self._delete_all, state.collection(self.collection), query))
+            return await self._in_turn(state, partial(self._delete_all, query))
 
-    async def _delete_all(self, collection: Collection, query: Mapping[str, Any], session: Any) -> int:
+    async def _delete_all(self, query: Mapping[str, Any], collection: Collection, session: Any) -> int:
         """Delete by id: the server refuses a late command of such, but not one that names a filter."""
         deleted = 0
         with self._write_errors("delete"):

@@ -117,6 +117,14 @@ class Flights(Generic[Item, Answer]):
                 self._call()
         return seat.answer.result()
 
+    def take_over(self, seats: Sequence[Seat[Item, Answer]], other: "Flights[Item, Answer]") -> None:
+        """Send what another could not, and what waits there, before what waits here."""
+        self._waiting.extendleft(reversed([*seats, *other._waiting]))
+        other._waiting.clear()
+        self._call()
+        if self._looking is None:
+            self._look_again(time.monotonic())
+
     async def drain(self) -> None:
         """Wait until nothing is waiting or in the air."""
         while self._waiting or self._flying:

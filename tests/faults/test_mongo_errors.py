@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from motor.motor_asyncio import AsyncIOMotorClient
 
 from backtest_persist import (
     Container,
@@ -249,3 +250,51 @@ async def test_an_acknowledged_write_whose_row_cannot_be_read_is_not_denied(
     rows = {row.symbol: row for row in await db.find_all()}
     assert {name: row.payload for name, row in rows.items()} == {name: {"n": "new"} for name in names}
     assert ends[3:] == [rows[name] for name in names[3:]]
+
+
+def take_sessions_from(container: Container) -> int:
+    """Leave the idle connections as those are that were opened while their server was just becoming the primary."""
+    client: Any = container.mongo_service.client
+    topology = (client.delegate if isinstance(client, AsyncIOMotorClient) else client)._topology
+    idle = [connection for server in topology._servers.values() for connection in server.pool.conns]
+    for connection in idle:
+        connection.supports_sessions = False
+    return len(idle)
+
+
+async def test_connections_without_sessions_are_left(container: Container) -> None:
+    """Writes go on by a new client, in their order, once each and without an error; reads and lists as before."""
+    states, logs = container.state_db_service, container.log_db_service
+    await asyncio.gather(*(states.upsert("s", f"b{n}", {"n": 0}, 0) for n in range(5)))
+    await container.interval_db_service.upsert("i", "k", {}, 0)
+    before = container.mongo_service.client
+    assert take_sessions_from(container)
+    writes = [states.upsert("s", f"b{n % 5}", {"n": n}, n) for n in range(50)]
+    _, _, removed, new = await asyncio.gather(
+        asyncio.gather(*writes),
+        container.measure_db_service.upsert("b", "k", {}),
+        container.interval_db_service.clear_bucket("i"),
+        logs.create_many([{"id": f"{n}"} for n in range(5)]),
+    )
+    assert container.mongo_service.client is not before
+    assert {row.bucket_name: row.payload for row in await states.find_all()} == {
+        f"b{n % 5}": {"n": n} for n in range(45, 50)
+    }
+    assert (removed, new, await logs.count()) == (1, 5, 5)
+    assert await container.interval_db_service.count() == 0
+
+
+async def test_a_deployment_without_sessions_is_an_error(
+    container: Container, monkeypatch: pytest.MonkeyPatch, driver: str
+) -> None:
+    """A client that never had any is not replaced again and again; nothing was sent."""
+    module = (
+        "pymongo.asynchronous.pool.AsyncConnection" if driver == "pymongo" else "pymongo.synchronous.pool.Connection"
+    )
+    no_sessions = property(lambda _: False, lambda self, value: self.__dict__.__setitem__("supports_sessions", value))
+    monkeypatch.setattr(f"{module}.supports_sessions", no_sessions, raising=False)
+    before = container.mongo_service.client
+    with pytest.raises(StoreUnavailableError, match=r"Sessions are not supported.*Nothing was applied"):
+        await container.signal_db_service.upsert("s", "t", "e", {})
+    assert container.mongo_service.client is before
+    assert await container.signal_db_service.count() == 0
