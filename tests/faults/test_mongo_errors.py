@@ -262,26 +262,27 @@ def take_sessions_from(container: Container) -> int:
     return len(idle)
 
 
-async def test_connections_without_sessions_are_left(container: Container) -> None:
+async def test_connections_without_sessions_are_left(settings: Settings) -> None:
     """Writes go on by a new client, in their order, once each and without an error; reads and lists as before."""
-    states, logs = container.state_db_service, container.log_db_service
-    await asyncio.gather(*(states.upsert("s", f"b{n}", {"n": 0}, 0) for n in range(5)))
-    await container.interval_db_service.upsert("i", "k", {}, 0)
-    before = container.mongo_service.client
-    assert take_sessions_from(container)
-    writes = [states.upsert("s", f"b{n % 5}", {"n": n}, n) for n in range(50)]
-    _, _, removed, new = await asyncio.gather(
-        asyncio.gather(*writes),
-        container.measure_db_service.upsert("b", "k", {}),
-        container.interval_db_service.clear_bucket("i"),
-        logs.create_many([{"id": f"{n}"} for n in range(5)]),
-    )
-    assert container.mongo_service.client is not before
-    assert {row.bucket_name: row.payload for row in await states.find_all()} == {
-        f"b{n % 5}": {"n": n} for n in range(45, 50)
-    }
-    assert (removed, new, await logs.count()) == (1, 5, 5)
-    assert await container.interval_db_service.count() == 0
+    async with Container(settings.model_copy(update={"mongo_max_pool_size": 1})) as container:
+        states, logs = container.state_db_service, container.log_db_service
+        await asyncio.gather(*(states.upsert("s", f"b{n}", {"n": 0}, 0) for n in range(5)))
+        await container.interval_db_service.upsert("i", "k", {}, 0)
+        before = container.mongo_service.client
+        assert take_sessions_from(container)
+        writes = [states.upsert("s", f"b{n % 5}", {"n": n}, n) for n in range(50)]
+        _, _, removed, new = await asyncio.gather(
+            asyncio.gather(*writes),
+            container.measure_db_service.upsert("b", "k", {}),
+            container.interval_db_service.clear_bucket("i"),
+            logs.create_many([{"id": f"{n}"} for n in range(5)]),
+        )
+        assert container.mongo_service.client is not before
+        assert {row.bucket_name: row.payload for row in await states.find_all()} == {
+            f"b{n % 5}": {"n": n} for n in range(45, 50)
+        }
+        assert (removed, new, await logs.count()) == (1, 5, 5)
+        assert await container.interval_db_service.count() == 0
 
 
 async def test_a_deployment_without_sessions_is_an_error(
