@@ -262,8 +262,9 @@ def take_sessions_from(container: Container) -> int:
     return len(idle)
 
 
-async def test_connections_without_sessions_are_left(settings: Settings) -> None:
+async def test_connections_without_sessions_are_left(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes go on by a new client, in their order, once each and without an error; reads and lists as before."""
+    monkeypatch.setattr(db_service, "FLIGHT_SIZE", 20)
     async with Container(settings.model_copy(update={"mongo_max_pool_size": 1})) as container:
         states, logs = container.state_db_service, container.log_db_service
         await asyncio.gather(*(states.upsert("s", f"b{n}", {"n": 0}, 0) for n in range(5)))
