@@ -12,6 +12,7 @@ from contextlib import (
     nullcontext,
     suppress,
 )
+from contextvars import Context
 from datetime import UTC
 from typing import Any, Protocol, Self, TypeVar, cast
 
@@ -70,6 +71,8 @@ class MongoState:
         self.prepared: set[str] = set()
         self.locks: dict[str, asyncio.Lock] = {}
         self.has_written = False
+        self._settling: asyncio.Task[None] | None = None
+        self._settled = 0.0
         self._owned = owned
         self._watch = Watch(STEP_SECONDS)
         # PyMongo's pool does not bear it to be cancelled a second time while it ends a wait by itself (Python 3.11):
@@ -133,19 +136,29 @@ class MongoState:
             return False
         return True
 
+    async def end(self) -> None:
+        """Let nothing that was sent have an effect later; bounded by one deadline."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.seconds):
+                with _timeout(self.client, self.seconds):
+                    for held in self._held.values():
+                        await held.end()
+
     async def settle(self) -> None:
-        """Wait for what is under way, and let nothing of it have an effect later; bounded by one more deadline."""
-        if await self.drain():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self.seconds):
-                    with _timeout(self.client, self.seconds):
-                        for held in self._held.values():
-                            await held.end()
+        """`drain`, and then `end`, once, however many ask; all of them together wait for one deadline at most."""
+        if self._settling is None:
+            self._settling = asyncio.create_task(self._settle(), context=Context())
+            self._settled = time.monotonic() + self.seconds
+        await asyncio.wait([self._settling], timeout=max(self._settled - time.monotonic(), 0))
+
+    async def _settle(self) -> None:
+        await self.drain()
+        await self.end()
 
     async def close(self) -> None:
         """Close the client, if it was opened here, after what is under way; bounded by one more deadline."""
         until = time.monotonic() + self.seconds
-        await self.settle()
+        await self._settle()
         if self._owned:
             left = max(until - time.monotonic(), STEP_SECONDS)
             with _timeout(self.client, left):  # the driver tells the server that its sessions end, and waits
@@ -194,7 +207,7 @@ class _Deadline(AbstractAsyncContextManager[None]):
             await self._limit.__aexit__(*raised)
         except TimeoutError as late:
             error = late
-        if self._task.cancelling() > self._cancelling and not isinstance(error, asyncio.CancelledError):
+        if self._task.cancelling() > self._cancelling and (error is None or isinstance(error, Exception)):
             # asyncio.wait_for, by which PyMongo waits, forgets it when the answer has just come (Python 3.11)
             for _ in range(2):  # turns of the loop, in which anyio repeats its own
                 await asyncio.sleep(0)
@@ -327,6 +340,7 @@ class MongoService:
                 if name not in state.prepared:
                     for before in self._states.retired:  # its writes are older than what comes now
                         await before.settle()
+                        until = max(until, time.monotonic() + state.seconds)
                     seconds = until - time.monotonic()
                     async with nullcontext() if patience else state.deadline(f"Preparing {name}", seconds):
                         await prepare(state.collection(name))

@@ -167,12 +167,19 @@ class _InFlight(Generic[C, R]):
         await self.reads.drain()
 
     async def end(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            if self.in_doubt and session.client.topology_description.has_writable_server():
-                with suppress(PyMongoError):  # a write that changes nothing; the server refuses those before it
-                    await self.collection.update_one({"_id": ObjectId()}, {"$set": {"__v": 0}}, session=session)
-            await session.end_session()
+        session = self._session
+        if session is None or self.writes.busy:
+            return
+        if self.in_doubt and session.client.topology_description.has_writable_server():
+            await self.fence(session)
+        self._session = None
+        await session.end_session()
+
+    async def fence(self, session: Any) -> None:
+        """A write that changes nothing: after it the server refuses those that were sent before it."""
+        with suppress(PyMongoError):
+            await self.collection.update_one({"_id": ObjectId()}, {"$set": {"__v": 0}}, session=session)
+            self.in_doubt = False
 
 
 def operation(verb: str, *, write: bool = False) -> Callable[[_Method[S, P, T]], _Method[S, P, T]]:
@@ -498,6 +505,7 @@ class DbService(Generic[C, R]):
         except BacktestPersistError as error:
             problem = "the write was acknowledged, but its row could not be read"
             refused |= dict.fromkeys(known, self._unknown(problem, error))
+        sure = not bulk.refused
         for seat in seats:
             key = seat.item.context.cache_key
             try:
@@ -510,7 +518,8 @@ class DbService(Generic[C, R]):
                     await self._write_one(collection, [seat], session)
             except BacktestPersistError as error:
                 _crash([seat], error)
-        return not bulk.refused
+                sure = False
+        return sure
 
     def _unknown(self, problem: str, error: Exception) -> WriteOutcomeUnknownError:
         unknown = WriteOutcomeUnknownError(
@@ -563,7 +572,7 @@ class DbService(Generic[C, R]):
                 ]
                 stood: set[int] = set()
                 doing = self._doing(f"write of {len(chunk)} items")
-                with self._part(start, len(documents)):
+                with self._part(partial(_stored, start, len(documents))):
                     async with state.deadline(doing, write=True):
                         try:
                             await collection.insert_many(inserts, ordered=False)
@@ -588,7 +597,7 @@ class DbService(Generic[C, R]):
                 chunk = writes[start : start + BULK_SIZE]
                 send = partial(self._write_chunk, chunk, replace)
                 doing = self._doing(f"write of {len(chunk)} items")
-                with self._part(start, len(writes)):
+                with self._part(partial(_stored, start, len(writes))):
                     if replace:
                         stored += await self._in_turn(state, send)
                         continue
@@ -597,16 +606,15 @@ class DbService(Generic[C, R]):
         return stored
 
     @contextmanager
-    def _part(self, start: int, total: int) -> Generator[None]:
-        """What fails now has not undone what was stored before."""
+    def _part(self, done: Callable[[], str]) -> Generator[None]:
+        """What fails now has not undone what was done before."""
         try:
             yield
         except (StoreUnavailableError, WriteRejectedError) as error:
-            if not start:
+            if not done():
                 raise
-            raise WriteOutcomeUnknownError(
-                f"Of {total} items the first {start} are stored. Then: {error} Writing all of them again is safe."
-            ) from error
+            problem = f"{done()}. Then: {error} Doing all of it again is safe."
+            raise WriteOutcomeUnknownError(problem) from error
 
     async def _write_chunk(
         self, chunk: Sequence[tuple[C, Mapping[str, Any]]], replace: bool, collection: Collection, session: Any
@@ -660,12 +668,14 @@ class DbService(Generic[C, R]):
     async def _delete_all(self, query: Mapping[str, Any], collection: Collection, session: Any) -> int:
         """Delete by id: the server refuses a late command of such, but not one that names a filter."""
         deleted = 0
-        with self._write_errors("delete"):
+        with self._part(lambda: f"{deleted} documents are deleted" if deleted else ""), self._write_errors("delete"):
             async with aclosing(Batches(collection, query, projection={"_id": 1}, batch_size=BULK_SIZE)) as batches:
                 async for documents in batches:
                     deletions = [DeleteOne({"_id": document["_id"]}) for document in documents]
                     result = await collection.bulk_write(cast("Any", deletions), ordered=False, session=session)
                     deleted += result.deleted_count
+            if not deleted:  # what was to be deleted may still be on its way
+                await collection.bulk_write([DeleteOne({"_id": ObjectId()})], session=session)
         return deleted
 
     async def _remember(self, context: C, row_id: str) -> None:
@@ -805,6 +815,10 @@ class DbService(Generic[C, R]):
 
     def _wire_name(self, name: str) -> str:
         return to_wire(name) if name in self.row_type.model_fields else name
+
+
+def _stored(start: int, total: int) -> str:
+    return f"Of {total} items the first {start} are stored" if start else ""
 
 
 def _crash(seats: Sequence[Seat[Any, Any]], error: BacktestPersistError) -> None:

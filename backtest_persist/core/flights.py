@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from backtest_persist.errors import StoreUnavailableError
 
@@ -125,9 +125,14 @@ class Flights(Generic[Item, Answer]):
         if self._looking is None:
             self._look_again(time.monotonic())
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is waiting or in the air."""
+        return bool(self._waiting or self._flying)
+
     async def drain(self) -> None:
         """Wait until nothing is waiting or in the air."""
-        while self._waiting or self._flying:
+        while self.busy:
             await (asyncio.wait(self._flying) if self._flying else asyncio.sleep(0))
 
     def _call(self) -> None:
@@ -151,24 +156,23 @@ class Flights(Generic[Item, Answer]):
                 self._crowded = len(seats) > 1 or bool(self._flying)
                 seconds = deadline - now + seats[0].arrived
                 task = asyncio.get_running_loop().create_task(self._travel(seats, seconds), context=Context())
-                if not task.done():  # an eager one may be
-                    self._flying[task] = seats
+                self._flying[task] = seats
+                task.add_done_callback(self._landed)  # also of one that is cancelled before it has begun
+
+    def _landed(self, task: "asyncio.Future[None]") -> None:
+        seats = self._flying.pop(task)
+        if task.cancelled():  # the event loop shuts down
+            for seat in seats:
+                seat.answer.cancel()
+        if self._waiting:  # who waits may be sending its last, and nobody has cancelled that
+            self._call()
 
     async def _travel(self, seats: Sequence[Seat[Item, Answer]], seconds: float) -> None:
-        self._flying[cast("asyncio.Task[None]", asyncio.current_task())] = seats
         try:
             await self._fly(seats, seconds)
-        except asyncio.CancelledError:  # the event loop shuts down
-            for seat in seats:  # who waits may still be sending its last, and nobody has cancelled that
-                seat.answer.cancel()
-            raise
         except Exception as error:
             for seat in seats:
                 seat.crash(error)
-        finally:
-            del self._flying[cast("asyncio.Task[None]", asyncio.current_task())]
-            if self._waiting:
-                self._call()
 
     def _look_again(self, now: float) -> None:
         self._looked = now

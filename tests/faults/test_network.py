@@ -246,6 +246,28 @@ async def test_a_deletion_that_comes_late_is_refused(settings: Settings, gone: s
 
 
 @pytest.mark.parametrize("gone", GONE)
+async def test_a_write_that_comes_after_a_deletion_of_nothing_is_refused(settings: Settings, gone: str) -> None:
+    """A first write is held back in the network, `clear_bucket` finds nothing; then the write arrives."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(through.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)}))
+        db = container.interval_db_service
+        await db.upsert("another", "k", {}, 0)
+        proxy.held = b"zombie"
+        writing = asyncio.create_task(db.upsert("b", "k", {"n": "zombie"}, 0))
+        await proxy.holds.wait()
+        if gone == "cancelled":
+            writing.cancel()
+        with pytest.raises(GONE[gone]):
+            await writing
+        assert await acknowledged(lambda: db.clear_bucket("b")) == 0
+        proxy.released.set()
+        await container.close()
+        await everybody_has_gone(proxy)
+    async with Container(settings) as witness:
+        assert await witness.interval_db_service.count({"bucket": "b"}) == 0
+
+
+@pytest.mark.parametrize("gone", GONE)
 async def test_a_write_that_comes_after_new_settings_is_refused(settings: Settings, gone: str) -> None:
     """A write is held back in the network, the container is configured anew and writes; then the first one arrives."""
     async with mongo_proxy(settings) as (proxy, through):

@@ -336,3 +336,19 @@ def test_the_end_of_the_loop_leaves_those_who_have_a_last_word() -> None:
     assert flying.cancelled()
     assert running.cancelled()
     assert last == "last"
+
+
+async def test_a_flight_that_is_cancelled_before_it_begins_keeps_no_place(open_airport: Opener) -> None:
+    """The end of a loop may come just then; who waits flies, and draining ends."""
+    airport = open_airport()
+    first = airport.flights.board("a")
+    await asyncio.sleep(0)
+    (task,) = airport.flights._flying
+    task.cancel()
+    second = airport.flights.board("b")
+    await airport.turn()
+    assert first.cancelled()
+    assert airport.left == [["b"]]
+    airport.gates[0].set()
+    assert await second == "b"
+    await airport.flights.drain()
