@@ -61,6 +61,7 @@ class Batches:
         self._query = query
         self._sort = sort
         self._limit = limit
+        self._limited = limit > 0
         self._resumable = resumable
         self._options = options
         self._last: list[Any] | None = None
@@ -70,6 +71,8 @@ class Batches:
         return self
 
     async def __anext__(self) -> list[Document]:
+        if self._limited and not self._limit:  # a server may keep its cursor, and run out of time on it
+            raise StopAsyncIteration
         try:
             raw: bytes = await anext(self._cursor)
         except OperationFailure as error:
@@ -78,10 +81,10 @@ class Batches:
             await self._resume(self._last)
             raw = await anext(self._cursor)
         documents = _decode_all(raw, CODEC_OPTIONS if b"$ref" in raw else _FAST_OPTIONS)
+        self._limit -= min(self._limit, len(documents))
         if self._resumable and documents:
             last = [documents[-1].get(name) for name, _ in self._sort]
             self._last = last if all(type(value) in _TYPES_AFTER and value == value for value in last) else None
-            self._limit -= min(self._limit, len(documents))
         return documents
 
     async def _resume(self, last: Sequence[Any]) -> None:
