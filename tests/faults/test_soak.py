@@ -21,7 +21,7 @@ from tests.faults.stopwatch import timed
 TASKS = 16
 ROUND = 250
 """Keys of one round; nothing is under way between rounds."""
-ROUNDS = 5
+ROUNDS = 8
 WARM_UP = 0.25
 """Part of the time after which memory has its size."""
 SECONDS = float(os.environ.get("CC_TEST_SOAK_SECONDS", "600"))
