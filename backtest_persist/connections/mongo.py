@@ -124,17 +124,14 @@ class MongoState:
             if not self._under_way:
                 self._idle.set()
 
-    async def drain(self) -> bool:
-        """Wait for what is under way, as long as one operation may take; False if that was not enough."""
-        try:
+    async def drain(self) -> None:
+        """Wait for what is under way, as long as one operation may take."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(self.seconds + 2 * STEP_SECONDS):
                 while self._under_way:
                     await self._idle.wait()
                 for held in self._held.values():  # last, as what was under way may have sent something by them
                     await held.drain()
-        except TimeoutError:
-            return False
-        return True
 
     async def end(self) -> None:
         """Let nothing that was sent have an effect later; bounded by one deadline."""

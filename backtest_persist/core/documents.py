@@ -17,7 +17,7 @@ from backtest_persist.connections import CODEC_OPTIONS, Collection, Document, to
 from backtest_persist.core.indexes import BAD_HINT
 from backtest_persist.errors import BacktestPersistError
 
-__all__ = ("Batches", "Bulk", "find_each", "find_ids", "holds", "taken", "to_object_id", "write_bulk")
+__all__ = ("Batches", "Bulk", "Listing", "find_each", "find_ids", "holds", "taken", "to_object_id", "write_bulk")
 
 Item = TypeVar("Item")
 
