@@ -7,10 +7,11 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextlib import (
     AbstractAsyncContextManager,
+    AsyncExitStack,
     suppress,
 )
 from typing import Any, ClassVar, Generic, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from anyio import CancelScope
 
@@ -44,6 +45,7 @@ class PerLoop(Generic[T]):
         self._held: dict[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None]]] = {}
         self._retired: list[tuple[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None]]]] = []
         self._inherited: list[tuple[asyncio.AbstractEventLoop, object]] = []
+        self._closing: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
         self.closed = False
         PerLoop._all.add(self)
 
@@ -91,12 +93,6 @@ class PerLoop(Generic[T]):
         self._retired = [(loop, held) for loop, held in open_ones if not loop.is_closed()]
         self._held = {}
 
-    def renew(self) -> T:
-        """Give the running loop another value; the one before is closed with the loop, or by the next `close` in it."""
-        loop = asyncio.get_running_loop()
-        self._retired.append((loop, self._held.pop(loop)))
-        return self.get()
-
     @property
     def held(self) -> T | None:
         """The value of the running loop, if there is one."""
@@ -110,15 +106,16 @@ class PerLoop(Generic[T]):
         return [value for owner, (value, _) in self._retired if owner is loop]
 
     async def close(self) -> None:
-        """Close what belongs to the running loop."""
+        """Close what belongs to the running loop; a second caller meanwhile waits for the first."""
         loop = asyncio.get_running_loop()
-        guards = [guard for owner, (_, guard) in self._retired if owner is loop]
+        mine = [held for owner, held in self._retired if owner is loop]
         self._retired = [(owner, held) for owner, held in self._retired if owner is not loop]
-        held = self._held.get(loop)
-        if held is not None:
-            guards.append(held[1])
-        for guard in guards:
-            await guard.aclose()
+        if loop in self._held:
+            mine.append(self._held.pop(loop))
+        turn = self._closing.setdefault(loop, asyncio.Lock())
+        async with turn, AsyncExitStack() as all_of_them:  # whatever goes wrong with one
+            for _, guard in mine:
+                all_of_them.push_async_callback(guard.aclose)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

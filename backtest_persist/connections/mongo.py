@@ -12,7 +12,6 @@ from contextlib import (
     nullcontext,
     suppress,
 )
-from contextvars import Context
 from datetime import UTC
 from typing import Any, Protocol, Self, TypeVar, cast
 
@@ -22,11 +21,13 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import PyMongoError
 
 from backtest_persist.connections.loops import Home, PerLoop, Watch, closed
-from backtest_persist.connections.translation import mongo_errors
+from backtest_persist.connections.translation import is_sessionless, mongo_errors
 from backtest_persist.connections.values import CODEC_OPTIONS, Document
 from backtest_persist.errors import (
+    BacktestPersistError,
     SettingsError,
     StoreUnavailableError,
 )
@@ -42,6 +43,7 @@ Collection = AsyncCollection[Document]
 SELECTION_SECONDS = 0.5
 """How often PyMongo looks at its clock while it waits for a server."""
 STEP_SECONDS = 0.05
+MANY_CONNECTIONS = 100
 
 
 class Drainable(Protocol):
@@ -51,12 +53,29 @@ class Drainable(Protocol):
         """Wait until none is left."""
         ...
 
+    async def settle(self) -> None:
+        """Let nothing that was sent before have an effect later."""
+        ...
+
     async def end(self) -> None:
-        """Let nothing that was sent have an effect later."""
+        """`settle` when nothing is left, and begin nothing any more."""
         ...
 
 
 H = TypeVar("H", bound=Drainable)
+T = TypeVar("T")
+
+
+class _UnreadableError(Exception):
+    pass
+
+
+class _Unreadable(dict[str, Any]):
+    def __init__(self) -> None:
+        raise _UnreadableError
+
+
+_UNREADABLE = CodecOptions[Any](document_class=_Unreadable)
 
 
 class MongoState:
@@ -69,10 +88,6 @@ class MongoState:
         self.database = database
         self.seconds = seconds
         self.prepared: set[str] = set()
-        self.locks: dict[str, asyncio.Lock] = {}
-        self.has_written = False
-        self._settling: asyncio.Task[None] | None = None
-        self._settled = 0.0
         self._owned = owned
         self._watch = Watch(STEP_SECONDS)
         # PyMongo's pool does not bear it to be cancelled a second time while it ends a wait by itself (Python 3.11):
@@ -81,7 +96,8 @@ class MongoState:
         self._under_way = 0
         self._idle = asyncio.Event()
         self._collections: dict[str, Collection] = {}
-        self._held: dict[object, Drainable] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._held: dict[str, Drainable] = {}
 
     def collection(self, name: str) -> Collection:
         """The collection of that name."""
@@ -90,11 +106,11 @@ class MongoState:
             collection = self._collections[name] = self.database.get_collection(name, codec_options=CODEC_OPTIONS)
         return collection
 
-    def held(self, owner: object, create: "Callable[[MongoState], H]") -> H:
-        """What `owner` keeps here; made on first use, drained before the client is closed."""
-        if owner not in self._held:
-            self._held[owner] = create(self)
-        return cast("H", self._held[owner])
+    def held(self, name: str, create: "Callable[[MongoState], H]") -> H:
+        """What is under way in a collection; made on first use, drained before the client is closed."""
+        if name not in self._held:
+            self._held[name] = create(self)
+        return cast("H", self._held[name])
 
     def deadline(
         self,
@@ -141,21 +157,62 @@ class MongoState:
                     for held in self._held.values():
                         await held.end()
 
-    async def settle(self) -> None:
-        """`drain`, and then `end`, once, however many ask; all of them together wait for one deadline at most."""
-        if self._settling is None:
-            self._settling = asyncio.create_task(self._settle(), context=Context())
-            self._settled = time.monotonic() + self.seconds
-        await asyncio.wait([self._settling], timeout=max(self._settled - time.monotonic(), 0))
+    async def prepare(
+        self,
+        name: str,
+        prepare: Callable[[Collection], Awaitable[None]],
+        *,
+        patience: float | None = None,
+        before: "Sequence[MongoState]" = (),
+    ) -> None:
+        """Let `prepare` succeed once for this collection, after all that was sent to it by the clients `before`.
 
-    async def _settle(self) -> None:
-        await self.drain()
-        await self.end()
+        One that another caller has begun is waited for, as long as an operation may take, or `patience` in seconds;
+        `prepare` may then take its own time.
+        """
+        until = time.monotonic() + (patience or self.seconds)
+        lock = self._locks.setdefault(name, asyncio.Lock())
+        with self.under_way():
+            try:
+                async with asyncio.timeout(patience or self.seconds):
+                    await lock.acquire()
+            except TimeoutError:
+                raise StoreUnavailableError(
+                    f"The indexes of {name} are still being created; await wait_for_init() first."
+                ) from None
+            try:
+                if name not in self.prepared:
+                    for held in [state._held[name] for state in before if name in state._held]:
+                        await held.settle()
+                        until = max(until, time.monotonic() + self.seconds)
+                    seconds = until - time.monotonic()
+                    async with nullcontext() if patience else self.deadline(f"Preparing {name}", seconds):
+                        await prepare(self.collection(name))
+                    self.prepared.add(name)
+            finally:
+                lock.release()
+
+    async def by_session(self, send: Callable[[], Awaitable[T]]) -> T:
+        """Send what needs a session, leaving connections that take none, as many as there may be.
+
+        A connection that was opened while its server was just becoming the primary takes none for as long as it lives,
+        and the driver, which keeps it, sends nothing by it.
+        """
+        for _ in range(int(min(self.client.options.pool_options.max_pool_size or MANY_CONNECTIONS, MANY_CONNECTIONS))):
+            try:
+                return await send()
+            except (BacktestPersistError, PyMongoError) as error:
+                if not is_sessionless(error):
+                    raise
+            with suppress(_UnreadableError):  # the driver closes what it fails to read from; the last used comes first
+                await self.database.command("ping", codec_options=_UNREADABLE)
+        return await send()
 
     async def close(self) -> None:
         """Close the client, if it was opened here, after what is under way; bounded by one more deadline."""
         until = time.monotonic() + self.seconds
-        await self._settle()
+        await self.drain()
+        await self.end()
         if self._owned:
             left = max(until - time.monotonic(), STEP_SECONDS)
             with _timeout(self.client, left):  # the driver tells the server that its sessions end, and waits
@@ -317,50 +374,12 @@ class MongoService:
     ) -> MongoState:
         """What the running event loop holds, after `prepare` has succeeded once for this client and this collection.
 
-        A failed preparation is tried again by the next call. One that another caller has begun is waited for, as
-        long as an operation may take, or `patience` in seconds; `prepare` may then take its own time.
+        A failed preparation is tried again by the next call; for the rest see `MongoState.prepare`.
         """
         state = self._open_state()
-        if name in state.prepared:
-            return state
-        until = time.monotonic() + (patience or state.seconds)
-        lock = state.locks.setdefault(name, asyncio.Lock())
-        with state.under_way():
-            try:
-                async with asyncio.timeout(patience or state.seconds):
-                    await lock.acquire()
-            except TimeoutError:
-                raise StoreUnavailableError(
-                    f"The indexes of {name} are still being created; await wait_for_init() first."
-                ) from None
-            try:
-                if name not in state.prepared:
-                    for before in self._states.retired:  # its writes are older than what comes now
-                        await before.settle()
-                        until = max(until, time.monotonic() + state.seconds)
-                    seconds = until - time.monotonic()
-                    async with nullcontext() if patience else state.deadline(f"Preparing {name}", seconds):
-                        await prepare(state.collection(name))
-                    state.prepared.add(name)
-            finally:
-                lock.release()
+        if name not in state.prepared:
+            await state.prepare(name, prepare, patience=patience, before=self._states.retired)
         return state
-
-    def forget(self, name: str) -> None:
-        """Prepare this collection again before it is used next."""
-        self._open_state().prepared.discard(name)
-
-    def renew(self, state: MongoState) -> MongoState | None:
-        """Another client in place of one that has no sessions any more; None if that would not help.
-
-        It would not if the client is not ours, or never had any.
-        """
-        if self._states.held is state:
-            if self._injected is not None or not state.has_written or self._states.closed:
-                return None
-            self._logger.warning("mongo.renewed", why="a connection takes no sessions")
-            self._states.renew()
-        return self._states.held
 
     def _open_state(self) -> MongoState:
         if self._states.closed:

@@ -74,6 +74,9 @@ def _quotes_data(error: Exception) -> bool:
 
 
 def _translate(error: Exception, operation: str, *, write: bool) -> BacktestPersistError:
+    if isinstance(error, BSONError) and not write:
+        problem = f"a stored document cannot be decoded ({_first_line(error)})"
+        return InvalidPayloadError(f"{operation}: {problem}. Repair or remove it.")
     if isinstance(error, BSONError | DocumentTooLarge | OverflowError):
         return InvalidPayloadError(f"{operation}: MongoDB cannot store this value ({type(error).__name__}).")
     if isinstance(error, InvalidOperation) and not write:
@@ -159,10 +162,9 @@ def redis_error(operation: str, error: Exception) -> StoreUnavailableError:
 
 
 def is_sessionless(error: BaseException | None) -> bool:
-    """Whether a connection takes no session; nothing was sent.
-
-    One that was opened while its server was just becoming the primary takes none for as long as it lives.
-    """
+    """Whether a connection takes no session; nothing was sent."""
+    if isinstance(error, BacktestPersistError):
+        error = error.__cause__
     return isinstance(error, ConfigurationError) and str(error).startswith("Sessions are not supported")
 
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from bson import ObjectId, encode
 from bson.errors import BSONError
-from pymongo import ASCENDING, DESCENDING, DeleteOne, ReturnDocument, UpdateOne
-from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo import ASCENDING, DESCENDING, DeleteOne, ReturnDocument, UpdateOne, timeout
+from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
 from backtest_persist.connections import (
     Collection,
@@ -21,7 +21,6 @@ from backtest_persist.connections import (
     MongoService,
     MongoState,
     RedisService,
-    is_sessionless,
     late,
     mongo_errors,
     to_plain,
@@ -140,8 +139,8 @@ class _Write(Generic[C]):
 class _Batch:
     """Writes that wait for their turn as a whole; they answer with a number."""
 
-    send: Callable[[Collection, Any], Awaitable[int]]
-    """By a collection and a session."""
+    send: Callable[[MongoState, Any], Awaitable[int]]
+    """By a session."""
 
 
 @dataclass
@@ -150,15 +149,16 @@ class _InFlight(Generic[C, R]):
 
     reads: "Flights[C, R | None]"
     writes: "Flights[_Write[C] | _Batch, Any]"
+    state: MongoState
     collection: Collection
     in_doubt: bool = False
     """Whether the server may still meet the last write, or one before it."""
     _session: Any = None
 
-    async def session(self, state: MongoState) -> Any:
+    async def session(self) -> Any:
         """The session of all writes that take turns: the server refuses one that comes after a later one of it."""
         if self._session is None:
-            starting: Any = state.client.start_session(causal_consistency=False)
+            starting: Any = self.state.client.start_session(causal_consistency=False)
             self._session = await starting if isawaitable(starting) else starting  # Motor's is a coroutine
         return self._session
 
@@ -166,20 +166,32 @@ class _InFlight(Generic[C, R]):
         await self.writes.drain()
         await self.reads.drain()
 
+    async def settle(self) -> None:
+        if self.writes.busy or self._may_fence:
+            before = time.monotonic() + self.state.seconds  # those before it may take that long
+            with suppress(BacktestPersistError):
+                await self.writes.board(_Batch(self._fence), before)
+
     async def end(self) -> None:
         session = self._session
         if session is None or self.writes.busy:
             return
-        if self.in_doubt and session.client.topology_description.has_writable_server():
-            await self.fence(session)
+        if self._may_fence:
+            with suppress(BacktestPersistError):
+                await self.state.by_session(partial(self._fence, self.state, session))
+                self.in_doubt = False
         self._session = None
         await session.end_session()
 
-    async def fence(self, session: Any) -> None:
+    @property
+    def _may_fence(self) -> bool:
+        return self.in_doubt and self.state.client.topology_description.has_writable_server()
+
+    async def _fence(self, state: MongoState, session: Any) -> int:
         """A write that changes nothing: after it the server refuses those that were sent before it."""
-        with suppress(PyMongoError):
+        with timeout(state.seconds), mongo_errors("Settling", write=True):
             await self.collection.update_one({"_id": ObjectId()}, {"$set": {"__v": 0}}, session=session)
-            self.in_doubt = False
+        return 0
 
 
 def operation(verb: str, *, write: bool = False) -> Callable[[_Method[S, P, T]], _Method[S, P, T]]:
@@ -317,7 +329,7 @@ class DbService(Generic[C, R]):
         state = await self._ready()
         self.stats.reads += 1
         self.stats.lookups += 1
-        return await state.held(self, self._open_flights).reads.ask(context, since)
+        return await state.held(self.collection, self._open_flights).reads.ask(context, since)
 
     async def _upsert(self, context: C, fields: Mapping[str, Any]) -> R:
         """One atomic write: the filter is exactly the unique index, so concurrent first writes make one document.
@@ -333,7 +345,7 @@ class DbService(Generic[C, R]):
     async def _write(self, write: _Write[C]) -> R | None:
         since = time.monotonic()
         state = await self._ready()
-        return await state.held(self, self._open_flights).writes.board(write, since)
+        return await state.held(self.collection, self._open_flights).writes.board(write, since)
 
     def _encode(self, payload: PayloadInput | None, context: C) -> dict[str, Any] | None:
         return encode_payload(payload, lambda: self._what(context))
@@ -399,73 +411,44 @@ class DbService(Generic[C, R]):
         self, state: MongoState, seats: "Sequence[Seat[_Write[C] | _Batch, Any]]", seconds: float
     ) -> None:
         """Carry out writes in their order: runs of upserts as one bulk, everything else alone."""
-        line = state.held(self, self._open_flights)
-        run: list[Seat[_Write[C], R | None]] = []
+        line = state.held(self.collection, self._open_flights)
         try:
             async with state.deadline(self._doing("write"), seconds, write=True, cut=False):
-                for seat in seats:
-                    write = cast("Seat[_Write[C], R | None]", seat)
-                    if isinstance(seat.item, _Write) and write.item.fields is not None:
-                        run.append(write)
-                        continue
-                    await self._write_run(state, line, run)
-                    run = []
-                    if isinstance(seat.item, _Batch):
-                        await self._send_batch(state, line, seat, seat.item)
-                    else:
-                        await self._write_run(state, line, [write])
-                await self._write_run(state, line, run)
+                for run in _runs(seats):
+                    try:
+                        session = await line.session()
+                        line.in_doubt = True
+                        line.in_doubt = not await state.by_session(partial(self._write_run, state, session, run))
+                    except BacktestPersistError as error:
+                        _crash(run, error)
         except BacktestPersistError as error:
-            left = [seat for seat in seats if not seat.answer.done()]
-            renewed = self._mongo.renew(state) if is_sessionless(error.__cause__) else None
-            if renewed is None:
-                _crash(left, error)
-            else:
-                renewed.held(self, self._open_flights).writes.take_over(left, line.writes)
-
-    async def _send_batch(self, state: MongoState, line: _InFlight[C, R], seat: Seat[Any, int], batch: _Batch) -> None:
-        try:
-            session = await line.session(state)
-            line.in_doubt = True
-            seat.land(await batch.send(line.collection, session))
-            line.in_doubt, state.has_written = False, True
-        except BacktestPersistError as error:
-            if is_sessionless(error.__cause__):
-                raise
-            seat.crash(error)
-
-    async def _in_turn(self, state: MongoState, send: Callable[[Collection, Any], Awaitable[int]]) -> int:
-        """Send writes after those that came before them, in a task of their own: a cancelled caller cuts nothing."""
-        return await state.held(self, self._open_flights).writes.board(_Batch(send))
-
-    async def _write_run(
-        self, state: MongoState, line: _InFlight[C, R], seats: "Sequence[Seat[_Write[C], R | None]]"
-    ) -> None:
-        if not seats:
-            return
-        try:
-            session = await line.session(state)
-            line.in_doubt = True
-            if len({seat.item.context.cache_key for seat in seats}) > 1:
-                line.in_doubt = not await self._write_bulk(line.collection, seats, session)
-            else:
-                await self._write_one(line.collection, seats, session)
-                line.in_doubt = False
-            state.has_written = True
-        except BacktestPersistError as error:
-            if is_sessionless(error.__cause__):
-                raise
             _crash(seats, error)
 
-    async def _write_one(
-        self, collection: Collection, seats: "Sequence[Seat[_Write[C], R | None]]", session: Any
-    ) -> None:
+    async def _in_turn(self, state: MongoState, send: Callable[[MongoState, Any], Awaitable[int]]) -> int:
+        """Send writes after those that came before them, in a task of their own: a cancelled caller cuts nothing."""
+        return await state.held(self.collection, self._open_flights).writes.board(_Batch(send))
+
+    async def _write_run(
+        self, state: MongoState, session: Any, seats: "Sequence[Seat[_Write[C] | _Batch, Any]]"
+    ) -> bool:
+        """Whether the server has acknowledged all of them."""
+        batch = seats[0].item
+        if isinstance(batch, _Batch):
+            seats[0].land(await batch.send(state, session))
+            return True
+        writes = cast("Sequence[Seat[_Write[C], R | None]]", seats)
+        if len({write.item.context.cache_key for write in writes}) > 1:
+            return await self._write_bulk(state, writes, session)
+        await self._write_one(state, writes, session)
+        return True
+
+    async def _write_one(self, state: MongoState, seats: "Sequence[Seat[_Write[C], R | None]]", session: Any) -> None:
         """One findAndModify; of several writes of one context the last, which makes up for those before it."""
         write = seats[-1].item
         context = write.context
 
         def send() -> Awaitable[Document | None]:
-            return collection.find_one_and_update(
+            return state.collection(self.collection).find_one_and_update(
                 context.to_filter(),
                 write.command(),
                 upsert=write.upsert,
@@ -476,7 +459,7 @@ class DbService(Generic[C, R]):
 
         with self._write_errors("write", context):
             try:
-                document = await self._by_unique_index(send)
+                document = await self._by_unique_index(state, send)
             except DuplicateKeyError:  # two first writes met in the server: by now the document exists
                 document = await send()
         self.stats.writes += len(seats)
@@ -485,13 +468,11 @@ class DbService(Generic[C, R]):
         for seat in seats:
             self._land(seat, document)
 
-    async def _write_bulk(
-        self, collection: Collection, seats: "Sequence[Seat[_Write[C], R | None]]", session: Any
-    ) -> bool:
+    async def _write_bulk(self, state: MongoState, seats: "Sequence[Seat[_Write[C], R | None]]", session: Any) -> bool:
         """Whether the server has acknowledged all of them."""
         latest = {seat.item.context.cache_key: seat.item for seat in seats}
         with self._write_errors(f"write of {len(latest)} items"):
-            bulk = await self._send_bulk(collection, [(w.context, w.command()) for w in latest.values()], session)
+            bulk = await self._send_bulk(state, [(w.context, w.command()) for w in latest.values()], session)
         self.stats.writes += len(seats)
         keys = list(latest)
         new = {keys[index]: id for index, id in bulk.upserted.items()}
@@ -501,7 +482,7 @@ class DbService(Generic[C, R]):
         documents: dict[str, Document] = {key: {"_id": id, "createDate": latest[key].now} for key, id in new.items()}
         try:
             with mongo_errors(self._doing("find")):
-                documents |= (await self._lookup(collection, known))[0]
+                documents |= (await self._lookup(state.collection(self.collection), known))[0]
         except BacktestPersistError as error:
             problem = "the write was acknowledged, but its row could not be read"
             refused |= dict.fromkeys(known, self._unknown(problem, error))
@@ -515,7 +496,7 @@ class DbService(Generic[C, R]):
                 elif key in documents:
                     self._land(seat, documents[key])
                 else:  # somebody removed it since
-                    await self._write_one(collection, [seat], session)
+                    await self._write_one(state, [seat], session)
             except BacktestPersistError as error:
                 _crash([seat], error)
                 sure = False
@@ -602,7 +583,7 @@ class DbService(Generic[C, R]):
                         stored += await self._in_turn(state, send)
                         continue
                     async with state.deadline(doing, write=True):  # no turn: of two first writes either may stand
-                        stored += await send(state.collection(self.collection), None)
+                        stored += await send(state, None)
         return stored
 
     @contextmanager
@@ -617,7 +598,7 @@ class DbService(Generic[C, R]):
             raise WriteOutcomeUnknownError(problem) from error
 
     async def _write_chunk(
-        self, chunk: Sequence[tuple[C, Mapping[str, Any]]], replace: bool, collection: Collection, session: Any
+        self, chunk: Sequence[tuple[C, Mapping[str, Any]]], replace: bool, state: MongoState, session: Any
     ) -> int:
         now = utc_now()
         on_insert = {"createDate": now, "__v": 0}
@@ -631,7 +612,7 @@ class DbService(Generic[C, R]):
             for context, fields in chunk
         ]
         with self._write_errors(f"write of {len(chunk)} items"):
-            bulk = await self._send_bulk(collection, updates, session)
+            bulk = await self._send_bulk(state, updates, session)
             for error in bulk.refused.values():
                 if len(bulk.refused) < len(chunk) and not isinstance(error, BulkWriteError):  # which tells that itself
                     raise self._unknown(f"{len(bulk.refused)} of {len(chunk)} items may not be stored", error)
@@ -640,23 +621,25 @@ class DbService(Generic[C, R]):
         await self._remember_many([(chunk[index][0].cache_key, str(id)) for index, id in bulk.upserted.items()])
         return len(bulk.upserted)
 
-    async def _send_bulk(self, collection: Collection, updates: Sequence[tuple[C, Any]], session: Any) -> Bulk:
+    async def _send_bulk(self, state: MongoState, updates: Sequence[tuple[C, Any]], session: Any) -> Bulk:
         hint = self._unique_index()
         upserts = [UpdateOne(context.to_filter(), update, upsert=True, hint=hint) for context, update in updates]
-        return await write_bulk(collection, upserts, session, self._prepare_again)
+        return await write_bulk(
+            state.collection(self.collection), upserts, session, partial(self._prepare_again, state)
+        )
 
     def _unique_index(self) -> dict[str, int]:
         """A hint by which the server refuses, as `BAD_HINT`, what comes to a database that was dropped."""
         return unique_hint(self.context_type.wire_names())
 
-    async def _by_unique_index(self, send: Callable[[], Awaitable[T]]) -> T:
+    async def _by_unique_index(self, state: MongoState, send: Callable[[], Awaitable[T]]) -> T:
         """Send what has that hint, and again after the index was created, should it be gone."""
         try:
             return await send()
         except OperationFailure as error:
             if error.code != BAD_HINT:
                 raise
-        await self._prepare_again()
+        await self._prepare_again(state)
         return await send()
 
     async def _delete_many(self, filter: Filter) -> int:
@@ -665,9 +648,9 @@ class DbService(Generic[C, R]):
             state = await self._ready()
             return await self._in_turn(state, partial(self._delete_all, query))
 
-    async def _delete_all(self, query: Mapping[str, Any], collection: Collection, session: Any) -> int:
+    async def _delete_all(self, query: Mapping[str, Any], state: MongoState, session: Any) -> int:
         """Delete by id: the server refuses a late command of such, but not one that names a filter."""
-        deleted = 0
+        collection, deleted = state.collection(self.collection), 0
         with self._part(lambda: f"{deleted} documents are deleted" if deleted else ""), self._write_errors("delete"):
             async with aclosing(Batches(collection, query, projection={"_id": 1}, batch_size=BULK_SIZE)) as batches:
                 async for documents in batches:
@@ -745,6 +728,7 @@ class DbService(Generic[C, R]):
                     self._doing("write", write.context if isinstance(write, _Write) else None), write=True
                 ),
             ),
+            state,
             state.collection(self.collection),
         )
 
@@ -754,10 +738,10 @@ class DbService(Generic[C, R]):
     async def _ready(self, *, patience: float | None = None) -> MongoState:
         return await self._mongo.prepared(self.collection, self._prepare, patience=patience)
 
-    async def _prepare_again(self) -> None:
+    async def _prepare_again(self, state: MongoState) -> None:
         """Create the indexes of a collection that was dropped since it was prepared, or wait until they can be used."""
-        self._mongo.forget(self.collection)
-        await self._mongo.prepared(self.collection, partial(self._prepare, usable=False))
+        state.prepared.discard(self.collection)
+        await state.prepare(self.collection, partial(self._prepare, usable=False))
 
     async def _prepare(self, collection: Collection, *, usable: bool = True) -> None:
         self._redis.check()  # before anything is written
@@ -815,6 +799,22 @@ class DbService(Generic[C, R]):
 
     def _wire_name(self, name: str) -> str:
         return to_wire(name) if name in self.row_type.model_fields else name
+
+
+def _runs(seats: "Sequence[Seat[_Write[Any] | _Batch, Any]]") -> "Generator[list[Seat[_Write[Any] | _Batch, Any]]]":
+    """Neighbours of which one bulk is made, and everything else alone."""
+    run: list[Seat[_Write[Any] | _Batch, Any]] = []
+    for seat in seats:
+        joins = isinstance(seat.item, _Write) and seat.item.fields is not None
+        if run and not joins:
+            yield run
+            run = []
+        run.append(seat)
+        if not joins:
+            yield run
+            run = []
+    if run:
+        yield run
 
 
 def _stored(start: int, total: int) -> str:

@@ -117,14 +117,6 @@ class Flights(Generic[Item, Answer]):
                 self._call()
         return seat.answer.result()
 
-    def take_over(self, seats: Sequence[Seat[Item, Answer]], other: "Flights[Item, Answer]") -> None:
-        """Send what another could not, and what waits there, before what waits here."""
-        self._waiting.extendleft(reversed([*seats, *other._waiting]))
-        other._waiting.clear()
-        self._call()
-        if self._looking is None:
-            self._look_again(time.monotonic())
-
     @property
     def busy(self) -> bool:
         """Whether anything is waiting or in the air."""

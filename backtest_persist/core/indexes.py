@@ -144,14 +144,18 @@ async def prepare_indexes(
     Raises `IndexConflictError` as `missing_indexes` does, for documents that already contradict the unique index, and
     for a user who may not create what is missing.
     """
-    with pymongo.timeout(seconds):
-        missing = await missing_indexes(collection, fields, secondary)
-    if missing:
-        with pymongo.timeout(BUILD_SECONDS), mongo_errors(f"Creating the indexes of {collection.name}"):
-            await _create(collection, fields, missing)
-    if not usable:
+    while True:
+        with pymongo.timeout(seconds):
+            missing = await missing_indexes(collection, fields, secondary)
+        if missing:
+            with pymongo.timeout(BUILD_SECONDS), mongo_errors(f"Creating the indexes of {collection.name}"):
+                await _create(collection, fields, missing)
+        if usable:
+            return
         with pymongo.timeout(seconds), mongo_errors(f"Waiting for the unique index of {collection.name}"):
-            await _until_usable(collection, fields)
+            usable = await _is_usable(collection, fields)
+        if not usable:  # or somebody has dropped it
+            await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _create(collection: Collection, fields: Sequence[str], missing: Sequence[IndexModel]) -> None:
@@ -172,14 +176,12 @@ async def _create(collection: Collection, fields: Sequence[str], missing: Sequen
         ) from None
 
 
-async def _until_usable(collection: Collection, fields: Sequence[str]) -> None:
-    """Look until the server takes the unique index as a hint; the collection exists."""
-    while True:
-        try:
-            await collection.find_one({}, {"_id": 1}, hint=unique_hint(fields))
-        except OperationFailure as error:
-            if error.code != BAD_HINT:
-                raise
-            await asyncio.sleep(_LOOK_SECONDS)
-        else:
-            return
+async def _is_usable(collection: Collection, fields: Sequence[str]) -> bool:
+    """Whether the server takes the unique index as a hint; the collection exists."""
+    try:
+        await collection.find_one({}, {"_id": 1}, hint=unique_hint(fields))
+    except OperationFailure as error:
+        if error.code != BAD_HINT:
+            raise
+        return False
+    return True

@@ -5,12 +5,14 @@ import time
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from decimal import Decimal
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 
 from bson.int64 import Int64
 from pymongo import ASCENDING
 
+from backtest_persist.connections import Collection as MongoCollection
 from backtest_persist.connections import aggregate, aggregate_raw
 from backtest_persist.contracts import CandleData, CandleInterval, PayloadInput
 from backtest_persist.core.base_map import base_map
@@ -323,14 +325,17 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         filter = {**series.filter(), "timestamp": {"$gte": Int64(first), "$lte": Int64(last)}}
         if not dense:
             filter["timestamp"] = {"$in": [Int64(timestamp) for timestamp in timestamps]}
-        collection = await self._prepared() if prepare else self._mongo.collection(self.collection)
         projection = {"_id": 0, "timestamp": 1, **dict.fromkeys(fields, 1)}
-        hint = self._unique_index() if prepare else None
 
-        def find() -> Awaitable[list[dict[str, Any]]]:
+        def find(collection: MongoCollection, hint: Mapping[str, int] | None) -> Awaitable[list[dict[str, Any]]]:
             return collection.find(filter, projection, hint=hint, batch_size=len(timestamps) + 1).to_list(None)
 
-        documents = await self._by_unique_index(find)
+        if prepare:
+            state = await self._ready()
+            indexed = partial(find, state.collection(self.collection), self._unique_index())
+            documents = await self._by_unique_index(state, indexed)
+        else:
+            documents = await find(self._mongo.collection(self.collection), None)
         return {int(document["timestamp"]): document for document in documents}
 
     async def _insert_series(self, series: "_Series", candles: Sequence[CandleData]) -> int:

@@ -283,7 +283,7 @@ class _Mongo:
 
     async def holds_duplicates(self, collection: Collection, fields: Sequence[str]) -> bool:
         """Whether two documents are of one context."""
-        context = {name: f"${name}" for name in fields}
+        context = {name: {"$ifNull": [f"${name}", None]} for name in fields}  # as to the index, to which they are one
         pipeline = [
             {"$group": {"_id": context, "documents": {"$sum": 1}}},
             {"$match": {"documents": {"$gt": 1}}},

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from backtest_persist import Settings
+from backtest_persist import Container, Settings
 
-__all__ = ("OwnMongo", "OwnRedis", "in_the_server", "stopped", "until", "without_primary")
+__all__ = ("OwnMongo", "OwnRedis", "in_the_server", "stopped", "take_sessions_from", "until", "without_primary")
 
 
 def _is_redis_6(binary: str) -> bool:
@@ -181,3 +182,13 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 5) ->
     async with asyncio.timeout(seconds):
         while not await condition():
             await asyncio.sleep(0.005)
+
+
+def take_sessions_from(container: Container) -> int:
+    """Leave the idle connections as those are that were opened while their server was just becoming the primary."""
+    client: Any = container.mongo_service.client
+    topology = (client.delegate if isinstance(client, AsyncIOMotorClient) else client)._topology
+    idle = [connection for server in topology._servers.values() for connection in server.pool.conns]
+    for connection in idle:
+        connection.supports_sessions = False
+    return len(idle)

@@ -8,17 +8,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from bson import encode
+from bson.raw_bson import RawBSONDocument
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient, IndexModel, UpdateOne
 from pymongo.errors import AutoReconnect
 
 from backtest_persist import (
     Container,
+    InvalidPayloadError,
     PersistCandleInstance,
     PersistMemoryInstance,
     Settings,
     StoreUnavailableError,
 )
+from backtest_persist.core import indexes
 from backtest_persist.core.documents import write_bulk
 from backtest_persist.testing.domains import START, candle
 from tests.faults.conftest import Failing
@@ -131,6 +135,28 @@ async def test_a_unique_index_is_used_once_the_server_lets_it_be(settings: Setti
             await collection.insert_one({"exchangeName": "another"})
             await asyncio.gather(*(writer.write_candles_data([candle(number)]) for writer in writers))
             assert await collection.count_documents({"symbol": "s"}) == 1
+
+
+async def test_an_index_that_is_dropped_while_it_is_waited_for_is_created_again(
+    container: Container, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write finds the unique index gone, and creates it; before it can be used it is dropped again, twice."""
+    db = container.signal_db_service
+    await db.upsert("s", "t", "e", {"n": 0})
+    looks: list[str] = []
+    is_usable = indexes._is_usable
+
+    async def dropped(collection: Any, fields: Any) -> bool:
+        looks.append(collection.name)
+        if len(looks) < 3:
+            await database[db.collection].drop_indexes()
+        return await is_usable(collection, fields)
+
+    monkeypatch.setattr(indexes, "_is_usable", dropped)
+    await database[db.collection].drop_indexes()
+    await db.upsert("s", "t", "e", {"n": 1})
+    assert looks == [db.collection] * 3
+    assert any(index.get("unique") for index in (await database[db.collection].index_information()).values())
 
 
 async def test_what_a_bulk_has_stored_is_not_denied(database: Any) -> None:
@@ -247,3 +273,15 @@ async def test_two_databases_that_share_one_redis_see_their_own(settings: Settin
                 await theirs.mongo_service.client.drop_database(theirs.mongo_service.database.name)
     finally:
         await redis.kill()
+
+
+async def test_a_document_that_is_no_utf_8_is_named_as_such(container: Container, database: Any) -> None:
+    """No driver writes one, but the server would take it."""
+    await container.log_db_service.create_many([{"id": "good"}])
+    document = encode({"entryId": "bad", "payload": {"text": "abcd"}}).replace(b"abcd", b"\xff" * 4)
+    await database["log-items"].insert_one(RawBSONDocument(document))
+    with pytest.raises(InvalidPayloadError, match=r"List in log-items: a stored document cannot be decoded.*utf-8"):
+        await container.log_db_service.find_all()
+    with pytest.raises(InvalidPayloadError, match="Find in log-items: a stored document cannot be decoded"):
+        await container.log_db_service.find_by_filter({"entry_id": "bad"})
+    assert (await container.log_db_service.find_by_filter({"entry_id": "good"})) is not None

@@ -18,7 +18,7 @@ from backtest_persist import (
     base_map,
 )
 from tests.faults.proxy import Proxy, mongo_proxy, redis_proxy
-from tests.faults.servers import until
+from tests.faults.servers import take_sessions_from, until
 from tests.faults.stopwatch import GRACE, Stopwatch, pauses, timed
 
 DEADLINE = 1.0
@@ -265,6 +265,44 @@ async def test_a_write_that_comes_after_a_deletion_of_nothing_is_refused(setting
         await everybody_has_gone(proxy)
     async with Container(settings) as witness:
         assert await witness.interval_db_service.count({"bucket": "b"}) == 0
+
+
+async def test_a_write_that_comes_after_its_connection_took_no_sessions_is_refused(settings: Settings) -> None:
+    """A write is held back in the network, the next meets a connection that takes none; then the first one arrives."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(through.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)}))
+        db = container.signal_db_service
+        await db.upsert("s", "t", "e", {"n": "old"})
+        proxy.held = b"zombie"
+        writing = asyncio.create_task(db.upsert("s", "t", "e", {"n": "zombie"}))
+        await proxy.holds.wait()
+        with pytest.raises(WriteOutcomeUnknownError):
+            await writing
+        await db.count()  # by a connection of its own
+        assert take_sessions_from(container)
+        row = await acknowledged(lambda: db.upsert("s", "t", "e", {"n": "later"}))
+        proxy.released.set()
+        await container.close()
+        await everybody_has_gone(proxy)
+    async with Container(settings) as witness:
+        assert await witness.signal_db_service.find_by_context("s", "t", "e") == row
+
+
+async def test_the_first_write_after_new_settings_waits_for_its_own_collection_alone(settings: Settings) -> None:
+    """A write of another service is still held back in the network when it is acknowledged."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(through)
+        await container.state_db_service.upsert("s", "b", {"n": 0}, 0)
+        proxy.held = b"zombie"
+        writing = asyncio.create_task(container.signal_db_service.upsert("s", "t", "e", {"n": "zombie"}))
+        await proxy.holds.wait()
+        container.configure(settings)
+        await container.state_db_service.upsert("s", "b", {"n": 1}, 0)
+        assert not writing.done()
+        proxy.released.set()
+        await writing
+        await asyncio.gather(container.close(), container.close(), container.close())
+        await everybody_has_gone(proxy)
 
 
 @pytest.mark.parametrize("gone", GONE)

@@ -58,7 +58,7 @@ def held(container: Container) -> dict[str, int]:
     flights: list[Flights[Any, Any]] = [part for held in mongo._held.values() for part in (held.reads, held.writes)]  # pyright: ignore
     return {
         "services": len(mongo._held),
-        "locks": len(mongo.locks),
+        "locks": len(mongo._locks),
         "under way in MongoDB": mongo._under_way,
         "waiting": sum(len(each._waiting) for each in flights),
         "flying": sum(len(each._flying) for each in flights),

@@ -310,13 +310,25 @@ async def test_an_index_in_the_way_is_a_problem_with_its_remedy(container: Conta
     assert values["mongodb.indexes.risk"]["state"] == "conflicting"
 
 
-async def test_documents_that_forbid_the_unique_index_are_a_problem(container: Container) -> None:
-    """Without it the domain stores nothing, and the next process could not create it."""
+@pytest.mark.parametrize(
+    ("context", "same"),
+    [
+        ({"symbol": "s", "strategyName": "t", "exchangeName": "e"},) * 2,
+        ({"symbol": None, "strategyName": "t", "exchangeName": "e"}, {"strategyName": "t", "exchangeName": "e"}),
+    ],
+    ids=["equal", "null"],
+)
+async def test_documents_that_forbid_the_unique_index_are_a_problem(
+    container: Container, context: dict[str, Any], same: dict[str, Any]
+) -> None:
+    """Without it the domain stores nothing, and the next process could not create it.
+
+    To a unique index a field that is missing is null.
+    """
     signals = container.mongo_service.database["signal-items"]
-    context = {"symbol": "s", "strategyName": "t", "exchangeName": "e"}
     await signals.insert_many([{**context}, {**context, "symbol": "another"}])
     assert levels(await examine(container)) == {"mongodb.indexes.signal": Level.WARNING, "cache": Level.WARNING}
-    await signals.insert_one({**context})
+    await signals.insert_one({**same})
     diagnosis = await examine(container)
     assert levels(diagnosis)["mongodb.indexes.signal"] is Level.PROBLEM
     assert "Group by symbol, strategyName, exchangeName" in texts(diagnosis)["mongodb.indexes.signal"]
