@@ -12,6 +12,7 @@ from contextlib import (
     nullcontext,
     suppress,
 )
+from contextvars import Context
 from datetime import UTC
 from typing import Any, Protocol, Self, TypeVar, cast
 
@@ -98,6 +99,7 @@ class MongoState:
         self._collections: dict[str, Collection] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._held: dict[str, Drainable] = {}
+        self._settling: dict[str, asyncio.Task[None]] = {}
 
     def collection(self, name: str) -> Collection:
         """The collection of that name."""
@@ -173,24 +175,30 @@ class MongoState:
         until = time.monotonic() + (patience or self.seconds)
         lock = self._locks.setdefault(name, asyncio.Lock())
         with self.under_way():
+            reason = "what was sent with other settings is still under way; try again"
             try:
                 async with asyncio.timeout(patience or self.seconds):
+                    for state in before:
+                        await state._settled(name)
+                    reason = "its indexes are still being created; await wait_for_init() first"
                     await lock.acquire()
             except TimeoutError:
-                raise StoreUnavailableError(
-                    f"The indexes of {name} are still being created; await wait_for_init() first."
-                ) from None
+                raise StoreUnavailableError(f"Nothing was asked of {name}: {reason}.") from None
             try:
                 if name not in self.prepared:
-                    for held in [state._held[name] for state in before if name in state._held]:
-                        await held.settle()
-                        until = max(until, time.monotonic() + self.seconds)
                     seconds = until - time.monotonic()
                     async with nullcontext() if patience else self.deadline(f"Preparing {name}", seconds):
                         await prepare(self.collection(name))
                     self.prepared.add(name)
             finally:
                 lock.release()
+
+    async def _settled(self, name: str) -> None:
+        """Let nothing that was sent to this collection have an effect later."""
+        if name in self._held:
+            if name not in self._settling:
+                self._settling[name] = asyncio.create_task(self._held[name].settle(), context=Context())
+            await asyncio.shield(self._settling[name])
 
     async def by_session(self, send: Callable[[], Awaitable[T]]) -> T:
         """Send what needs a session, leaving connections that take none, as many as there may be.
@@ -376,8 +384,7 @@ class MongoService:
 
         A failed preparation is tried again by the next call; for the rest see `MongoState.prepare`.
         """
-        state = self._open_state()
-        if name not in state.prepared:
+        while name not in (state := self._open_state()).prepared:  # of settings that may be others meanwhile
             await state.prepare(name, prepare, patience=patience, before=self._states.retired)
         return state
 

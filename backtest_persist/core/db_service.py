@@ -573,8 +573,8 @@ class DbService(Generic[C, R]):
         """
         stored = 0
         with self._mongo.accept():
-            state = await self._ready()
             for start in range(0, len(writes), BULK_SIZE):
+                state = await self._ready()  # settings may be others by now
                 chunk = writes[start : start + BULK_SIZE]
                 send = partial(self._write_chunk, chunk, replace)
                 doing = self._doing(f"write of {len(chunk)} items")
@@ -591,7 +591,7 @@ class DbService(Generic[C, R]):
         """What fails now has not undone what was done before."""
         try:
             yield
-        except (StoreUnavailableError, WriteRejectedError) as error:
+        except (StoreUnavailableError, WriteOutcomeUnknownError, WriteRejectedError) as error:
             if not done():
                 raise
             problem = f"{done()}. Then: {error} Doing all of it again is safe."

@@ -232,6 +232,17 @@ async def test_what_the_parts_before_a_failure_have_stored_is_not_denied(
     assert await db.count() == len(ITEMS)
 
 
+@pytest.mark.parametrize("code", [13, 50])
+async def test_a_bucket_that_is_cleared_in_part_says_so(parted: Container, failing: Failing, code: int) -> None:
+    """Whether the part that failed was refused or was too late; the next call goes on."""
+    db = parted.interval_db_service
+    await asyncio.gather(*(db.upsert("b", f"k{n}", {}, 0) for n in range(25)))
+    with pytest.raises(WriteOutcomeUnknownError, match=f"{PART} documents are deleted.*all of it again is safe"):
+        async with failing("delete", after=1, errorCode=code):
+            await db.clear_bucket("b")
+    assert await db.clear_bucket("b") == 15
+
+
 @pytest.mark.parametrize("code", [2, 11601])
 async def test_an_acknowledged_write_whose_row_cannot_be_read_is_not_denied(
     container: Container, failing: Failing, code: int

@@ -305,6 +305,28 @@ async def test_the_first_write_after_new_settings_waits_for_its_own_collection_a
         await everybody_has_gone(proxy)
 
 
+async def test_new_settings_lead_away_from_a_server_that_is_silent(settings: Settings) -> None:
+    """A write hangs there; the next ones are of another server, and wait for it no longer than they may."""
+    bounded = settings.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)})
+    async with mongo_proxy(bounded) as (proxy, through):
+        container = Container(through)
+        db = container.signal_db_service
+        await db.upsert("s", "t", "e", {"n": 0})
+        proxy.held = b"zombie"
+        writing = asyncio.create_task(db.upsert("s", "t", "e", {"n": "zombie"}))
+        await proxy.holds.wait()
+        proxy.passing.clear()
+        container.configure(bounded)
+        with Stopwatch() as watch, pytest.raises(StoreUnavailableError, match="other settings is still under way"):
+            await db.upsert("s", "t", "e", {"n": 1})
+        assert watch.seconds < DEADLINE + GRACE
+        row = await acknowledged(lambda: db.upsert("s", "t", "e", {"n": 2}))
+        with pytest.raises(WriteOutcomeUnknownError):
+            await writing
+        assert await db.find_by_context("s", "t", "e") == row
+        await container.close()
+
+
 @pytest.mark.parametrize("gone", GONE)
 async def test_a_write_that_comes_after_new_settings_is_refused(settings: Settings, gone: str) -> None:
     """A write is held back in the network, the container is configured anew and writes; then the first one arrives."""
