@@ -11,7 +11,7 @@ from contextlib import (
     suppress,
 )
 from typing import Any, ClassVar, Generic, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 from anyio import CancelScope
 
@@ -45,7 +45,7 @@ class PerLoop(Generic[T]):
         self._held: dict[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None]]] = {}
         self._retired: list[tuple[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None]]]] = []
         self._inherited: list[tuple[asyncio.AbstractEventLoop, object]] = []
-        self._closing: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+        self._closing: dict[asyncio.AbstractEventLoop, asyncio.Lock] = {}
         self.closed = False
         PerLoop._all.add(self)
 
@@ -113,9 +113,12 @@ class PerLoop(Generic[T]):
         if loop in self._held:
             mine.append(self._held.pop(loop))
         turn = self._closing.setdefault(loop, asyncio.Lock())
-        async with turn, AsyncExitStack() as all_of_them:  # whatever goes wrong with one
-            for _, guard in mine:
-                all_of_them.push_async_callback(guard.aclose)
+        try:
+            async with turn, AsyncExitStack() as all_of_them:  # whatever goes wrong with one
+                for _, guard in mine:
+                    all_of_them.push_async_callback(guard.aclose)
+        finally:
+            self._closing.pop(loop, None)  # it would keep the loop; who waits for it has it
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

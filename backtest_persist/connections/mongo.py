@@ -31,6 +31,7 @@ from backtest_persist.errors import (
     BacktestPersistError,
     SettingsError,
     StoreUnavailableError,
+    WriteOutcomeUnknownError,
 )
 from backtest_persist.logger import LoggerService
 from backtest_persist.settings import DEFAULT_DATABASE, Settings
@@ -55,11 +56,11 @@ class Drainable(Protocol):
         ...
 
     async def settle(self) -> None:
-        """Let nothing that was sent before have an effect later."""
+        """Wait for what has begun, and let nothing that was sent have an effect later; an error if that fails."""
         ...
 
     async def end(self) -> None:
-        """`settle` when nothing is left, and begin nothing any more."""
+        """Begin nothing any more, and let nothing that was sent have an effect later, if possible."""
         ...
 
 
@@ -162,7 +163,7 @@ class MongoState:
     async def prepare(
         self,
         name: str,
-        prepare: Callable[[Collection], Awaitable[None]],
+        prepare: "Callable[[MongoState], Awaitable[None]]",
         *,
         patience: float | None = None,
         before: "Sequence[MongoState]" = (),
@@ -182,23 +183,26 @@ class MongoState:
                         await state._settled(name)
                     reason = "its indexes are still being created; await wait_for_init() first"
                     await lock.acquire()
-            except TimeoutError:
-                raise StoreUnavailableError(f"Nothing was asked of {name}: {reason}.") from None
+            except (StoreUnavailableError, TimeoutError, WriteOutcomeUnknownError) as error:
+                raise StoreUnavailableError(f"Nothing was asked of {name}: {reason}.") from error
             try:
                 if name not in self.prepared:
                     seconds = until - time.monotonic()
                     async with nullcontext() if patience else self.deadline(f"Preparing {name}", seconds):
-                        await prepare(self.collection(name))
+                        await prepare(self)
                     self.prepared.add(name)
             finally:
                 lock.release()
 
     async def _settled(self, name: str) -> None:
-        """Let nothing that was sent to this collection have an effect later."""
+        """`Drainable.settle` for this collection, shared by all who wait for it, and by nobody else."""
         if name in self._held:
-            if name not in self._settling:
-                self._settling[name] = asyncio.create_task(self._held[name].settle(), context=Context())
-            await asyncio.shield(self._settling[name])
+            settling = self._settling.get(name)
+            if settling is None or settling.done():
+                settling = asyncio.create_task(self._held[name].settle(), context=Context())
+                settling.add_done_callback(lambda task: task.cancelled() or task.exception())  # they may be gone
+                self._settling[name] = settling
+            await asyncio.shield(settling)
 
     async def by_session(self, send: Callable[[], Awaitable[T]]) -> T:
         """Send what needs a session, leaving connections that take none, as many as there may be.
@@ -212,23 +216,27 @@ class MongoState:
             except (BacktestPersistError, PyMongoError) as error:
                 if not is_sessionless(error):
                     raise
-            with suppress(_UnreadableError):  # the driver closes what it fails to read from; the last used comes first
+            with suppress(
+                _UnreadableError, PyMongoError
+            ):  # the driver closes what it fails to read; the last used is next
                 await self.database.command("ping", codec_options=_UNREADABLE)
         return await send()
 
     async def close(self) -> None:
         """Close the client, if it was opened here, after what is under way; bounded by one more deadline."""
         until = time.monotonic() + self.seconds
-        await self.drain()
-        await self.end()
-        if self._owned:
-            left = max(until - time.monotonic(), STEP_SECONDS)
-            with _timeout(self.client, left):  # the driver tells the server that its sessions end, and waits
-                if inspect.iscoroutinefunction(self.client.close):
-                    await self.client.close()
-                else:  # Motor's blocks
-                    await asyncio.to_thread(self.client.close)
-        self._watch.close()
+        try:
+            await self.drain()
+            await self.end()
+        finally:
+            self._watch.close()
+            if self._owned:
+                left = max(until - time.monotonic(), STEP_SECONDS)
+                with _timeout(self.client, left):  # the driver tells the server that its sessions end, and waits
+                    if inspect.iscoroutinefunction(self.client.close):
+                        await self.client.close()
+                    else:  # Motor's blocks
+                        await asyncio.to_thread(self.client.close)
 
 
 def _timeout(client: AsyncMongoClient[Document], seconds: float) -> AbstractContextManager[None]:
@@ -378,7 +386,7 @@ class MongoService:
         return _Operation(self.accept, what, write)
 
     async def prepared(
-        self, name: str, prepare: Callable[[Collection], Awaitable[None]], *, patience: float | None = None
+        self, name: str, prepare: Callable[[MongoState], Awaitable[None]], *, patience: float | None = None
     ) -> MongoState:
         """What the running event loop holds, after `prepare` has succeeded once for this client and this collection.
 

@@ -1,9 +1,10 @@
 """DbService: cache-first verified reads, atomic upserts and whole lists over one MongoDB collection."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from functools import partial, wraps
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from bson import ObjectId, encode
 from bson.errors import BSONError
-from pymongo import ASCENDING, DESCENDING, DeleteOne, ReturnDocument, UpdateOne, timeout
+from pymongo import ASCENDING, DESCENDING, DeleteOne, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
 from backtest_persist.connections import (
@@ -154,6 +155,7 @@ class _InFlight(Generic[C, R]):
     in_doubt: bool = False
     """Whether the server may still meet the last write, or one before it."""
     _session: Any = None
+    _calls: "set[asyncio.Future[None]]" = field(default_factory=set["asyncio.Future[None]"])
 
     async def session(self) -> Any:
         """The session of all writes that take turns: the server refuses one that comes after a later one of it."""
@@ -166,32 +168,41 @@ class _InFlight(Generic[C, R]):
         await self.writes.drain()
         await self.reads.drain()
 
+    @contextmanager
+    def call(self) -> Generator[None]:
+        """A call of several parts, which come one after another."""
+        over = asyncio.get_running_loop().create_future()
+        self._calls.add(over)
+        try:
+            yield
+        finally:
+            self._calls.discard(over)
+            over.set_result(None)
+
     async def settle(self) -> None:
-        if self.writes.busy or self._may_fence:
-            before = time.monotonic() + self.state.seconds  # those before it may take that long
-            with suppress(BacktestPersistError):
-                await self.writes.board(_Batch(self._fence), before)
+        while self._calls:
+            await asyncio.wait(self._calls)
+        await self.writes.drain()
+        await self._fence()
 
     async def end(self) -> None:
         session = self._session
         if session is None or self.writes.busy:
             return
-        if self._may_fence:
-            with suppress(BacktestPersistError):
-                await self.state.by_session(partial(self._fence, self.state, session))
-                self.in_doubt = False
+        with suppress(BacktestPersistError):
+            await self._fence()
         self._session = None
         await session.end_session()
 
-    @property
-    def _may_fence(self) -> bool:
-        return self.in_doubt and self.state.client.topology_description.has_writable_server()
-
-    async def _fence(self, state: MongoState, session: Any) -> int:
+    async def _fence(self) -> None:
         """A write that changes nothing: after it the server refuses those that were sent before it."""
-        with timeout(state.seconds), mongo_errors("Settling", write=True):
-            await self.collection.update_one({"_id": ObjectId()}, {"$set": {"__v": 0}}, session=session)
-        return 0
+        if self.in_doubt and self.state.client.topology_description.has_writable_server():
+            async with self.state.deadline(f"Settling {self.collection.name}", write=True):
+                await self.state.by_session(self._change_nothing)
+            self.in_doubt = False
+
+    async def _change_nothing(self) -> None:
+        await self.collection.update_one({"_id": ObjectId()}, {"$set": {"__v": 0}}, session=self._session)
 
 
 def operation(verb: str, *, write: bool = False) -> Callable[[_Method[S, P, T]], _Method[S, P, T]]:
@@ -573,17 +584,18 @@ class DbService(Generic[C, R]):
         """
         stored = 0
         with self._mongo.accept():
-            for start in range(0, len(writes), BULK_SIZE):
-                state = await self._ready()  # settings may be others by now
-                chunk = writes[start : start + BULK_SIZE]
-                send = partial(self._write_chunk, chunk, replace)
-                doing = self._doing(f"write of {len(chunk)} items")
-                with self._part(partial(_stored, start, len(writes))):
-                    if replace:
-                        stored += await self._in_turn(state, send)
-                        continue
-                    async with state.deadline(doing, write=True):  # no turn: of two first writes either may stand
-                        stored += await send(state, None)
+            state = await self._ready()
+            with state.held(self.collection, self._open_flights).call():
+                for start in range(0, len(writes), BULK_SIZE):
+                    chunk = writes[start : start + BULK_SIZE]
+                    send = partial(self._write_chunk, chunk, replace)
+                    doing = self._doing(f"write of {len(chunk)} items")
+                    with self._part(partial(_stored, start, len(writes))):
+                        if replace:
+                            stored += await self._in_turn(state, send)
+                            continue
+                        async with state.deadline(doing, write=True):  # no turn: of two first writes either may stand
+                            stored += await send(state, None)
         return stored
 
     @contextmanager
@@ -736,17 +748,20 @@ class DbService(Generic[C, R]):
         return (await self._ready()).collection(self.collection)
 
     async def _ready(self, *, patience: float | None = None) -> MongoState:
-        return await self._mongo.prepared(self.collection, self._prepare, patience=patience)
+        return await self._mongo.prepared(self.collection, self._prepare_first, patience=patience)
 
     async def _prepare_again(self, state: MongoState) -> None:
         """Create the indexes of a collection that was dropped since it was prepared, or wait until they can be used."""
         state.prepared.discard(self.collection)
         await state.prepare(self.collection, partial(self._prepare, usable=False))
 
-    async def _prepare(self, collection: Collection, *, usable: bool = True) -> None:
+    async def _prepare_first(self, state: MongoState) -> None:
         self._redis.check()  # before anything is written
-        fields = self.context_type.wire_names()
-        await prepare_indexes(collection, fields, self.secondary_indexes, self._mongo.seconds, usable=usable)
+        await self._prepare(state)
+
+    async def _prepare(self, state: MongoState, *, usable: bool = True) -> None:
+        collection, fields = state.collection(self.collection), self.context_type.wire_names()
+        await prepare_indexes(collection, fields, self.secondary_indexes, state.seconds, usable=usable)
 
     def _what(self, context: C) -> str:
         return f"{self.collection} ({context.describe()})"

@@ -56,6 +56,7 @@ _COLUMNS_LAYOUT = [
     ("end", "V1"),
 ]
 """A document of int64 and doubles in BSON (https://bsonspec.org), as fields of a numpy dtype."""
+_NUMBER_TYPES = ("double", "int", "long")
 _UNIT_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _STEP_MS: Mapping[str, int] = {name: int(name[:-1]) * _UNIT_MS[name[-1]] for name in get_args(CandleInterval)}
 
@@ -241,7 +242,6 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         ) as found:
             return [document async for batch in found for document in batch]
 
-    @operation("find")
     async def find_columns(
         self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
     ) -> "dict[str, NDArray[Any]]":
@@ -250,10 +250,24 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         No object is built for a candle. Needs numpy; `SettingsError` without it.
         """
         numpy = _numpy()
-        series = _Series(symbol, interval, exchange_name)
+        found = numpy.frombuffer(
+            await self._columns(_Series(symbol, interval, exchange_name), since, limit),
+            dtype=numpy.dtype(_COLUMNS_LAYOUT),
+        )
+        if any(numpy.isnan(found[name]).any() for name in _NUMBERS):
+            rows = await self.find_range(symbol, interval, exchange_name, since, limit)  # or the error that names it
+            return candle_columns([row.data() for row in rows])
+        return {name: numpy.ascontiguousarray(found[name]) for name in _COLUMNS}
+
+    @operation("find")
+    async def _columns(self, series: "_Series", since: int, limit: int) -> bytes:
+        """The documents of a window in the layout of the columns; with NaN for what is no number."""
         start = checked_timestamp(since, "since")
         end = checked_timestamp(start + checked_limit(limit) * series.step, "the end of the window")
-        numbers = {name: {"$toDouble": f"${name}"} for name in _NUMBERS}
+        is_number: dict[str, Any] = {name: {"$in": [{"$type": f"${name}"}, _NUMBER_TYPES]} for name in _COLUMNS}
+        is_whole = {"$eq": [{"$trunc": "$timestamp"}, "$timestamp"]}
+        is_number["open"] = {"$and": [is_number["open"], is_number["timestamp"], is_whole]}
+        numbers = {name: {"$cond": [is_number[name], {"$toDouble": f"${name}"}, math.nan]} for name in _NUMBERS}
         pipeline = [
             {"$match": series.window(start, end)},
             {"$sort": {"timestamp": 1}},
@@ -261,9 +275,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         ]
         collection = await self._prepared()
         self.stats.reads += 1
-        batches = [batch async for batch in aggregate_raw(collection, pipeline)]
-        found = numpy.frombuffer(b"".join(batches), dtype=numpy.dtype(_COLUMNS_LAYOUT))
-        return {name: numpy.ascontiguousarray(found[name]) for name in _COLUMNS}
+        return b"".join([batch async for batch in aggregate_raw(collection, pipeline)])
 
     @operation("find gaps")
     async def find_gaps(
@@ -276,11 +288,10 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         end = checked_timestamp(_ceil(checked_timestamp(until, "until"), step), "until")
         if start >= end:
             return []
-        window = series.window(start, end)
-        window["timestamp"]["$mod"] = [step, 0]  # what another program stored in between closes no gap
+        on_grid = {"$eq": [{"$mod": ["$timestamp", Int64(step)]}, 0]}  # another program's in between close no gap
         pipeline = [
-            {"$match": window},
-            {"$project": {"_id": 0, "timestamp": 1}},
+            {"$match": {**series.window(start, end), "$expr": on_grid}},
+            {"$project": {"_id": 0, "timestamp": {"$toLong": "$timestamp"}}},
             {
                 "$setWindowFields": {
                     "sortBy": {"timestamp": 1},
@@ -408,7 +419,10 @@ class PersistCandleInstance(PersistInstance[CandleServices]):
         columns = await self._services.candle_db_service.find_columns(
             self.symbol, self.interval, self.exchange_name, window.start, len(window)
         )
-        return columns if columns["timestamp"].tolist() == list(window) else None
+        on_grid = columns["timestamp"] % window.step == 0  # another program may have stored some in between
+        if not on_grid.all():
+            columns = {name: column[on_grid] for name, column in columns.items()}
+        return columns if len(columns["timestamp"]) == len(window) else None
 
     async def write_candles_data(self, candles: Sequence[PayloadInput]) -> None:
         """Store candles; those that have not closed yet by this machine's clock are skipped."""

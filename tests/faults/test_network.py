@@ -42,6 +42,12 @@ async def acknowledged(write: Callable[[], Awaitable[T]]) -> T:
                 return await write()
 
 
+async def some_turns() -> None:
+    """Let what was called just now depart."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
 async def test_cancelled_gets_never_mix_up_replies(settings: Settings) -> None:
     """200 GETs are cancelled while their replies are on the way; those that follow get their own."""
     async with redis_proxy(settings) as (proxy, through):
@@ -305,26 +311,125 @@ async def test_the_first_write_after_new_settings_waits_for_its_own_collection_a
         await everybody_has_gone(proxy)
 
 
-async def test_new_settings_lead_away_from_a_server_that_is_silent(settings: Settings) -> None:
-    """A write hangs there; the next ones are of another server, and wait for it no longer than they may."""
+async def test_new_settings_while_the_network_is_silent(settings: Settings) -> None:
+    """What was sent before may still arrive: the next write waits in time, with an error, until it cannot any more."""
     bounded = settings.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)})
     async with mongo_proxy(bounded) as (proxy, through):
         container = Container(through)
         db = container.signal_db_service
-        await db.upsert("s", "t", "e", {"n": 0})
+        await db.upsert("s", "t", "e", {"n": "old"})
+        proxy.passing.clear()
+        with pytest.raises(WriteOutcomeUnknownError):
+            await db.upsert("s", "t", "e", {"n": "zombie"})
+        container.configure(bounded)
+        for _ in range(2):  # the server is silent to the second attempt as well
+            with Stopwatch() as watch, pytest.raises(StoreUnavailableError, match="other settings is still under way"):
+                await db.upsert("s", "t", "e", {"n": "early"})
+            assert watch.seconds < DEADLINE + GRACE
+        proxy.passing.set()
+        row = await acknowledged(lambda: db.upsert("s", "t", "e", {"n": "later"}))
+        await container.close()
+        await everybody_has_gone(proxy)
+    async with Container(settings) as witness:
+        assert await witness.signal_db_service.find_by_context("s", "t", "e") == row
+
+
+async def test_new_settings_while_several_writes_are_under_way(settings: Settings) -> None:
+    """One is in the air and slow, and one behind it is held back in the network: the next waits for both."""
+    async with mongo_proxy(settings) as (proxy, through):
+        bounded = through.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)})
+        container = Container(bounded)
+        db = container.signal_db_service
+        await db.upsert("s", "t", "e", {"n": "old"})
+        await db.upsert("s", "t", "another", {"n": "old"})
+        proxy.delay = 0.15
+        slow = asyncio.create_task(db.upsert("s", "t", "another", {"n": "slow"}))
+        await some_turns()
+        proxy.held = b"zombie"
+        behind = asyncio.create_task(db.upsert("s", "t", "e", {"n": "zombie"}))
+        await some_turns()
+        container.configure(settings)
+        row = await acknowledged(lambda: db.upsert("s", "t", "e", {"n": "later"}))
+        await asyncio.gather(slow, behind, return_exceptions=True)
+        assert proxy.holds.is_set()
+        proxy.delay = 0
+        proxy.released.set()
+        await container.close()
+        await everybody_has_gone(proxy)
+    async with Container(settings) as witness:
+        assert await witness.signal_db_service.find_by_context("s", "t", "e") == row
+
+
+async def test_everything_is_cancelled_while_new_settings_are_waited_for(settings: Settings) -> None:
+    """The next call begins anew."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(through)
+        db = container.signal_db_service
+        await db.upsert("s", "t", "e", {"n": "old"})
+        proxy.held = b"zombie"
+        others = asyncio.all_tasks()
+        calls = [asyncio.create_task(db.upsert("s", "t", "e", {"n": "zombie"}))]
+        await proxy.holds.wait()
+        container.configure(settings)
+        calls.append(asyncio.create_task(db.upsert("s", "t", "e", {"n": "early"})))
+        await some_turns()
+        for task in asyncio.all_tasks() - others:
+            task.cancel()
+        await asyncio.wait(calls)
+        assert [call.cancelled() for call in calls] == [True, True]
+        row = await db.upsert("s", "t", "e", {"n": "later"})
+        proxy.released.set()
+        await container.close()
+        await everybody_has_gone(proxy)
+    async with Container(settings) as witness:
+        assert await witness.signal_db_service.find_by_context("s", "t", "e") == row
+
+
+async def test_close_drains_a_write_of_other_settings_that_needs_its_index_again(settings: Settings) -> None:
+    """Its collection was dropped meanwhile; it is stored, as the settings of before say."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(through)
+        db = container.signal_db_service
+        await db.upsert("s", "t", "e", {"n": "old"})
         proxy.held = b"zombie"
         writing = asyncio.create_task(db.upsert("s", "t", "e", {"n": "zombie"}))
         await proxy.holds.wait()
-        proxy.passing.clear()
-        container.configure(bounded)
-        with Stopwatch() as watch, pytest.raises(StoreUnavailableError, match="other settings is still under way"):
-            await db.upsert("s", "t", "e", {"n": 1})
-        assert watch.seconds < DEADLINE + GRACE
-        row = await acknowledged(lambda: db.upsert("s", "t", "e", {"n": 2}))
+        async with Container(settings) as another:
+            await another.mongo_service.database.drop_collection(db.collection)
+        container.configure(settings)
+        closing = asyncio.create_task(container.close())
+        await asyncio.sleep(0)
+        proxy.released.set()
+        await closing
+        assert (await writing).payload == {"n": "zombie"}
+        await everybody_has_gone(proxy)
+    async with Container(settings) as witness:
+        assert await witness.signal_db_service.count() == 1
+
+
+async def test_a_connection_that_breaks_while_it_is_left(settings: Settings) -> None:
+    """It takes no sessions, and is cut: writes go on by another, and closing closes."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(through.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)}))
+        db = container.signal_db_service
+        await db.upsert("s", "t", "e", {"n": 0})
+        assert take_sessions_from(container)
+        proxy.cut = b"ping\0"
+        await asyncio.gather(*(db.upsert("s", "t", f"e{n}", {"n": 1}) for n in range(3)))
+        assert await db.count({"payload.n": 1}) == 3
+        proxy.held = b"zombie"
         with pytest.raises(WriteOutcomeUnknownError):
-            await writing
-        assert await db.find_by_context("s", "t", "e") == row
+            await db.upsert("s", "t", "e", {"n": "zombie"})
+        await db.count()
+        assert take_sessions_from(container)
+        proxy.cut = b"ping\0"
         await container.close()
+        proxy.released.set()
+        await everybody_has_gone(proxy)
+    async with Container(settings) as witness:
+        row = await witness.signal_db_service.find_by_context("s", "t", "e")
+        assert row is not None
+        assert row.payload == {"n": 0}
 
 
 @pytest.mark.parametrize("gone", GONE)

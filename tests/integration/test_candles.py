@@ -1,7 +1,9 @@
 """Candles: immutable, one query per window, refused when they cannot be real."""
 
 import time
+import tracemalloc
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from bson import Decimal128
 from pydantic import BaseModel
 
 from backtest_persist import Container, InvalidKeyError, InvalidPayloadError, PersistCandleInstance, Settings
@@ -80,12 +83,50 @@ async def test_a_candle_between_the_times_of_a_window_stands_for_none(container:
     between.pop("_id")
     await stored.insert_one({**between, "timestamp": START + MINUTE + 500})
     assert await adapter.read_candles_data(3, START) is None
+    assert await adapter.read_candle_columns(3, START) is None
     assert await container.candle_db_service.find_gaps(*KEY, START, START + 3 * MINUTE) == [
         (START + MINUTE, START + 2 * MINUTE)
     ]
     await adapter.write_candles_data([candle(1)])
     assert await adapter.read_candles_data(3, START) == [candle(n) for n in range(3)]
+    columns = await adapter.read_candle_columns(3, START)
+    assert columns is not None
+    assert columns["timestamp"].tolist() == [START + n * MINUTE for n in range(3)]
+    assert {len(column) for column in columns.values()} == {3}
     assert await container.candle_db_service.find_gaps(*KEY, START, START + 3 * MINUTE) == []
+
+
+async def test_a_window_costs_what_is_stored_of_it(container: Container) -> None:
+    """However many candles are asked for, nothing is made for those that are missing."""
+    adapter = PersistCandleInstance("BTC/USDT:USDT", "1m", "binance", ioc=container)
+    await adapter.write_candles_data([candle(n) for n in range(10)])
+    tracemalloc.start()
+    try:
+        assert await adapter.read_candles_data(10**6, START) is None
+        assert await adapter.read_candle_columns(10**6, START) is None
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+NO_NUMBERS: list[Any] = [None, ..., "x", [1.0], {}, datetime.now(UTC)]
+
+
+@pytest.mark.parametrize("field", ["timestamp", "open", "volume"])
+async def test_a_damaged_candle_is_named_by_every_read(container: Container, field: str) -> None:
+    """Rows, windows and columns name the document; a time that is none closes no gap."""
+    candles = container.candle_db_service
+    await candles.create_many(*KEY, [candle(0), candle(1)])
+    stored = container.mongo_service.database["candle-items"]
+    damages = [START + 0.5, Decimal128(f"{START}.0")] if field == "timestamp" else NO_NUMBERS
+    for value in damages:
+        damage: dict[str, Any] = {"$unset": {field: 1}} if value is ... else {"$set": {field: value}}
+        damaged: Any = await stored.find_one_and_update({"timestamp": {"$lt": START + MINUTE}}, damage)
+        for read in (candles.find_range, candles.find_data, candles.find_columns):
+            with pytest.raises(InvalidPayloadError, match=f"{damaged['_id']}.*{field}"):
+                await read(*KEY, START, 2)
+        gaps = await candles.find_gaps(*KEY, START, START + 2 * MINUTE)
+        assert gaps == ([(START, START + MINUTE)] if value == START + 0.5 else [])
 
 
 @dataclass
