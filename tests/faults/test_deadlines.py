@@ -70,12 +70,14 @@ async def test_an_injected_client_has_the_deadline(settings: Settings, driver: s
         await closing
 
 
-async def test_an_operation_does_not_wait_for_a_long_index_build(container: Container, failing: Failing) -> None:
+async def test_an_operation_does_not_wait_for_a_long_index_build(
+    container: Container, settings: Settings, failing: Failing
+) -> None:
     """Operations end within the deadline while indexes are built; `wait_for_init` waits for them."""
     db = container.signal_db_service
     async with failing("createIndexes", blockConnection=True, blockTimeMS=2500):
         building = asyncio.create_task(db.wait_for_init())
-        await asyncio.sleep(0.2)
+        await servers.until(lambda: servers.in_the_server(settings, "createIndexes"))
         ends = await asyncio.gather(outcome(db.find_by_context("s", "t", "e")), outcome(db.upsert("s", "t", "e", {})))
         assert [kind for kind, _ in ends] == [StoreUnavailableError] * 2
         assert max(seconds for _, seconds in ends) < 1 + GRACE

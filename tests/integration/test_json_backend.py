@@ -630,7 +630,8 @@ async def test_many_values_of_one_call_leave_others_their_turn(tmp_path: Path, m
     mine, theirs = await persist.candle("A", "1m", "x"), await other.candle("A", "1m", "x")
     signal = await persist.signal("A", "t", "x")
     bulk = asyncio.create_task(mine.write_candles_data(minutes(1000)))  # 2 s at least
-    await asyncio.sleep(0.05)
+    while not any(tmp_path.rglob("*.json")):  # noqa: ASYNC240
+        await asyncio.sleep(0.001)
     await theirs.write_candles_data([{**CANDLE, "timestamp": 0}])
     assert not bulk.done()
     await signal.write_signal_data({"n": 1})
