@@ -138,7 +138,7 @@ class Container:
         try:
             await self.mongo_service.close()
         finally:
-            await self.redis_service.close()
+            await self.redis_service.close(reopened=not self.mongo_service.closed)
 
     async def __aenter__(self) -> Self:
         try:

@@ -196,7 +196,7 @@ def _open_data_directory(data_dir: str | os.PathLike[str]) -> tuple[Path, int]:
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         return root, os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a zero character in its name
         raise SettingsError(f"The data directory cannot be used: {error}.") from None
 
 

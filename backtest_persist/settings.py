@@ -95,6 +95,8 @@ class Settings(BaseSettings):
                 raise SettingsError(f"Bad setting: {problems}.") from None
             except UnicodeDecodeError:
                 raise SettingsError("The .env file is not UTF-8; save it as UTF-8.") from None
+            except OSError as error:
+                raise SettingsError(f"The .env file cannot be read: {error.strerror}.") from None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Allow it only on the way to a child process that multiprocessing is starting, as with its own secrets.

@@ -7,11 +7,10 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextlib import (
     AbstractAsyncContextManager,
-    AsyncExitStack,
     suppress,
 )
 from typing import Any, ClassVar, Generic, TypeVar
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 from anyio import CancelScope
 
@@ -45,7 +44,7 @@ class PerLoop(Generic[T]):
         self._held: dict[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None]]] = {}
         self._retired: list[tuple[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None]]]] = []
         self._inherited: list[tuple[asyncio.AbstractEventLoop, object]] = []
-        self._closing: dict[asyncio.AbstractEventLoop, asyncio.Lock] = {}
+        self._closing: WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakValueDictionary()
         self.closed = False
         PerLoop._all.add(self)
 
@@ -105,20 +104,23 @@ class PerLoop(Generic[T]):
         loop = asyncio.get_running_loop()
         return [value for owner, (value, _) in self._retired if owner is loop]
 
+    @property
+    def all(self) -> list[T]:
+        """All values of the running loop that are still open."""
+        return self.retired if self.held is None else [*self.retired, self.held]
+
     async def close(self) -> None:
-        """Close what belongs to the running loop; a second caller meanwhile waits for the first."""
+        """Close what belongs to the running loop, but no value of a time after `closed`; a second caller waits, too."""
         loop = asyncio.get_running_loop()
-        mine = [held for owner, held in self._retired if owner is loop]
-        self._retired = [(owner, held) for owner, held in self._retired if owner is not loop]
-        if loop in self._held:
-            mine.append(self._held.pop(loop))
+        if self.closed and loop in self._held:
+            self._retired.append((loop, self._held.pop(loop)))
         turn = self._closing.setdefault(loop, asyncio.Lock())
-        try:
-            async with turn, AsyncExitStack() as all_of_them:  # whatever goes wrong with one
-                for _, guard in mine:
-                    all_of_them.push_async_callback(guard.aclose)
-        finally:
-            self._closing.pop(loop, None)  # it would keep the loop; who waits for it has it
+        async with turn:
+            mine = [guard for owner, (_, guard) in self._retired if owner is loop]
+            ends = await asyncio.gather(*(guard.aclose() for guard in mine), return_exceptions=True)
+            self._retired = [entry for entry in self._retired if entry[1][1] not in mine]
+        for error in filter(None, ends):
+            raise error
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

@@ -31,7 +31,6 @@ from backtest_persist.errors import (
     BacktestPersistError,
     SettingsError,
     StoreUnavailableError,
-    WriteOutcomeUnknownError,
 )
 from backtest_persist.logger import LoggerService
 from backtest_persist.settings import DEFAULT_DATABASE, Settings
@@ -183,7 +182,7 @@ class MongoState:
                         await state._settled(name)
                     reason = "its indexes are still being created; await wait_for_init() first"
                     await lock.acquire()
-            except (StoreUnavailableError, TimeoutError, WriteOutcomeUnknownError) as error:
+            except (BacktestPersistError, TimeoutError) as error:
                 raise StoreUnavailableError(f"Nothing was asked of {name}: {reason}.") from error
             try:
                 if name not in self.prepared:
@@ -216,9 +215,8 @@ class MongoState:
             except (BacktestPersistError, PyMongoError) as error:
                 if not is_sessionless(error):
                     raise
-            with suppress(
-                _UnreadableError, PyMongoError
-            ):  # the driver closes what it fails to read; the last used is next
+            # the driver closes a connection of which it fails to read the answer; the one just used is the next one
+            with suppress(_UnreadableError, PyMongoError):
                 await self.database.command("ping", codec_options=_UNREADABLE)
         return await send()
 
@@ -368,6 +366,11 @@ class MongoService:
         return self._states.get().collection(name)
 
     @property
+    def closed(self) -> bool:
+        """Whether it was closed, and not opened again by other settings."""
+        return self._states.closed
+
+    @property
     def is_open(self) -> bool:
         """Whether the running event loop has a client; one that ends has closed it."""
         return self._states.held is not None
@@ -417,9 +420,7 @@ class MongoService:
         Operations under way are waited for, as long as one may take.
         """
         self._states.closed = True
-        state = self._states.held
-        if state is not None:
-            await state.drain()  # here, for a second caller meanwhile
+        await asyncio.gather(*(state.drain() for state in self._states.all))  # which may be using one another
         await self._states.close()
 
 

@@ -253,9 +253,12 @@ class RedisService:
         self._states.closed = False
         self._failures = 0
 
-    async def close(self) -> None:
-        """Close the client of the running loop, if it was opened here; the service cannot be used any more."""
-        self._states.closed = True
+    async def close(self, *, reopened: bool = False) -> None:
+        """Close the client of the running loop, if it was opened here; the service cannot be used any more.
+
+        If it was `reopened` meanwhile, by other settings, those of before are closed alone.
+        """
+        self._states.closed = not reopened
         await self._states.close()
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from bson import ObjectId, encode
 from bson.errors import BSONError
-from pymongo import ASCENDING, DESCENDING, DeleteOne, ReturnDocument, UpdateOne
+from pymongo import ASCENDING, DESCENDING, DeleteOne, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
 from backtest_persist.connections import (
@@ -197,12 +197,14 @@ class _InFlight(Generic[C, R]):
     async def _fence(self) -> None:
         """A write that changes nothing: after it the server refuses those that were sent before it."""
         if self.in_doubt and self.state.client.topology_description.has_writable_server():
-            async with self.state.deadline(f"Settling {self.collection.name}", write=True):
-                await self.state.by_session(self._change_nothing)
+            with suppress(WriteRejectedError):  # as is, then, what was sent before
+                async with self.state.deadline(f"Settling {self.collection.name}", write=True):
+                    await self.state.by_session(self._change_nothing)
             self.in_doubt = False
 
     async def _change_nothing(self) -> None:
-        await self.collection.update_one({"_id": ObjectId()}, {"$set": {"__v": 0}}, session=self._session)
+        collection = self.collection.with_options(write_concern=WriteConcern(w=1))  # the primary is the one to refuse
+        await collection.update_one({"_id": ObjectId()}, {"$set": {"__v": 0}}, session=self._session)
 
 
 def operation(verb: str, *, write: bool = False) -> Callable[[_Method[S, P, T]], _Method[S, P, T]]:
@@ -588,14 +590,8 @@ class DbService(Generic[C, R]):
             with state.held(self.collection, self._open_flights).call():
                 for start in range(0, len(writes), BULK_SIZE):
                     chunk = writes[start : start + BULK_SIZE]
-                    send = partial(self._write_chunk, chunk, replace)
-                    doing = self._doing(f"write of {len(chunk)} items")
                     with self._part(partial(_stored, start, len(writes))):
-                        if replace:
-                            stored += await self._in_turn(state, send)
-                            continue
-                        async with state.deadline(doing, write=True):  # no turn: of two first writes either may stand
-                            stored += await send(state, None)
+                        stored += await self._in_turn(state, partial(self._write_chunk, chunk, replace))
         return stored
 
     @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Generic, Self, TypeVar, cast
 
 from bson import BSON, CodecOptions, ObjectId
@@ -193,6 +194,8 @@ def _same(one: Any, other: Any) -> bool:
         return len(items[0]) == len(items[1]) and all(map(_same, *items))
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
+    if isinstance(one, Decimal) or isinstance(other, Decimal):  # whose digits count; a signaling NaN compares with none
+        return isinstance(one, Decimal) and isinstance(other, Decimal) and str(one) == str(other)
     return one == other or (one != one and other != other)  # NaN
 
 

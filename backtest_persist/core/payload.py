@@ -202,10 +202,10 @@ class _Encoder:
     def decimal(self, value: Decimal) -> Decimal128:
         try:
             stored = Decimal128(value)
-        except DecimalException:
+        except (DecimalException, ValueError):
             stored = None
-        if stored is None or (value.is_finite() and stored.to_decimal().as_tuple() != value.as_tuple()):
-            raise self.error("is a Decimal of more than 34 digits or with too large an exponent")
+        if stored is None or stored.to_decimal().as_tuple() != value.as_tuple():
+            raise self.error("is a Decimal of more than 34 digits, with too large an exponent, or a NaN that is marked")
         return stored
 
     def nested(self, value: Any) -> Any:

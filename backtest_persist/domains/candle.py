@@ -9,6 +9,7 @@ from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 
+from bson.decimal128 import Decimal128
 from bson.int64 import Int64
 from pymongo import ASCENDING
 
@@ -265,13 +266,14 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         start = checked_timestamp(since, "since")
         end = checked_timestamp(start + checked_limit(limit) * series.step, "the end of the window")
         is_number: dict[str, Any] = {name: {"$in": [{"$type": f"${name}"}, _NUMBER_TYPES]} for name in _COLUMNS}
-        is_whole = {"$eq": [{"$trunc": "$timestamp"}, "$timestamp"]}
-        is_number["open"] = {"$and": [is_number["open"], is_number["timestamp"], is_whole]}
+        is_time = {"$cond": [is_number["timestamp"], {"$eq": [{"$trunc": "$timestamp"}, "$timestamp"]}, False]}
+        time = {"$cond": [is_number["timestamp"], {"$toLong": "$timestamp"}, Int64(0)]}
+        is_number["open"] = {"$and": [is_number["open"], is_time]}
         numbers = {name: {"$cond": [is_number[name], {"$toDouble": f"${name}"}, math.nan]} for name in _NUMBERS}
         pipeline = [
             {"$match": series.window(start, end)},
             {"$sort": {"timestamp": 1}},
-            {"$project": {"_id": 0, "timestamp": {"$toLong": "$timestamp"}, **numbers}},
+            {"$project": {"_id": 0, "timestamp": time, **numbers}},
         ]
         collection = await self._prepared()
         self.stats.reads += 1
@@ -288,10 +290,11 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         end = checked_timestamp(_ceil(checked_timestamp(until, "until"), step), "until")
         if start >= end:
             return []
-        on_grid = {"$eq": [{"$mod": ["$timestamp", Int64(step)]}, 0]}  # another program's in between close no gap
+        window = series.window(start, end)
+        window["timestamp"]["$mod"] = [step, 0]  # what another program stored in between closes no gap
         pipeline = [
-            {"$match": {**series.window(start, end), "$expr": on_grid}},
-            {"$project": {"_id": 0, "timestamp": {"$toLong": "$timestamp"}}},
+            {"$match": window},
+            {"$project": {"_id": 0, "timestamp": 1}},
             {
                 "$setWindowFields": {
                     "sortBy": {"timestamp": 1},
@@ -314,14 +317,16 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         ]
         collection = await self._prepared()
         gaps: list[tuple[int, int]] = []
-        seen = False
+        covered, seen = start, False
         async for document in aggregate(collection, pipeline):
-            timestamp, following = int(document["timestamp"]), int(document["next"])
-            if not seen and timestamp > start:
-                gaps.append((start, timestamp))
+            timestamp, following = _whole(document["timestamp"]), _whole(document["next"])
+            if timestamp is not None:
+                if timestamp > start and not seen:
+                    gaps.append((start, timestamp))
+                covered = timestamp + step
+            if following is not None and following > covered:
+                gaps.append((covered, following))
             seen = True
-            if following > timestamp + step:
-                gaps.append((timestamp + step, following))
         return gaps if seen else [(start, end)]
 
     @operation("find")
@@ -428,6 +433,12 @@ class PersistCandleInstance(PersistInstance[CandleServices]):
         """Store candles; those that have not closed yet by this machine's clock are skipped."""
         closed = closed_candles(self.interval, candles, int(time.time() * 1000))
         await self._services.candle_db_service.create_many(self.symbol, self.interval, self.exchange_name, closed)
+
+
+def _whole(stored: Any) -> int | None:
+    """A stored number as int; None for one that is not whole, which $mod of a query cuts off."""
+    number = stored.to_decimal() if isinstance(stored, Decimal128) else stored
+    return int(number) if number == int(number) else None
 
 
 def _is_usual(document: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 import pytest
+from pydantic import SecretStr
 
 from backtest_persist import (
     BacktestPersistError,
@@ -479,3 +480,73 @@ async def test_a_write_that_comes_after_the_end_of_its_loop_is_refused(settings:
         await everybody_has_gone(proxy)
     async with Container(settings) as witness:
         assert await witness.signal_db_service.find_by_context("s", "t", "e") == row
+
+
+async def test_new_settings_in_place_of_a_write_concern_that_nobody_can_meet(settings: Settings) -> None:
+    """The write is in doubt; the one that settles it does not ask for more than the primary."""
+    async with Container(settings) as container:
+        await container.signal_db_service.upsert("s", "t", "e", {"n": 0})
+        uri = settings.mongo_connection_string.get_secret_value()
+        container.configure(settings.model_copy(update={"mongo_connection_string": SecretStr(f"{uri}&w=2")}))
+        with pytest.raises(WriteOutcomeUnknownError):
+            await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+        container.configure(settings)
+        assert (await container.signal_db_service.upsert("s", "t", "e", {"n": 2})).payload == {"n": 2}
+
+
+async def test_closing_many_clients_takes_as_long_as_closing_one(settings: Settings) -> None:
+    """Each configuration has left one, and the server is silent to all."""
+    async with mongo_proxy(settings) as (proxy, through):
+        bounded = through.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)})
+        container = Container(bounded)
+        for n in range(5):
+            container.configure(bounded)
+            await container.signal_db_service.upsert("s", "t", "e", {"n": n})
+        proxy.passing.clear()
+        with Stopwatch() as watch:
+            await container.close()
+        assert watch.seconds < 2 * DEADLINE + GRACE
+        proxy.passing.set()
+        await everybody_has_gone(proxy)
+
+
+async def test_new_settings_while_it_closes_wait_as_well(settings: Settings) -> None:
+    """A write is in doubt, the container closes and is opened again meanwhile; what it writes then stays."""
+    async with mongo_proxy(settings) as (proxy, through):
+        bounded = through.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)})
+        container = Container(bounded)
+        db = container.signal_db_service
+        await db.upsert("s", "t", "e", {"n": "old"})
+        proxy.held = b"zombie"
+        with pytest.raises(WriteOutcomeUnknownError):
+            await db.upsert("s", "t", "e", {"n": "zombie"})
+        proxy.held, proxy.delay = b"", 0.1
+        closing = asyncio.create_task(container.close())
+        await some_turns()
+        container.configure(bounded)
+        row = await acknowledged(lambda: db.upsert("s", "t", "e", {"n": "later"}))
+        await closing
+        proxy.delay = 0
+        proxy.released.set()
+        await container.close()
+        await everybody_has_gone(proxy)
+    async with Container(settings) as witness:
+        assert await witness.signal_db_service.find_by_context("s", "t", "e") == row
+
+
+async def test_an_import_that_comes_after_a_bucket_was_cleared_is_refused(settings: Settings) -> None:
+    """A first write is held back in the network; the bucket is cleared, then it arrives."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(through.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)}))
+        db = container.interval_db_service
+        await db.upsert("other", "k", {}, 0)
+        proxy.held = b"zombie"
+        context = db.context_type(bucket="b", entry_key="k")
+        with pytest.raises(WriteOutcomeUnknownError):
+            await db.restore([(context, {"payload": {"n": "zombie"}, "removed": False, "when": 0})])
+        assert await acknowledged(lambda: db.clear_bucket("b")) == 0
+        proxy.released.set()
+        await container.close()
+        await everybody_has_gone(proxy)
+    async with Container(settings) as witness:
+        assert await witness.interval_db_service.count({"bucket": "b"}) == 0

@@ -1,5 +1,6 @@
 """Candles: immutable, one query per window, refused when they cannot be real."""
 
+import random
 import time
 import tracemalloc
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -118,15 +120,36 @@ async def test_a_damaged_candle_is_named_by_every_read(container: Container, fie
     candles = container.candle_db_service
     await candles.create_many(*KEY, [candle(0), candle(1)])
     stored = container.mongo_service.database["candle-items"]
-    damages = [START + 0.5, Decimal128(f"{START}.0")] if field == "timestamp" else NO_NUMBERS
+    damages = [START + 0.5, Decimal128(f"{START}.0"), [START]] if field == "timestamp" else NO_NUMBERS
     for value in damages:
         damage: dict[str, Any] = {"$unset": {field: 1}} if value is ... else {"$set": {field: value}}
         damaged: Any = await stored.find_one_and_update({"timestamp": {"$lt": START + MINUTE}}, damage)
         for read in (candles.find_range, candles.find_data, candles.find_columns):
             with pytest.raises(InvalidPayloadError, match=f"{damaged['_id']}.*{field}"):
                 await read(*KEY, START, 2)
-        gaps = await candles.find_gaps(*KEY, START, START + 2 * MINUTE)
-        assert gaps == ([(START, START + MINUTE)] if value == START + 0.5 else [])
+        if value != [START]:
+            gaps = await candles.find_gaps(*KEY, START, START + 2 * MINUTE)
+            assert gaps == ([(START, START + MINUTE)] if value == START + 0.5 else [])
+
+
+async def test_fractions_of_a_time_close_no_gap(container: Container) -> None:
+    """Wherever they stand among candles and holes."""
+    candles = container.candle_db_service
+    stored = container.mongo_service.database["candle-items"]
+    await candles.wait_for_init()
+    for seed in range(40):
+        chance = random.Random(seed)
+        whole = [n for n in range(8) if chance.random() < 0.6]
+        fractions = [n for n in range(8) if chance.random() < 0.4]
+        await candles.create_many(*KEY, [candle(n) for n in whole])
+        template = {"symbol": KEY[0], "interval": KEY[1], "exchangeName": KEY[2]}
+        if fractions:
+            await stored.insert_many([{**template, "timestamp": START + n * MINUTE + 0.5} for n in fractions])
+        missing = [START + n * MINUTE for n in range(8) if n not in whole]
+        gaps = await candles.find_gaps(*KEY, START, START + 8 * MINUTE)
+        assert [at for first, end in gaps for at in range(first, end, MINUTE)] == missing, seed
+        assert all(end < first for (_, end), (first, _) in pairwise(gaps)), seed
+        await stored.delete_many({})
 
 
 @dataclass

@@ -14,6 +14,7 @@ import pytest
 from bson import ObjectId
 
 from backtest_persist import Container, Registry, Settings, SettingsError
+from backtest_persist.core.row import STORED
 from backtest_persist.persist.dump import transfer
 from backtest_persist.persist.dump.transfer import Imported, export_dump, import_dump
 from tests.cases import CASES
@@ -526,3 +527,52 @@ async def test_a_directory_that_cannot_be_meant_is_a_settings_error(container: C
     with pytest.raises(SettingsError, match="not an empty directory"):
         await export_dump(container, tmp_path)
     assert files_of(tmp_path / "dump") == dict(sorted(ORIGINAL.items()))
+
+
+async def test_decimals_are_compared_digit_by_digit(container: Container, tmp_path: Path) -> None:
+    """A second import finds the same, NaN of any kind too; other digits of the same number are another value."""
+    texts = {f"memory/s/b/{name}.json": f'{{"x":{{"$numberDecimal":"{name}"}}}}' for name in ("1.10", "NaN", "sNaN")}
+    write_dump(tmp_path, texts)
+    assert totals(await import_dump(container, tmp_path)) == (3, 3, 0, 0)
+    assert totals(await import_dump(container, tmp_path)) == (3, 0, 3, 0)
+    write_dump(tmp_path, {"memory/s/b/1.10.json": '{"x":{"$numberDecimal":"1.1"}}'})
+    report = await import_dump(container, tmp_path)
+    assert totals(report) == (3, 0, 2, 1)
+    assert [skipped.path for skipped in report.skipped] == ["memory/s/b/1.10.json"]
+
+
+async def test_a_long_name_beside_an_empty_frame_comes_back(
+    container: Container, settings: Settings, tmp_path: Path
+) -> None:
+    """The directory that has no frame is read with what is noted of the others."""
+    sessions = container.session_db_service
+    name = "s" * 201
+    context = sessions.context_type.model_validate(
+        {"strategy_name": name, "exchange_name": "e", "frame_name": "", "symbol": "B", "backtest": False},
+        context=STORED,
+    )
+    await sessions.restore([(context, {"payload": {"n": 1}, "when": 5})])
+    before = await documents(container)
+    assert (await export_dump(container, tmp_path / "dump")).skipped == []
+    await container.mongo_service.client.drop_database(container.mongo_service.database.name)
+    async with Container(settings) as another:
+        assert (await import_dump(another, tmp_path / "dump")).skipped == []
+        assert await documents(another) == before
+
+
+async def test_an_entry_whose_id_is_another_has_no_form_in_a_dump(container: Container, tmp_path: Path) -> None:
+    """It would not come back; the export says so."""
+    await container.storage_db_service.upsert(True, "right", {"id": "right"})
+    await container.storage_db_service.upsert(True, "S1", {"id": "another"})
+    report = await export_dump(container, tmp_path / "dump")
+    assert [skipped.reason for skipped in report.skipped] == ["Its name is not the 'id' of what it holds."]
+    assert report.domains["storage"] == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+async def test_an_export_into_what_cannot_be_a_directory_is_refused(
+    container: Container, tmp_path: Path, name: str
+) -> None:
+    """As a setting that cannot be used."""
+    with pytest.raises(SettingsError, match=r"cannot be read|zero character"):
+        await export_dump(container, tmp_path / name)

@@ -441,3 +441,10 @@ async def test_start_cancelled(seconds: float, tmp_path: Path) -> None:
         async with asyncio.timeout(seconds), embedded(tmp_path):
             await asyncio.sleep(600)
     assert not processes(tmp_path)
+
+
+async def test_a_data_directory_with_a_zero_character_is_refused() -> None:
+    """No system has one."""
+    with pytest.raises(SettingsError, match="data directory cannot be used"):
+        async with embedded("a\0b"):
+            pass

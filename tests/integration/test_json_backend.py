@@ -1,12 +1,16 @@
 """JSON files: the layout of the TypeScript framework, whole values after a crash at any step, no way out."""
 
 import asyncio
+import errno
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from backtest_persist import (
 from backtest_persist.contracts import CandleColumns
 from backtest_persist.persist.dump import files
 from tests.dumps import ORIGINAL, ORIGINAL_WHEN, files_of, write_dump
+from tests.faults.stopwatch import Stopwatch
 
 EARLY, LATE = 1_600_000_000_000, 1_700_000_000_000
 CANDLE = {"timestamp": 1_600_000_020_000, "open": 10.0, "high": 12.5, "low": 9.0, "close": 11.0, "volume": 100.0}
@@ -313,7 +318,7 @@ async def test_a_read_between_two_writes_sees_a_value_with_its_own_time(
         if not raced:
             raced = True
             for n in (2, 3):
-                other._write([files.Write("b", b'{"n":%d}' % n, LATE)], True, True)
+                other._write([files.Write("b", b'{"n":%d}' % n, LATE)], math.inf, True, True)
         return real(file)
 
     monkeypatch.setattr(files, "_load_records", racing)
@@ -519,7 +524,7 @@ async def test_a_damaged_file_of_the_hidden_tree_is_a_typed_error_that_names_it(
     await signal.write_signal_data({"n": 1})
     await state.write_state_data({"n": 1}, LATE)
     hidden = tmp_path / ".backtest-persist"
-    label, record = hidden / "labels/data/signal/A_B_C_x.json", hidden / "records/state/s/b/b.json"
+    label, record = hidden / "labels/data/signal/A_B_C_x%~.json", hidden / "records/state/s/b/b.json"
     for file in (label, record):
         assert file.is_file()
         file.write_text(text)
@@ -789,3 +794,153 @@ async def test_a_file_system_that_does_not_tell_cases_apart_is_refused(tmp_path:
         await (await persist.measure("a")).write_measure_data({}, "k", 0)
     await (await persist.state("s", "b")).write_state_data({"n": 1}, 0)
     assert files_of(tmp_path) == {"state/s/b/b.json": '{"n":1}'}
+
+
+DAMAGED: dict[str, tuple[str, str, str]] = {
+    "nested too deep": ("memory/s/b/m.json", f'{{"a":{"[" * 600}1{"]" * 600}}}', "nested too deep"),
+    "array for an object": ("memory/s/b/m.json", "[1]", "no object"),
+    "object for an array": ("data/risk/r_x/positions.json", '{"a":1}', "no array"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+async def test_a_file_that_holds_no_value_is_a_typed_error(tmp_path: Path, kind: str) -> None:
+    """It is named, whatever is wrong with it."""
+    path, text, problem = DAMAGED[kind]
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    persist = on(tmp_path)
+    memory, risk = await persist.memory("s", "b"), await persist.risk("r", "x")
+    reading = memory.read_memory_data("m") if path.startswith("memory") else risk.read_position_data(LATE)
+    with pytest.raises(InvalidPayloadError, match=f"{path} is damaged: .*{problem}"):
+        await reading
+
+
+async def test_half_a_surrogate_pair_of_the_original_can_be_removed(tmp_path: Path) -> None:
+    """JavaScript writes one as an escape; so do we."""
+    file = tmp_path / "memory/s/b/m.json"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"text":"\\ud800"}')
+    memory = await on(tmp_path).memory("s", "b")
+    assert await memory.read_memory_data("m") == {"text": "\ud800"}
+    await memory.remove_memory_data("m")
+    assert await memory.read_memory_data("m") is None
+    assert json.loads(file.read_text()) == {"text": "\ud800", "removed": True}
+
+
+async def test_a_window_costs_what_is_stored_of_it(tmp_path: Path) -> None:
+    """However many candles are asked for, nothing is made for those that are missing."""
+    candles = await on(tmp_path).candle("A", "1m", "x")
+    await candles.write_candles_data(minutes(2))
+    tracemalloc.start()
+    try:
+        assert await candles.read_candles_data(10**6, int(CANDLE["timestamp"])) is None
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("names", [("x", "x.json"), ("x.json", "x")])
+async def test_a_name_with_the_suffix_of_a_file_disturbs_nobody(tmp_path: Path, names: tuple[str, str]) -> None:
+    """Nor do long names below it, which are noted in directories of that name."""
+    for name in names:
+        partial = await on(tmp_path).partial("S", "s_1", name)
+        await partial.write_partial_data({"n": name}, "k" * 201, 0)
+    for name in names:
+        partial = await on(tmp_path).partial("S", "s_1", name)
+        assert await partial.read_partial_data("k" * 201, LATE) == {"n": name}
+
+
+async def test_calls_that_wait_for_one_lock_wait_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each ends when its own time is over; who only reads, and whose directory is free, gets on."""
+    import fcntl
+
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 1.0)
+    persist = on(tmp_path)
+    held, free = await persist.measure("held"), await persist.measure("free")
+    await held.write_measure_data({"n": 0}, "k", 0)
+    descriptor = os.open(tmp_path / "data/measure/held", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        (tmp_path / "data/measure/held/.tmp-1-1").touch()
+        with Stopwatch() as watch:
+            reader = await on(tmp_path).measure("held")
+            assert await reader.read_measure_data("k") == {"n": 0}
+            writes = [held.write_measure_data({"n": n}, f"k{n}", 0) for n in range(4)]
+            ends = await asyncio.gather(*writes, free.write_measure_data({"n": 1}, "k", 0), return_exceptions=True)
+        assert [type(end) for end in ends] == [StoreUnavailableError] * 4 + [type(None)]
+        assert watch.seconds < 2
+    finally:
+        os.close(descriptor)
+
+
+async def test_a_reader_that_may_not_remove_what_a_crash_left_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a dump on a medium that cannot be written to."""
+    state = await on(tmp_path).state("s", "b")
+    await state.write_state_data({"n": 1}, 1)
+    (tmp_path / "state/s/b/.tmp-1-1").touch()
+
+    def refused(path: Path, *, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert await (await on(tmp_path).state("s", "b")).read_state_data() == {"n": 1}
+
+
+async def test_what_a_crash_left_of_a_note_of_names_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    """Nothing keeps others from writing there, so a young one may be theirs."""
+    await (await on(tmp_path).signal("A", "B_C", "x")).write_signal_data({"n": 1})
+    labels = tmp_path / ".backtest-persist/labels/data/signal"
+    young, old = labels / ".tmp-1-1", labels / ".tmp-1-2"
+    young.touch()
+    old.touch()
+    os.utime(old, (1, 1))
+    await on(tmp_path).signal("A", "B_C", "x")
+    assert young.exists()
+    assert not old.exists()
+
+
+async def test_a_child_that_was_forked_keeps_no_lock_of_a_parent_that_was_killed(tmp_path: Path) -> None:
+    """The child lives on; the directory is free."""
+    code = """
+import asyncio, os, sys, threading, time
+from backtest_persist import Registry
+persist = Registry(); persist.use_json(sys.argv[1])
+inside = threading.Event()
+def slow(descriptor):
+    inside.set(); time.sleep(60)
+async def main():
+    state = await persist.state("s", "b")
+    os.fsync = slow
+    writing = asyncio.create_task(state.write_state_data({"n": 1}, 1))
+    while not inside.is_set():
+        await asyncio.sleep(0.01)
+    child = os.fork()
+    if not child:
+        time.sleep(60); os._exit(0)
+    print(child, flush=True)
+    os.kill(os.getpid(), 9)
+asyncio.run(main())
+"""
+    state = await on(tmp_path).state("s", "b")
+    await state.write_state_data({"n": 0}, 0)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(tmp_path), stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    assert process.stdout is not None
+    child = int(await process.stdout.readline())
+    try:
+        assert await process.wait() == -signal.SIGKILL
+        await state.write_state_data({"n": 2}, 2)
+        assert await state.read_state_data() == {"n": 2}
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_directory_with_a_zero_character_is_refused() -> None:
+    """No system has one."""
+    with pytest.raises(SettingsError, match="zero character"):
+        on(Path("a\0b"))

@@ -260,3 +260,17 @@ async def test_migrate_needs_the_right_to_drop(users: Users) -> None:
         await users.database.command("updateRole", owner["createRole"], privileges=owner["privileges"])
         assert len(await container.session_db_service.drop_narrow_indexes()) == 1
         await container.session_db_service.wait_for_init()
+
+
+async def test_new_settings_in_place_of_a_user_who_has_lost_its_rights(users: Users, settings: Settings) -> None:
+    """What it sent is refused, and so is what it may have sent; nothing waits for that."""
+    container = Container(users.settings)
+    try:
+        await container.signal_db_service.upsert("s", "t", "e", {"n": 0})
+        await users.database.command("updateUser", users.name, roles=[])
+        with pytest.raises(WriteRejectedError):
+            await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
+        container.configure(settings)
+        assert (await container.signal_db_service.upsert("s", "t", "e", {"n": 2})).payload == {"n": 2}
+    finally:
+        await container.close()

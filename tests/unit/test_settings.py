@@ -153,3 +153,18 @@ async def test_an_injected_redis_client_returns_bytes() -> None:
     with pytest.raises(SettingsError, match="decode_responses"):
         Container(redis_client=client)
     await client.aclose()
+
+
+def test_an_env_file_that_cannot_be_read_is_named(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory in its place is none; one that this user may not read is an error."""
+    (nowhere / ".env").write_text("CC_REDIS_HOST=x")
+    real: Any = open
+
+    def refused(file: Any, *arguments: Any, **options: Any) -> Any:
+        if str(file).endswith(".env"):
+            raise PermissionError(13, "Permission denied", str(file))
+        return real(file, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(SettingsError, match=r"\.env file cannot be read: Permission denied"):
+        Settings()

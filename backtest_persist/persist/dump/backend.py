@@ -100,7 +100,7 @@ class JsonPersistCandleInstance(JsonInstance):
         window = checked_window(self.interval, limit, since_timestamp, until_timestamp)
         if window is None:
             return None
-        values = await self._folder.read_window([str(timestamp) for timestamp in window])
+        values = await self._folder.read_window(map(str, window))
         if values is None:
             return None
         return [self._candle(timestamp, value) for timestamp, value in zip(window, values, strict=True)]

@@ -29,7 +29,10 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 def dumps(value: Any) -> bytes:
     """The compact JSON text of what `encode` returned."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # of half a surrogate pair, which JavaScript writes as an escape
+        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
 def loads(text: bytes) -> Any:

@@ -112,6 +112,8 @@ class DumpFiles:
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
+        if "\0" in str(root):
+            raise SettingsError("The name of a directory holds no zero character.")
         self.root = Path(root).absolute()
         self.tick = 0
         self._thread: ThreadPoolExecutor | None = None
@@ -149,7 +151,7 @@ class Folder:
         """The value of a name, or None. `InvalidPayloadError` for a damaged file."""
         return await run_sync(partial(self._read, _segment(name)))
 
-    async def read_window(self, names: Sequence[str]) -> list[Any] | None:
+    async def read_window(self, names: Iterable[str]) -> list[Any] | None:
         """The values of all these names, or None when any is missing."""
         return await run_sync(self._read_window, names)
 
@@ -173,19 +175,21 @@ class Folder:
         Raises `WriteRejectedError` when the file system refuses, `StoreUnavailableError` when another process does not
         let go of the directory, and `WriteOutcomeUnknownError` for either when a part may have been stored.
         """
-        new = 0
+        new, until = 0, time.monotonic() + _LOCK_SECONDS
         async with self._turn():
             for at in range(0, len(writes), _AT_ONCE):
                 if at and flush:
                     await asyncio.sleep(2 * _LOOK_SECONDS)  # else nobody who looks would ever find it free
+                    until = time.monotonic() + _LOCK_SECONDS
                 part = writes[at : at + _AT_ONCE]
-                new += await self._dump.write(partial(self._write, part, replace, flush, at))
+                new += await self._dump.write(partial(self._write, part, until, replace, flush, at))
         return new
 
     async def remove(self, name: str) -> None:
         """Turn the value of a name into a tombstone; nothing happens when there is none."""
+        until = time.monotonic() + _LOCK_SECONDS
         async with self._turn():
-            await self._dump.write(partial(self._remove, _segment(name)))
+            await self._dump.write(partial(self._remove, _segment(name), until))
 
     def _turn(self) -> asyncio.Lock:
         """Held while a call writes, so that the next one of this loop does not get in between its parts."""
@@ -202,7 +206,7 @@ class Folder:
         with self._reading():
             return self._load(self._path(), segment)
 
-    def _read_window(self, names: Sequence[str]) -> list[Any] | None:
+    def _read_window(self, names: Iterable[str]) -> list[Any] | None:
         with self._reading():
             path = self._path()
             values: list[Any] = []
@@ -238,9 +242,9 @@ class Folder:
             return load(self._dump.root, self._layout, theirs.parent, theirs.name.removesuffix(SUFFIX))
         return stored
 
-    def _write(self, writes: Sequence[Write], replace: bool, flush: bool, stored: int = 0) -> int:
+    def _write(self, writes: Sequence[Write], until: float, replace: bool, flush: bool, stored: int = 0) -> int:
         new = 0
-        with self._writing(lambda: stored > 0) as (path, descriptor):
+        with self._writing(until, lambda: stored > 0) as (path, descriptor):
             for write in writes:
                 segment = _segment(write.name)
                 if segment.labelled:
@@ -278,13 +282,13 @@ class Folder:
         _replace(file, write.text, self._dump.tick if write.created is None else write.created, flush=flush)
         return before is None
 
-    def _remove(self, segment: Segment) -> None:
+    def _remove(self, segment: Segment, until: float) -> None:
         with self._errors(lambda: False):
             path = self._path()
             if not path.is_dir() and self._theirs(path, segment.parts[0]) is None:
                 return
         stored = False
-        with self._writing(lambda: stored) as (path, descriptor):
+        with self._writing(until, lambda: stored) as (path, descriptor):
             standing = self._load(path, segment)
             if standing is None or standing.removed:
                 return
@@ -299,10 +303,13 @@ class Folder:
             if not path.is_dir():
                 return
             mirrors = [self._hidden(kind, path, "").parent for kind in ("records", "labels")]
-            with _locked(path):
-                for directory in (path, *mirrors):
-                    for leftover in _leftovers(directory):
-                        leftover.unlink(missing_ok=True)
+            tree = len(path.relative_to(self._dump.root / self._layout.path).parts)
+            above = [self._hidden("labels", parent, "").parent for parent in list(path.parents)[:tree]]
+            _unlink(file for directory in above for file in _leftovers(directory, locked=False))
+            if not any(any(_leftovers(directory)) for directory in (path, *mirrors)):
+                return
+            with suppress(TimeoutError), _locked(path, time.monotonic()):  # who writes there is no crash
+                _unlink(file for directory in (path, *mirrors) for file in _leftovers(directory))
 
     # --- paths ---
 
@@ -376,11 +383,11 @@ class Folder:
             raise StoreUnavailableError(f"{self._what} cannot be read: {_cause(error)}.") from None
 
     @contextmanager
-    def _writing(self, stored: Callable[[], bool]) -> Generator[tuple[Path, int]]:
+    def _writing(self, until: float, stored: Callable[[], bool]) -> Generator[tuple[Path, int]]:
         """Make the directory of this context, and keep others from writing to it; `stored`: whether anything was."""
         with self._errors(stored):
             path = self._path(claim=True)
-            with _locked(path) as descriptor:
+            with _locked(path, until) as descriptor:
                 yield path, descriptor
 
     @contextmanager
@@ -428,12 +435,13 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def _hidden(root: Path, kind: str, path: Path, stem: str) -> Path:
-    return root / HIDDEN / kind / path.relative_to(root) / f"{stem}{SUFFIX}"
+    ending = f"%~{SUFFIX}" if kind == "labels" else SUFFIX  # which no directory of labels has
+    return root / HIDDEN / kind / path.relative_to(root) / f"{stem}{ending}"
 
 
 def _stated(layout: Layout, value: Any) -> int:
     """The `when` that a payload of the original states itself, as ISO 8601 text or ms."""
-    stated = members(value).get(layout.stated_by)
+    stated = members(value).get(layout.stated_by) if layout.stated_by else None
     if isinstance(stated, str):
         try:
             stated = datetime.fromisoformat(stated)
@@ -452,16 +460,16 @@ def _segment(name: str) -> Segment:
 def _parse(text: bytes, file: Path, layout: Layout) -> tuple[Any, bool]:
     """The value of a text, and whether it is a tombstone."""
     try:
-        value = codec.loads(text)
-        if not layout.removable:
-            return codec.decode(value), False
-        marks = members(value)
-        if marks.keys() == {codec.LITERAL, "removed"}:
-            return codec.decode(marks[codec.LITERAL]), bool(marks["removed"])
-        decoded = codec.decode(value)
-        return decoded, members(decoded).get("removed") is True
-    except ValueError as error:
-        raise InvalidPayloadError(f"The file {file} is damaged: {error}. Repair or remove it.") from None
+        marks = codec.loads(text)
+        tombstone = layout.removable and members(marks).keys() == {codec.LITERAL, "removed"}
+        value: Any = codec.decode(marks[codec.LITERAL] if tombstone else marks)
+        if not isinstance(value, list if layout.fixed_file else dict | None):
+            raise ValueError(f"it holds no {'array' if layout.fixed_file else 'object'}")
+        removed = marks["removed"] if tombstone else layout.removable and members(value).get("removed") is True
+        return cast("Any", value), bool(removed)
+    except (RecursionError, ValueError) as error:
+        problem = "nested too deep" if isinstance(error, RecursionError) else error
+        raise InvalidPayloadError(f"The file {file} is damaged: {problem}. Repair or remove it.") from None
 
 
 def members(value: Any) -> dict[str, Any]:
@@ -550,28 +558,42 @@ def _flush(directory: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Generator[int]:
+def _locked(path: Path, until: float) -> Generator[int]:
     """Keep other writers out of a directory, in this process and others; a process that dies lets go of it."""
     import fcntl  # not on Windows, where the rest of the package can be imported
 
     descriptor = os.open(path, os.O_RDONLY)
+    _locks.add(descriptor)
     try:
-        deadline = time.monotonic() + _LOCK_SECONDS
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline:
+                if time.monotonic() > until:
                     problem = f"another process has kept {path} locked for {_LOCK_SECONDS:g} s"
                     raise TimeoutError(errno.ETIMEDOUT, problem) from None
                 time.sleep(_LOOK_SECONDS)
         try:
             yield descriptor
         finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor as well
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile may have the descriptor as well
     finally:
+        _locks.discard(descriptor)
         os.close(descriptor)
+
+
+_locks: set[int] = set()
+
+
+def _disinherit() -> None:
+    """Let go, in a child that was forked, of what its parent has locked."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_disinherit)
 
 
 def _json_files(path: Path) -> Iterable[str]:
@@ -586,12 +608,22 @@ def _json_files(path: Path) -> Iterable[str]:
         return []
 
 
-def _leftovers(directory: Path) -> Iterator[Path]:
-    """Temporary files of writers that are gone: ours, as their directory is locked; foreign ones by their age."""
+def _unlink(leftovers: Iterable[Path]) -> None:
+    """Remove them; those that this user may not remove are for another."""
+    for leftover in leftovers:
+        try:
+            leftover.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+
+
+def _leftovers(directory: Path, *, locked: bool = True) -> Iterator[Path]:
+    """Temporary files of writers that are gone: ours, if their directory is locked; foreign ones by their age."""
     oldest = time.time() - _FOREIGN_LEFTOVER_SECONDS
     if directory.is_dir():
         for file in directory.iterdir():
             if file.name.startswith(TEMPORARY) and (
-                re.fullmatch(rf"{re.escape(TEMPORARY)}\d+-\d+", file.name) or file.stat().st_mtime < oldest
+                (locked and re.fullmatch(rf"{re.escape(TEMPORARY)}\d+-\d+", file.name)) or file.stat().st_mtime < oldest
             ):
                 yield file

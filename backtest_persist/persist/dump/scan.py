@@ -139,7 +139,9 @@ def _contexts(root: Path, layout: Layout, path: Path, stems: Sequence[str]) -> I
         readings = of_directory
         if inside and not regular:
             shape, name = _unnested(layout, directories, name)
-            readings = _readings(layout, shape, [None] * len(shape))
+            same = shape[: len(directories)] == directories
+            known = [*labels, *[None] * (len(shape) - len(directories))] if same else [None] * len(shape)
+            readings = _readings(layout, shape, known)
         file = _file(layout, name) if inside else None
         yield (
             ()

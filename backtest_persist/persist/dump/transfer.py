@@ -23,7 +23,7 @@ from backtest_persist.domains.candle import CandleRow, checked_candle, closed_ca
 from backtest_persist.errors import BacktestPersistError, InvalidKeyError, InvalidPayloadError, SettingsError
 from backtest_persist.persist.dump import codec
 from backtest_persist.persist.dump.files import SUFFIX, DumpFiles, Stored, Write, load, members, natural
-from backtest_persist.persist.dump.layout import LAYOUTS
+from backtest_persist.persist.dump.layout import LAYOUTS, Layout
 from backtest_persist.persist.dump.scan import Found, Scan, Skipped, scan
 
 __all__ = ("Count", "Exported", "Imported", "Progress", "export_dump", "import_dump")
@@ -302,6 +302,7 @@ class _Export:
             try:
                 when = getattr(row, "when", None) if layout.timed else None
                 write = Write(layout.name(context), _text(row, f"{domain} {row.id}"), when, self.created)
+                _check_id(layout, context, getattr(row, "payload", None))
             except BacktestPersistError as error:
                 self.skip(service, [(row.id, error)])
                 continue
@@ -337,7 +338,11 @@ def _scan(root: Path) -> Scan:
 
 
 def _check_empty(root: Path) -> None:
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    try:
+        usable = not root.exists() or (root.is_dir() and not any(root.iterdir()))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{root} cannot be read: {getattr(error, 'strerror', error)}.") from None
+    if not usable:
         raise SettingsError(f"{root} is not an empty directory; name one that is, or that does not exist.")
 
 
@@ -417,9 +422,15 @@ def _content(
         payload = fields["payload"] = encode_payload(value, domain)
         if "removed" in service.row_type.model_fields:
             fields["removed"] = stored.removed
-        elif layout.ordered and (payload is None or payload.get("id") != context[layout.file[0]]):
-            raise InvalidPayloadError("Its name is not the 'id' of what it holds.")
+        else:
+            _check_id(layout, context, payload)
     return service.context_type.model_validate(context, context=STORED), fields
+
+
+def _check_id(layout: Layout, context: Mapping[str, Any], payload: Any) -> None:
+    """Refuse an entry of a list, which is found by the 'id' that it holds, under another name."""
+    if layout.ordered and not layout.removable and members(payload).get("id") != context[layout.file[0]]:
+        raise InvalidPayloadError("Its name is not the 'id' of what it holds.")
 
 
 def _text(row: Row, what: str) -> bytes:
