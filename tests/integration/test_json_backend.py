@@ -920,7 +920,7 @@ async def main():
         await asyncio.sleep(0.01)
     child = os.fork()
     if not child:
-        time.sleep(60); os._exit(0)
+        os.close(1); time.sleep(60); os._exit(0)
     print(child, flush=True)
     os.kill(os.getpid(), 9)
 asyncio.run(main())
