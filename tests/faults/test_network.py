@@ -313,10 +313,16 @@ async def test_the_first_write_after_new_settings_waits_for_its_own_collection_a
 
 
 async def test_new_settings_while_the_network_is_silent(settings: Settings) -> None:
-    """What was sent before may still arrive: the next write waits in time, with an error, until it cannot any more."""
+    """What was sent before may still arrive: the next write waits in time, with an error, until it cannot any more.
+
+    As long as the driver does not take the server for gone, which it finds out by its heartbeat.
+    """
     bounded = settings.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)})
     async with mongo_proxy(bounded) as (proxy, through):
-        container = Container(through)
+        uri = through.mongo_connection_string.get_secret_value().replace(
+            "heartbeatFrequencyMS=500", "heartbeatFrequencyMS=10000"
+        )
+        container = Container(through.model_copy(update={"mongo_connection_string": SecretStr(uri)}))
         db = container.signal_db_service
         await db.upsert("s", "t", "e", {"n": "old"})
         proxy.passing.clear()
