@@ -117,8 +117,10 @@ class PerLoop(Generic[T]):
         turn = self._closing.setdefault(loop, asyncio.Lock())
         async with turn:
             mine = [guard for owner, (_, guard) in self._retired if owner is loop]
-            ends = await asyncio.gather(*(guard.aclose() for guard in mine), return_exceptions=True)
-            self._retired = [entry for entry in self._retired if entry[1][1] not in mine]
+            try:
+                ends = await asyncio.gather(*(guard.aclose() for guard in mine), return_exceptions=True)
+            finally:
+                self._retired = [entry for entry in self._retired if entry[1][1] not in mine]
         for error in filter(None, ends):
             raise error
 

@@ -352,7 +352,8 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             documents = await self._by_unique_index(state, indexed)
         else:
             documents = await find(self._mongo.collection(self.collection), None)
-        return {int(document["timestamp"]): document for document in documents}
+        times = [_whole(document["timestamp"]) for document in documents]
+        return {time: document for time, document in zip(times, documents, strict=True) if time is not None}
 
     async def _insert_series(self, series: "_Series", candles: Sequence[CandleData]) -> int:
         settings, fields = self._mongo.settings, series.filter()

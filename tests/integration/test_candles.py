@@ -133,7 +133,7 @@ async def test_a_damaged_candle_is_named_by_every_read(container: Container, fie
 
 
 async def test_fractions_of_a_time_close_no_gap(container: Container) -> None:
-    """Wherever they stand among candles and holes."""
+    """Wherever they stand among candles and holes; nor do they stand for a candle that is written."""
     candles = container.candle_db_service
     stored = container.mongo_service.database["candle-items"]
     await candles.wait_for_init()
@@ -141,10 +141,10 @@ async def test_fractions_of_a_time_close_no_gap(container: Container) -> None:
         chance = random.Random(seed)
         whole = [n for n in range(8) if chance.random() < 0.6]
         fractions = [n for n in range(8) if chance.random() < 0.4]
-        await candles.create_many(*KEY, [candle(n) for n in whole])
         template = {"symbol": KEY[0], "interval": KEY[1], "exchangeName": KEY[2]}
         if fractions:
             await stored.insert_many([{**template, "timestamp": START + n * MINUTE + 0.5} for n in fractions])
+        assert await candles.create_many(*KEY, [candle(n) for n in whole]) == len(whole)
         missing = [START + n * MINUTE for n in range(8) if n not in whole]
         gaps = await candles.find_gaps(*KEY, START, START + 8 * MINUTE)
         assert [at for first, end in gaps for at in range(first, end, MINUTE)] == missing, seed

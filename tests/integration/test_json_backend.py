@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import json
-import math
 import os
 import signal
 import subprocess
@@ -318,7 +317,7 @@ async def test_a_read_between_two_writes_sees_a_value_with_its_own_time(
         if not raced:
             raced = True
             for n in (2, 3):
-                other._write([files.Write("b", b'{"n":%d}' % n, LATE)], math.inf, True, True)
+                other._write([files.Write("b", b'{"n":%d}' % n, LATE)], True, True)
         return real(file)
 
     monkeypatch.setattr(files, "_load_records", racing)
@@ -944,3 +943,49 @@ def test_a_directory_with_a_zero_character_is_refused() -> None:
     """No system has one."""
     with pytest.raises(SettingsError, match="zero character"):
         on(Path("a\0b"))
+
+
+async def test_notes_of_names_come_and_go_while_an_adapter_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process makes one just now: its temporary file is gone before it is looked at."""
+    await (await on(tmp_path).signal("A", "B_C", "x")).write_signal_data({"n": 1})
+    labels = tmp_path / ".backtest-persist/labels/data/signal"
+    real = Path.stat
+
+    def gone(path: Path, **options: Any) -> os.stat_result:
+        if path.name == ".tmp-1-1":
+            path.unlink(missing_ok=True)
+        return real(path, **options)
+
+    (labels / ".tmp-1-1").touch()
+    monkeypatch.setattr(Path, "stat", gone)
+    await on(tmp_path).signal("A", "B_C", "x")
+    assert not (labels / ".tmp-1-1").exists()
+
+
+async def test_a_call_that_waited_for_its_own_process_waits_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the calls before it took, somebody who has the directory for a moment only is waited for."""
+    import fcntl
+
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.3)
+    persist = on(tmp_path)
+    busy, mine = await persist.measure("busy"), await persist.measure("mine")
+    await mine.write_measure_data({"n": 0}, "k", 0)
+    descriptor = os.open(tmp_path / "data/measure/mine", os.O_RDONLY)
+    real = os.fsync
+
+    def slow(given: int) -> None:
+        time.sleep(0.2)
+        real(given)
+
+    monkeypatch.setattr(files.os, "fsync", slow)
+    writing = asyncio.gather(busy.write_measure_data({"n": 1}, "k", 0), mine.write_measure_data({"n": 1}, "k", 0))
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    while not (tmp_path / "data/measure/busy/k.json").exists():
+        await asyncio.sleep(0.001)
+    asyncio.get_running_loop().call_later(0.2, os.close, descriptor)
+    await writing
+    assert await mine.read_measure_data("k") == {"n": 1}

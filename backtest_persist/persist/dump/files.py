@@ -16,6 +16,7 @@ long as there are none of ours. What it does not keep lies in the hidden tree ``
 
 import asyncio
 import errno
+import math
 import os
 import re
 import time
@@ -67,6 +68,7 @@ TEMPORARY = ".tmp-"
 _FOREIGN_LEFTOVER_SECONDS = 120
 """The age at which the original removes its own temporary files."""
 _LOCK_SECONDS = 5.0
+_REST_SECONDS = 1.0
 _LOOK_SECONDS = 0.002
 """How often a writer looks whether a directory is free."""
 _AT_ONCE = 100
@@ -175,21 +177,19 @@ class Folder:
         Raises `WriteRejectedError` when the file system refuses, `StoreUnavailableError` when another process does not
         let go of the directory, and `WriteOutcomeUnknownError` for either when a part may have been stored.
         """
-        new, until = 0, time.monotonic() + _LOCK_SECONDS
+        new = 0
         async with self._turn():
             for at in range(0, len(writes), _AT_ONCE):
                 if at and flush:
                     await asyncio.sleep(2 * _LOOK_SECONDS)  # else nobody who looks would ever find it free
-                    until = time.monotonic() + _LOCK_SECONDS
                 part = writes[at : at + _AT_ONCE]
-                new += await self._dump.write(partial(self._write, part, until, replace, flush, at))
+                new += await self._dump.write(partial(self._write, part, replace, flush, at))
         return new
 
     async def remove(self, name: str) -> None:
         """Turn the value of a name into a tombstone; nothing happens when there is none."""
-        until = time.monotonic() + _LOCK_SECONDS
         async with self._turn():
-            await self._dump.write(partial(self._remove, _segment(name), until))
+            await self._dump.write(partial(self._remove, _segment(name)))
 
     def _turn(self) -> asyncio.Lock:
         """Held while a call writes, so that the next one of this loop does not get in between its parts."""
@@ -242,9 +242,9 @@ class Folder:
             return load(self._dump.root, self._layout, theirs.parent, theirs.name.removesuffix(SUFFIX))
         return stored
 
-    def _write(self, writes: Sequence[Write], until: float, replace: bool, flush: bool, stored: int = 0) -> int:
+    def _write(self, writes: Sequence[Write], replace: bool, flush: bool, stored: int = 0) -> int:
         new = 0
-        with self._writing(until, lambda: stored > 0) as (path, descriptor):
+        with self._writing(lambda: stored > 0) as (path, descriptor):
             for write in writes:
                 segment = _segment(write.name)
                 if segment.labelled:
@@ -282,13 +282,13 @@ class Folder:
         _replace(file, write.text, self._dump.tick if write.created is None else write.created, flush=flush)
         return before is None
 
-    def _remove(self, segment: Segment, until: float) -> None:
+    def _remove(self, segment: Segment) -> None:
         with self._errors(lambda: False):
             path = self._path()
             if not path.is_dir() and self._theirs(path, segment.parts[0]) is None:
                 return
         stored = False
-        with self._writing(until, lambda: stored) as (path, descriptor):
+        with self._writing(lambda: stored) as (path, descriptor):
             standing = self._load(path, segment)
             if standing is None or standing.removed:
                 return
@@ -308,7 +308,7 @@ class Folder:
             _unlink(file for directory in above for file in _leftovers(directory, locked=False))
             if not any(any(_leftovers(directory)) for directory in (path, *mirrors)):
                 return
-            with suppress(TimeoutError), _locked(path, time.monotonic()):  # who writes there is no crash
+            with suppress(TimeoutError), _locked(path, wait=False):  # who writes there is no crash
                 _unlink(file for directory in (path, *mirrors) for file in _leftovers(directory))
 
     # --- paths ---
@@ -383,11 +383,11 @@ class Folder:
             raise StoreUnavailableError(f"{self._what} cannot be read: {_cause(error)}.") from None
 
     @contextmanager
-    def _writing(self, until: float, stored: Callable[[], bool]) -> Generator[tuple[Path, int]]:
+    def _writing(self, stored: Callable[[], bool]) -> Generator[tuple[Path, int]]:
         """Make the directory of this context, and keep others from writing to it; `stored`: whether anything was."""
         with self._errors(stored):
             path = self._path(claim=True)
-            with _locked(path, until) as descriptor:
+            with _locked(path) as descriptor:
                 yield path, descriptor
 
     @contextmanager
@@ -558,12 +558,18 @@ def _flush(directory: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path, until: float) -> Generator[int]:
-    """Keep other writers out of a directory, in this process and others; a process that dies lets go of it."""
+def _locked(path: Path, *, wait: bool = True) -> Generator[int]:
+    """Keep other writers out of a directory, in this process and others; a process that dies lets go of it.
+
+    Who has been waited for in vain just now is not waited for again, so that calls that queue here end together.
+    """
     import fcntl  # not on Windows, where the rest of the package can be imported
 
     descriptor = os.open(path, os.O_RDONLY)
     _locks.add(descriptor)
+    now = time.monotonic()
+    wait = wait and now > _in_vain.get(path, -math.inf) + _REST_SECONDS
+    until = now + _LOCK_SECONDS if wait else now
     try:
         while True:
             try:
@@ -571,9 +577,12 @@ def _locked(path: Path, until: float) -> Generator[int]:
                 break
             except BlockingIOError:
                 if time.monotonic() > until:
-                    problem = f"another process has kept {path} locked for {_LOCK_SECONDS:g} s"
+                    if wait:
+                        _in_vain[path] = time.monotonic()
+                    problem = f"another process keeps {path} locked"
                     raise TimeoutError(errno.ETIMEDOUT, problem) from None
                 time.sleep(_LOOK_SECONDS)
+        _in_vain.pop(path, None)
         try:
             yield descriptor
         finally:
@@ -584,6 +593,8 @@ def _locked(path: Path, until: float) -> Generator[int]:
 
 
 _locks: set[int] = set()
+_in_vain: dict[Path, float] = {}
+"""When a directory was waited for in vain."""
 
 
 def _disinherit() -> None:
@@ -623,7 +634,8 @@ def _leftovers(directory: Path, *, locked: bool = True) -> Iterator[Path]:
     oldest = time.time() - _FOREIGN_LEFTOVER_SECONDS
     if directory.is_dir():
         for file in directory.iterdir():
-            if file.name.startswith(TEMPORARY) and (
-                (locked and re.fullmatch(rf"{re.escape(TEMPORARY)}\d+-\d+", file.name)) or file.stat().st_mtime < oldest
-            ):
-                yield file
+            if file.name.startswith(TEMPORARY):
+                ours = locked and re.fullmatch(rf"{re.escape(TEMPORARY)}\d+-\d+", file.name)
+                with suppress(FileNotFoundError):  # its writer is not gone
+                    if ours or file.stat().st_mtime < oldest:
+                        yield file
