@@ -15,7 +15,7 @@ from backtest_persist.connections.mongo import (
     list_indexes,
 )
 from backtest_persist.connections.redis import RedisCommands, RedisService
-from backtest_persist.connections.translation import is_forbidden, is_sessionless, late, mongo_errors, redis_errors
+from backtest_persist.connections.translation import is_forbidden, late, mongo_errors, redis_errors
 from backtest_persist.connections.values import CODEC_OPTIONS, Document, to_plain
 
 __all__ = (
@@ -29,7 +29,6 @@ __all__ = (
     "aggregate",
     "aggregate_raw",
     "is_forbidden",
-    "is_sessionless",
     "late",
     "list_indexes",
     "mongo_errors",

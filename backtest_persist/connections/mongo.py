@@ -204,12 +204,12 @@ class MongoState:
             await asyncio.shield(settling)
 
     async def by_session(self, send: Callable[[], Awaitable[T]]) -> T:
-        """Send what needs a session, leaving connections that take none, as many as there may be.
+        """Send what needs a session, leaving connections that take none.
 
         A connection that was opened while its server was just becoming the primary takes none for as long as it lives,
         and the driver, which keeps it, sends nothing by it.
         """
-        for _ in range(int(min(self.client.options.pool_options.max_pool_size or MANY_CONNECTIONS, MANY_CONNECTIONS))):
+        for _ in range(MANY_CONNECTIONS):
             try:
                 return await send()
             except (BacktestPersistError, PyMongoError) as error:

@@ -499,7 +499,7 @@ class DbService(Generic[C, R]):
         except BacktestPersistError as error:
             problem = "the write was acknowledged, but its row could not be read"
             refused |= dict.fromkeys(known, self._unknown(problem, error))
-        sure = not bulk.refused
+        acknowledged = True
         for seat in seats:
             key = seat.item.context.cache_key
             try:
@@ -512,8 +512,8 @@ class DbService(Generic[C, R]):
                     await self._write_one(state, [seat], session)
             except BacktestPersistError as error:
                 _crash([seat], error)
-                sure = False
-        return sure
+                acknowledged = False
+        return acknowledged
 
     def _unknown(self, problem: str, error: Exception) -> WriteOutcomeUnknownError:
         unknown = WriteOutcomeUnknownError(

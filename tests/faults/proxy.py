@@ -1,6 +1,7 @@
 """A TCP proxy in front of a server: what passes can be delayed, held back, cut off after it was forwarded, or reset."""
 
 import asyncio
+import gc
 import socket
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -10,9 +11,12 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
-from backtest_persist import Settings
+from backtest_persist import Container, Settings
 
-__all__ = ("Proxy", "mongo_proxy", "redis_proxy")
+__all__ = ("DEADLINE", "Proxy", "behind_proxy", "bounded", "mongo_proxy", "redis_proxy")
+
+DEADLINE = 1.0
+"""Seconds that an operation may take by `bounded` settings."""
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -36,10 +40,12 @@ class Proxy:
         self.cut = b""
         """The next request with these bytes is forwarded; its reply is dropped, and its connection closed."""
 
-    @property
-    def connections(self) -> int:
-        """How many clients are connected."""
-        return len(self._clients)
+    async def everybody_has_gone(self) -> None:
+        """Wait until no connection of a client is left."""
+        async with asyncio.timeout(3):
+            while self._clients:
+                gc.collect()
+                await asyncio.sleep(0.01)
 
     def reset(self) -> None:
         """Break all connections with RST."""
@@ -124,6 +130,26 @@ async def mongo_proxy(settings: Settings) -> AsyncGenerator[tuple[Proxy, Setting
     async with _listening(lambda: _connect(unquote(parts.netloc))) as proxy:
         uri = parts._replace(netloc=f"127.0.0.1:{proxy.port}").geturl()
         yield proxy, settings.model_copy(update={"mongo_connection_string": SecretStr(uri)})
+
+
+@asynccontextmanager
+async def behind_proxy(settings: Settings) -> AsyncGenerator[tuple[Proxy, Container]]:
+    """A container and the proxy in front of its mongod; in the end what was held back arrives, and all clients go."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(through)
+        try:
+            yield proxy, container
+        finally:
+            proxy.delay = 0
+            proxy.passing.set()
+            proxy.released.set()
+            await container.close()
+        await proxy.everybody_has_gone()
+
+
+def bounded(settings: Settings) -> Settings:
+    """The settings with a short deadline."""
+    return settings.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)})
 
 
 @asynccontextmanager

@@ -69,9 +69,10 @@ WRITES: dict[str, tuple[str, Write, Write, Read]] = {
 """The command, the write that is cancelled, the later one, and how to read."""
 
 
+@pytest.mark.parametrize("configured_anew", [False, True])
 @pytest.mark.parametrize("kind", WRITES)
 async def test_a_write_cancelled_in_the_server_never_lands_last(
-    container: Container, settings: Settings, failing: Failing, kind: str
+    container: Container, settings: Settings, failing: Failing, kind: str, configured_anew: bool
 ) -> None:
     """The server is slow with write A, whose caller is cancelled; write B is acknowledged, and stays."""
     command, write_a, write_b, read = WRITES[kind]
@@ -91,6 +92,8 @@ async def test_a_write_cancelled_in_the_server_never_lands_last(
         cancelled.cancel()
         await asyncio.wait([cancelled])
         assert cancelled.cancelled()
+        if configured_anew:
+            container.configure(settings)
         await write_b(container, 2)
         assert await read(container) == {"n": 2}
         await until(finished)
@@ -134,33 +137,6 @@ async def test_a_write_cut_off_by_the_end_of_its_loop_never_lands_last(
         await until(finished)
     async with Container(settings) as other:
         assert await read(other) == {"n": 2}
-
-
-@pytest.mark.parametrize("kind", WRITES)
-async def test_a_write_cancelled_before_new_settings_never_lands_last(
-    container: Container, settings: Settings, failing: Failing, kind: str
-) -> None:
-    """The server is slow with write A when the container is configured anew; write B is acknowledged, and stays."""
-    command, write_a, write_b, read = WRITES[kind]
-    await write_a(container, 0)
-    await write_b(container, 0)
-    async with failing(command, blockConnection=True, blockTimeMS=400):
-        cancelled = asyncio.create_task(write_a(container, 1))
-
-        async def arrived() -> bool:
-            return await in_the_server(settings, command)
-
-        async def finished() -> bool:
-            return not await arrived()
-
-        await until(arrived)
-        cancelled.cancel()
-        await asyncio.wait([cancelled])
-        assert cancelled.cancelled()
-        container.configure(settings)
-        await write_b(container, 2)
-        await until(finished)
-    assert await read(container) == {"n": 2}
 
 
 async def test_a_timeout_around_a_call(container: Container, failing: Failing) -> None:

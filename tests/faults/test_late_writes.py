@@ -1,0 +1,281 @@
+"""Writes that the network holds back until nobody waits for them any more: what was written later stays."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import pytest
+from pydantic import SecretStr
+
+from backtest_persist import Container, Settings, StoreUnavailableError, WriteOutcomeUnknownError
+from backtest_persist.domains.signal import SignalRow
+from tests.faults.proxy import DEADLINE, Proxy, behind_proxy, bounded
+from tests.faults.servers import take_sessions_from, until
+from tests.faults.stopwatch import GRACE, Stopwatch
+
+T = TypeVar("T")
+
+GONE = {"late": WriteOutcomeUnknownError, "cancelled": asyncio.CancelledError}
+"""Why a caller waits no more, and what it is told."""
+
+
+def write(container: Container, n: str) -> Coroutine[Any, Any, SignalRow]:
+    """Write the document that these tests are about."""
+    return container.signal_db_service.upsert("s", "t", "e", {"n": n})
+
+
+async def stands(settings: Settings, row: SignalRow) -> bool:
+    """Whether that is what another reader finds."""
+    async with Container(settings) as witness:
+        return await witness.signal_db_service.find_by_context("s", "t", "e") == row
+
+
+async def hold_back(proxy: Proxy, call: Coroutine[Any, Any, T], part: bytes = b"zombie") -> asyncio.Task[T]:
+    """Begin a call; its command, which has that part, does not reach the server."""
+    proxy.held = part
+    calling = asyncio.create_task(call)
+    await proxy.holds.wait()
+    return calling
+
+
+async def leave(calling: asyncio.Task[Any], gone: str = "late") -> None:
+    """Wait for it no more."""
+    if gone == "cancelled":
+        calling.cancel()
+    with pytest.raises(GONE[gone]):
+        await calling
+
+
+async def acknowledged(call: Callable[[], Awaitable[T]]) -> T:
+    """Call again until it is: who waits behind a write that is held back may run out of time."""
+    async with asyncio.timeout(10):
+        while True:
+            with suppress(StoreUnavailableError, WriteOutcomeUnknownError):
+                return await call()
+
+
+async def some_turns() -> None:
+    """Let what was called just now depart."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_after_another(settings: Settings) -> None:
+    """Its caller gives up and writes again."""
+    async with behind_proxy(bounded(settings)) as (proxy, container):
+        await write(container, "old")
+        await leave(await hold_back(proxy, write(container, "zombie")))
+        row = await write(container, "later")
+    assert await stands(settings, row)
+
+
+@pytest.mark.parametrize("gone", GONE)
+async def test_a_deletion(settings: Settings, gone: str) -> None:
+    """`clear_bucket` is held back, its caller waits no more and writes."""
+    async with behind_proxy(bounded(settings)) as (proxy, container):
+        db = container.interval_db_service
+        await db.upsert("b", "k", {"n": "old"}, 0)
+        await leave(await hold_back(proxy, db.clear_bucket("b"), b"delete"), gone)
+        row = await acknowledged(lambda: db.upsert("b", "k", {"n": "later"}, 0))
+    async with Container(settings) as witness:
+        assert await witness.interval_db_service.find_by_context("b", "k") == row
+
+
+@pytest.mark.parametrize("gone", ["late", "cancelled", "import"])
+async def test_after_a_deletion_of_nothing(settings: Settings, gone: str) -> None:
+    """A first write, or that of an import, is held back; `clear_bucket` finds nothing."""
+    async with behind_proxy(bounded(settings)) as (proxy, container):
+        db = container.interval_db_service
+        await db.upsert("another", "k", {}, 0)
+        if gone == "import":
+            context = db.context_type(bucket="b", entry_key="k")
+            fields = {"payload": {"n": "zombie"}, "removed": False, "when": 0}
+            await leave(await hold_back(proxy, db.restore([(context, fields)])))
+        else:
+            await leave(await hold_back(proxy, db.upsert("b", "k", {"n": "zombie"}, 0)), gone)
+        assert await acknowledged(lambda: db.clear_bucket("b")) == 0
+    async with Container(settings) as witness:
+        assert await witness.interval_db_service.count({"bucket": "b"}) == 0
+
+
+async def test_after_the_end_of_its_loop(settings: Settings) -> None:
+    """It is under way when `asyncio.run` ends; the next one writes."""
+    async with behind_proxy(settings) as (proxy, container):
+        under_way: list[asyncio.Task[object]] = []
+
+        async def held_back() -> bool:
+            return proxy.holds.is_set()
+
+        async def first() -> None:
+            await write(container, "old")
+            proxy.held = b"zombie"
+            under_way.append(asyncio.create_task(write(container, "zombie")))
+            await until(held_back)
+
+        await asyncio.to_thread(lambda: asyncio.run(first()))
+        assert under_way[0].cancelled()
+        row = await asyncio.to_thread(lambda: asyncio.run(write(container, "later")))
+    assert await stands(settings, row)
+
+
+# --- connections that take no sessions ---
+
+
+async def test_after_a_connection_took_no_sessions(settings: Settings) -> None:
+    """The next write meets one, and goes on by another."""
+    async with behind_proxy(bounded(settings)) as (proxy, container):
+        await write(container, "old")
+        await leave(await hold_back(proxy, write(container, "zombie")))
+        await container.signal_db_service.count()  # by a connection of its own
+        assert take_sessions_from(container)
+        row = await acknowledged(lambda: write(container, "later"))
+    assert await stands(settings, row)
+
+
+async def test_before_the_end_of_a_connection_that_took_no_sessions(settings: Settings) -> None:
+    """It is cut while it is left: writes go on by another, and closing closes."""
+    async with behind_proxy(bounded(settings)) as (proxy, container):
+        db = container.signal_db_service
+        row = await write(container, "old")
+        assert take_sessions_from(container)
+        proxy.cut = b"ping\0"
+        await asyncio.gather(*(db.upsert("s", "t", f"e{n}", {"n": 1}) for n in range(3)))
+        assert await db.count({"payload.n": 1}) == 3
+        await leave(await hold_back(proxy, write(container, "zombie")))
+        await db.count()
+        assert take_sessions_from(container)
+        proxy.cut = b"ping\0"
+        await container.close()
+    assert await stands(settings, row)
+
+
+# --- new settings ---
+
+
+@pytest.mark.parametrize("gone", GONE)
+async def test_after_new_settings(settings: Settings, gone: str) -> None:
+    """The container is configured anew, and writes."""
+    async with behind_proxy(bounded(settings)) as (proxy, container):
+        await write(container, "old")
+        await leave(await hold_back(proxy, write(container, "zombie")), gone)
+        container.configure(container.settings)
+        row = await acknowledged(lambda: write(container, "later"))
+    assert await stands(settings, row)
+
+
+async def test_after_new_settings_while_it_closes(settings: Settings) -> None:
+    """The container closes and is opened again meanwhile."""
+    async with behind_proxy(bounded(settings)) as (proxy, container):
+        await write(container, "old")
+        await leave(await hold_back(proxy, write(container, "zombie")))
+        proxy.held, proxy.delay = b"", 0.1
+        closing = asyncio.create_task(container.close())
+        await some_turns()
+        container.configure(container.settings)
+        row = await acknowledged(lambda: write(container, "later"))
+        await closing
+    assert await stands(settings, row)
+
+
+async def test_after_new_settings_behind_another_write(settings: Settings) -> None:
+    """One is in the air and slow, and one behind it is held back: the next waits for both."""
+    async with behind_proxy(bounded(settings)) as (proxy, container):
+        db = container.signal_db_service
+        await write(container, "old")
+        await db.upsert("s", "t", "another", {"n": "old"})
+        proxy.delay = 0.15
+        slow = asyncio.create_task(db.upsert("s", "t", "another", {"n": "slow"}))
+        await some_turns()
+        proxy.held = b"zombie"
+        behind = asyncio.create_task(write(container, "zombie"))
+        await some_turns()
+        container.configure(settings)
+        row = await acknowledged(lambda: write(container, "later"))
+        await asyncio.gather(slow, behind, return_exceptions=True)
+        assert proxy.holds.is_set()
+    assert await stands(settings, row)
+
+
+async def test_new_settings_while_the_network_is_silent(settings: Settings) -> None:
+    """What was sent before may still arrive: the next write waits in time, with an error, until it cannot any more.
+
+    As long as the driver does not take the server for gone, which it finds out by its heartbeat.
+    """
+    uri = settings.mongo_connection_string.get_secret_value()
+    slowly = SecretStr(uri.replace("heartbeatFrequencyMS=500", "heartbeatFrequencyMS=10000"))
+    async with behind_proxy(bounded(settings).model_copy(update={"mongo_connection_string": slowly})) as (
+        proxy,
+        container,
+    ):
+        await write(container, "old")
+        proxy.passing.clear()
+        with pytest.raises(WriteOutcomeUnknownError):
+            await write(container, "zombie")
+        container.configure(bounded(settings))
+        for _ in range(2):  # the server is silent to the second attempt as well
+            with Stopwatch() as watch, pytest.raises(StoreUnavailableError, match="other settings is still under way"):
+                await write(container, "early")
+            assert watch.seconds < DEADLINE + GRACE
+        proxy.passing.set()
+        row = await acknowledged(lambda: write(container, "later"))
+    assert await stands(settings, row)
+
+
+async def test_new_settings_wait_for_the_collection_in_question_alone(settings: Settings) -> None:
+    """A write of another service is still held back when the first one after them is acknowledged."""
+    async with behind_proxy(settings) as (proxy, container):
+        await container.state_db_service.upsert("s", "b", {"n": 0}, 0)
+        writing = await hold_back(proxy, write(container, "zombie"))
+        container.configure(settings)
+        await container.state_db_service.upsert("s", "b", {"n": 1}, 0)
+        assert not writing.done()
+        proxy.released.set()
+        await writing
+        await asyncio.gather(container.close(), container.close(), container.close())
+
+
+async def test_everything_is_cancelled_while_new_settings_are_waited_for(settings: Settings) -> None:
+    """The next call begins anew."""
+    async with behind_proxy(settings) as (proxy, container):
+        await write(container, "old")
+        others = asyncio.all_tasks()
+        calls = [await hold_back(proxy, write(container, "zombie"))]
+        container.configure(settings)
+        calls.append(asyncio.create_task(write(container, "early")))
+        await some_turns()
+        for task in asyncio.all_tasks() - others:
+            task.cancel()
+        await asyncio.wait(calls)
+        assert [call.cancelled() for call in calls] == [True, True]
+        row = await write(container, "later")
+    assert await stands(settings, row)
+
+
+async def test_new_settings_in_place_of_a_write_concern_that_nobody_can_meet(settings: Settings) -> None:
+    """The write is in doubt; the one that settles it does not ask for more than the primary."""
+    async with Container(settings) as container:
+        await write(container, "old")
+        uri = settings.mongo_connection_string.get_secret_value()
+        container.configure(settings.model_copy(update={"mongo_connection_string": SecretStr(f"{uri}&w=2")}))
+        with pytest.raises(WriteOutcomeUnknownError):
+            await write(container, "zombie")
+        container.configure(settings)
+        assert (await write(container, "later")).payload == {"n": "later"}
+
+
+async def test_close_drains_one_of_other_settings_that_needs_its_index_again(settings: Settings) -> None:
+    """Its collection was dropped meanwhile; it is stored, as the settings of before say."""
+    async with behind_proxy(settings) as (proxy, container):
+        await write(container, "old")
+        writing = await hold_back(proxy, write(container, "zombie"))
+        async with Container(settings) as another:
+            await another.mongo_service.database.drop_collection(container.signal_db_service.collection)
+        container.configure(settings)
+        closing = asyncio.create_task(container.close())
+        await asyncio.sleep(0)
+        proxy.released.set()
+        await closing
+        row = await writing
+        assert row.payload == {"n": "zombie"}
+    assert await stands(settings, row)
