@@ -61,6 +61,30 @@ async def start(*arguments: str, prelude: str = "", **environment: str) -> async
     )
 
 
+async def start_and_tell(*arguments: str, writes: int) -> asyncio.subprocess.Process:
+    """Start it, and return after so many of its writes were acknowledged."""
+    prelude = """
+import sys
+from backtest_persist.core.db_service import DbService
+
+upsert = DbService._upsert
+
+async def telling(*arguments, **options):
+    row = await upsert(*arguments, **options)
+    print("stored", file=sys.stderr, flush=True)
+    return row
+
+DbService._upsert = telling
+"""
+    process = await start(*arguments, prelude=prelude)
+    assert process.stderr is not None
+    while writes:
+        line = await process.stderr.readline()
+        assert line, "it ended before"
+        writes -= line == b"stored\n"
+    return process
+
+
 async def run(*arguments: str, prelude: str = "", **environment: str) -> Outcome:
     """Run the console script's entry point to its end."""
     process = await start(*arguments, prelude=prelude, **environment)
@@ -195,10 +219,7 @@ async def test_killed_and_resumed(uninterrupted: tuple[dict[str, Any], Documents
     arguments = ("demo", "--bars", str(BARS), "--json", "--data-dir", str(tmp_path))
     chance = random.Random(3)
     for _ in range(3):
-        process = await start(*arguments)
-        assert process.stderr is not None
-        await process.stderr.readline()  # what it is about to do
-        await asyncio.sleep(chance.uniform(0.2, 1.5))
+        process = await start_and_tell(*arguments, writes=chance.randrange(20, 150))
         process.kill()
         await process.communicate()
         assert process.returncode == -signal.SIGKILL
@@ -373,10 +394,7 @@ async def test_missing_extra(package: str) -> None:
 async def test_interrupted(tmp_path: Path) -> None:
     """Ctrl-C ends the run and its servers in good order, and the next run goes on."""
     arguments = ("demo", "--bars", "300", "--json", "--data-dir", str(tmp_path))
-    process = await start(*arguments)
-    assert process.stderr is not None
-    await process.stderr.readline()
-    await asyncio.sleep(1)
+    process = await start_and_tell(*arguments, writes=20)
     process.send_signal(signal.SIGINT)
     _, errors = await process.communicate()
     assert process.returncode == 130
