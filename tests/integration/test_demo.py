@@ -272,11 +272,13 @@ async def test_cut_at_any_write(
         while not done:
             write += 1
             cuts.left = write
+            before = asyncio.all_tasks()
             try:
                 done = (await run_here(container, bars=bar)).session.bars == bar
             except CutError:
                 made += 1
-                await asyncio.sleep(0.002)  # lets the other writes of a `gather` end
+                if others := asyncio.all_tasks() - before:  # of a `gather`
+                    await asyncio.wait(others)
     assert made > 250
     cuts.left = None
     await run_here(container)

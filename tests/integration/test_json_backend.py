@@ -11,6 +11,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -691,20 +692,26 @@ async def test_a_bulk_that_is_locked_out_halfway_says_so(tmp_path: Path, monkeyp
     log = await on(tmp_path).log()
     await log.write_log_data([{"id": "first"}])
     descriptor, real = os.open(tmp_path / "data/log/log", os.O_RDONLY), os.fsync
-    holder = threading.Thread(target=fcntl.flock, args=(descriptor, fcntl.LOCK_EX))
+    begun = threading.Event()
 
     def fsync(given: int) -> None:
-        if holder.ident is None:
-            holder.start()
-            time.sleep(0.1)  # it waits for the lock by now
+        begun.set()
         real(given)
+
+    async def take() -> None:
+        while True:
+            with suppress(BlockingIOError):
+                if begun.is_set():
+                    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            await asyncio.sleep(0)
 
     monkeypatch.setattr(files.os, "fsync", fsync)
     monkeypatch.setattr(files, "_LOCK_SECONDS", 0.1)
     monkeypatch.setattr(files, "_AT_ONCE", 2)
+    taking = asyncio.create_task(take())
     with pytest.raises(WriteOutcomeUnknownError, match=r"locked.*read to see"):
         await log.write_log_data([{"id": str(n)} for n in range(5)])
-    holder.join()
+    await taking
     os.close(descriptor)
     assert [entry["id"] for entry in await log.read_log_data()] == ["first", "0", "1"]
 
@@ -970,7 +977,7 @@ async def test_a_call_that_waited_for_its_own_process_waits_for_another(
     """However long the calls before it took, somebody who has the directory for a moment only is waited for."""
     import fcntl
 
-    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.5)
     persist = on(tmp_path)
     busy, mine = await persist.measure("busy"), await persist.measure("mine")
     await mine.write_measure_data({"n": 0}, "k", 0)
@@ -978,7 +985,7 @@ async def test_a_call_that_waited_for_its_own_process_waits_for_another(
     real = os.fsync
 
     def slow(given: int) -> None:
-        time.sleep(0.2)
+        time.sleep(0.3)
         real(given)
 
     monkeypatch.setattr(files.os, "fsync", slow)
