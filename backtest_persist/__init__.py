@@ -1,10 +1,14 @@
 """Asyncio-native persistence for trading-strategy runners: MongoDB as the source of truth, Redis in front."""
 
 from backtest_persist import contracts
+from backtest_persist.backends.dummy import DummyBackend
+from backtest_persist.backends.json.adapters import JsonBackend
+from backtest_persist.backends.mongo import MongoBackend
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData, CandleInterval, When
 from backtest_persist.core.base_map import BaseMap, base_map
 from backtest_persist.core.db_service import Page
+from backtest_persist.defaults import ioc, persist, setup
 from backtest_persist.domains.breakeven import (
     BreakevenCacheService,
     BreakevenDbService,
@@ -45,7 +49,7 @@ from backtest_persist.domains.session import PersistSessionInstance, SessionCach
 from backtest_persist.domains.signal import PersistSignalInstance, SignalCacheService, SignalDbService, SignalRow
 from backtest_persist.domains.state import PersistStateInstance, StateCacheService, StateDbService, StateRow
 from backtest_persist.domains.storage import PersistStorageInstance, StorageCacheService, StorageDbService, StorageRow
-from backtest_persist.embedded import embedded
+from backtest_persist.embedded_servers import embedded
 from backtest_persist.errors import (
     BacktestPersistError,
     ClosedError,
@@ -58,12 +62,9 @@ from backtest_persist.errors import (
     WriteOutcomeUnknownError,
     WriteRejectedError,
 )
-from backtest_persist.ioc import ioc
-from backtest_persist.persist import Mode, Registry, persist, setup
-from backtest_persist.persist.dummy import DummyBackend
-from backtest_persist.persist.dump.backend import JsonBackend
-from backtest_persist.persist.dump.transfer import export_dump, import_dump
-from backtest_persist.persist.mongo import MongoBackend
+from backtest_persist.mode import Mode
+from backtest_persist.operations.transfer.dump import export_dump, import_dump
+from backtest_persist.registry import Registry
 from backtest_persist.settings import Settings
 
 __version__ = "0.1.0"

@@ -7,10 +7,10 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from backtest_persist import __version__
+from backtest_persist.backends.json.layout import LAYOUTS
 from backtest_persist.cli.initiate import initiate
 from backtest_persist.cli.migrate import migrate
-from backtest_persist.persist.dump.layout import LAYOUTS
-from backtest_persist.persist.mode import Mode
+from backtest_persist.mode import Mode
 
 __all__ = ("app",)
 
@@ -62,7 +62,7 @@ async def demo(
         Print the result as JSON on standard output.
 
     """
-    from backtest_persist.cli.demo import run  # needs the extra
+    from backtest_persist.demo import run  # needs the extra
 
     return await run(
         mode=mode,

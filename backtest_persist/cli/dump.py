@@ -14,8 +14,8 @@ from rich.table import Table
 
 from backtest_persist.cli.progress import Bar, show_progress
 from backtest_persist.container import Container
-from backtest_persist.persist.dump.scan import Skipped
-from backtest_persist.persist.dump.transfer import Exported, Imported, export_dump, import_dump
+from backtest_persist.operations.transfer.dump import Exported, Imported, export_dump, import_dump
+from backtest_persist.operations.transfer.scan import Skipped
 
 __all__ = ("INCOMPLETE", "export", "import_")
 

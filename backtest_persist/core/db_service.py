@@ -28,6 +28,7 @@ from backtest_persist.connections import (
 )
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import BaseMap
+from backtest_persist.core.batching import Flights, Seat
 from backtest_persist.core.documents import (
     Batches,
     Bulk,
@@ -39,7 +40,6 @@ from backtest_persist.core.documents import (
     to_object_id,
     write_bulk,
 )
-from backtest_persist.core.flights import Flights, Seat
 from backtest_persist.core.indexes import (
     BAD_HINT,
     BUILD_SECONDS,

@@ -14,7 +14,7 @@ from backtest_persist.core.base_map import SeenKeys
 from backtest_persist.core.documents import to_object_id
 from backtest_persist.errors import SettingsError, StoreUnavailableError
 from backtest_persist.operations.ids import BATCH, Domain, Ids, open_domains
-from backtest_persist.persist.dump.transfer import Progress
+from backtest_persist.operations.transfer.dump import Progress
 
 __all__ = ("Count", "Rebuilt", "Sampled", "Verified", "rebuild", "sample", "verify")
 

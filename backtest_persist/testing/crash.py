@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backtest_persist.persist.registry import Registry
+from backtest_persist.registry import Registry
 from backtest_persist.testing.domains import DOMAINS, MINUTE, OVERWRITTEN, SIGNAL, START, candle
 from backtest_persist.testing.suite import Suite
 from backtest_persist.testing.writer import BULK, COPIES, OTHER, Writer, bulk, running

@@ -5,7 +5,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from backtest_persist.persist.registry import Registry
+from backtest_persist.registry import Registry
 
 __all__ = (
     "CANDLE",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
-from backtest_persist.persist.registry import Registry
+from backtest_persist.registry import Registry
 from backtest_persist.testing.domains import DOMAINS, LISTS, REMOVABLE, Domain, Parts, together
 from backtest_persist.testing.suite import Suite
 

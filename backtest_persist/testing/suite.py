@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backtest_persist.persist.registry import Registry
+from backtest_persist.registry import Registry
 
 __all__ = ("Suite",)
 

@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-from backtest_persist.persist.registry import Registry
+from backtest_persist.registry import Registry
 from backtest_persist.testing.domains import DOMAINS, EARLY, SIGNAL, candle
 from backtest_persist.testing.suite import Suite
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import Registry, contracts
-from tests.cases import ADAPTER_CONTEXTS
+from tests.support.cases import ADAPTER_CONTEXTS
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 import backtest_persist
 from backtest_persist import testing
-from tests.contract import broken
+from tests.support import broken
 
 ROOT = Path(backtest_persist.__file__).parents[1]
 
@@ -80,7 +80,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What the kit says of the broken backends."""
     report = tmp_path_factory.mktemp("report") / "report.xml"
     base = tmp_path_factory.mktemp("base") / "temp"
-    ran = run("tests/contract/broken.py", "--tb=line", f"--junitxml={report}", f"--basetemp={base}", cwd=ROOT)
+    ran = run("tests/support/broken.py", "--tb=line", f"--junitxml={report}", f"--basetemp={base}", cwd=ROOT)
     assert ran.returncode == 1, ran.stdout + ran.stderr
     found: Results = defaultdict(lambda: defaultdict(list))
     for case in ElementTree.parse(report).iter("testcase"):
@@ -134,7 +134,7 @@ def test_the_five_lines_of_the_documentation_run_in_a_project_of_its_own(tmp_pat
     example = textwrap.dedent(text.partition("::\n\n")[2].partition("\n\n`place`")[0])
     assert len(example.splitlines()) <= 7
     for directory, name, source in (
-        ("library", "my_backend.py", "from backtest_persist.persist.dump.backend import JsonBackend as open\n"),
+        ("library", "my_backend.py", "from backtest_persist.backends.json.adapters import JsonBackend as open\n"),
         ("tests", "test_mine.py", example),
     ):
         (tmp_path / directory).mkdir()

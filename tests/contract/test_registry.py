@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from backtest_persist import Container, InvalidKeyError, Registry, contracts
-from backtest_persist.persist.dummy import DummyBackend
-from backtest_persist.persist.dump.backend import JsonBackend
-from backtest_persist.persist.mongo import MongoBackend
-from tests.cases import ADAPTER_CONTEXTS
+from backtest_persist.backends.dummy import DummyBackend
+from backtest_persist.backends.json.adapters import JsonBackend
+from backtest_persist.backends.mongo import MongoBackend
+from tests.support.cases import ADAPTER_CONTEXTS
 
 PROTOCOLS: dict[str, Any] = {
     domain: getattr(contracts, f"Persist{domain.capitalize()}Instance")

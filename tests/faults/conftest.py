@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from pymongo import AsyncMongoClient, MongoClient
 
 from backtest_persist import Container, Settings, embedded
-from tests.faults.servers import OwnMongo
+from tests.support.servers import OwnMongo
 
 Failing = Callable[..., AbstractAsyncContextManager[None]]
 

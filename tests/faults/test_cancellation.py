@@ -18,8 +18,8 @@ from motor.frameworks.asyncio import _EXECUTOR
 from backtest_persist import Container, Settings
 from backtest_persist.core import db_service
 from tests.faults.conftest import Failing
-from tests.faults.servers import in_the_server, until
-from tests.faults.stopwatch import Stopwatch
+from tests.support.servers import in_the_server, until
+from tests.support.stopwatch import Stopwatch
 
 Write = Callable[[Container, int], Coroutine[Any, Any, Any]]
 Read = Callable[[Container], Coroutine[Any, Any, Any]]

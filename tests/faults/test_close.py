@@ -17,11 +17,11 @@ from backtest_persist import (
     StoreUnavailableError,
     WriteOutcomeUnknownError,
 )
-from tests.cases import CASES, Case
 from tests.faults.conftest import Failing
-from tests.faults.servers import in_the_server, until
-from tests.faults.stopwatch import GRACE, timed
-from tests.security.calls import adapter_calls, cache_calls, db_calls, finished
+from tests.support.calls import adapter_calls, cache_calls, db_calls, finished
+from tests.support.cases import CASES, Case
+from tests.support.servers import in_the_server, until
+from tests.support.stopwatch import GRACE, timed
 
 
 async def nobody_is_connected(settings: Settings) -> None:

@@ -26,7 +26,7 @@ from backtest_persist.core import indexes
 from backtest_persist.core.documents import write_bulk
 from backtest_persist.testing.domains import START, candle
 from tests.faults.conftest import Failing
-from tests.faults.servers import OwnRedis, until
+from tests.support.servers import OwnRedis, until
 
 NAMES = [f"e{n}" for n in range(10)]
 

@@ -15,10 +15,10 @@ from backtest_persist import Container, LogRow, Settings, StoreUnavailableError,
 from backtest_persist.core import db_service
 from backtest_persist.operations import Count, ids, rebuild, verify
 from backtest_persist.testing.domains import candle
-from tests.commands import Commands, listened_client
-from tests.faults import servers
 from tests.faults.conftest import Failing
-from tests.faults.stopwatch import GRACE, pauses, timed
+from tests.support import servers
+from tests.support.commands import Commands, listened_client
+from tests.support.stopwatch import GRACE, pauses, timed
 
 SERIES = {"exchangeName": "e", "interval": "1m"}
 

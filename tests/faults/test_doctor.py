@@ -12,8 +12,8 @@ from backtest_persist import Container, Settings, StoreUnavailableError
 from backtest_persist.operations import Diagnosis, Finding, Level, examine, verify
 from tests.faults import test_deadlines, test_redis
 from tests.faults.conftest import Failing
-from tests.faults.stopwatch import Stopwatch
 from tests.faults.test_redis import configured
+from tests.support.stopwatch import Stopwatch
 
 
 @pytest.fixture

@@ -25,9 +25,9 @@ from backtest_persist import (
 )
 from backtest_persist.connections import RedisService
 from backtest_persist.testing.domains import DOMAINS, LISTS, REMOVABLE, Domain, Parts
-from tests.cases import CASES, Case
-from tests.commands import Commands, listened_client
-from tests.faults.enumerator import FAULTS, HELD, Drivers, Fault, counted_drivers
+from tests.support.cases import CASES, Case
+from tests.support.commands import Commands, listened_client
+from tests.support.enumerator import FAULTS, HELD, Drivers, Fault, counted_drivers
 
 OLD, NEW, LATER = 1, 2, 3
 PATIENCE = 0.02

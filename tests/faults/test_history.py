@@ -12,8 +12,8 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from backtest_persist import embedded
-from tests.faults.history import Event, load, violations
-from tests.faults.servers import OwnRedis, stopped
+from tests.support.history import Event, load, violations
+from tests.support.servers import OwnRedis, stopped
 
 
 async def disturb(redis: OwnRedis, mongo: AsyncMongoClient[dict[str, Any]], choice: random.Random) -> str:
@@ -65,7 +65,7 @@ async def run(directory: Path, driver: str, *, processes: int, seconds: float) -
             files = [directory / f"{number}.jsonl" for number in range(processes)]
             children = [
                 await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "tests.faults.history", str(file), file.stem, str(seconds)),
+                    *(sys.executable, "-m", "tests.support.history", str(file), file.stem, str(seconds)),
                     cwd=Path(__file__).parents[2],
                     env=environment,
                 )

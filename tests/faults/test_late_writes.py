@@ -10,9 +10,9 @@ from pydantic import SecretStr
 
 from backtest_persist import Container, Settings, StoreUnavailableError, WriteOutcomeUnknownError
 from backtest_persist.domains.signal import SignalRow
-from tests.faults.proxy import DEADLINE, Proxy, behind_proxy, bounded
-from tests.faults.servers import take_sessions_from, until
-from tests.faults.stopwatch import GRACE, Stopwatch
+from tests.support.proxy import DEADLINE, Proxy, behind_proxy, bounded
+from tests.support.servers import take_sessions_from, until
+from tests.support.stopwatch import GRACE, Stopwatch
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import Container, Settings
-from tests.cases import CASES
+from tests.support.cases import CASES
 
 PROCESSES = 8
 TASKS = 50

@@ -20,8 +20,8 @@ from backtest_persist import (
 )
 from backtest_persist.core import db_service
 from tests.faults.conftest import Failing
-from tests.faults.servers import take_sessions_from
-from tests.faults.stopwatch import GRACE, timed
+from tests.support.servers import take_sessions_from
+from tests.support.stopwatch import GRACE, timed
 
 RETRYABLE = [91, 189, 262, 10107, 11600, 11602]
 

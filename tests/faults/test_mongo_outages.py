@@ -21,9 +21,9 @@ from backtest_persist import (
 )
 from backtest_persist.core import db_service
 from tests.faults.conftest import Failing
-from tests.faults.load import working
-from tests.faults.servers import OwnMongo, stopped, until, without_primary
-from tests.faults.stopwatch import GRACE, pauses, timed
+from tests.support.load import working
+from tests.support.servers import OwnMongo, stopped, until, without_primary
+from tests.support.stopwatch import GRACE, pauses, timed
 
 DEADLINE = 1.0
 

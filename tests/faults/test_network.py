@@ -11,8 +11,8 @@ from backtest_persist import (
     Settings,
     base_map,
 )
-from tests.faults.proxy import DEADLINE, behind_proxy, bounded, mongo_proxy, redis_proxy
-from tests.faults.stopwatch import GRACE, Stopwatch, pauses, timed
+from tests.support.proxy import DEADLINE, behind_proxy, bounded, mongo_proxy, redis_proxy
+from tests.support.stopwatch import GRACE, Stopwatch, pauses, timed
 
 
 async def test_cancelled_gets_never_mix_up_replies(settings: Settings) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from backtest_persist import Container, Settings, StoreUnavailableError
-from tests.faults import servers
-from tests.faults.stopwatch import Stopwatch, timed
+from tests.support import servers
+from tests.support.stopwatch import Stopwatch, timed
 
 Warned = Callable[[], list[str]]
 

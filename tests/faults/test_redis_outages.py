@@ -13,9 +13,9 @@ from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Settings
-from tests.faults.load import working
-from tests.faults.servers import OwnRedis, until
-from tests.faults.stopwatch import timed
+from tests.support.load import working
+from tests.support.servers import OwnRedis, until
+from tests.support.stopwatch import timed
 
 REDIS_SECONDS = 0.1
 MONGO_SECONDS = 5

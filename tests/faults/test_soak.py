@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from backtest_persist import Container, InvalidKeyError, Settings
-from backtest_persist.core.flights import Flights
+from backtest_persist.core.batching import Flights
 from backtest_persist.testing.domains import START, candle
-from tests.faults.stopwatch import timed
+from tests.support.stopwatch import timed
 
 TASKS = 16
 ROUND = 250

@@ -18,7 +18,7 @@ from pymongo import AsyncMongoClient
 from backtest_persist import Container, Registry, Settings
 from backtest_persist.connections import RedisService
 from backtest_persist.testing.domains import MEMORY, SIGNAL, START, STATE, STORAGE, Domain, Parts, candle, pick
-from tests.faults.servers import OwnMongo, OwnRedis, without_primary
+from tests.support.servers import OwnMongo, OwnRedis, without_primary
 
 (MEASURE,) = pick("measure")
 (RISK,) = pick("risk")

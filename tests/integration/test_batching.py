@@ -9,7 +9,7 @@ import pytest
 from bson import ObjectId
 
 from backtest_persist import Container, InvalidPayloadError, Settings, SignalRow, WriteRejectedError
-from tests.commands import Commands, listened_client
+from tests.support.commands import Commands, listened_client
 
 CALLERS = 64
 

@@ -18,7 +18,7 @@ from bson import Decimal128
 from pydantic import BaseModel
 
 from backtest_persist import Container, InvalidKeyError, InvalidPayloadError, PersistCandleInstance, Settings
-from tests.commands import Commands, listened_client
+from tests.support.commands import Commands, listened_client
 
 MINUTE = 60_000
 START = 1_600_000_020_000

@@ -13,7 +13,7 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from backtest_persist import Settings, __version__
-from tests.dumps import ORIGINAL, write_dump
+from tests.support.dumps import ORIGINAL, write_dump
 
 
 async def run(*arguments: str, settings: Settings, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -3,8 +3,8 @@
 from typing import Any, cast
 
 from backtest_persist import Container, Settings
-from tests.cases import CASES
-from tests.commands import Commands, listened_client
+from tests.support.cases import CASES
+from tests.support.commands import Commands, listened_client
 
 
 async def test_reads_and_writes_send_the_promised_commands(settings: Settings, driver: str) -> None:

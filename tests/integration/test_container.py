@@ -24,7 +24,7 @@ from backtest_persist import (
     persist,
     setup,
 )
-from tests.commands import Commands, listened_client
+from tests.support.commands import Commands, listened_client
 
 
 def open_sockets() -> int:

@@ -16,10 +16,10 @@ import pytest
 from bson import ObjectId
 
 from backtest_persist import Container, Mode, Registry, embedded
-from backtest_persist.cli.demo import replay
-from backtest_persist.cli.demo.bars import load
-from backtest_persist.cli.demo.strategy import SmaCross
-from backtest_persist.persist.dump.transfer import import_dump
+from backtest_persist.demo import replay
+from backtest_persist.demo.bars import load
+from backtest_persist.demo.strategy import SmaCross
+from backtest_persist.operations.transfer.dump import import_dump
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use price instead:DeprecationWarning")  # basana's own use of it
 

@@ -15,10 +15,10 @@ from bson import ObjectId
 
 from backtest_persist import Container, Registry, Settings, SettingsError
 from backtest_persist.core.row import STORED
-from backtest_persist.persist.dump import transfer
-from backtest_persist.persist.dump.transfer import Imported, export_dump, import_dump
-from tests.cases import CASES
-from tests.dumps import ORIGINAL, ORIGINAL_WHEN, files_of, write_dump
+from backtest_persist.operations.transfer import dump as transfer
+from backtest_persist.operations.transfer.dump import Imported, export_dump, import_dump
+from tests.support.cases import CASES
+from tests.support.dumps import ORIGINAL, ORIGINAL_WHEN, files_of, write_dump
 
 Documents = dict[str, list[dict[str, Any]]]
 MINUTE = 60_000
@@ -229,7 +229,7 @@ SCAN_AS_NOBODY = """
 import json, os, sys
 from pathlib import Path
 from backtest_persist import SettingsError
-from backtest_persist.persist.dump.transfer import _scan
+from backtest_persist.operations.transfer.dump import _scan
 if os.geteuid() == 0:
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
 try:

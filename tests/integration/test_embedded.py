@@ -21,18 +21,18 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient, WriteConcern
 from redis.asyncio import Redis
 
-from backtest_persist.embedded import embedded
+from backtest_persist.embedded_servers import embedded
 from backtest_persist.errors import SettingsError, StoreUnavailableError
 from backtest_persist.settings import Settings
 
-MODULE = importlib.import_module("backtest_persist.embedded")  # the package has a function of this name
+MODULE = importlib.import_module("backtest_persist.embedded_servers")  # the package has a function of this name
 ROOT = Path(__file__).parents[2]
 
 CHILD = """
 import asyncio, os, signal, sys
 from pymongo import AsyncMongoClient
 from redis.asyncio import Redis
-from backtest_persist.embedded import embedded
+from backtest_persist.embedded_servers import embedded
 
 async def main(action, *arguments):
     async with embedded(*arguments) as settings:

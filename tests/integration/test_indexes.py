@@ -7,7 +7,7 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, IndexConflictError, Settings
-from tests.cases import CASES
+from tests.support.cases import CASES
 
 
 @pytest.fixture

@@ -26,10 +26,10 @@ from backtest_persist import (
     WriteOutcomeUnknownError,
     WriteRejectedError,
 )
+from backtest_persist.backends.json import folder as files
 from backtest_persist.contracts import CandleColumns
-from backtest_persist.persist.dump import files
-from tests.dumps import ORIGINAL, ORIGINAL_WHEN, files_of, write_dump
-from tests.faults.stopwatch import Stopwatch
+from tests.support.dumps import ORIGINAL, ORIGINAL_WHEN, files_of, write_dump
+from tests.support.stopwatch import Stopwatch
 
 EARLY, LATE = 1_600_000_000_000, 1_700_000_000_000
 CANDLE = {"timestamp": 1_600_000_020_000, "open": 10.0, "high": 12.5, "low": 9.0, "close": 11.0, "volume": 100.0}
@@ -489,7 +489,7 @@ async def test_a_fork_amid_a_write_keeps_nothing_locked(tmp_path: Path) -> None:
     code = """
 import asyncio, os, signal, sys
 from backtest_persist import Registry
-from backtest_persist.persist.dump import files
+from backtest_persist.backends.json import folder as files
 children, fsync = [], os.fsync
 def forking(descriptor):
     if not children:

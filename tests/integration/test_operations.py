@@ -17,10 +17,10 @@ from backtest_persist import Container, Settings, SettingsError
 from backtest_persist.operations import Count, Diagnosis, Level, examine, rebuild, verify
 from backtest_persist.operations import doctor as doctor_module
 from backtest_persist.operations.ids import Ids
-from tests.cases import CASES
-from tests.commands import Commands, listened_client
 from tests.integration.test_cli import run
-from tests.operations import fill, find, key_of, keys, private_mongod, stored, write
+from tests.support.cases import CASES
+from tests.support.commands import Commands, listened_client
+from tests.support.operations import fill, find, key_of, keys, private_mongod, stored, write
 
 DAMAGED = Count(right=2, stale=2, foreign=4, missing=1)
 """What `damage` leaves of each domain."""

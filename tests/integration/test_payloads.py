@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from backtest_persist import Container, InvalidPayloadError, Settings, SignalRow
-from tests.commands import Commands, listened_client
+from tests.support.commands import Commands, listened_client
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 scalars = (

@@ -13,7 +13,7 @@ from bson.int64 import Int64
 from backtest_persist import Container, InvalidKeyError, InvalidPayloadError, Registry
 from backtest_persist.connections import to_plain
 from backtest_persist.core.row import Row
-from tests.cases import CASES, PAYLOAD, WHEN, Case
+from tests.support.cases import CASES, PAYLOAD, WHEN, Case
 
 each_domain = pytest.mark.parametrize("case", CASES, ids=str)
 

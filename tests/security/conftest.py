@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from backtest_persist import Settings
-from tests.security.servers import Locked, locked_servers
+from tests.support.locked_servers import Locked, locked_servers
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import pytest
 
 from backtest_persist import Container, InvalidKeyError, InvalidPayloadError, StoreUnavailableError
-from tests.cases import CASES, Case
-from tests.security.calls import Call, adapter_calls, cache_calls, db_calls, finished
+from tests.support.calls import Call, adapter_calls, cache_calls, db_calls, finished
+from tests.support.cases import CASES, Case
 
 BAD: list[Any] = [{"$gt": ""}, {}, ["a"], [], re.compile("."), b"a", "", "a\0b", "\ud800", None]
 PLACES = {

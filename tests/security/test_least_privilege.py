@@ -21,11 +21,11 @@ from backtest_persist import (
     WriteRejectedError,
 )
 from backtest_persist.operations import Level, examine
-from backtest_persist.persist.dump.transfer import export_dump, import_dump
-from tests.cases import CASES, PAYLOAD, Case
-from tests.dumps import ORIGINAL, write_dump
-from tests.security.calls import Call, adapter_calls, cache_calls, db_calls, finished
-from tests.security.servers import ADMIN, opened, with_mongo, with_redis
+from backtest_persist.operations.transfer.dump import export_dump, import_dump
+from tests.support.calls import Call, adapter_calls, cache_calls, db_calls, finished
+from tests.support.cases import CASES, PAYLOAD, Case
+from tests.support.dumps import ORIGINAL, write_dump
+from tests.support.locked_servers import ADMIN, opened, with_mongo, with_redis
 
 PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
 PASSWORD = "s3cret"

@@ -21,9 +21,9 @@ from backtest_persist import (
     Settings,
     SettingsError,
 )
-from tests.cases import CASES, PAYLOAD
-from tests.security.calls import adapter_calls, cache_calls, db_calls, finished
-from tests.security.servers import ADMIN, opened, with_mongo, with_redis
+from tests.support.calls import adapter_calls, cache_calls, db_calls, finished
+from tests.support.cases import CASES, PAYLOAD
+from tests.support.locked_servers import ADMIN, opened, with_mongo, with_redis
 
 CANARIES = ("can@ry", "c%4nary", "canary:option", "canary-redis", "canary-kérberos")
 SHOWN = {form for canary in CANARIES for form in (canary, quote(canary, safe=""), repr(canary)[1:-1])}

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from backtest_persist import Container, Settings, StoreUnavailableError
-from tests.cases import CASES
-from tests.faults.stopwatch import GRACE, Stopwatch
-from tests.security.servers import Locked, opened, with_mongo, with_redis
+from tests.support.cases import CASES
+from tests.support.locked_servers import Locked, opened, with_mongo, with_redis
+from tests.support.stopwatch import GRACE, Stopwatch
 
 PROBLEMS = {
     "a CA that did not sign it": ("CERTIFICATE_VERIFY_FAILED.*name the CA"),

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from backtest_persist.backends.json import codec
+from backtest_persist.backends.json.folder import natural
+from backtest_persist.backends.json.names import escape, shorten, unescape
 from backtest_persist.core.payload import encode_payload
-from backtest_persist.persist.dump import codec
-from backtest_persist.persist.dump.files import natural
-from backtest_persist.persist.dump.names import escape, shorten, unescape
 from tests.integration.test_payloads import keys, typed, values
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from backtest_persist import Container
 from backtest_persist.operations.ids import Domain, open_domains
-from tests.cases import CASES, Case
+from tests.support.cases import CASES, Case
 
 DOMAINS = {domain.name: domain for domain in open_domains(Container({"redis_key_prefix": "p[*]:"}))}
 NAMES = st.text(st.sampled_from(":%2345A/ é"), min_size=1) | st.text(

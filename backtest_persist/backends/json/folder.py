@@ -34,6 +34,9 @@ from typing import Annotated, Any, TypeVar, cast
 from anyio.to_thread import run_sync
 from pydantic import Field, TypeAdapter
 
+from backtest_persist.backends.json import codec
+from backtest_persist.backends.json.layout import LAYOUTS, Layout, Segment
+from backtest_persist.backends.json.names import escape, nested, unescape
 from backtest_persist.contracts import When
 from backtest_persist.core.row import to_millis
 from backtest_persist.errors import (
@@ -44,9 +47,6 @@ from backtest_persist.errors import (
     WriteOutcomeUnknownError,
     WriteRejectedError,
 )
-from backtest_persist.persist.dump import codec
-from backtest_persist.persist.dump.layout import LAYOUTS, Layout, Segment
-from backtest_persist.persist.dump.names import escape, nested, unescape
 
 __all__ = (
     "HIDDEN",

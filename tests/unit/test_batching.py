@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import StoreUnavailableError
-from backtest_persist.core.flights import Flights, Seat
+from backtest_persist.core.batching import Flights, Seat
 
 
 def late(item: Any) -> Exception:

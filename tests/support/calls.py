@@ -8,7 +8,7 @@ from typing import Any, cast
 import backtest_persist
 from backtest_persist import Container
 from backtest_persist.core.base_map import BaseMap
-from tests.cases import PAYLOAD, WHEN, Case
+from tests.support.cases import PAYLOAD, WHEN, Case
 
 __all__ = ("Call", "adapter_calls", "cache_calls", "db_calls", "finished")
 

@@ -12,8 +12,8 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
 from backtest_persist import Container, Settings
-from backtest_persist.embedded import _find
-from tests.cases import CASES, Case
+from backtest_persist.embedded_servers import _find
+from tests.support.cases import CASES, Case
 
 __all__ = ("fill", "find", "key_of", "keys", "private_mongod", "stored", "write")
 

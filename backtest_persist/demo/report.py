@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from backtest_persist import Container, Mode
-from backtest_persist.cli.demo.strategy import CASH, Session, Signal, percent
-from backtest_persist.persist.dump.scan import scan
+from backtest_persist.demo.strategy import CASH, Session, Signal, percent
+from backtest_persist.operations.transfer.scan import scan
 
 __all__ = ("Backend", "Domain", "Result", "count_domains", "count_files", "progress", "show", "show_json")
 

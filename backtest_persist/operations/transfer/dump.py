@@ -13,6 +13,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from anyio.to_thread import run_sync
 
+from backtest_persist.backends.json import codec
+from backtest_persist.backends.json.folder import SUFFIX, DumpFiles, Stored, Write, load, members, natural
+from backtest_persist.backends.json.layout import LAYOUTS, Layout
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData
 from backtest_persist.core.db_service import DbService, Restored
@@ -21,10 +24,7 @@ from backtest_persist.core.payload import encode_list, encode_payload
 from backtest_persist.core.row import Context, Row, wire_when
 from backtest_persist.domains.candle import CandleRow, checked_candle, closed_candles
 from backtest_persist.errors import BacktestPersistError, InvalidKeyError, InvalidPayloadError, SettingsError
-from backtest_persist.persist.dump import codec
-from backtest_persist.persist.dump.files import SUFFIX, DumpFiles, Stored, Write, load, members, natural
-from backtest_persist.persist.dump.layout import LAYOUTS, Layout
-from backtest_persist.persist.dump.scan import Found, Scan, Skipped, scan
+from backtest_persist.operations.transfer.scan import Found, Scan, Skipped, scan
 
 __all__ = ("Count", "Exported", "Imported", "Progress", "export_dump", "import_dump")
 

@@ -19,9 +19,9 @@ from basana.backtesting.fees import Percentage
 from basana.backtesting.liquidity import InfiniteLiquidity
 
 from backtest_persist import CandleData, Mode, SettingsError, embedded, ioc, persist, setup
-from backtest_persist.cli.demo.bars import DAY, Sample, load, millis
-from backtest_persist.cli.demo.report import Backend, Result, count_domains, count_files, progress, show, show_json
-from backtest_persist.cli.demo.strategy import SLOW, SmaCross
+from backtest_persist.demo.bars import DAY, Sample, load, millis
+from backtest_persist.demo.report import Backend, Result, count_domains, count_files, progress, show, show_json
+from backtest_persist.demo.strategy import SLOW, SmaCross
 
 __all__ = ("replay", "run")
 

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from backtest_persist import CandleData, Mode, Registry
-from backtest_persist.cli.demo.bars import CENT, DAY, millis
+from backtest_persist.demo.bars import CENT, DAY, millis
 
 __all__ = ("CASH", "MARKET", "SLOW", "STRATEGY", "Order", "Session", "Signal", "SmaCross", "percent")
 

@@ -1,15 +1,20 @@
-"""What a runner talks to: the registry of adapters, the mode, and `setup`."""
+"""The process-wide container, its registry, and `setup`: all global state of the package is here."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from backtest_persist.ioc import ioc
-from backtest_persist.persist.mode import Mode
-from backtest_persist.persist.registry import Registry
+from backtest_persist.container import Container
+from backtest_persist.core.base_map import BaseMap
+from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.registry import Registry
 from backtest_persist.settings import Settings
 
-__all__ = ("Mode", "Registry", "persist", "setup")
+__all__ = ("ioc", "persist", "setup")
 
+ioc = Container()
+BaseMap.bind(ioc.redis_service)
+PersistInstance.bind(ioc)
+Registry.bind(ioc)
 persist = Registry(ioc)
 
 

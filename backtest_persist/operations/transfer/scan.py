@@ -13,10 +13,10 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+from backtest_persist.backends.json.folder import HIDDEN, SUFFIX, TEMPORARY, parts_of
+from backtest_persist.backends.json.layout import LAYOUTS, MODES, Layout
+from backtest_persist.backends.json.names import unescape
 from backtest_persist.errors import BacktestPersistError, InvalidPayloadError
-from backtest_persist.persist.dump.files import HIDDEN, SUFFIX, TEMPORARY, parts_of
-from backtest_persist.persist.dump.layout import LAYOUTS, MODES, Layout
-from backtest_persist.persist.dump.names import unescape
 
 __all__ = ("Found", "Scan", "Skipped", "scan")
 

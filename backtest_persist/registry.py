@@ -3,17 +3,17 @@
 import asyncio
 import os
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar, cast
+from typing import ClassVar, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from backtest_persist import contracts
+from backtest_persist.backends.dummy import DummyBackend
+from backtest_persist.backends.json.adapters import JsonBackend
+from backtest_persist.backends.mongo import MongoBackend
 from backtest_persist.container import Container
 from backtest_persist.core.keys import checked_flag, checked_name
 from backtest_persist.domains.candle import interval_step_ms
-from backtest_persist.ioc import ioc
-from backtest_persist.persist.dummy import DummyBackend
-from backtest_persist.persist.dump.backend import JsonBackend
-from backtest_persist.persist.mongo import MongoBackend
+from backtest_persist.errors import SettingsError
 
 __all__ = ("Entry", "Registry")
 
@@ -213,8 +213,12 @@ class Registry:
     MongoDB, through `container` (the process-wide one when None), stands behind them until another backend is chosen.
     """
 
+    _bound: ClassVar[Container | None] = None
+
     def __init__(self, container: Container | None = None) -> None:
-        self._container = ioc if container is None else container
+        if container is None and Registry._bound is None:
+            raise SettingsError("This registry knows no container; import backtest_persist, or pass one.")
+        self._container = container or cast("Container", Registry._bound)
         backend = MongoBackend(self._container)
         self.breakeven = BreakevenEntry(backend.breakeven)
         self.candle = CandleEntry(backend.candle)
@@ -231,6 +235,11 @@ class Registry:
         self.signal = SignalEntry(backend.signal)
         self.state = StateEntry(backend.state)
         self.storage = StorageEntry(backend.storage)
+
+    @classmethod
+    def bind(cls, container: Container) -> None:
+        """Set the container of registries that are given none."""
+        cls._bound = container
 
     def use(self, backend: contracts.Backend) -> None:
         """Let a backend stand behind all fifteen domains; memoised instances are forgotten."""

@@ -5,14 +5,14 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from backtest_persist.backends.json.codec import dumps, encode
+from backtest_persist.backends.json.folder import DumpFiles, Stored, Write
 from backtest_persist.contracts import CandleData, CandleInterval, Payload, PayloadInput, When
 from backtest_persist.core.keys import checked_flag, checked_name, mode_word
 from backtest_persist.core.payload import encode_entries, encode_list, encode_payload
 from backtest_persist.core.row import to_horizon, to_millis
 from backtest_persist.domains.candle import candle_columns, checked_candle, checked_window, closed_candles
 from backtest_persist.errors import InvalidPayloadError
-from backtest_persist.persist.dump.codec import dumps, encode
-from backtest_persist.persist.dump.files import DumpFiles, Stored, Write
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from backtest_persist import BacktestPersistError, Container, Settings
-from tests.faults.stopwatch import GRACE, timed
+from tests.support.stopwatch import GRACE, timed
 
 __all__ = ("Load", "working")
 

@@ -1,0 +1,1 @@
+"""Import and export: between a dump and MongoDB, in either direction."""
