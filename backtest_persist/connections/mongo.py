@@ -25,8 +25,9 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 
 from backtest_persist.connections.loops import Home, PerLoop, Watch, closed
-from backtest_persist.connections.translation import Described, Operation, is_sessionless, mongo_errors
+from backtest_persist.connections.translation import Described, Operation, mongo_errors
 from backtest_persist.connections.values import CODEC_OPTIONS, Document
+from backtest_persist.connections.workarounds import is_sessionless
 from backtest_persist.errors import (
     BacktestPersistError,
     ErrorReason,
@@ -221,7 +222,8 @@ class MongoState:
             try:
                 return await send()
             except (BacktestPersistError, PyMongoError) as error:
-                if not is_sessionless(error):
+                known = error.reason is ErrorReason.NO_SESSIONS if isinstance(error, BacktestPersistError) else None
+                if not (is_sessionless(error) if known is None else known):
                     raise
             # the driver closes a connection of which it fails to read the answer; the one just used is the next one
             with suppress(_UnreadableError, PyMongoError):
