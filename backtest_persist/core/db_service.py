@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from functools import partial, wraps
-from inspect import isawaitable
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from bson import ObjectId, encode
@@ -160,8 +159,7 @@ class _InFlight(Generic[C, R]):
     async def session(self) -> Any:
         """The session of all writes that take turns: the server refuses one that comes after a later one of it."""
         if self._session is None:
-            starting: Any = self.state.client.start_session(causal_consistency=False)
-            self._session = await starting if isawaitable(starting) else starting  # Motor's is a coroutine
+            self._session = await self.state.start_session()
         return self._session
 
     async def drain(self) -> None:
@@ -342,7 +340,7 @@ class DbService(Generic[C, R]):
         state = await self._ready()
         self.stats.reads += 1
         self.stats.lookups += 1
-        return await state.held(self.collection, self._open_flights).reads.ask(context, since)
+        return await state.per_collection(self.collection, self._open_flights).reads.ask(context, since)
 
     async def _upsert(self, context: C, fields: Mapping[str, Any]) -> R:
         """One atomic write: the filter is exactly the unique index, so concurrent first writes make one document.
@@ -358,7 +356,7 @@ class DbService(Generic[C, R]):
     async def _write(self, write: _Write[C]) -> R | None:
         since = time.monotonic()
         state = await self._ready()
-        return await state.held(self.collection, self._open_flights).writes.board(write, since)
+        return await state.per_collection(self.collection, self._open_flights).writes.board(write, since)
 
     def _encode(self, payload: PayloadInput | None, context: C) -> dict[str, Any] | None:
         return encode_payload(payload, lambda: self._what(context))
@@ -424,7 +422,7 @@ class DbService(Generic[C, R]):
         self, state: MongoState, seats: "Sequence[Seat[_Write[C] | _Batch, Any]]", seconds: float
     ) -> None:
         """Carry out writes in their order: runs of upserts as one bulk, everything else alone."""
-        line = state.held(self.collection, self._open_flights)
+        line = state.per_collection(self.collection, self._open_flights)
         try:
             async with state.deadline(self._doing("write"), seconds, write=True, cut=False):
                 for run in _runs(seats):
@@ -439,7 +437,7 @@ class DbService(Generic[C, R]):
 
     async def _in_turn(self, state: MongoState, send: Callable[[MongoState, Any], Awaitable[int]]) -> int:
         """Send writes after those that came before them, in a task of their own: a cancelled caller cuts nothing."""
-        return await state.held(self.collection, self._open_flights).writes.board(_Batch(send))
+        return await state.per_collection(self.collection, self._open_flights).writes.board(_Batch(send))
 
     async def _write_run(
         self, state: MongoState, session: Any, seats: "Sequence[Seat[_Write[C] | _Batch, Any]]"
@@ -587,7 +585,7 @@ class DbService(Generic[C, R]):
         stored = 0
         with self._mongo.accept():
             state = await self._ready()
-            with state.held(self.collection, self._open_flights).call():
+            with state.per_collection(self.collection, self._open_flights).call():
                 for start in range(0, len(writes), BULK_SIZE):
                     chunk = writes[start : start + BULK_SIZE]
                     with self._part(partial(_stored, start, len(writes))):
@@ -715,7 +713,7 @@ class DbService(Generic[C, R]):
             self.stats.reads += 1
             return Batches(collection, query, batch_size=LIST_BATCH, **options)
 
-        return Listing(find, partial(self._operation, "list"), lambda: self._mongo.is_open, build)
+        return Listing(find, partial(self._operation, "list"), lambda: self._mongo.has_client, build)
 
     def _open_flights(self, state: MongoState) -> _InFlight[C, R]:
         return _InFlight(

@@ -145,7 +145,7 @@ class Domain:
             return Batches(collection, query, projection=projection, batch_size=BATCH, **(options or whole))
 
         operation = partial(self._mongo.operation, f"List in {collection.name}")
-        return Listing(find, operation, lambda: self._mongo.is_open, list[Document])
+        return Listing(find, operation, lambda: self._mongo.has_client, list[Document])
 
     async def by_id(self, ids: Sequence[ObjectId]) -> dict[ObjectId, Document]:
         """The documents with these ids, by one query."""

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 
-from backtest_persist.connections.loops import PerLoop
+from backtest_persist.connections.per_loop import PerLoop
 
 
 class Value:
@@ -59,4 +59,4 @@ def test_loops_that_begin_in_two_threads_at_once_have_a_value_each() -> None:
     assert ended.asked.wait(5)
     asyncio.run(second())
     assert outcomes == [(True, 0), (True, 0)]
-    assert values._held == {}
+    assert values._entries == {}
