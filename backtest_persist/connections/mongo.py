@@ -288,8 +288,8 @@ class MongoService:
         client = self._injected
         if client is None:
             client = _open_mongo(settings)
-        else:
-            self._affinity.check()
+        elif (conflict := self._affinity.conflict()) is not None:
+            raise SettingsError(conflict)
         concern: dict[str, Any] = dict(client.write_concern.document)
         if concern.get("w") == 0:
             raise SettingsError(

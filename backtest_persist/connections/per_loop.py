@@ -153,13 +153,14 @@ class LoopAffinity:
         self._server = server
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def check(self) -> None:
-        """Raise a `SettingsError` in another loop than that."""
+    def conflict(self) -> str | None:
+        """Return what is wrong in another loop than that, and what to do; None in that loop."""
         running = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = running
-        if self._loop is not running:
-            raise SettingsError(
-                f"The {self._server} client given to this container belongs to the event loop of its first use. Give "
-                "another loop a container with a client of its own, or give none: then each loop gets one."
-            )
+        if self._loop is running:
+            return None
+        return (
+            f"The {self._server} client given to this container belongs to the event loop of its first use. Give "
+            "another loop a container with its own client, or give none: then each loop gets one."
+        )

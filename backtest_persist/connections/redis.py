@@ -165,12 +165,9 @@ class RedisService:
     def _open(self) -> _RedisState:
         settings = self._settings()
         if self._injected is not None:
-            try:
-                self._affinity.check()
-            except SettingsError as error:  # for the db services a miss
-                raise StoreUnavailableError(
-                    error.args[0], retryable=False, server="Redis", reason=ErrorReason.EVENT_LOOP
-                ) from error
+            conflict = self._affinity.conflict()
+            if conflict is not None:  # for the db services a miss
+                raise StoreUnavailableError(conflict, retryable=False, server="Redis", reason=ErrorReason.EVENT_LOOP)
         return _RedisState(settings, self._injected)
 
     @property
