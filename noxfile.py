@@ -5,7 +5,7 @@ from pathlib import Path
 import nox
 
 nox.options.sessions = ["lint", "tests", "docs"]
-nox.options.error_on_missing_interpreters = True
+nox.options.error_on_missing_interpreters = False  # `versions` takes the interpreters that are installed
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -30,6 +30,13 @@ def tests(session: nox.Session) -> None:
     """The test suite on real servers; CC_TEST_BACKEND=embedded|testcontainers|env says which."""
     install(session, "tests")
     session.run("pytest", "-n", "4", "--dist", "worksteal", *session.posargs)
+
+
+@nox.session(python=nox.project.python_versions(PROJECT))
+def versions(session: nox.Session) -> None:
+    """The unit and contract tests on each supported Python that is installed; -- PATH runs others."""
+    install(session, "tests")
+    session.run("pytest", "-n", "4", "--dist", "worksteal", *(session.posargs or ("tests/unit", "tests/contract")))
 
 
 @nox.session
