@@ -10,8 +10,8 @@ from bson import ObjectId
 from pymongo import MongoClient
 
 from backtest_persist import Container, Settings, SignalRow, WriteOutcomeUnknownError
-from tests.commands import Commands, listened_client
 from tests.faults.conftest import Failing
+from tests.support.commands import Commands, listened_client
 
 NOT_MET = {"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}}
 """Added to a reply without any error of a single write: applied by the primary, but not replicated in time."""

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from backtest_persist import Container, Settings, base_map
-from tests.faults.servers import OwnRedis, until
+from tests.support.servers import OwnRedis, until
 
 CONNECTIONS = 4
 
