@@ -11,7 +11,7 @@ from pymongo import MongoClient
 
 from backtest_persist import Container, Settings, SignalRow, WriteOutcomeUnknownError
 from tests.faults.conftest import Failing
-from tests.support.commands import Commands, listened_client
+from tests.support.commands import Commands, monitored_client
 
 NOT_MET = {"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}}
 """Added to a reply without any error of a single write: applied by the primary, but not replicated in time."""
@@ -109,7 +109,7 @@ class Removing(Commands):
 async def removing(settings: Settings, driver: str) -> AsyncGenerator[tuple[Container, Removing]]:
     """Open a container, and a listener that deletes its documents behind its back."""
     commands = Removing(settings, "signal-items")
-    client = listened_client(settings, driver, commands)
+    client = monitored_client(settings, driver, commands)
     container = Container(settings, mongo_client=client)
     try:
         yield container, commands
