@@ -21,7 +21,8 @@ from backtest_persist import (
     WriteRejectedError,
 )
 from backtest_persist.operations import Level, examine
-from backtest_persist.operations.transfer.dump import export_dump, import_dump
+from backtest_persist.operations.transfer.exporting import export_dump
+from backtest_persist.operations.transfer.importing import import_dump
 from tests.support.calls import Call, adapter_calls, cache_calls, db_calls, finished
 from tests.support.cases import CASES, PAYLOAD, Case
 from tests.support.dumps import ORIGINAL, write_dump
