@@ -1,9 +1,10 @@
-"""Servers and containers for the tests: real ones, a fresh database for each test.
+"""Fixtures of all tests: real servers, and containers with a fresh database for each test.
 
-``CC_TEST_BACKEND`` says where the servers come from: ``embedded`` (the default) starts private ones, ``testcontainers``
-starts Docker containers (images by ``MONGO_IMAGE`` and ``REDIS_IMAGE``), ``env`` takes those of the ``CC_*`` settings.
+``CC_TEST_BACKEND`` chooses the servers: ``embedded`` (the default) starts private ones, ``testcontainers`` starts
+Docker containers (images by ``MONGO_IMAGE`` and ``REDIS_IMAGE``), ``env`` takes those of the ``CC_*`` settings.
 """
 
+import logging
 import os
 import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -18,12 +19,12 @@ from pymongo import AsyncMongoClient, MongoClient
 
 from backtest_persist import Container, Settings, embedded
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started this in the background
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # programs started by tests are to hear Ctrl-C
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it for a job in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which child processes inherit
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What may take minutes has an hour before it is taken to hang; the demo, which takes longest, comes first."""
+    """Give a soak test an hour before it counts as hanging, and run the demo first, as it takes longest."""
     items.sort(key=lambda item: item.path.name != "test_demo.py")
     for item in items:
         if item.get_closest_marker("soak"):
@@ -83,15 +84,15 @@ async def servers() -> AsyncIterator[Settings]:
 
 @pytest.fixture(scope="session", params=["motor", "pymongo"])
 def driver(request: pytest.FixtureRequest) -> str:
-    """Both MongoDB drivers, one after the other."""
+    """Name a MongoDB driver; a test that uses it runs once for each."""
     return request.param
 
 
 @pytest.fixture
 async def settings(servers: Settings, driver: str) -> AsyncIterator[Settings]:
-    """Settings with a database and a Redis prefix of the test's own, emptied afterwards.
+    """Settings with a database and a Redis prefix for this test, which are emptied after it.
 
-    The Redis deadline is long: a test that looks at the cache must not depend on how busy the machine is.
+    The Redis deadline is long, so that a test of the cache does not depend on how busy the machine is.
     """
     name = f"test-{uuid4().hex[:12]}"
     uri = urlsplit(servers.mongo_connection_string.get_secret_value())._replace(path=f"/{name}").geturl()
@@ -120,3 +121,10 @@ async def container(settings: Settings) -> AsyncIterator[Container]:
     container = Container(settings)
     yield container
     await container.close()
+
+
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Return the events that the package has logged as warnings so far."""
+    caplog.set_level(logging.WARNING, "backtest_persist")
+    return lambda: [str(vars(record)["event"]) for record in caplog.records if record.name == "backtest_persist"]

@@ -15,7 +15,7 @@ from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Registry, Settings
 from backtest_persist.testing import Conformance
-from tests.support.reference import Reference, Store
+from tests.support.reference_backend import Reference, Store
 
 
 class TestReference(Conformance):

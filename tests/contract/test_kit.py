@@ -14,7 +14,7 @@ import pytest
 
 import backtest_persist
 from backtest_persist import testing
-from tests.support import broken
+from tests.support import broken_backends
 
 ROOT = Path(backtest_persist.__file__).parents[1]
 
@@ -80,7 +80,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What the kit says of the broken backends."""
     report = tmp_path_factory.mktemp("report") / "report.xml"
     base = tmp_path_factory.mktemp("base") / "temp"
-    ran = run("tests/support/broken.py", "--tb=line", f"--junitxml={report}", f"--basetemp={base}", cwd=ROOT)
+    ran = run("tests/support/broken_backends.py", "--tb=line", f"--junitxml={report}", f"--basetemp={base}", cwd=ROOT)
     assert ran.returncode == 1, ran.stdout + ran.stderr
     found: Results = defaultdict(lambda: defaultdict(list))
     for case in ElementTree.parse(report).iter("testcase"):
@@ -93,7 +93,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def test_every_capability_has_a_broken_backend_that_fails_it() -> None:
     """The broken ones are those of the table, and together they have every capability of the kit."""
     classes: dict[str, Any] = {
-        name: value for name, value in inspect.getmembers(broken, inspect.isclass) if name.startswith("Test")
+        name: value for name, value in inspect.getmembers(broken_backends, inspect.isclass) if name.startswith("Test")
     }
     assert classes.keys() == CAUGHT_BY.keys()
     capabilities = {base for base in testing.Conformance.__bases__ if base is not testing.Suite}

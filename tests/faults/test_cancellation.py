@@ -2,13 +2,10 @@
 
 import asyncio
 import concurrent.futures
-import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +14,9 @@ from motor.frameworks.asyncio import _EXECUTOR
 
 from backtest_persist import Container, Settings
 from backtest_persist.core import db_service
-from tests.faults.conftest import Failing
-from tests.support.servers import in_the_server, until
+from tests.support.fail_points import Failing
+from tests.support.processes import settings_environment, start_python
+from tests.support.servers import is_running_command, wait_until
 from tests.support.stopwatch import Stopwatch
 
 Write = Callable[[Container, int], Coroutine[Any, Any, Any]]
@@ -83,12 +81,12 @@ async def test_a_write_cancelled_in_the_server_never_lands_last(
         cancelled = asyncio.create_task(write_a(container, 1))
 
         async def arrived() -> bool:
-            return await in_the_server(settings, command)
+            return await is_running_command(settings, command)
 
         async def finished() -> bool:
             return not await arrived()
 
-        await until(arrived)
+        await wait_until(arrived)
         cancelled.cancel()
         await asyncio.wait([cancelled])
         assert cancelled.cancelled()
@@ -96,7 +94,7 @@ async def test_a_write_cancelled_in_the_server_never_lands_last(
             container.configure(settings)
         await write_b(container, 2)
         assert await read(container) == {"n": 2}
-        await until(finished)
+        await wait_until(finished)
     assert await read(container) == {"n": 2}
     async with Container(settings) as other:
         assert await read(other) == {"n": 2}
@@ -117,14 +115,14 @@ async def test_a_write_cut_off_by_the_end_of_its_loop_never_lands_last(
         await write_b(container, 0)
 
     async def arrived() -> bool:
-        return await in_the_server(settings, command)
+        return await is_running_command(settings, command)
 
     async def finished() -> bool:
         return not await arrived()
 
     async def first() -> None:
         cut_off.append(asyncio.create_task(write_a(container, 1)))
-        await until(arrived)
+        await wait_until(arrived)
 
     def in_loops_of_their_own(*runs: Coroutine[Any, Any, None]) -> None:
         for run in runs:
@@ -134,7 +132,7 @@ async def test_a_write_cut_off_by_the_end_of_its_loop_never_lands_last(
     async with failing(command, blockConnection=True, blockTimeMS=800):
         await asyncio.to_thread(in_loops_of_their_own, first(), write_b(container, 2))
         assert cut_off[0].cancelled()
-        await until(finished)
+        await wait_until(finished)
     async with Container(settings) as other:
         assert await read(other) == {"n": 2}
 
@@ -164,7 +162,7 @@ async def test_a_list_that_ends_while_a_batch_hangs(
     monkeypatch.setattr(db_service, "LIST_BATCH", 10)
 
     async def at_work() -> bool:
-        return await in_the_server(settings, "getMore")
+        return await is_running_command(settings, "getMore")
 
     async def free() -> bool:
         return not await at_work()
@@ -181,7 +179,7 @@ async def test_a_list_that_ends_while_a_batch_hangs(
             for threads in (0, 0, 0, 0, 200):
                 limit = asyncio.timeout(None)
                 reading = asyncio.create_task(read(limit))
-                await until(at_work)
+                await wait_until(at_work)
                 released = threading.Event()
                 busy = [_EXECUTOR.submit(released.wait) for _ in range(threads)]
                 if end == "cancelled":
@@ -195,7 +193,7 @@ async def test_a_list_that_ends_while_a_batch_hangs(
                     assert reading.cancelled(), reading.exception()
                 else:
                     assert type(reading.exception()) is TimeoutError
-                await until(free)
+                await wait_until(free)
         assert len(await db.find_all()) == 25
 
 
@@ -210,7 +208,7 @@ async def test_a_task_group_whose_sibling_fails(container: Container, settings: 
             writing = [group.create_task(db.upsert("s", "t", f"e{n}" if n else "e", {"n": 1})) for n in range(20)]
             reading = [group.create_task(db.find_by_context("s", "t", f"e{n}")) for n in range(20)]
             tasks.extend([*writing, *reading])
-            await until(lambda: in_the_server(settings, "update"))
+            await wait_until(lambda: is_running_command(settings, "update"))
             raise LookupError("sibling")
 
     async with failing("find", "update", times=3, blockConnection=True, blockTimeMS=500):
@@ -345,19 +343,9 @@ print("done")
 @pytest.mark.parametrize("program", [_CHILD, _LISTS], ids=["cancels", "leaves lists open"])
 async def test_no_warnings_in_development_mode(settings: Settings, program: str) -> None:
     """A process that cancels all the time, or ends loops amid lists, with every check of Python on, says nothing."""
-    assert settings.redis_url is not None
-    environment = {
-        **os.environ,
-        "CC_MONGO_CONNECTION_STRING": settings.mongo_connection_string.get_secret_value(),
-        "CC_MONGO_DRIVER": settings.mongo_driver,
-        "CC_REDIS_URL": settings.redis_url.get_secret_value(),
-        "CC_REDIS_KEY_PREFIX": settings.redis_key_prefix,
-        "CC_REDIS_TIMEOUT_MS": "5000",
-    }
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-X", "dev", "-W", "error", "-c", program),
-        cwd=Path(__file__).parents[2],
-        env=environment,
+    child = await start_python(
+        *("-X", "dev", "-W", "error", "-c", program),
+        environment=settings_environment(settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -17,10 +17,11 @@ from backtest_persist import (
     StoreUnavailableError,
     WriteOutcomeUnknownError,
 )
-from tests.faults.conftest import Failing
-from tests.support.calls import adapter_calls, cache_calls, db_calls, finished
 from tests.support.cases import CASES, Case
-from tests.support.servers import in_the_server, until
+from tests.support.commands import close_client
+from tests.support.fail_points import Failing
+from tests.support.public_calls import adapter_calls, cache_calls, db_calls, run_to_end
+from tests.support.servers import is_running_command, wait_until
 from tests.support.stopwatch import GRACE, timed
 
 
@@ -36,7 +37,7 @@ async def nobody_is_connected(settings: Settings) -> None:
             )
             return await connections.to_list() == []
 
-        await until(gone)
+        await wait_until(gone)
 
 
 async def test_close_waits_for_what_is_under_way(settings: Settings) -> None:
@@ -96,7 +97,7 @@ async def test_close_gives_up_after_the_deadline(settings: Settings, failing: Fa
     await container.signal_db_service.wait_for_init()
     async with failing("findAndModify", blockConnection=True, blockTimeMS=2000):
         writing = asyncio.create_task(container.signal_db_service.upsert("s", "t", "e", {"n": 1}))
-        await until(lambda: in_the_server(settings, "findAndModify"))
+        await wait_until(lambda: is_running_command(settings, "findAndModify"))
         _, seconds = await timed(container.close())
         assert seconds < 0.5 + GRACE
         with pytest.raises(WriteOutcomeUnknownError):
@@ -108,7 +109,7 @@ async def test_close_does_not_wait_for_a_long_index_build(settings: Settings, fa
     container = Container(settings.model_copy(update={"mongo_timeout_ms": 500}))
     async with failing("createIndexes", blockConnection=True, blockTimeMS=3000):
         preparing = asyncio.create_task(container.wait_for_init())
-        await until(lambda: in_the_server(settings, "createIndexes"))
+        await wait_until(lambda: is_running_command(settings, "createIndexes"))
         _, seconds = await timed(container.close())
         assert seconds < 1 + GRACE  # of the client as well
         with pytest.raises(BacktestPersistError):
@@ -133,7 +134,7 @@ async def test_close_in_a_cancelled_task(settings: Settings, failing: Failing) -
 
     async with failing("findAndModify", blockConnection=True, blockTimeMS=300):
         task = asyncio.create_task(work())
-        await until(lambda: in_the_server(settings, "findAndModify"))
+        await wait_until(lambda: is_running_command(settings, "findAndModify"))
         task.cancel()
         await asyncio.sleep(0)
         task.cancel()
@@ -166,7 +167,7 @@ async def test_the_last_words_at_the_end_of_a_loop_are_stored(settings: Settings
     async def main() -> None:
         await db.wait_for_init()
         running.extend(asyncio.create_task(strategy(f"flies{n}")) for n in range(6))
-        await until(lambda: in_the_server(settings, "update"))
+        await wait_until(lambda: is_running_command(settings, "update"))
         running.extend(asyncio.create_task(strategy(f"waits{n}")) for n in range(6))
         await asyncio.sleep(0)
 
@@ -214,7 +215,7 @@ async def test_nothing_can_be_called_after_close(settings: Settings, case: Case)
         if call.name in NOTHING_TO_SEND:
             continue
         try:
-            await finished(call.make(**call.arguments))
+            await run_to_end(call.make(**call.arguments))
         except ClosedError:
             continue
         open_still.append(str(call))
@@ -226,9 +227,7 @@ async def test_a_write_to_a_client_that_others_closed(settings: Settings, driver
     """What the driver says of a closed client is an outcome unknown for a write, and for a read a ClosedError."""
     container = Container(settings)
     await container.signal_db_service.wait_for_init()
-    closing: Any = container.mongo_service.client.close()
-    if closing is not None:
-        await closing
+    await close_client(container.mongo_service.client)
     if driver == "pymongo":  # Motor's opens again
         with pytest.raises(WriteOutcomeUnknownError):
             await container.signal_db_service.upsert("s", "t", "e", {"n": 1})

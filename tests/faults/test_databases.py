@@ -25,8 +25,8 @@ from backtest_persist import (
 from backtest_persist.core import indexes
 from backtest_persist.core.documents import write_bulk
 from backtest_persist.testing.domains import START, candle
-from tests.faults.conftest import Failing
-from tests.support.servers import OwnRedis, until
+from tests.support.fail_points import Failing
+from tests.support.servers import PrivateRedis, wait_until
 
 NAMES = [f"e{n}" for n in range(10)]
 
@@ -114,7 +114,7 @@ async def test_a_unique_index_that_is_being_built_is_waited_for(settings: Settin
         await database.client.admin.command(pause)
         building = asyncio.create_task(collection.create_indexes([index_of(db)]))
         try:
-            await until(lambda: is_listed(collection))
+            await wait_until(lambda: is_listed(collection))
             writing = asyncio.gather(*(db.upsert("s", "t", "new", {"n": n}) for n in range(5)))
             await asyncio.wait([asyncio.ensure_future(writing)], timeout=0.3)
             assert not writing.done()
@@ -250,7 +250,7 @@ async def test_after_a_restore_the_older_values_are_there(container: Container, 
 
 async def test_two_databases_that_share_one_redis_see_their_own(settings: Settings, tmp_path: Path) -> None:
     """Without a prefix they overwrite each other's ids, and still each reads its own rows and no other."""
-    redis = OwnRedis(tmp_path)
+    redis = PrivateRedis(tmp_path)
     await redis.start()
     try:
         uri = urlsplit(settings.mongo_connection_string.get_secret_value())

@@ -3,8 +3,7 @@
 import asyncio
 import math
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -16,9 +15,9 @@ from backtest_persist.core import db_service
 from backtest_persist.operations import IdCounts, rebuild, verify
 from backtest_persist.operations.cache import collection
 from backtest_persist.testing.domains import candle
-from tests.faults.conftest import Failing
-from tests.support import servers
-from tests.support.commands import Commands, listened_client
+from tests.support.commands import monitored_container
+from tests.support.fail_points import Failing
+from tests.support.servers import is_running_command, suspended_mongo, wait_until
 from tests.support.stopwatch import GRACE, pauses, timed
 
 SERIES = {"exchangeName": "e", "interval": "1m"}
@@ -30,14 +29,6 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"mongo_timeout_ms": 1000})
 
 
-@asynccontextmanager
-async def stopped(container: Container) -> AsyncGenerator[None]:
-    """A mongod that keeps its connections and answers nothing."""
-    pid = (await container.mongo_service.database.command("serverStatus"))["pid"]
-    async with servers.stopped(pid):
-        yield
-
-
 async def outcome(operation: Awaitable[Any]) -> tuple[type[Any], float]:
     """How an operation ends, and after how many seconds."""
     result, seconds = await timed(operation)
@@ -46,29 +37,24 @@ async def outcome(operation: Awaitable[Any]) -> tuple[type[Any], float]:
 
 async def test_an_injected_client_has_the_deadline(settings: Settings, driver: str) -> None:
     """A client without timeoutMS does not wait for longer than the settings say."""
-    client = listened_client(settings, driver, Commands())
-    container = Container(settings, mongo_client=client)
-    db = container.signal_db_service
-    await db.upsert("s", "t", "e", {"n": 1})
-    async with stopped(container):
-        ends = await asyncio.gather(
-            outcome(db.find_by_context("s", "t", "e")),
-            outcome(db.upsert("s", "t", "e", {"n": 2})),
-            outcome(db.find_all()),
-            outcome(db.count()),
-            outcome(container.log_db_service.create_many([{"id": "a"}])),
-            outcome(container.risk_db_service.wait_for_init()),
-            outcome(container.candle_db_service.find_gaps("b", "1m", "e", 0, 60_000)),
-        )
-        assert [kind for kind, _ in ends] == [StoreUnavailableError, WriteOutcomeUnknownError] + [
-            StoreUnavailableError
-        ] * 5
-        assert [seconds for _, seconds in ends if seconds > 1 + GRACE] == [], ends
-    assert await db.find_by_context("s", "t", "e") is not None
-    await container.close()
-    closing = client.close()
-    if closing is not None:
-        await closing
+    async with monitored_container(settings, driver) as (container, _):
+        db = container.signal_db_service
+        await db.upsert("s", "t", "e", {"n": 1})
+        async with suspended_mongo(container):
+            ends = await asyncio.gather(
+                outcome(db.find_by_context("s", "t", "e")),
+                outcome(db.upsert("s", "t", "e", {"n": 2})),
+                outcome(db.find_all()),
+                outcome(db.count()),
+                outcome(container.log_db_service.create_many([{"id": "a"}])),
+                outcome(container.risk_db_service.wait_for_init()),
+                outcome(container.candle_db_service.find_gaps("b", "1m", "e", 0, 60_000)),
+            )
+            assert [kind for kind, _ in ends] == [StoreUnavailableError, WriteOutcomeUnknownError] + [
+                StoreUnavailableError
+            ] * 5
+            assert [seconds for _, seconds in ends if seconds > 1 + GRACE] == [], ends
+        assert await db.find_by_context("s", "t", "e") is not None
 
 
 async def test_an_operation_does_not_wait_for_a_long_index_build(
@@ -78,7 +64,7 @@ async def test_an_operation_does_not_wait_for_a_long_index_build(
     db = container.signal_db_service
     async with failing("createIndexes", blockConnection=True, blockTimeMS=2500):
         building = asyncio.create_task(db.wait_for_init())
-        await servers.until(lambda: servers.in_the_server(settings, "createIndexes"))
+        await wait_until(lambda: is_running_command(settings, "createIndexes"))
         ends = await asyncio.gather(outcome(db.find_by_context("s", "t", "e")), outcome(db.upsert("s", "t", "e", {})))
         assert [kind for kind, _ in ends] == [StoreUnavailableError] * 2
         assert max(seconds for _, seconds in ends) < 1 + GRACE
@@ -204,7 +190,7 @@ async def test_closing_does_not_wait_for_a_stopped_mongod(settings: Settings) ->
     """The end of the sessions is told to the server within one deadline, and the event loop goes on meanwhile."""
     container = Container(settings)
     await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
-    async with stopped(container):
+    async with suspended_mongo(container):
         closing = asyncio.create_task(timed(container.close()))
         longest = (await pauses(closing))[-1]
         _, seconds = await closing

@@ -10,9 +10,8 @@ from pydantic import SecretStr
 
 from backtest_persist import Container, Settings, StoreUnavailableError
 from backtest_persist.operations import Diagnosis, Finding, Level, examine, verify
-from tests.faults import test_deadlines, test_redis
-from tests.faults.conftest import Failing
-from tests.faults.test_redis import configured
+from tests.support.fail_points import Failing
+from tests.support.servers import configured_redis, suspended_mongo, suspended_redis
 from tests.support.stopwatch import Stopwatch
 
 
@@ -51,7 +50,7 @@ async def delayed(path: str, seconds: float) -> AsyncGenerator[int]:
 async def test_a_mongod_that_answers_nothing(container: Container) -> None:
     """One deadline of MongoDB later it is a problem, and Redis has been looked at."""
     await container.wait_for_init()
-    async with test_deadlines.stopped(container):
+    async with suspended_mongo(container):
         with Stopwatch() as watch:
             diagnosis = await examine(container)
         assert watch.seconds < 2.5
@@ -65,7 +64,7 @@ async def test_a_mongod_that_answers_nothing(container: Container) -> None:
 async def test_a_redis_that_answers_nothing(container: Container) -> None:
     """One deadline later it is a problem, and MongoDB has been looked at."""
     await container.wait_for_init()
-    async with test_redis.stopped(container):
+    async with suspended_redis(container):
         with Stopwatch() as watch:
             diagnosis = await examine(container)
         assert watch.seconds < 7
@@ -131,7 +130,7 @@ async def test_memory_and_policies_of_redis(container: Container) -> None:
         ("volatile-lru", used + 1000, Level.WARNING),
         ("allkeys-lru", used + 1000, None),
     ):
-        async with configured(container, maxmemory_policy=policy), configured(container, maxmemory=limit):
+        async with configured_redis(container, maxmemory_policy=policy), configured_redis(container, maxmemory=limit):
             diagnosis = await examine(container)
         found = amiss(diagnosis)
         assert {check: finding.level for check, finding in found.items()} == ({"redis.memory": level} if level else {})
@@ -143,7 +142,7 @@ async def test_memory_and_policies_of_redis(container: Container) -> None:
 async def test_the_append_only_file_is_told(container: Container) -> None:
     """Whether ids survive a restart is said, and is no fault either way."""
     for kept in ("yes", "no"):
-        async with configured(container, appendonly=kept):
+        async with configured_redis(container, appendonly=kept):
             (found,) = (
                 finding for finding in (await examine(container)).findings if finding.check == "redis.persistence"
             )
@@ -167,7 +166,7 @@ async def test_a_password_is_asked_for_and_never_shown(container: Container, set
     await container.wait_for_init()
     url = settings.redis_url
     assert url is not None
-    async with configured(container, requirepass="hunter2"):
+    async with configured_redis(container, requirepass="hunter2"):
         wrong = SecretStr(url.get_secret_value().replace("unix://", "unix://:canary@"))
         other = Container(settings.model_copy(update={"redis_url": wrong}))
         diagnosis = await examine(other)

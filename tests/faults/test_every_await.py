@@ -1,6 +1,6 @@
 """Every operation, disturbed at every await and at every call of a driver: the value is old or new, and can be written.
 
-What is disturbed, and when, is enumerated to the end (see `enumerator`); nothing here is random.
+What is disturbed, and when, is enumerated to the end (see `fault_enumerator`); nothing here is random.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ from backtest_persist import (
 from backtest_persist.connections import RedisService
 from backtest_persist.testing.domains import DOMAINS, LISTS, REMOVABLE, Domain, Parts
 from tests.support.cases import CASES, Case
-from tests.support.commands import Commands, listened_client
-from tests.support.enumerator import FAULTS, HELD, Drivers, Fault, counted_drivers
+from tests.support.commands import Commands, close_client, monitored_client
+from tests.support.fault_enumerator import FAULTS, HELD, Drivers, Fault, intercepted_drivers
 
 OLD, NEW, LATER = 1, 2, 3
 PATIENCE = 0.02
@@ -92,7 +92,7 @@ def settings(settings: Settings) -> Settings:
 @pytest.fixture
 def drivers() -> Iterator[Drivers]:
     """The drivers, whose calls can be disturbed."""
-    with counted_drivers() as drivers:
+    with intercepted_drivers() as drivers:
         yield drivers
 
 
@@ -403,7 +403,7 @@ async def test_every_db_service(container: Container, witness: Container, driver
 async def test_the_first_operation(settings: Settings, witness: Container, drivers: Drivers, driver: str) -> None:
     """On an empty database, with a container that has just been made: no lock is left held, no index is left out."""
     case = next(case for case in CASES if case.domain == "memory")
-    client = listened_client(settings, driver, Commands())
+    client = monitored_client(settings, driver, Commands())
     collection = witness.mongo_service.collection(case.collection)
     containers: list[Container] = []
     numbers = count()
@@ -427,9 +427,7 @@ async def test_the_first_operation(settings: Settings, witness: Container, drive
     assert {fault: number for fault, number in points.items() if number < 3 and not fault.at_await} == {}
     for container in containers:
         await container.close()
-    closing = client.close()
-    if closing is not None:
-        await closing
+    await close_client(client)
 
 
 # --- maps ---

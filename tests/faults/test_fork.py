@@ -2,12 +2,11 @@
 
 import asyncio
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
 from backtest_persist import Settings
+from tests.support.processes import settings_environment, start_python
 
 _PROGRAM = """
 import asyncio, os, sys, time
@@ -56,19 +55,9 @@ asyncio.run(forks()) if sys.argv[1] == "inside" else forks_between()
 
 
 async def _run(settings: Settings, where: str) -> tuple[int | None, str]:
-    assert settings.redis_url is not None
-    environment = {
-        **os.environ,
-        "CC_MONGO_CONNECTION_STRING": settings.mongo_connection_string.get_secret_value(),
-        "CC_MONGO_DRIVER": settings.mongo_driver,
-        "CC_REDIS_KEY_PREFIX": settings.redis_key_prefix,
-        "CC_REDIS_TIMEOUT_MS": str(settings.redis_timeout_ms),
-        "CC_REDIS_URL": settings.redis_url.get_secret_value(),
-    }
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _PROGRAM, where),
-        cwd=Path(__file__).parents[2],
-        env=environment,
+    process = await start_python(
+        *("-c", _PROGRAM, where),
+        environment=settings_environment(settings),
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
     )

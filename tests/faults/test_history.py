@@ -1,9 +1,7 @@
 """Several processes on one pair of servers that stop, die and drop connections: what they saw is always explained."""
 
 import asyncio
-import os
 import random
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,13 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from backtest_persist import embedded
-from tests.support.history import Event, load, violations
-from tests.support.servers import OwnRedis, stopped
+from tests.support.fail_points import TEST_COMMANDS
+from tests.support.history import Event, read_events, violations
+from tests.support.processes import start_python
+from tests.support.servers import PrivateRedis, suspended
 
 
-async def disturb(redis: OwnRedis, mongo: AsyncMongoClient[dict[str, Any]], choice: random.Random) -> str:
+async def disturb(redis: PrivateRedis, mongo: AsyncMongoClient[dict[str, Any]], choice: random.Random) -> str:
     """Do one thing to the servers; returns its name."""
     fault = choice.choice(["redis flushed", "redis killed", "redis stopped", "mongod stopped", "connections closed"])
     match fault:
@@ -27,10 +27,10 @@ async def disturb(redis: OwnRedis, mongo: AsyncMongoClient[dict[str, Any]], choi
             await asyncio.sleep(choice.random() * 0.3)
             await redis.start()
         case "redis stopped":
-            async with stopped(redis.pid):
+            async with suspended(redis.pid):
                 await asyncio.sleep(0.2)
         case "mongod stopped":
-            async with stopped((await mongo.admin.command("serverStatus"))["pid"]):
+            async with suspended((await mongo.admin.command("serverStatus"))["pid"]):
                 await asyncio.sleep(0.3)
         case _:
             await mongo.admin.command(
@@ -51,23 +51,20 @@ async def run(directory: Path, driver: str, *, processes: int, seconds: float) -
     """Let processes work while faults happen at random; returns their history and the faults."""
     choice = random.Random(f"{driver} {processes} {seconds}")
     faults: Counter[str] = Counter()
-    redis = OwnRedis(directory)
+    redis = PrivateRedis(directory)
     await redis.start()
     try:
-        async with embedded(mongod_options=("--setParameter", "enableTestCommands=1")) as settings:
+        async with embedded(mongod_options=TEST_COMMANDS) as settings:
             uri = settings.mongo_connection_string.get_secret_value()
             environment = {
-                **os.environ,
                 "CC_MONGO_CONNECTION_STRING": f"{uri}&appName=clients&heartbeatFrequencyMS=500",
                 "CC_MONGO_DRIVER": driver,
                 "CC_REDIS_URL": f"unix://{redis.socket}",
             }
             files = [directory / f"{number}.jsonl" for number in range(processes)]
             children = [
-                await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "tests.support.history", str(file), file.stem, str(seconds)),
-                    cwd=Path(__file__).parents[2],
-                    env=environment,
+                await start_python(
+                    *("-m", "tests.support.history", str(file), file.stem, str(seconds)), environment=environment
                 )
                 for file in files
             ]
@@ -78,7 +75,7 @@ async def run(directory: Path, driver: str, *, processes: int, seconds: float) -
                     if not working.done():
                         faults[await disturb(redis, mongo, choice)] += 1
             assert await working == [0] * processes
-            return load(files), faults
+            return read_events(files), faults
     finally:
         await redis.kill()
 

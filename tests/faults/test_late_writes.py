@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from backtest_persist import Container, Settings, StoreUnavailableError, WriteOutcomeUnknownError
 from backtest_persist.domains.signal import SignalRow
 from tests.support.proxy import DEADLINE, Proxy, behind_proxy, bounded
-from tests.support.servers import take_sessions_from, until
+from tests.support.servers import disable_sessions, wait_until
 from tests.support.stopwatch import GRACE, Stopwatch
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ async def test_after_the_end_of_its_loop(settings: Settings) -> None:
             await write(container, "old")
             proxy.held = b"zombie"
             under_way.append(asyncio.create_task(write(container, "zombie")))
-            await until(held_back)
+            await wait_until(held_back)
 
         await asyncio.to_thread(lambda: asyncio.run(first()))
         assert under_way[0].cancelled()
@@ -128,7 +128,7 @@ async def test_after_a_connection_took_no_sessions(settings: Settings) -> None:
         await write(container, "old")
         await leave(await hold_back(proxy, write(container, "zombie")))
         await container.signal_db_service.count()  # by a connection of its own
-        assert take_sessions_from(container)
+        assert disable_sessions(container)
         row = await acknowledged(lambda: write(container, "later"))
     assert await stands(settings, row)
 
@@ -138,13 +138,13 @@ async def test_before_the_end_of_a_connection_that_took_no_sessions(settings: Se
     async with behind_proxy(bounded(settings)) as (proxy, container):
         db = container.signal_db_service
         row = await write(container, "old")
-        assert take_sessions_from(container)
+        assert disable_sessions(container)
         proxy.cut = b"ping\0"
         await asyncio.gather(*(db.upsert("s", "t", f"e{n}", {"n": 1}) for n in range(3)))
         assert await db.count({"payload.n": 1}) == 3
         await leave(await hold_back(proxy, write(container, "zombie")))
         await db.count()
-        assert take_sessions_from(container)
+        assert disable_sessions(container)
         proxy.cut = b"ping\0"
         await container.close()
     assert await stands(settings, row)

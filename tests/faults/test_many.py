@@ -1,16 +1,14 @@
 """Much at once: many processes that write the same new keys, and lists that are long."""
 
 import asyncio
-import os
-import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backtest_persist import Container, Settings
 from tests.support.cases import CASES
+from tests.support.processes import settings_environment, start_python
 
 PROCESSES = 8
 TASKS = 50
@@ -52,24 +50,15 @@ async def test_processes_that_write_the_same_new_keys_make_one_document_each(set
 
     An empty database gets its unique indexes from all of them at once.
     """
-    assert settings.redis_url is not None
-    environment = {
-        **os.environ,
-        "CC_MONGO_CONNECTION_STRING": settings.mongo_connection_string.get_secret_value(),
-        "CC_MONGO_TIMEOUT_MS": "30000",
-        "CC_REDIS_KEY_PREFIX": settings.redis_key_prefix,
-        "CC_REDIS_URL": settings.redis_url.get_secret_value(),
-    }
     container = Container(settings)
     if database == "prepared":
         await container.wait_for_init()
     try:
         code = _WRITER.replace("KEYS", str(KEYS)).replace("TASKS", str(TASKS))
         processes = [
-            await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", code, str(n), database),
-                cwd=Path(__file__).parents[2],
-                env={**environment, "CC_MONGO_DRIVER": ["motor", "pymongo"][n % 2]},
+            await start_python(
+                *("-c", code, str(n), database),
+                environment={**settings_environment(settings), "CC_MONGO_DRIVER": ["motor", "pymongo"][n % 2]},
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
             )

@@ -19,8 +19,8 @@ from backtest_persist import (
     WriteRejectedError,
 )
 from backtest_persist.core import db_service
-from tests.faults.conftest import Failing
-from tests.support.servers import take_sessions_from
+from tests.support.fail_points import Failing
+from tests.support.servers import disable_sessions
 from tests.support.stopwatch import GRACE, timed
 
 RETRYABLE = [91, 189, 262, 10107, 11600, 11602]
@@ -271,7 +271,7 @@ async def test_connections_without_sessions_are_left(settings: Settings, monkeyp
         await asyncio.gather(*(service.count() for service in container.db_services))
         await asyncio.gather(*(states.upsert("s", f"b{n}", {"n": 0}, 0) for n in range(5)))
         await container.interval_db_service.upsert("i", "k", {}, 0)
-        assert take_sessions_from(container) > 1
+        assert disable_sessions(container) > 1
         writes = [states.upsert("s", f"b{n % 5}", {"n": n}, n) for n in range(50)]
         _, _, removed, new = await asyncio.gather(
             asyncio.gather(*writes),

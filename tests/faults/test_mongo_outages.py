@@ -20,9 +20,9 @@ from backtest_persist import (
     WriteRejectedError,
 )
 from backtest_persist.core import db_service
-from tests.faults.conftest import Failing
+from tests.support.fail_points import Failing
 from tests.support.load import working
-from tests.support.servers import OwnMongo, stopped, until, without_primary
+from tests.support.servers import PrivateMongo, suspended, wait_until, without_primary
 from tests.support.stopwatch import GRACE, pauses, timed
 
 DEADLINE = 1.0
@@ -49,7 +49,7 @@ async def test_a_stopped_mongod_leaves_the_event_loop_free(container: Container)
             await asyncio.sleep(0.01)
         return ends
 
-    async with stopped(pid):
+    async with suspended(pid):
         suffering = asyncio.create_task(work(2.5))
         lags = await pauses(suffering)
         ends = await suffering
@@ -59,9 +59,9 @@ async def test_a_stopped_mongod_leaves_the_event_loop_free(container: Container)
     assert await db.find_by_context("s", "t", "e") == row
 
 
-async def test_a_mongod_killed_under_load_loses_nothing(own: Settings, mongo: OwnMongo) -> None:
+async def test_a_mongod_killed_under_load_loses_nothing(mongo_settings: Settings, mongo: PrivateMongo) -> None:
     """Five times mongod dies and is started again: each acknowledged write is there, and work goes on in 3 s."""
-    impatient = own.model_copy(update={"mongo_timeout_ms": 500})  # mongod needs longer to start
+    impatient = mongo_settings.model_copy(update={"mongo_timeout_ms": 500})  # mongod needs longer to start
     async with Container(impatient) as container, working(impatient, container) as load:
         for _ in range(5):
             await mongo.kill()
@@ -71,9 +71,9 @@ async def test_a_mongod_killed_under_load_loses_nothing(own: Settings, mongo: Ow
         assert kinds <= {StoreUnavailableError, WriteOutcomeUnknownError, WriteRejectedError}
 
 
-async def test_a_step_down_under_load_loses_and_doubles_nothing(own: Settings, mongo: OwnMongo) -> None:
+async def test_a_step_down_under_load_loses_and_doubles_nothing(mongo_settings: Settings, mongo: PrivateMongo) -> None:
     """The primary steps down and is elected again: a counter is what was acknowledged, and entries are there once."""
-    patient = own.model_copy(update={"mongo_timeout_ms": 10_000})
+    patient = mongo_settings.model_copy(update={"mongo_timeout_ms": 10_000})
     async with Container(patient) as container, AsyncMongoClient[dict[str, Any]](mongo.uri) as admin:
         states, logs = container.state_db_service, container.log_db_service
         await asyncio.gather(states.wait_for_init(), logs.wait_for_init())
@@ -122,12 +122,14 @@ async def test_a_step_down_under_load_loses_and_doubles_nothing(own: Settings, m
         assert {end for name, end, _ in outcomes if name != "counter"} == {3}
 
 
-async def test_a_mongod_that_starts_late_is_waited_for_by_trying_again(own: Settings, mongo: OwnMongo) -> None:
+async def test_a_mongod_that_starts_late_is_waited_for_by_trying_again(
+    mongo_settings: Settings, mongo: PrivateMongo
+) -> None:
     """Without mongod operations are typed errors in time, closing is bounded, and with it the same container works."""
-    other = Container(own)
+    other = Container(mongo_settings)
     await other.signal_db_service.wait_for_init()
     await mongo.kill()
-    container = Container(own)
+    container = Container(mongo_settings)
     try:
         db = container.signal_db_service
         ends = await asyncio.gather(
@@ -186,12 +188,12 @@ async def test_a_small_pool_in_front_of_a_slow_server_never_blocks_for_good(
 
 @pytest.mark.parametrize("domain", ["storage", "log"])
 async def test_a_server_that_goes_away_between_the_parts_of_a_call(
-    own: Settings, mongo: OwnMongo, domain: str, monkeypatch: pytest.MonkeyPatch
+    mongo_settings: Settings, mongo: PrivateMongo, domain: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing of the next part was sent, yet what was stored before is: the outcome is unknown, and says how much."""
     monkeypatch.setattr(db_service, "BULK_SIZE", 10)
     items = [{"id": f"{n}"} for n in range(25)]
-    async with Container(own) as container, AsyncMongoClient[dict[str, Any]](mongo.direct_uri) as admin:
+    async with Container(mongo_settings) as container, AsyncMongoClient[dict[str, Any]](mongo.direct_uri) as admin:
         redis, mongo_client = container.redis_service, container.mongo_service.client
         db: Any = getattr(container, f"{domain}_db_service")
 
@@ -209,7 +211,7 @@ async def test_a_server_that_goes_away_between_the_parts_of_a_call(
             async def attempt(*args: Any) -> Any:  # which follows each part
                 if await db.count() == 20:
                     await outage.enter_async_context(without_primary(admin))
-                    await until(gone)
+                    await wait_until(gone)
                 return await remember(*args)
 
             with monkeypatch.context() as patch:

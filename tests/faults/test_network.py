@@ -37,7 +37,7 @@ async def test_cancelled_gets_never_mix_up_replies(settings: Settings) -> None:
         proxy.delay = 0
         await asyncio.gather(*(get(n) for n in range(200)))
         await container.close()
-        await proxy.everybody_has_gone()
+        await proxy.wait_until_disconnected()
 
 
 async def test_a_write_whose_reply_is_lost_is_applied_once(settings: Settings) -> None:
@@ -99,7 +99,7 @@ async def test_a_black_hole_in_front_of_redis_costs_one_deadline(settings: Setti
         assert (found, seconds < 0.1) == (row, True)
         proxy.passing.set()
         await container.close()
-        await proxy.everybody_has_gone()
+        await proxy.wait_until_disconnected()
 
 
 async def test_broken_connections_are_replaced(settings: Settings) -> None:
@@ -131,8 +131,8 @@ async def test_broken_connections_are_replaced(settings: Settings) -> None:
         rows = await db.find_all({"exchange_name": {"$ne": "between"}}, sort=[("exchangeName", 1)])
         assert [row.payload for row in rows] == [{"n": n} for n in numbers]
         await container.close()
-        await mongo.everybody_has_gone()
-        await redis.everybody_has_gone()
+        await mongo.wait_until_disconnected()
+        await redis.wait_until_disconnected()
 
 
 async def test_a_slow_network_is_only_slow(settings: Settings) -> None:
@@ -148,8 +148,8 @@ async def test_a_slow_network_is_only_slow(settings: Settings) -> None:
         assert [row and row.payload for row in rows] == [{"n": n} for n in range(50)]
         assert watch.seconds < 3
         await container.close()
-        await mongo.everybody_has_gone()
-        await redis.everybody_has_gone()
+        await mongo.wait_until_disconnected()
+        await redis.wait_until_disconnected()
 
 
 @pytest.mark.parametrize("passing", [True, False])

@@ -1,16 +1,14 @@
 """Faults of Redis: a latency fault at most, never an error; and a healthy Redis is never taken for a broken one."""
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from backtest_persist import Container, Settings, StoreUnavailableError
-from tests.support import servers
+from tests.support.servers import configured_redis, suspended_redis
 from tests.support.stopwatch import Stopwatch, timed
 
 Warned = Callable[[], list[str]]
@@ -20,39 +18,6 @@ Warned = Callable[[], list[str]]
 def settings(settings: Settings) -> Settings:
     """The default deadline of Redis: what these tests are about."""
     return settings.model_copy(update={"redis_timeout_ms": 100})
-
-
-@pytest.fixture
-def warned(caplog: pytest.LogCaptureFixture) -> Warned:
-    """Name the events that the container logged as warnings."""
-    caplog.set_level(logging.WARNING, "backtest_persist")
-    return lambda: [str(vars(record)["event"]) for record in caplog.records if record.name == "backtest_persist"]
-
-
-@asynccontextmanager
-async def stopped(container: Container) -> AsyncGenerator[None]:
-    """A redis-server that keeps its connections and answers nothing."""
-    client: Any = container.redis_service.client
-    info = await client.info("server")
-    async with servers.stopped(info["process_id"]):
-        yield
-
-
-@asynccontextmanager
-async def configured(container: Container, **options: Any) -> AsyncGenerator[None]:
-    """A redis-server with other options for a while."""
-    client: Any = container.redis_service.client
-    before: dict[str, Any] = {}
-    for name in options:
-        before |= await client.config_get(name.replace("_", "-"))
-    await client.config_set(*(part for name, value in options.items() for part in (name.replace("_", "-"), value)))
-    try:
-        yield
-    finally:
-        async with client.client() as connection:
-            if "requirepass" in options:
-                await connection.execute_command("AUTH", options["requirepass"])
-            await connection.config_set(*(part for item in before.items() for part in item))
 
 
 async def read_all(container: Container, count: int) -> tuple[int, float]:
@@ -90,7 +55,7 @@ async def test_a_healthy_redis_answers_every_one_of_a_burst(settings: Settings, 
 async def test_a_stopped_redis_costs_one_deadline(container: Container, warned: Warned) -> None:
     """The first operation waits for the deadline, then Redis is skipped, by concurrent ones as well; it comes back."""
     await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
-    async with stopped(container):
+    async with suspended_redis(container):
         hits, longest = await read_all(container, 1)
         assert (hits, longest < 0.25) == (0, True)
         (hits, _), seconds = await timed(read_all(container, 100))
@@ -107,7 +72,7 @@ async def test_a_burst_that_meets_a_stopped_redis_pays_once(container: Container
     """Callers that queue for a connection do not wait for one deadline after another."""
     await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
     await container.signal_db_service.find_by_context("s", "t", "e")
-    async with stopped(container):
+    async with suspended_redis(container):
         hits, longest = await read_all(container, 200)
         assert hits == 0
         assert longest < 1.5
@@ -121,7 +86,7 @@ async def test_one_caller_probes(container: Container) -> None:
     """After the pause one operation asks Redis and the others go on without."""
     redis = container.redis_service
     await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
-    async with stopped(container):
+    async with suspended_redis(container):
         await read_all(container, 1)
         await asyncio.sleep(redis.FIRST_PAUSE_SECONDS)
         asked = 0
@@ -151,7 +116,7 @@ async def test_a_long_outage_costs_a_deadline_for_each_probe(
 
     monkeypatch.setattr(redis, "command", count)
     times: list[float] = []
-    async with stopped(container), asyncio.timeout(seconds + 10):
+    async with suspended_redis(container), asyncio.timeout(seconds + 10):
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             row, wrote = await timed(db.upsert("s", "t", "e", {"n": len(times)}))
@@ -172,7 +137,7 @@ async def test_a_redis_that_refuses_writes_is_reported_once(
     db = container.signal_db_service
     await db.upsert("s", "t", "e", {"n": 0})
     for outage in (1, 2):
-        async with configured(container, **options):
+        async with configured_redis(container, **options):
             for n in range(20):
                 await db.upsert("s", "t", str(n), {"n": n})
                 assert (await db.find_by_context("s", "t", "e")) is not None
@@ -185,7 +150,7 @@ async def test_a_redis_that_wants_a_password_is_reported_once(
     container: Container, settings: Settings, warned: Warned
 ) -> None:
     """No or a wrong password is a miss, reported once for reads and once for writes, and not a fault to wait for."""
-    async with configured(container, requirepass="hunter2"):
+    async with configured_redis(container, requirepass="hunter2"):
         for password in ("", "wrong"):
             url = settings.redis_url
             assert url is not None

@@ -1,7 +1,6 @@
 """Outages of Redis while there is work to do: nothing but time is lost, and not much of that."""
 
 import asyncio
-import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -14,7 +13,7 @@ from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Settings
 from tests.support.load import working
-from tests.support.servers import OwnRedis, until
+from tests.support.servers import PrivateRedis, wait_until
 from tests.support.stopwatch import timed
 
 REDIS_SECONDS = 0.1
@@ -30,26 +29,19 @@ def driver() -> str:
 
 
 @pytest.fixture
-async def redis(tmp_path: Path) -> AsyncIterator[OwnRedis]:
+async def redis(tmp_path: Path) -> AsyncIterator[PrivateRedis]:
     """A redis-server of the test's own."""
-    redis = OwnRedis(tmp_path)
+    redis = PrivateRedis(tmp_path)
     await redis.start()
     yield redis
     await redis.kill()
 
 
 @pytest.fixture
-def settings(settings: Settings, redis: OwnRedis) -> Settings:
+def settings(settings: Settings, redis: PrivateRedis) -> Settings:
     """The default deadlines, and the redis-server of the test."""
     update = {"redis_url": SecretStr(f"unix://{redis.socket}"), "redis_timeout_ms": 100, "mongo_timeout_ms": 5000}
     return settings.model_copy(update=update)
-
-
-@pytest.fixture
-def warned(caplog: pytest.LogCaptureFixture) -> Warned:
-    """Name the events that containers logged as warnings."""
-    caplog.set_level(logging.WARNING, "backtest_persist")
-    return lambda: [str(vars(record)["event"]) for record in caplog.records if record.name == "backtest_persist"]
 
 
 async def write_and_read(container: Container, count: int) -> float:
@@ -81,7 +73,7 @@ async def cache_is_used(container: Container, seconds: float) -> None:
 
 
 async def test_without_redis_from_the_start_everything_works(
-    settings: Settings, redis: OwnRedis, warned: Warned
+    settings: Settings, redis: PrivateRedis, warned: Warned
 ) -> None:
     """A container opens without Redis, and 1,000 operations succeed at 60 % of the speed with Redis or better."""
     nowhere = SecretStr(f"unix://{redis.directory}/nowhere.sock")
@@ -98,7 +90,9 @@ async def test_without_redis_from_the_start_everything_works(
         assert sorted(row.payload["n"] for row in rows if row.payload) == list(range(500))
 
 
-async def test_redis_killed_under_load_is_no_error(settings: Settings, container: Container, redis: OwnRedis) -> None:
+async def test_redis_killed_under_load_is_no_error(
+    settings: Settings, container: Container, redis: PrivateRedis
+) -> None:
     """Redis dies without a goodbye and comes back empty: no operation fails, and it is in use again within 6 s."""
     async with working(settings, container) as load:
         for _ in range(2):
@@ -111,7 +105,7 @@ async def test_redis_killed_under_load_is_no_error(settings: Settings, container
         assert await redis.command("DBSIZE") > 0
 
 
-async def test_a_paused_redis_costs_one_deadline(container: Container, redis: OwnRedis, warned: Warned) -> None:
+async def test_a_paused_redis_costs_one_deadline(container: Container, redis: PrivateRedis, warned: Warned) -> None:
     """CLIENT PAUSE: the server reads and answers nothing; the first operation waits, those after it do not."""
     await container.signal_db_service.upsert("s", "t", "e0", {"n": 0})
     await redis.command("CLIENT", "PAUSE", 2000, "ALL")
@@ -120,11 +114,11 @@ async def test_a_paused_redis_costs_one_deadline(container: Container, redis: Ow
     await cache_is_used(container, 6)
 
 
-async def test_a_sleeping_redis_costs_one_deadline(container: Container, redis: OwnRedis, warned: Warned) -> None:
+async def test_a_sleeping_redis_costs_one_deadline(container: Container, redis: PrivateRedis, warned: Warned) -> None:
     """DEBUG SLEEP: the server does not even accept connections; the first operation waits, those after it do not."""
     await container.signal_db_service.upsert("s", "t", "e0", {"n": 0})
     sleeping = asyncio.create_task(redis.command("DEBUG", "SLEEP", 2))
-    await until(partial(_is_silent, redis))
+    await wait_until(partial(_is_silent, redis))
     await _costs_one_deadline(container)
     assert not sleeping.done()
     assert warned() == ["redis.down"]
@@ -132,7 +126,7 @@ async def test_a_sleeping_redis_costs_one_deadline(container: Container, redis: 
     await cache_is_used(container, 6)
 
 
-async def _is_silent(redis: OwnRedis) -> bool:
+async def _is_silent(redis: PrivateRedis) -> bool:
     try:
         async with asyncio.timeout(0.05):
             return not await redis.answers()
@@ -154,7 +148,7 @@ async def _costs_one_deadline(container: Container) -> None:
     assert db.stats.hits == 0
 
 
-async def test_a_redis_that_evicts_is_never_wrong(settings: Settings, redis: OwnRedis, warned: Warned) -> None:
+async def test_a_redis_that_evicts_is_never_wrong(settings: Settings, redis: PrivateRedis, warned: Warned) -> None:
     """A Redis with room for some of the ids forgets the others; every read is right, and nothing is reported."""
     memory = int((await redis.command("INFO", "memory"))["used_memory"])
     await redis.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
@@ -171,7 +165,7 @@ async def test_a_redis_that_evicts_is_never_wrong(settings: Settings, redis: Own
 
 
 async def test_a_redis_without_its_master_is_reported_once(
-    container: Container, redis: OwnRedis, warned: Warned
+    container: Container, redis: PrivateRedis, warned: Warned
 ) -> None:
     """MASTERDOWN for every read and READONLY for every write: no stalls, one report for each, then it is used again."""
     await container.signal_db_service.upsert("s", "t", "e0", {"n": 0})
@@ -185,14 +179,16 @@ async def test_a_redis_without_its_master_is_reported_once(
     await cache_is_used(container, 6)
 
 
-async def test_a_redis_that_is_loading_is_reported_once(settings: Settings, redis: OwnRedis, warned: Warned) -> None:
+async def test_a_redis_that_is_loading_is_reported_once(
+    settings: Settings, redis: PrivateRedis, warned: Warned
+) -> None:
     """A server that reads its file answers LOADING to everything: no stalls, and it is used when it has read it."""
     await redis.command("CONFIG", "SET", "rdbcompression", "no")
     for n in range(90):  # it looks at requests after every 2 MB
         await redis.command("SET", f"filler{n}", "x" * 1_000_000)
     await redis.command("SAVE")
     await redis.kill()
-    slow = OwnRedis(redis.directory, "--key-load-delay", "30000")
+    slow = PrivateRedis(redis.directory, "--key-load-delay", "30000")
     patient = settings.model_copy(update={"redis_timeout_ms": 5000})  # it is silent between its looks
     await slow.start(answering=False)
     try:
@@ -209,7 +205,7 @@ async def test_a_redis_that_is_loading_is_reported_once(settings: Settings, redi
         await slow.kill()
 
 
-async def _is_loading(redis: OwnRedis) -> bool:
+async def _is_loading(redis: PrivateRedis) -> bool:
     reader, writer = await asyncio.open_unix_connection(redis.socket)
     writer.write(b"PING\r\n")
     answer = await reader.readline()
@@ -218,7 +214,7 @@ async def _is_loading(redis: OwnRedis) -> bool:
 
 
 async def test_ids_that_are_forgotten_or_recycled_never_mislead(
-    settings: Settings, container: Container, redis: OwnRedis
+    settings: Settings, container: Container, redis: PrivateRedis
 ) -> None:
     """Redis is flushed at random while another program deletes documents and gives their ids to other contexts."""
     db = container.signal_db_service

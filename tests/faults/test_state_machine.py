@@ -18,7 +18,7 @@ from pymongo import AsyncMongoClient
 from backtest_persist import Container, Registry, Settings
 from backtest_persist.connections import RedisService
 from backtest_persist.testing.domains import MEMORY, SIGNAL, START, STATE, STORAGE, Domain, Parts, candle, pick
-from tests.support.servers import OwnMongo, OwnRedis, without_primary
+from tests.support.servers import PrivateMongo, PrivateRedis, without_primary
 
 (MEASURE,) = pick("measure")
 (RISK,) = pick("risk")
@@ -162,7 +162,7 @@ class Servers:
     """What stands behind the registries of a store that things happen to."""
 
     container: Container
-    redis: OwnRedis
+    redis: PrivateRedis
     admin: AsyncMongoClient[dict[str, Any]]
 
 
@@ -272,12 +272,14 @@ EXAMPLES = [pytest.param(50), pytest.param(500, marks=pytest.mark.soak)]
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
-def test_mongo(own: Settings, mongo: OwnMongo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
+def test_mongo(
+    mongo_settings: Settings, mongo: PrivateMongo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int
+) -> None:
     """Two containers over one pair of servers; Redis is killed now and then, and the primary steps down."""
     monkeypatch.setattr(RedisService, "FIRST_PAUSE_SECONDS", 0.01)  # examples are short
     monkeypatch.setattr(RedisService, "LONGEST_PAUSE_SECONDS", 0.04)
-    redis = OwnRedis(tmp_path)
-    settings = own.model_copy(update={"redis_url": SecretStr(f"unix://{redis.socket}")})
+    redis = PrivateRedis(tmp_path)
+    settings = mongo_settings.model_copy(update={"redis_url": SecretStr(f"unix://{redis.socket}")})
     with asyncio.Runner() as loop:
         loop.run(redis.start())
         ours, theirs = Container(settings), Container(settings)

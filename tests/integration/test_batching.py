@@ -9,7 +9,7 @@ import pytest
 from bson import ObjectId
 
 from backtest_persist import Container, InvalidPayloadError, Settings, SignalRow, WriteRejectedError
-from tests.support.commands import Commands, listened_client
+from tests.support.commands import Commands, monitored_container
 
 CALLERS = 64
 
@@ -17,16 +17,10 @@ CALLERS = 64
 @pytest.fixture
 async def listened(settings: Settings, driver: str) -> AsyncIterator[tuple[Container, Commands]]:
     """A container whose MongoDB commands are recorded."""
-    commands = Commands()
-    client = listened_client(settings, driver, commands)
-    container = Container(settings, mongo_client=client)
-    await container.signal_db_service.wait_for_init()
-    commands.names.clear()
-    yield container, commands
-    await container.close()
-    closing = client.close()
-    if closing is not None:
-        await closing
+    async with monitored_container(settings, driver) as (container, commands):
+        await container.signal_db_service.wait_for_init()
+        commands.names.clear()
+        yield container, commands
 
 
 def context(number: int) -> tuple[str, str, str]:

@@ -18,7 +18,7 @@ from bson import Decimal128
 from pydantic import BaseModel
 
 from backtest_persist import Container, InvalidKeyError, InvalidPayloadError, PersistCandleInstance, Settings
-from tests.support.commands import Commands, listened_client
+from tests.support.commands import Commands, close_client, monitored_client
 
 MINUTE = 60_000
 START = 1_600_000_020_000
@@ -326,7 +326,7 @@ async def test_gaps_are_found_at_both_ends_and_in_between(container: Container) 
 async def test_ten_thousand_candles_take_few_commands(settings: Settings, driver: str) -> None:
     """Ten thousand candles are written by at most 20 commands to each server, and read by one query."""
     commands = Commands()
-    client = listened_client(settings, driver, commands)
+    client = monitored_client(settings, driver, commands)
     container = Container(settings, mongo_client=client)
     db = container.candle_db_service
     await db.wait_for_init()
@@ -353,9 +353,7 @@ async def test_ten_thousand_candles_take_few_commands(settings: Settings, driver
 
     await container.close()
     await client.admin.command("ping")  # an injected client stays open
-    closing = client.close()
-    if closing is not None:
-        await closing
+    await close_client(client)
 
 
 async def test_the_backfill_of_candle_ids_can_be_turned_off(settings: Settings) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,7 @@ from pymongo import AsyncMongoClient
 
 from backtest_persist import Settings, __version__
 from tests.support.dumps import ORIGINAL, write_dump
-
-
-async def run(*arguments: str, settings: Settings, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the console script's entry point in a process of its own, on the servers of the settings."""
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    environment["CC_MONGO_CONNECTION_STRING"] = settings.mongo_connection_string.get_secret_value()
-    environment["CC_MONGO_DRIVER"] = settings.mongo_driver
-    environment["CC_REDIS_KEY_PREFIX"] = settings.redis_key_prefix
-    environment["CC_REDIS_HOST"], environment["CC_REDIS_PORT"] = settings.redis_host, str(settings.redis_port)
-    if settings.redis_url is not None:
-        environment["CC_REDIS_URL"] = settings.redis_url.get_secret_value()
-    command = [sys.executable, "-c", "from backtest_persist.cli import main; main()", *arguments]
-
-    def call() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=120, check=False
-        )
-
-    return await anyio.to_thread.run_sync(call)
+from tests.support.processes import run_cli as run
 
 
 async def test_migrate_shows_and_drops_narrow_indexes(settings: Settings, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from backtest_persist import (
     persist,
     setup,
 )
-from tests.support.commands import Commands, listened_client
+from tests.support.commands import Commands, close_client, monitored_client
 
 
 def open_sockets() -> int:
@@ -175,7 +175,7 @@ async def test_an_injected_redis_client_may_have_any_encoding(settings: Settings
 
 async def test_an_injected_client_belongs_to_one_loop(settings: Settings, driver: str) -> None:
     """In another loop a Mongo client is a SettingsError; a Redis client is a miss, and neither is disturbed."""
-    mongo, mine = listened_client(settings, driver, Commands()), Container(settings)
+    mongo, mine = monitored_client(settings, driver, Commands()), Container(settings)
     redis: Any = mine.redis_service.client
     container = Container(settings, mongo_client=mongo)
     cached = Container(settings, redis_client=redis)
@@ -202,9 +202,7 @@ async def test_an_injected_client_belongs_to_one_loop(settings: Settings, driver
     assert await container.signal_db_service.find_by_context("s", "t", "e") is not None
     for opened in (container, cached, mine):
         await opened.close()
-    closing = mongo.close()
-    if closing is not None:
-        await closing
+    await close_client(mongo)
 
 
 async def test_redis_is_optional(settings: Settings) -> None:

@@ -18,10 +18,11 @@ from backtest_persist.operations import Diagnosis, IdCounts, Level, examine, reb
 from backtest_persist.operations.cache.ids import CachedIds
 from backtest_persist.operations.doctor import mongo as doctor_mongo
 from backtest_persist.operations.doctor import redis as doctor_redis
-from tests.integration.test_cli import run
 from tests.support.cases import CASES
-from tests.support.commands import Commands, listened_client
-from tests.support.operations import fill, find, key_of, keys, private_mongod, stored, write
+from tests.support.commands import Commands, monitored_client
+from tests.support.documents import fill, find, key_of, keys, stored, write
+from tests.support.processes import run_cli as run
+from tests.support.servers import private_mongod
 
 DAMAGED = IdCounts(right=2, stale=2, foreign=4, missing=1)
 """What `damage` leaves of each domain."""
@@ -262,7 +263,7 @@ async def test_all_is_well_with_a_filled_database(container: Container, settings
 async def test_the_doctor_writes_nothing(settings: Settings, driver: str) -> None:
     """Neither on an empty database nor on a damaged one; no command that writes is sent."""
     commands = Commands()
-    client = listened_client(settings, driver, commands)
+    client = monitored_client(settings, driver, commands)
     container = Container(settings, mongo_client=client)
     assert (await examine(container)).level is Level.OK
     assert await stored(settings) == ({}, {})

@@ -20,25 +20,8 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from backtest_persist import Container, InvalidPayloadError, Settings, SignalRow
-from tests.support.commands import Commands, listened_client
-
-text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False)
-    | text
-    | st.binary(max_size=8)
-    | st.decimals(allow_nan=False, allow_infinity=False, places=8, min_value=-(10**12), max_value=10**12)
-    | st.datetimes(timezones=st.just(UTC)).map(
-        lambda value: value.replace(microsecond=value.microsecond // 1000 * 1000, fold=0)
-    )
-)
-keys = text | st.sampled_from(["$set", "a.b", "$x", "$ref", "$id", "$db", "_id", "$", ".", "when", ""])
-values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4), max_leaves=12
-)
+from tests.support.commands import monitored_container
+from tests.support.payloads import keys, typed, values
 
 
 @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -50,15 +33,6 @@ async def test_plain_data_round_trips_exactly(container: Container, payload: dic
     assert found is not None
     assert row.payload == found.payload == payload
     assert typed(found.payload) == typed(payload)
-
-
-def typed(value: Any) -> Any:
-    """The value with the type of every part, and dicts with their order."""
-    if type(value) is dict:
-        return [(key, typed(item)) for key, item in value.items()]  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, list):
-        return [typed(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
-    return repr(value)
 
 
 class Side(Enum):
@@ -185,26 +159,20 @@ async def test_what_cannot_be_stored_exactly_is_refused_before_anything_is_sent(
 
 async def test_what_is_refused_sends_nothing_and_leaves_its_companions(settings: Settings, driver: str) -> None:
     """No command reaches MongoDB for it, and writes that were called in the same turn are stored."""
-    commands = Commands()
-    client = listened_client(settings, driver, commands)
-    container = Container(settings, mongo_client=client)
-    db = container.signal_db_service
-    await db.wait_for_init()
-    commands.names.clear()
-    refused = [payload for name, payload in REFUSED.items() if name != "2**60 values"]  # which takes seconds
-    for payload in refused:
-        with pytest.raises(InvalidPayloadError), within(30):
-            await db.upsert("s", "t", "e", payload)
-    assert commands.names == []
-    payloads = [payload for bad in refused for payload in (bad, {"n": 1})]
-    writes = (db.upsert("s", "t", f"e{n}", payload) for n, payload in enumerate(payloads))
-    ends = await asyncio.gather(*writes, return_exceptions=True)
-    assert [type(end) for end in ends] == [InvalidPayloadError, SignalRow] * len(refused)
-    assert [row.payload for row in await db.find_all()] == [{"n": 1}] * len(refused)
-    await container.close()
-    closing = client.close()
-    if closing is not None:
-        await closing
+    async with monitored_container(settings, driver) as (container, commands):
+        db = container.signal_db_service
+        await db.wait_for_init()
+        commands.names.clear()
+        refused = [payload for name, payload in REFUSED.items() if name != "2**60 values"]  # which takes seconds
+        for payload in refused:
+            with pytest.raises(InvalidPayloadError), within(30):
+                await db.upsert("s", "t", "e", payload)
+        assert commands.names == []
+        payloads = [payload for bad in refused for payload in (bad, {"n": 1})]
+        writes = (db.upsert("s", "t", f"e{n}", payload) for n, payload in enumerate(payloads))
+        ends = await asyncio.gather(*writes, return_exceptions=True)
+        assert [type(end) for end in ends] == [InvalidPayloadError, SignalRow] * len(refused)
+        assert [row.payload for row in await db.find_all()] == [{"n": 1}] * len(refused)
 
 
 @pytest.mark.parametrize(

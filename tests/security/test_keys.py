@@ -11,8 +11,8 @@ from urllib.parse import quote
 import pytest
 
 from backtest_persist import Container, InvalidKeyError, InvalidPayloadError, StoreUnavailableError
-from tests.support.calls import Call, adapter_calls, cache_calls, db_calls, finished
 from tests.support.cases import CASES, Case
+from tests.support.public_calls import PublicCall, adapter_calls, cache_calls, db_calls, run_to_end
 
 BAD: list[Any] = [{"$gt": ""}, {}, ["a"], [], re.compile("."), b"a", "", "a\0b", "\ud800", None]
 PLACES = {
@@ -62,7 +62,7 @@ async def silent(driver: str) -> AsyncIterator[Silent]:
             await server.wait_closed()
 
 
-def unusable(call: Call) -> Iterator[tuple[str, Any]]:
+def unusable(call: PublicCall) -> Iterator[tuple[str, Any]]:
     """Every place of a call that takes a component, with everything that is none."""
     for place in sorted(PLACES & call.arguments.keys()):
         yield from ((place, bad) for bad in BAD if not (call.name == "get" and bad is None))
@@ -70,10 +70,10 @@ def unusable(call: Call) -> Iterator[tuple[str, Any]]:
         yield from ((place, [{"id": bad}]) for bad in BAD)
 
 
-async def outcome(call: Call, place: str, bad: Any) -> type[Any]:
+async def outcome(call: PublicCall, place: str, bad: Any) -> type[Any]:
     """What comes of a call with something unusable in one place."""
     try:
-        await finished(call.make(**{**call.arguments, place: bad}))
+        await run_to_end(call.make(**{**call.arguments, place: bad}))
     except Exception as error:
         return type(error)
     return type(None)

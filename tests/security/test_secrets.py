@@ -21,9 +21,9 @@ from backtest_persist import (
     Settings,
     SettingsError,
 )
-from tests.support.calls import adapter_calls, cache_calls, db_calls, finished
 from tests.support.cases import CASES, PAYLOAD
-from tests.support.locked_servers import ADMIN, opened, with_mongo, with_redis
+from tests.support.locked_servers import ADMIN, replace_in_mongo_uri, replace_in_redis_url, unconnected_container
+from tests.support.public_calls import adapter_calls, cache_calls, db_calls, run_to_end
 
 CANARIES = ("can@ry", "c%4nary", "canary:option", "canary-redis", "canary-kérberos")
 SHOWN = {form for canary in CANARIES for form in (canary, quote(canary, safe=""), repr(canary)[1:-1])}
@@ -124,7 +124,7 @@ async def use(container: Container, witness: Witness) -> None:
     steps: list[Any] = [container.wait_for_init(), container.mongo_service.ping(), container.redis_service.ping()]
     for case in CASES:
         calls = [*db_calls(container, case)[:1], *cache_calls(container, case)[:1], *adapter_calls(container, case)[:1]]
-        steps += [finished(call.make(**call.arguments)) for call in calls]
+        steps += [run_to_end(call.make(**call.arguments)) for call in calls]
     for outcome in await asyncio.gather(*steps, return_exceptions=True):
         if isinstance(outcome, BaseException):
             witness.saw(outcome)
@@ -137,7 +137,7 @@ async def test_no_secret_shows_while_nothing_works(place: str, driver: str, witn
     settings = Settings(mongo_driver=driver, mongo_timeout_ms=200, **PLACES[place])  # pyright: ignore[reportArgumentType]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        async with opened(settings) as container:
+        async with unconnected_container(settings) as container:
             await use(container, witness)
     witness.texts += [str(warning.message) for warning in warned]
     witness.texts += [repr(settings), str(settings), settings.model_dump_json(), repr(settings.model_dump())]
@@ -150,9 +150,9 @@ async def test_no_secret_shows_when_a_password_is_wrong(
     settings: Settings, witness: Witness, server: str, driver: str
 ) -> None:
     """With servers that answer, and refuse; the drivers log at DEBUG what they send, but for passwords."""
-    wrong = with_mongo if server == "mongo" else with_redis
+    wrong = replace_in_mongo_uri if server == "mongo" else replace_in_redis_url
     settings = settings.model_copy(update={"mongo_timeout_ms": 5000})
-    async with opened(wrong(settings, f":{ADMIN[1]}@", f":{MONGO}@")) as container:
+    async with unconnected_container(wrong(settings, f":{ADMIN[1]}@", f":{MONGO}@")) as container:
         await use(container, witness)
         if server == "redis":
             assert await container.signal_db_service.upsert("s", "t", "e", PAYLOAD)
@@ -167,7 +167,7 @@ async def test_the_drivers_log_payloads_at_debug_and_no_password(
 ) -> None:
     """What the page says of the loggers of the drivers; ours never logs a payload."""
     caplog.set_level(logging.DEBUG)
-    async with opened(settings) as container:
+    async with unconnected_container(settings) as container:
         await container.signal_db_service.upsert("s", "t", "e", {"note": "a payload"})
     lines = [(record.name, record.getMessage()) for record in caplog.records]
     assert "pymongo.command" in {name for name, text in lines if "a payload" in text}

@@ -8,7 +8,12 @@ import pytest
 
 from backtest_persist import Container, Settings, StoreUnavailableError
 from tests.support.cases import CASES
-from tests.support.locked_servers import Locked, opened, with_mongo, with_redis
+from tests.support.locked_servers import (
+    LockedServers,
+    replace_in_mongo_uri,
+    replace_in_redis_url,
+    unconnected_container,
+)
 from tests.support.stopwatch import GRACE, Stopwatch
 
 PROBLEMS = {
@@ -18,23 +23,23 @@ PROBLEMS = {
 }
 
 
-def wrong_mongo(settings: Settings, problem: str, locked: Locked) -> Settings:
+def wrong_mongo(settings: Settings, problem: str, locked: LockedServers) -> Settings:
     """The same settings with something wrong in the connection string, and a deadline that is short."""
     settings = settings.model_copy(update={"mongo_timeout_ms": 3000})
     return {
-        "a CA that did not sign it": with_mongo(settings, str(locked.ca), str(locked.other_ca)),
-        "another host name": with_mongo(settings, "@localhost:", "@127.0.0.1:"),
-        "no TLS": with_mongo(settings, f"&tls=true&tlsCAFile={locked.ca}", ""),
+        "a CA that did not sign it": replace_in_mongo_uri(settings, str(locked.ca), str(locked.other_ca)),
+        "another host name": replace_in_mongo_uri(settings, "@localhost:", "@127.0.0.1:"),
+        "no TLS": replace_in_mongo_uri(settings, f"&tls=true&tlsCAFile={locked.ca}", ""),
     }[problem]
 
 
-def wrong_redis(settings: Settings, problem: str, locked: Locked) -> Settings:
+def wrong_redis(settings: Settings, problem: str, locked: LockedServers) -> Settings:
     """The same settings with something wrong in the Redis URL."""
-    plain = with_redis(settings, f"?ssl_ca_certs={locked.ca}", "")
+    plain = replace_in_redis_url(settings, f"?ssl_ca_certs={locked.ca}", "")
     return {
-        "a CA that did not sign it": with_redis(settings, str(locked.ca), str(locked.other_ca)),
-        "another host name": with_redis(settings, "@localhost:", "@127.0.0.1:"),
-        "no TLS": with_redis(plain, "rediss://", "redis://"),
+        "a CA that did not sign it": replace_in_redis_url(settings, str(locked.ca), str(locked.other_ca)),
+        "another host name": replace_in_redis_url(settings, "@localhost:", "@127.0.0.1:"),
+        "no TLS": replace_in_redis_url(plain, "rediss://", "redis://"),
     }[problem]
 
 
@@ -49,9 +54,9 @@ async def test_every_domain_works_over_tls(container: Container) -> None:
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-async def test_mongo_is_not_spoken_to(settings: Settings, locked: Locked, problem: str) -> None:
+async def test_mongo_is_not_spoken_to(settings: Settings, locked: LockedServers, problem: str) -> None:
     """An operation is a StoreUnavailableError within its deadline of 3 s, and says what to do."""
-    async with opened(wrong_mongo(settings, problem, locked)) as container:
+    async with unconnected_container(wrong_mongo(settings, problem, locked)) as container:
         with Stopwatch() as watch, pytest.raises(StoreUnavailableError, match=PROBLEMS[problem]):
             await container.signal_db_service.count()
         assert watch.seconds < 3 + GRACE
@@ -59,10 +64,10 @@ async def test_mongo_is_not_spoken_to(settings: Settings, locked: Locked, proble
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 async def test_redis_is_not_spoken_to(
-    settings: Settings, locked: Locked, problem: str, warned: Callable[[], list[str]]
+    settings: Settings, locked: LockedServers, problem: str, warned: Callable[[], list[str]]
 ) -> None:
     """For a db service it is a cache that misses, reported once; a map says what to do, in bounded time."""
-    async with opened(wrong_redis(settings, problem, locked)) as container:
+    async with unconnected_container(wrong_redis(settings, problem, locked)) as container:
         db = container.signal_db_service
         started = time.monotonic()
         for n in range(20):

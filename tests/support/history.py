@@ -19,7 +19,7 @@ from typing import Any, Literal
 from backtest_persist import BacktestPersistError, Container, Registry, StoreUnavailableError, WriteRejectedError
 from backtest_persist.testing.domains import SIGNAL, STATE, STORAGE
 
-__all__ = ("Event", "load", "violations")
+__all__ = ("Event", "read_events", "violations")
 
 DOMAINS = (SIGNAL, STATE, STORAGE)
 KEYS = 3
@@ -43,8 +43,8 @@ class Event:
     """Acknowledged or answered; certainly not applied; or neither, as after a cancellation."""
 
 
-def load(files: Iterable[Path]) -> list[Event]:
-    """The events that processes have noted."""
+def read_events(files: Iterable[Path]) -> list[Event]:
+    """Return the events that processes have written."""
     return [Event(**json.loads(line)) for file in files for line in file.read_text().splitlines()]
 
 

@@ -1,7 +1,7 @@
-"""Locked servers: passwords and TLS everywhere, MongoDB by its own means, Redis behind a proxy that ends the TLS.
+"""Servers that need a password and TLS: MongoDB by itself, Redis behind a proxy that terminates the TLS.
 
-The proxy makes the tests independent of how redis-server was built. No server has a TCP port of its own; the two
-proxies listen on free ports of the loopback address.
+By the proxy the tests do not depend on how redis-server was built. Neither server has a TCP port; the two proxies
+listen on free ports of the loopback address.
 """
 
 import asyncio
@@ -20,27 +20,34 @@ from redis.asyncio import Redis
 
 from backtest_persist import Container, Settings, embedded
 
-__all__ = ("ADMIN", "Locked", "locked_servers", "opened", "with_mongo", "with_redis")
+__all__ = (
+    "ADMIN",
+    "LockedServers",
+    "locked_servers",
+    "replace_in_mongo_uri",
+    "replace_in_redis_url",
+    "unconnected_container",
+)
 
 ADMIN = ("admin", "correct-horse")
 """User and password of the administrator of both servers."""
 
 
 @dataclass(frozen=True)
-class Locked:
-    """Two locked servers, their administrator, and the files a client needs."""
+class LockedServers:
+    """A mongod and a redis-server that are locked, their administrator, and the files a client needs."""
 
     settings: Settings
-    """Those of the administrator, by the right CA and host name."""
+    """Settings of the administrator, with the right CA and host name."""
     ca: Path
-    """The CA that signed the certificate of both servers, which is for ``localhost`` alone."""
+    """The CA that signed the certificate of both servers, which is for ``localhost`` only."""
     other_ca: Path
     """A CA that signed nothing."""
 
 
 @asynccontextmanager
-async def locked_servers(directory: Path) -> AsyncGenerator[Locked]:
-    """Start both, with an administrator; `directory` takes the certificates."""
+async def locked_servers(directory: Path) -> AsyncGenerator[LockedServers]:
+    """Start both servers and create their administrator; the certificates are written to `directory`."""
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
     ca, other_ca, server, key = (directory / name for name in ("ca.pem", "other-ca.pem", "server.pem", "key"))
@@ -74,12 +81,12 @@ async def locked_servers(directory: Path) -> AsyncGenerator[Locked]:
             mongo = f"mongodb://{user}:{password}@localhost:{mongo_port}/?{tls}"
             redis = f"rediss://{user}:{password}@localhost:{redis_port}?ssl_ca_certs={ca}"
             settings = Settings(mongo_connection_string=SecretStr(mongo), redis_url=SecretStr(redis))
-            yield Locked(settings, ca, other_ca)
+            yield LockedServers(settings, ca, other_ca)
 
 
 @asynccontextmanager
 async def _forwarded(path: str, context: ssl.SSLContext | None) -> AsyncGenerator[int]:
-    """A TCP port that leads to a Unix socket; with a context, TLS ends here."""
+    """Forward a TCP port to a Unix socket and yield the port; with a context, TLS is terminated here."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -112,8 +119,11 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @asynccontextmanager
-async def opened(settings: Settings | Mapping[str, Any]) -> AsyncGenerator[Container]:
-    """A container that has asked the servers for nothing yet, closed whatever happens."""
+async def unconnected_container(settings: Settings | Mapping[str, Any]) -> AsyncGenerator[Container]:
+    """Build a container without connecting it, and close it after the block.
+
+    A container that is entered asks the servers at once, and fails there when they refuse it.
+    """
     container = Container(settings)
     try:
         yield container
@@ -121,15 +131,15 @@ async def opened(settings: Settings | Mapping[str, Any]) -> AsyncGenerator[Conta
         await container.close()
 
 
-def with_mongo(settings: Settings, old: str, new: str) -> Settings:
-    """The same settings with a part of the connection string replaced."""
+def replace_in_mongo_uri(settings: Settings, old: str, new: str) -> Settings:
+    """Return the settings with a part of the connection string replaced."""
     uri = settings.mongo_connection_string.get_secret_value()
     assert old in uri
     return settings.model_copy(update={"mongo_connection_string": SecretStr(uri.replace(old, new))})
 
 
-def with_redis(settings: Settings, old: str, new: str) -> Settings:
-    """The same settings with a part of the Redis URL replaced."""
+def replace_in_redis_url(settings: Settings, old: str, new: str) -> Settings:
+    """Return the settings with a part of the Redis URL replaced."""
     assert settings.redis_url is not None
     url = settings.redis_url.get_secret_value()
     assert old in url

@@ -40,7 +40,7 @@ class Proxy:
         self.cut = b""
         """The next request with these bytes is forwarded; its reply is dropped, and its connection closed."""
 
-    async def everybody_has_gone(self) -> None:
+    async def wait_until_disconnected(self) -> None:
         """Wait until no connection of a client is left."""
         async with asyncio.timeout(3):
             while self._clients:
@@ -144,7 +144,7 @@ async def behind_proxy(settings: Settings) -> AsyncGenerator[tuple[Proxy, Contai
             proxy.passing.set()
             proxy.released.set()
             await container.close()
-        await proxy.everybody_has_gone()
+        await proxy.wait_until_disconnected()
 
 
 def bounded(settings: Settings) -> Settings:

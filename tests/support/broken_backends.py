@@ -25,7 +25,7 @@ from backtest_persist.testing import (
     Suite,
     Tombstones,
 )
-from tests.support.reference import Candle, Entry, Reference, Store
+from tests.support.reference_backend import Candle, Entry, Reference, Store
 
 
 class OnStore(Suite):

@@ -22,7 +22,7 @@ from pymongo.errors import AutoReconnect, NetworkTimeout
 
 from backtest_persist.connections.redis import _Connection
 
-__all__ = ("FAULTS", "HELD", "Drivers", "Fault", "Outcome", "counted_drivers")
+__all__ = ("FAULTS", "HELD", "Drivers", "Fault", "Outcome", "intercepted_drivers")
 
 Call = Callable[[], Awaitable[Any]]
 Server = Literal["mongo", "redis"]
@@ -245,7 +245,7 @@ _CURSORS = ("aggregate", "aggregate_raw_batches", "find", "find_raw_batches", "l
 
 
 @contextmanager
-def counted_drivers() -> Generator[Drivers]:
+def intercepted_drivers() -> Generator[Drivers]:
     """Count the calls of the drivers while this is open."""
     drivers = Drivers()
 

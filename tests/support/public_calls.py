@@ -1,4 +1,4 @@
-"""Every public call of the fifteen domains, found by looking at the signatures, so that a new method is a new call."""
+"""Every public call of every domain with good arguments, found by signature: a new method is a new call."""
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ from backtest_persist import Container
 from backtest_persist.core.base_map import BaseMap
 from tests.support.cases import PAYLOAD, WHEN, Case
 
-__all__ = ("Call", "adapter_calls", "cache_calls", "db_calls", "finished")
+__all__ = ("PublicCall", "adapter_calls", "cache_calls", "db_calls", "run_to_end")
 
 _CANDLE = {"timestamp": 1_699_999_980_000, "open": 1.0, "high": 3.0, "low": 0.5, "close": 2.0, "volume": 10.0}
 _ARGUMENTS: Mapping[str, Any] = {
@@ -43,12 +43,12 @@ _ARGUMENTS: Mapping[str, Any] = {
     "value": "v",
     "when": WHEN,
 }
-_NOT_PUBLIC_CALLS = {"bind"}
+_CLASS_METHODS = {"bind"}
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
-    """One method with good arguments; `make` calls it, with some of them replaced."""
+class PublicCall:
+    """A method and good arguments for it; `make` calls the method with the arguments it is given."""
 
     name: str
     make: Callable[..., Any]
@@ -58,49 +58,51 @@ class Call:
         return self.name
 
 
-async def finished(result: Any) -> Any:
-    """What a call comes to: awaited, or iterated to the end."""
+async def run_to_end(result: Any) -> Any:
+    """Await the result of a call, or iterate over it to the end, and return what it gives."""
     if isinstance(result, AsyncIterator):
         return [item async for item in cast("AsyncIterator[Any]", result)]
     return await result
 
 
-def _calls(thing: Any, good: Mapping[str, Any]) -> Iterator[Call]:
-    for name, method in inspect.getmembers(thing, inspect.ismethod):
-        if not name.startswith("_") and name not in _NOT_PUBLIC_CALLS:
+def _calls(subject: Any, good: Mapping[str, Any]) -> Iterator[PublicCall]:
+    for name, method in inspect.getmembers(subject, inspect.ismethod):
+        if not name.startswith("_") and name not in _CLASS_METHODS:
             names = inspect.signature(method).parameters
-            yield Call(name, method, {name: good[name] for name in names})
+            yield PublicCall(name, method, {name: good[name] for name in names})
 
 
-def db_calls(container: Container, case: Case) -> list[Call]:
-    """Those of a db service, writes first, so that reads find something."""
+def db_calls(container: Container, case: Case) -> list[PublicCall]:
+    """Return the calls of a db service, writes first, so that reads find something."""
     service = getattr(container, f"{case.domain}_db_service")
     calls = _calls(service, {**_ARGUMENTS, **case.context})
     return sorted(calls, key=lambda call: (not call.name.startswith(("create", "upsert")), "clear" in call.name))
 
 
-def cache_calls(container: Container, case: Case, row: Any = None) -> list[Call]:
-    """Those of a cache service, of `BaseMap` as well; without a row none that stores its id."""
+def cache_calls(container: Container, case: Case, row: Any = None) -> list[PublicCall]:
+    """Return the calls of a cache service, those of `BaseMap` included; without a row, none that stores its id."""
     service: BaseMap = getattr(container, f"{case.domain}_cache_service")
     calls = _calls(service, {**_ARGUMENTS, **case.context, "row": row})
     return [call for call in calls if row is not None or call.name != f"set_{case.domain}_id"]
 
 
-def adapter_calls(container: Container, case: Case) -> list[Call]:
-    """Those of a persist adapter; `make` takes the context of the adapter and the arguments of the method together."""
+def adapter_calls(container: Container, case: Case) -> list[PublicCall]:
+    """Return the calls of an adapter; `make` takes its context and the arguments of the method together."""
     kind = getattr(backtest_persist, f"Persist{case.domain.capitalize()}Instance")
-    own = [name for name in inspect.signature(kind).parameters if name != "ioc"]
+    context_names = [name for name in inspect.signature(kind).parameters if name != "ioc"]
     good = {**_ARGUMENTS, **case.context, "initial": True}
 
     def maker(method: str) -> Callable[..., Any]:
         def make(**arguments: Any) -> Any:
-            adapter = kind(**{name: arguments.pop(name) for name in own}, ioc=container)
+            adapter = kind(**{name: arguments.pop(name) for name in context_names}, ioc=container)
             return getattr(adapter, method)(**arguments)
 
         return make
 
-    calls = _calls(kind(**{name: good[name] for name in own}, ioc=container), good)
+    context = {name: good[name] for name in context_names}
+    calls = _calls(kind(**context, ioc=container), good)
     found = [
-        Call(call.name, maker(call.name), {**{name: good[name] for name in own}, **call.arguments}) for call in calls
+        PublicCall(call.name, maker(call.name), {**{name: good[name] for name in context_names}, **call.arguments})
+        for call in calls
     ]
     return sorted(found, key=lambda call: (not call.name.startswith("write"), "remove" in call.name))

@@ -1,0 +1,68 @@
+"""Child processes: Python programs and the command line, connected to the servers of given settings."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from backtest_persist import Settings
+
+__all__ = ("ROOT", "run_cli", "settings_environment", "start_python")
+
+ROOT = Path(__file__).parents[2]
+"""The directory of the repository."""
+
+_CLI = "from backtest_persist.cli import main; main()"
+
+
+def settings_environment(settings: Settings, *, timeouts: bool = True) -> dict[str, str]:
+    """Return the ``CC_*`` variables by which another process has the same servers, database, prefix and timeouts."""
+    variables = {
+        "CC_MONGO_CONNECTION_STRING": settings.mongo_connection_string.get_secret_value(),
+        "CC_MONGO_DRIVER": settings.mongo_driver,
+        "CC_REDIS_HOST": settings.redis_host,
+        "CC_REDIS_KEY_PREFIX": settings.redis_key_prefix,
+        "CC_REDIS_PASSWORD": settings.redis_password.get_secret_value(),
+        "CC_REDIS_PORT": str(settings.redis_port),
+        "CC_REDIS_USER": settings.redis_user,
+    }
+    if timeouts:
+        variables["CC_MONGO_TIMEOUT_MS"] = str(settings.mongo_timeout_ms)
+        variables["CC_REDIS_TIMEOUT_MS"] = str(settings.redis_timeout_ms)
+    if settings.redis_url is not None:
+        variables["CC_REDIS_URL"] = settings.redis_url.get_secret_value()
+    return variables
+
+
+async def start_python(
+    *arguments: str, environment: Mapping[str, str] | None = None, **options: Any
+) -> asyncio.subprocess.Process:
+    """Start a Python interpreter in the repository; `environment` is added to that of the tests.
+
+    `options` are those of `asyncio.create_subprocess_exec`.
+    """
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, *arguments), cwd=ROOT, env={**os.environ, **(environment or {})}, **options
+    )
+
+
+async def run_cli(*arguments: str, settings: Settings, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``backtest-persist`` to its end, on the servers of the settings, without colours and in wide lines.
+
+    Its timeouts are the defaults, or those of a ``.env`` in `cwd`.
+    """
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    environment |= settings_environment(settings, timeouts=False)
+    return await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", _CLI, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=cwd,
+        timeout=120,
+        check=False,
+    )
