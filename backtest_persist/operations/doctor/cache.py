@@ -2,11 +2,10 @@
 
 import asyncio
 
-from backtest_persist.connections import is_forbidden
 from backtest_persist.container import Container
-from backtest_persist.errors import BacktestPersistError
+from backtest_persist.errors import BacktestPersistError, ErrorReason
 from backtest_persist.operations.cache.sampling import sample
-from backtest_persist.operations.doctor.diagnosis import START_ADVICE, Diagnosis
+from backtest_persist.operations.doctor.diagnosis import Diagnosis, server_advice
 from backtest_persist.operations.doctor.redis import REDIS_SECONDS, TOO_SLOW
 
 __all__ = ("SAMPLE", "examine_cache")
@@ -24,10 +23,10 @@ async def examine_cache(container: Container, diagnosis: Diagnosis) -> None:
         diagnosis.warning("cache", TOO_SLOW, "Run closer to the servers.")
         return
     except BacktestPersistError as error:
-        if is_forbidden(error):  # a strategy runner needs GET and SET alone
-            diagnosis.ok("cache", f"not compared: {error}")
+        if error.server == "Redis" and error.reason is ErrorReason.NOT_PERMITTED:
+            diagnosis.ok("cache", f"not compared: {error}")  # a strategy runner needs GET and SET alone
         else:
-            diagnosis.problem("cache", str(error), START_ADVICE)
+            diagnosis.problem("cache", str(error), server_advice(error))
         return
     counts = sampled.counts
     values = {"right": counts.right, "stale": counts.stale, "foreign": counts.foreign, "missing": counts.missing}

@@ -7,11 +7,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = ("PINGS", "START_ADVICE", "Diagnosis", "Finding", "Level", "median_ms")
+from backtest_persist.errors import BacktestPersistError, ErrorReason, SettingsError
+
+__all__ = ("PINGS", "Diagnosis", "Finding", "Level", "median_ms", "server_advice")
 
 PINGS = 7
 """The number of pings whose median is the latency of a server."""
-START_ADVICE = "Start it, or correct the CC_* settings."
+
+_ADVICE = {
+    ErrorReason.NOT_PERMITTED: "Grant the user the rights that docs/security.md lists.",
+    ErrorReason.UNAUTHENTICATED: "Correct user and password in the CC_* settings.",
+}
 
 
 class Level(StrEnum):
@@ -59,6 +65,14 @@ class Diagnosis:
     def problem(self, check: str, text: str, advice: str = "", **values: Any) -> None:
         """Add a finding that has to be corrected."""
         self.findings.append(Finding(check, Level.PROBLEM, text, advice, values))
+
+
+def server_advice(error: BacktestPersistError) -> str:
+    """Return what to do about a server that cannot be examined because of this error."""
+    if isinstance(error, SettingsError):
+        return "Correct the CC_* settings."
+    advice = _ADVICE.get(error.reason) if error.reason else None
+    return advice or "Start it, or correct the CC_* settings."
 
 
 async def median_ms(ping: Callable[[], Awaitable[Any]]) -> float:

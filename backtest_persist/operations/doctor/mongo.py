@@ -12,7 +12,7 @@ from backtest_persist.connections import Collection, MongoState, aggregate
 from backtest_persist.container import Container
 from backtest_persist.core.indexes import missing_indexes
 from backtest_persist.errors import BacktestPersistError, IndexConflictError
-from backtest_persist.operations.doctor.diagnosis import PINGS, START_ADVICE, Diagnosis, Finding, Level, median_ms
+from backtest_persist.operations.doctor.diagnosis import PINGS, Diagnosis, Finding, Level, median_ms, server_advice
 from backtest_persist.operations.domains import DomainServices, domain_services
 
 __all__ = ("MongoExamination",)
@@ -41,7 +41,7 @@ class MongoExamination:
                 async with state.deadline("The examination of MongoDB", 3 * state.seconds):
                     return await self.check_all(state)
         except BacktestPersistError as error:
-            self.diagnosis.problem("mongodb", str(error), START_ADVICE)
+            self.diagnosis.problem("mongodb", str(error), server_advice(error))
             return False
 
     async def check_all(self, state: MongoState) -> bool:
@@ -181,8 +181,9 @@ class MongoExamination:
             async with self.mongo.operation(f"Reading the indexes of {name}"):
                 missing = await missing_indexes(collection, fields, domain.db.secondary_indexes)
         except IndexConflictError as error:
-            state_word = "narrow" if "narrow" in str(error) else "conflicting"
-            return Finding(check, Level.PROBLEM, str(error), values={"state": state_word})
+            return Finding(
+                check, Level.PROBLEM, str(error), values={"state": "narrow" if error.narrow else "conflicting"}
+            )
         except BacktestPersistError as error:
             return Finding(check, Level.PROBLEM, str(error), values={"state": "unknown"})
         if not missing:

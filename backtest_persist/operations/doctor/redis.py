@@ -7,12 +7,13 @@ from typing import Any
 from backtest_persist.container import Container
 from backtest_persist.errors import BacktestPersistError
 from backtest_persist.operations.cache.ids import COMMAND_SECONDS, CachedIds
-from backtest_persist.operations.doctor.diagnosis import PINGS, START_ADVICE, Diagnosis, median_ms
+from backtest_persist.operations.doctor.diagnosis import PINGS, Diagnosis, median_ms, server_advice
 
 __all__ = ("REDIS_SECONDS", "TOO_SLOW", "RedisExamination")
 
 REDIS_SECONDS = 2 * COMMAND_SECONDS
 """The deadline of all checks of Redis together, and once more of the sample."""
+_UNTIL_THEN = "Until then operations go to MongoDB alone, which is slower."
 TOO_SLOW = f"not examined completely within {REDIS_SECONDS:g} s"
 
 
@@ -26,7 +27,6 @@ class RedisExamination:
 
     async def run(self) -> bool:
         """Make all checks; returns False when the server does not answer in time."""
-        advice = f"{START_ADVICE} Until then operations go to MongoDB alone, which is slower."
         try:
             async with asyncio.timeout(REDIS_SECONDS):
                 await self.ids.ping()
@@ -34,10 +34,10 @@ class RedisExamination:
                 await self.info()
                 await self.latency()
         except BacktestPersistError as error:
-            self.diagnosis.problem("redis", str(error), advice)
+            self.diagnosis.problem("redis", str(error), f"{server_advice(error)} {_UNTIL_THEN}")
             return False
         except TimeoutError:
-            self.diagnosis.problem("redis", TOO_SLOW, advice)
+            self.diagnosis.problem("redis", TOO_SLOW, f"Run closer to the server. {_UNTIL_THEN}")
             return False
         prefix = self.settings.redis_key_prefix
         self.diagnosis.ok("redis.key_prefix", repr(prefix) if prefix else "none", prefix=prefix)
