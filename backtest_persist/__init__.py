@@ -59,7 +59,8 @@ from backtest_persist.errors import (
     WriteRejectedError,
 )
 from backtest_persist.mode import Mode
-from backtest_persist.operations.transfer.dump import export_dump, import_dump
+from backtest_persist.operations.transfer.exporting import export_dump
+from backtest_persist.operations.transfer.importing import import_dump
 from backtest_persist.registry import Registry
 from backtest_persist.settings import Settings
 

@@ -13,7 +13,8 @@ from bson import ObjectId
 from backtest_persist import Container, LogRow, Settings, StoreUnavailableError, WriteOutcomeUnknownError
 from backtest_persist.core import mongo_store
 from backtest_persist.core.query import to_sort
-from backtest_persist.operations import Count, ids, rebuild, verify
+from backtest_persist.operations import IdCounts, rebuild, verify
+from backtest_persist.operations.cache import collection
 from backtest_persist.testing.domains import candle
 from tests.support.commands import monitored_container
 from tests.support.fail_points import Failing
@@ -86,7 +87,7 @@ async def slow(container: Container, failing: Failing, monkeypatch: pytest.Monke
     The server counts that, so of one query it gives three or four batches within its second.
     """
     monkeypatch.setattr(mongo_store, "LIST_BATCH", 10)
-    monkeypatch.setattr(ids, "BATCH", 20)
+    monkeypatch.setattr(collection, "BATCH", 20)
     entries = [{"entryId": f"i{n:02}", "payload": {"id": f"i{n:02}"}, **dated(n // 30)} for n in range(100)]
     random.shuffle(entries)  # neither their ids nor where they lie follow the dates
     candles = [{**SERIES, **candle(n % 25), "symbol": f"s{n // 25}", **dated(0)} for n in range(100)]
@@ -181,7 +182,7 @@ async def test_a_list_that_nobody_could_go_on_with_says_what_to_do(container: Co
 async def test_redis_is_compared_with_more_documents_than_a_deadline_allows(container: Container) -> None:
     """`verify` sees, and `rebuild` remembers, every document once, whatever the server needs for all of them."""
     found = await verify(container)
-    assert found.domains["log"] == Count(missing=100)
+    assert found.domains["log"] == IdCounts(missing=100)
     assert (await rebuild(container, domains=["log"])).domains == {"log": 100}
     assert await container.log_cache_service.size() == 100
 

@@ -113,7 +113,7 @@ async def test_a_report_names_files_whose_names_are_no_text(
     write_dump(dump, {**ORIGINAL, name: "{}"})
     shown = await run("import-dump", str(dump), settings=settings, cwd=tmp_path)
     assert shown.returncode == 3, shown.stderr
-    assert r"data/storage/live/\udcff.json: its name is no UTF-8" in shown.stdout
+    assert r"data/storage/live/\udcff.json: its name is not UTF-8" in shown.stdout
     full = await run("import-dump", str(dump), "--json", settings=settings, cwd=tmp_path)
     assert full.returncode == 3, full.stderr
     assert [skipped["path"] for skipped in json.loads(full.stdout)["skipped"]] == [name]

@@ -19,7 +19,7 @@ from backtest_persist import Container, Mode, Registry, embedded
 from backtest_persist.demo import replay
 from backtest_persist.demo.bars import load
 from backtest_persist.demo.strategy import SmaCross
-from backtest_persist.operations.transfer.dump import import_dump
+from backtest_persist.operations.transfer.importing import import_dump
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use price instead:DeprecationWarning")  # basana's own use of it
 

@@ -15,8 +15,10 @@ from bson import ObjectId
 
 from backtest_persist import Container, Registry, Settings, SettingsError
 from backtest_persist.core.row import STORED
-from backtest_persist.operations.transfer import dump as transfer
-from backtest_persist.operations.transfer.dump import Imported, export_dump, import_dump
+from backtest_persist.operations.transfer import importing
+from backtest_persist.operations.transfer.exporting import export_dump
+from backtest_persist.operations.transfer.importing import import_dump
+from backtest_persist.operations.transfer.report import Imported
 from tests.support.cases import CASES
 from tests.support.dumps import ORIGINAL, ORIGINAL_WHEN, files_of, write_dump
 
@@ -212,9 +214,9 @@ async def test_links_are_followed_but_not_in_circles(container: Container, tmp_p
     (root / "data/log/log/up").symlink_to("..")
     report = await import_dump(container, root)
     assert {entry.path: entry.reason for entry in report.skipped} == {
-        "data/log/log/up": "a link to a directory that it lies in",
-        "data/log/self": "no JSON file",
-        "state/back": "a link to a directory that it lies in",
+        "data/log/log/up": "a link to a directory that contains it",
+        "data/log/self": "not a JSON file",
+        "state/back": "a link to a directory that contains it",
     }
     assert totals(report) == (len(ORIGINAL) + 3, len(ORIGINAL), 0, 3)
     (root / "state").unlink()
@@ -229,11 +231,12 @@ SCAN_AS_NOBODY = """
 import json, os, sys
 from pathlib import Path
 from backtest_persist import SettingsError
-from backtest_persist.operations.transfer.dump import _scan
+from backtest_persist.backends.json.layout import LAYOUTS
+from backtest_persist.operations.transfer.importing import scan_dump
 if os.geteuid() == 0:
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
 try:
-    scan = _scan(Path(sys.argv[1]))
+    scan = scan_dump(Path(sys.argv[1]), LAYOUTS)
     skipped = [(skipped.path, skipped.reason) for files in scan.skipped.values() for skipped in files]
     print(json.dumps([sum(map(len, scan.found.values())), skipped]))
 except SettingsError as error:
@@ -338,7 +341,7 @@ async def test_of_two_files_of_one_context_the_newer_is_taken(
     for report in (dry, first, second):
         (skipped,) = report.skipped
         assert skipped.path == paths[1 - newer]
-        assert skipped.reason == f"{paths[newer]} holds the same context, and was taken"
+        assert skipped.reason == f"{paths[newer]} holds the same context and is newer"
     rows = [row for rows in (await documents(container)).values() for row in rows]
     assert sorted(row.get("payload", row)["close"] for row in rows) == [11, 11.5]
 
@@ -349,8 +352,8 @@ async def test_an_import_that_was_cut_is_resumed(
     """However far it came, running it again ends with the same documents as one that was not cut."""
     candles = {f"data/candle/b/BTC/1m/{START + n * MINUTE}.json": GOOD % (START + n * MINUTE) for n in range(250)}
     write_dump(tmp_path, {**ORIGINAL, **candles})
-    monkeypatch.setattr(transfer, "CANDLES_AT_ONCE", 50)
-    monkeypatch.setattr(transfer, "FILES_AT_ONCE", 2)
+    monkeypatch.setattr(importing, "CANDLES_AT_ONCE", 50)
+    monkeypatch.setattr(importing, "FILES_AT_ONCE", 2)
 
     class Cut(Exception):  # noqa: N818
         pass
@@ -565,7 +568,7 @@ async def test_an_entry_whose_id_is_another_has_no_form_in_a_dump(container: Con
     await container.storage_db_service.upsert(True, "right", {"id": "right"})
     await container.storage_db_service.upsert(True, "S1", {"id": "another"})
     report = await export_dump(container, tmp_path / "dump")
-    assert [skipped.reason for skipped in report.skipped] == ["Its name is not the 'id' of what it holds."]
+    assert [skipped.reason for skipped in report.skipped] == ["Its name is not the 'id' in its payload."]
     assert report.domains["storage"] == 1
 
 

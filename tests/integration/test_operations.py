@@ -14,16 +14,17 @@ from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Settings, SettingsError
-from backtest_persist.operations import Count, Diagnosis, Level, examine, rebuild, verify
-from backtest_persist.operations import doctor as doctor_module
-from backtest_persist.operations.ids import Ids
+from backtest_persist.operations import Diagnosis, IdCounts, Level, examine, rebuild, verify
+from backtest_persist.operations.cache.ids import CachedIds
+from backtest_persist.operations.doctor import mongo as doctor_mongo
+from backtest_persist.operations.doctor import redis as doctor_redis
 from tests.support.cases import CASES
 from tests.support.commands import Commands, monitored_client
 from tests.support.documents import fill, find, key_of, keys, stored, write
 from tests.support.processes import run_cli as run
 from tests.support.servers import private_mongod
 
-DAMAGED = Count(right=2, stale=2, foreign=4, missing=1)
+DAMAGED = IdCounts(right=2, stale=2, foreign=4, missing=1)
 """What `damage` leaves of each domain."""
 
 
@@ -89,7 +90,7 @@ async def test_fixing_puts_right_what_is_wrong_and_nothing_else(container: Conta
     await unrelated(container)
     documents, before = await stored(settings)
     report = await verify(container, fix=True)
-    assert report.domains == {case.domain: Count(right=2, stale=2, foreign=4, missing=1, fixed=7) for case in CASES}
+    assert report.domains == {case.domain: IdCounts(right=2, stale=2, foreign=4, missing=1, fixed=7) for case in CASES}
     assert report.wrong == 0
 
     now, after = await stored(settings)
@@ -98,7 +99,7 @@ async def test_fixing_puts_right_what_is_wrong_and_nothing_else(container: Conta
     others = {name for name in before if b"_cache:" not in name or b"other_cache:" in name or b"x:log" in name}
     assert set(after) == present | others
     assert {name: after[name] for name in others} == {name: before[name] for name in others}
-    assert (await verify(container, fix=True)).domains == {case.domain: Count(right=7) for case in CASES}
+    assert (await verify(container, fix=True)).domains == {case.domain: IdCounts(right=7) for case in CASES}
     for case in CASES:
         service: Any = getattr(container, f"{case.domain}_db_service")
         hits = service.stats.hits
@@ -111,27 +112,27 @@ async def test_many_ids_are_counted_exactly(container: Container) -> None:
     redis: Any = container.redis_service.client
     await container.log_db_service.create_many([{"id": f"{n}"} for n in range(1301)])
     await container.log_cache_service.clear()
-    assert (await verify(container)).domains["log"] == Count(missing=1301)
-    assert (await verify(container, fix=True)).domains["log"] == Count(missing=1301, fixed=1301)
-    assert (await verify(container)).domains["log"] == Count(right=1301)
+    assert (await verify(container)).domains["log"] == IdCounts(missing=1301)
+    assert (await verify(container, fix=True)).domains["log"] == IdCounts(missing=1301, fixed=1301)
+    assert (await verify(container)).domains["log"] == IdCounts(right=1301)
     await container.mongo_service.collection("log-items").delete_many({})
-    assert (await verify(container, fix=True)).domains["log"] == Count(stale=1301, fixed=1301)
+    assert (await verify(container, fix=True)).domains["log"] == IdCounts(stale=1301, fixed=1301)
     assert await container.log_cache_service.size() == 0
     assert await redis.ping()
 
 
 async def test_an_id_counts_once_when_redis_repeats_it(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     """SCAN may return a key again when the hash table shrinks under it; here it returns every batch twice."""
-    scan = Ids.scan
+    scan = CachedIds.scan
 
-    async def repeating(self: Ids) -> AsyncGenerator[list[bytes]]:
+    async def repeating(self: CachedIds) -> AsyncGenerator[list[bytes]]:
         async for batch in scan(self):
             yield batch
             yield batch
 
-    monkeypatch.setattr(Ids, "scan", repeating)
+    monkeypatch.setattr(CachedIds, "scan", repeating)
     await container.log_db_service.create_many([{"id": f"{n}"} for n in range(1301)])
-    assert (await verify(container)).domains["log"] == Count(right=1301)
+    assert (await verify(container)).domains["log"] == IdCounts(right=1301)
 
 
 async def test_candles_without_an_id_are_no_fault_when_they_have_none(container: Container, settings: Settings) -> None:
@@ -143,11 +144,11 @@ async def test_candles_without_an_id_are_no_fault_when_they_have_none(container:
     await redis.delete(key_of(container, candle, 0))
     await redis.set(key_of(container, candle, 1), "junk")
     async with opened(settings, candle_cache=False) as other:
-        assert (await verify(other, fix=True)).domains["candle"] == Count(foreign=1, fixed=1)
+        assert (await verify(other, fix=True)).domains["candle"] == IdCounts(foreign=1, fixed=1)
         assert (await rebuild(other)).domains.get("candle") is None
-        assert (await verify(other)).domains["candle"] == Count(right=1)
+        assert (await verify(other)).domains["candle"] == IdCounts(right=1)
         assert (await rebuild(other, domains=["candle"])).domains == {"candle": 2}
-    assert (await verify(container)).domains["candle"] == Count(right=2)
+    assert (await verify(container)).domains["candle"] == IdCounts(right=2)
 
 
 async def test_a_document_that_no_look_up_finds_needs_no_id(container: Container, settings: Settings) -> None:
@@ -166,7 +167,7 @@ async def test_a_session_without_a_frame_has_an_id(container: Container, setting
     await container.mongo_service.collection("session-items").insert_one(session)
     assert (await rebuild(container)).domains["session"] == 1
     assert list(await keys(settings)) == [f"{settings.redis_key_prefix}session_cache:e:t::s:live".encode()]
-    assert (await verify(container)).domains["session"] == Count(right=1)
+    assert (await verify(container)).domains["session"] == IdCounts(right=1)
 
 
 async def test_the_key_prefix_is_no_pattern(container: Container, settings: Settings) -> None:
@@ -176,7 +177,7 @@ async def test_the_key_prefix_is_no_pattern(container: Container, settings: Sett
     await redis.set(f"{base}ab:signal_cache:e:t:s", "junk")
     await redis.set(f"{base}a[b]*:signal_cache:e:t:s", "junk")
     async with opened(settings, redis_key_prefix=f"{base}a[b]*:") as other:
-        assert (await verify(other, fix=True)).domains["signal"] == Count(foreign=1, fixed=1)
+        assert (await verify(other, fix=True)).domains["signal"] == IdCounts(foreign=1, fixed=1)
     assert list(await keys(settings)) == [f"{base}ab:signal_cache:e:t:s".encode()]
 
 
@@ -219,7 +220,7 @@ async def test_memory_stays_flat(container: Container) -> None:
     await verify(container)
     tracemalloc.start()
     try:
-        assert (await verify(container)).domains["candle"] == Count(right=10_000)
+        assert (await verify(container)).domains["candle"] == IdCounts(right=10_000)
         assert (await rebuild(container)).domains["candle"] == 10_000
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -337,10 +338,10 @@ async def test_documents_that_forbid_the_unique_index_are_a_problem(
 
 async def test_the_doctor_does_not_wait_for_a_slow_redis(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is asked of it has one deadline; so has the sample."""
-    monkeypatch.setattr(doctor_module, "REDIS_SECONDS", 0.0)
+    monkeypatch.setattr(doctor_redis, "REDIS_SECONDS", 0.0)
     diagnosis = await examine(container)
     assert levels(diagnosis) == {"redis": Level.PROBLEM}
-    assert "not examined to the end" in texts(diagnosis)["redis"]
+    assert "not examined completely" in texts(diagnosis)["redis"]
 
 
 async def test_a_sample_shows_a_damaged_cache(container: Container) -> None:
@@ -383,12 +384,12 @@ async def test_options_of_the_connection_string_are_judged(settings: Settings) -
 async def test_clocks_that_differ_are_a_warning(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     """The difference is measured in ms, with its sign."""
 
-    class Late(doctor_module.datetime):
+    class Late(doctor_mongo.datetime):
         @classmethod
         def now(cls, tz: Any = None) -> Any:
-            return super().now(tz) - doctor_module.timedelta(seconds=5)
+            return super().now(tz) - doctor_mongo.timedelta(seconds=5)
 
-    monkeypatch.setattr(doctor_module, "datetime", Late)
+    monkeypatch.setattr(doctor_mongo, "datetime", Late)
     diagnosis = await examine(container)
     assert levels(diagnosis) == {"mongodb.clock": Level.WARNING}
     assert "ahead of this machine" in texts(diagnosis)["mongodb.clock"]
@@ -398,7 +399,7 @@ async def test_clocks_that_differ_are_a_warning(container: Container, monkeypatc
 
 async def test_an_old_mongod_is_a_warning(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server below the oldest version that has all that is needed."""
-    monkeypatch.setattr(doctor_module, "OLDEST_MONGODB", (99, 0))
+    monkeypatch.setattr(doctor_mongo, "OLDEST_MONGODB", (99, 0))
     assert levels(await examine(container)) == {"mongodb.version": Level.WARNING}
 
 

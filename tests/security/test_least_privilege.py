@@ -21,7 +21,8 @@ from backtest_persist import (
     WriteRejectedError,
 )
 from backtest_persist.operations import Level, examine
-from backtest_persist.operations.transfer.dump import export_dump, import_dump
+from backtest_persist.operations.transfer.exporting import export_dump
+from backtest_persist.operations.transfer.importing import import_dump
 from tests.support.cases import CASES, PAYLOAD, Case
 from tests.support.dumps import ORIGINAL, write_dump
 from tests.support.locked_servers import ADMIN, replace_in_mongo_uri, replace_in_redis_url, unconnected_container

@@ -8,38 +8,40 @@ from hypothesis import strategies as st
 
 from backtest_persist import Container
 from backtest_persist.core.keys import STORED
-from backtest_persist.operations.ids import Domain, open_domains
+from backtest_persist.operations.cache.collection import CachedCollection, cached_collections
 from tests.support.cases import CASES, Case
 
-DOMAINS = {domain.name: domain for domain in open_domains(Container({"redis_key_prefix": "p[*]:"}))}
+COLLECTIONS = {
+    collection.name: collection for collection in cached_collections(Container({"redis_key_prefix": "p[*]:"}))
+}
 NAMES = st.text(st.sampled_from(":%2345A/ é"), min_size=1) | st.text(
     st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1
 )
 VALUES: dict[Any, st.SearchStrategy[Any]] = {str: NAMES, bool: st.booleans(), int: st.integers(-(2**63), 2**63 - 1)}
 
 
-def built(domain: Domain, values: dict[str, Any]) -> Any:
-    return domain.service.context_type.model_validate(values, context=STORED)  # any interval, as others may store it
+def built(collection: CachedCollection, values: dict[str, Any]) -> Any:
+    return collection.context_type.model_validate(values, context=STORED)  # any interval, as others may store it
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_key_of_a_domain_names_its_context(case: Case) -> None:
     """The keys of the wire format are read back, the prefix included."""
-    domain = DOMAINS[case.domain]
-    context = built(domain, case.context)
-    assert domain.name_of(context) == f"p[*]:{case.redis_key}".encode()
-    assert domain.context_of(f"p[*]:{case.redis_key}".encode()) == context
+    collection = COLLECTIONS[case.domain]
+    context = built(collection, case.context)
+    assert collection.key_of(context) == f"p[*]:{case.redis_key}".encode()
+    assert collection.context_of(f"p[*]:{case.redis_key}".encode()) == context
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @given(data=st.data())
 def test_any_context_is_read_back_from_its_key(case: Case, data: st.DataObject) -> None:
     """Whatever the names hold, colons, percents and what looks encoded included."""
-    domain = DOMAINS[case.domain]
-    fields = domain.service.context_type.model_fields
+    collection = COLLECTIONS[case.domain]
+    fields = collection.context_type.model_fields
     values = {name: data.draw(VALUES[field.annotation], name) for name, field in fields.items()}
-    context = built(domain, values)
-    assert domain.context_of(domain.name_of(context)) == context
+    context = built(collection, values)
+    assert collection.context_of(collection.key_of(context)) == context
 
 
 @pytest.mark.parametrize(
@@ -59,4 +61,4 @@ def test_any_context_is_read_back_from_its_key(case: Case, data: st.DataObject) 
 )
 def test_a_key_that_no_context_has_says_nothing(domain: str, key: bytes) -> None:
     """Too few parts, bytes that are no text, a mode or a number that nobody writes: None."""
-    assert DOMAINS[domain].context_of(DOMAINS[domain].namespace + key) is None
+    assert COLLECTIONS[domain].context_of(COLLECTIONS[domain].namespace + key) is None
