@@ -21,24 +21,7 @@ from pydantic.alias_generators import to_camel
 
 from backtest_persist import Container, InvalidPayloadError, Settings, SignalRow
 from tests.support.commands import Commands, listened_client
-
-text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False)
-    | text
-    | st.binary(max_size=8)
-    | st.decimals(allow_nan=False, allow_infinity=False, places=8, min_value=-(10**12), max_value=10**12)
-    | st.datetimes(timezones=st.just(UTC)).map(
-        lambda value: value.replace(microsecond=value.microsecond // 1000 * 1000, fold=0)
-    )
-)
-keys = text | st.sampled_from(["$set", "a.b", "$x", "$ref", "$id", "$db", "_id", "$", ".", "when", ""])
-values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4), max_leaves=12
-)
+from tests.support.payloads import keys, typed, values
 
 
 @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -50,15 +33,6 @@ async def test_plain_data_round_trips_exactly(container: Container, payload: dic
     assert found is not None
     assert row.payload == found.payload == payload
     assert typed(found.payload) == typed(payload)
-
-
-def typed(value: Any) -> Any:
-    """The value with the type of every part, and dicts with their order."""
-    if type(value) is dict:
-        return [(key, typed(item)) for key, item in value.items()]  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, list):
-        return [typed(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
-    return repr(value)
 
 
 class Side(Enum):

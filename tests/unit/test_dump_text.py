@@ -15,7 +15,7 @@ from backtest_persist.backends.json import codec
 from backtest_persist.backends.json.folder import natural
 from backtest_persist.backends.json.names import escape, shorten, unescape
 from backtest_persist.core.payload import encode_payload
-from tests.integration.test_payloads import keys, typed, values
+from tests.support.payloads import keys, typed, values
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 
