@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backtest_persist.backends.json.codec import dumps, encode
-from backtest_persist.backends.json.folder import DumpFiles, Stored, Write
+from backtest_persist.backends.json.folder import DumpFiles
+from backtest_persist.backends.json.value_file import Stored, Write
 from backtest_persist.contracts import CandleData, CandleInterval, Payload, PayloadInput, When
 from backtest_persist.core.keys import checked_flag, checked_name, mode_word
 from backtest_persist.core.payload import encode_entries, encode_list, encode_payload

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from anyio.to_thread import run_sync
 
 from backtest_persist.backends.json import codec
-from backtest_persist.backends.json.folder import SUFFIX, DumpFiles, Stored, Write, load, members, natural
+from backtest_persist.backends.json.folder import DumpFiles
 from backtest_persist.backends.json.layout import LAYOUTS, Layout
+from backtest_persist.backends.json.value_file import SUFFIX, Stored, ValueFile, Write, members, natural
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData
 from backtest_persist.core.db_service import DbService, Restored
@@ -403,7 +404,7 @@ def _load_all(root: Path, files: Sequence[Found]) -> list[Stored | str]:
     found: list[Stored | str] = []
     for file in files:
         try:
-            stored = load(root, LAYOUTS[file.domain], file.path, file.stem)
+            stored = ValueFile(root, LAYOUTS[file.domain], file.path, file.stem).load()
             found.append("it is gone" if stored is None else stored)
         except (BacktestPersistError, OSError) as error:
             found.append(f"{error}")
