@@ -70,7 +70,7 @@ class CreationClock:
         return self._last
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ValueFile:
     """The file of a value in a directory of a dump."""
 
