@@ -53,6 +53,7 @@ from backtest_persist.embedded_servers import embedded
 from backtest_persist.errors import (
     BacktestPersistError,
     ClosedError,
+    ErrorReason,
     IndexConflictError,
     InvalidKeyError,
     InvalidPayloadError,
@@ -83,6 +84,7 @@ __all__ = (
     "ClosedError",
     "Container",
     "DummyBackend",
+    "ErrorReason",
     "IndexConflictError",
     "IntervalCacheService",
     "IntervalDbService",

@@ -15,7 +15,13 @@ from backtest_persist.connections.mongo import (
     list_indexes,
 )
 from backtest_persist.connections.redis import RedisCommands, RedisService
-from backtest_persist.connections.translation import is_forbidden, late, mongo_errors, redis_errors
+from backtest_persist.connections.translation import (
+    Operation,
+    is_forbidden,
+    mongo_errors,
+    redis_errors,
+    timed_out,
+)
 from backtest_persist.connections.values import CODEC_OPTIONS, Document, to_plain
 
 __all__ = (
@@ -24,15 +30,16 @@ __all__ = (
     "Document",
     "MongoService",
     "MongoState",
+    "Operation",
     "RedisCommands",
     "RedisService",
     "aggregate",
     "aggregate_raw",
     "is_forbidden",
-    "late",
     "list_indexes",
     "mongo_errors",
     "redis_errors",
+    "timed_out",
     "to_plain",
     "uncancelled",
 )

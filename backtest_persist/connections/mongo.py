@@ -25,10 +25,11 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 
 from backtest_persist.connections.loops import Home, PerLoop, Watch, closed
-from backtest_persist.connections.translation import is_sessionless, mongo_errors
+from backtest_persist.connections.translation import Described, Operation, is_sessionless, mongo_errors
 from backtest_persist.connections.values import CODEC_OPTIONS, Document
 from backtest_persist.errors import (
     BacktestPersistError,
+    ErrorReason,
     SettingsError,
     StoreUnavailableError,
 )
@@ -116,7 +117,7 @@ class MongoState:
 
     def deadline(
         self,
-        what: str | Callable[[], str],
+        operation: Described,
         seconds: float | None = None,
         *,
         write: bool = False,
@@ -128,7 +129,7 @@ class MongoState:
         """
         seconds = self.seconds if seconds is None else seconds
         limit = self.limit(seconds) if cut and self.limit else nullcontext()
-        return _Deadline(self.client, seconds, limit, mongo_errors(what, write=write))
+        return _Deadline(self.client, seconds, limit, mongo_errors(operation, write=write))
 
     @contextmanager
     def under_way(self) -> Generator[Self]:
@@ -183,11 +184,18 @@ class MongoState:
                     reason = "its indexes are still being created; await wait_for_init() first"
                     await lock.acquire()
             except (BacktestPersistError, TimeoutError) as error:
-                raise StoreUnavailableError(f"Nothing was asked of {name}: {reason}.") from error
+                raise StoreUnavailableError(
+                    f"Nothing was asked of {name}: {reason}.",
+                    collection=name,
+                    server="MongoDB",
+                    reason=ErrorReason.BUSY,
+                ) from error
             try:
                 if name not in self.prepared:
                     seconds = until - time.monotonic()
-                    async with nullcontext() if patience else self.deadline(f"Preparing {name}", seconds):
+                    async with (
+                        nullcontext() if patience else self.deadline(Operation("prepare the indexes", name), seconds)
+                    ):
                         await prepare(self)
                     self.prepared.add(name)
             finally:
@@ -283,21 +291,21 @@ class _Deadline(AbstractAsyncContextManager[None]):
         self._errors.__exit__(None if error is None else type(error), error, None)
 
 
-class _Operation(AbstractAsyncContextManager[None]):
+class _Accepted(AbstractAsyncContextManager[None]):
     """A class, as a generator that is left open at the end of its event loop is closed at any moment."""
 
-    __slots__ = ("_accept", "_deadline", "_under_way", "_what", "_write")
+    __slots__ = ("_accept", "_deadline", "_operation", "_under_way", "_write")
 
     def __init__(
-        self, accept: Callable[[], AbstractContextManager[MongoState]], what: str | Callable[[], str], write: bool
+        self, accept: Callable[[], AbstractContextManager[MongoState]], operation: Described, write: bool
     ) -> None:
         self._accept = accept
-        self._what = what
+        self._operation = operation
         self._write = write
 
     async def __aenter__(self) -> None:
         self._under_way = self._accept()
-        self._deadline = self._under_way.__enter__().deadline(self._what, write=self._write)
+        self._deadline = self._under_way.__enter__().deadline(self._operation, write=self._write)
         await self._deadline.__aenter__()
 
     async def __aexit__(self, *raised: Any) -> None:
@@ -384,9 +392,9 @@ class MongoService:
         """Begin something that `close` waits for; refused after `close`."""
         return self._open_state().under_way()
 
-    def operation(self, what: str | Callable[[], str], *, write: bool = False) -> AbstractAsyncContextManager[None]:
-        """Begin one operation: `accept` with its deadline; `what` opens the message of an error."""
-        return _Operation(self.accept, what, write)
+    def operation(self, operation: Described, *, write: bool = False) -> AbstractAsyncContextManager[None]:
+        """Begin one operation: `accept` with its deadline; errors name the operation."""
+        return _Accepted(self.accept, operation, write)
 
     async def prepared(
         self, name: str, prepare: Callable[[MongoState], Awaitable[None]], *, patience: float | None = None
@@ -406,7 +414,7 @@ class MongoService:
 
     async def ping(self) -> None:
         """Ask the server for a sign of life; `StoreUnavailableError` without one."""
-        async with self.operation("Ping of MongoDB"):
+        async with self.operation(Operation("Ping of MongoDB")):
             await self.database.command("ping")
 
     def reconfigure(self) -> None:

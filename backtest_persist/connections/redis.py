@@ -13,12 +13,13 @@ from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from backtest_persist.connections.loops import Home, PerLoop, Watch, closed
 from backtest_persist.connections.translation import redis_error
 from backtest_persist.errors import (
     ClosedError,
+    ErrorReason,
     SettingsError,
     StoreUnavailableError,
 )
@@ -170,7 +171,9 @@ class RedisService:
             try:
                 self._home.check()
             except SettingsError as error:  # for the db services a miss
-                raise StoreUnavailableError(str(error)) from error
+                raise StoreUnavailableError(
+                    error.args[0], retryable=False, server="Redis", reason=ErrorReason.EVENT_LOOP
+                ) from error
         return _RedisState(settings, self._injected)
 
     @property
@@ -199,7 +202,11 @@ class RedisService:
         if self._states.closed:
             raise closed()
         if self._is_open and self._failed_at > asked:
-            raise StoreUnavailableError(f"{operation}: Redis stopped answering while others were waiting for it.")
+            raise StoreUnavailableError(
+                f"{operation}: Redis stopped answering while others were waiting for it.",
+                server="Redis",
+                reason=ErrorReason.CIRCUIT_OPEN,
+            )
 
     async def ping(self) -> None:
         """Ask the server for a sign of life; `StoreUnavailableError` without one."""
@@ -218,7 +225,7 @@ class RedisService:
         except ClosedError:
             return default
         except StoreUnavailableError as error:
-            if not _is_answer(error.__cause__):
+            if error.reason not in _ANSWERS:
                 self._failed(error, started)
             elif kind not in self._refused:
                 self._refused.add(kind)
@@ -235,11 +242,11 @@ class RedisService:
     def _is_open(self) -> bool:
         return self._failures >= self.FAILURES_UNTIL_OPEN
 
-    def _failed(self, error: Exception, started: float) -> None:
+    def _failed(self, error: StoreUnavailableError, started: float) -> None:
         if started < self._failed_at:
             return  # concurrent failures are one
         was_open, self._failed_at = self._is_open, time.monotonic()
-        silent = isinstance(error.__cause__, TimeoutError)
+        silent = error.reason is ErrorReason.TIMEOUT
         self._failures = self.FAILURES_UNTIL_OPEN if silent else self._failures + 1
         if self._is_open:
             if not was_open:
@@ -262,12 +269,10 @@ class RedisService:
         await self._states.close()
 
 
-_ANSWERS = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError, SettingsError)
-
-
-def _is_answer(error: BaseException | None) -> bool:
-    """Whether an error is what the server said, in the middle of connecting too, or what we know; not its silence."""
-    return error is not None and (isinstance(error, _ANSWERS) or _is_answer(error.__cause__))
+_ANSWERS = frozenset(
+    {ErrorReason.SERVER_ERROR, ErrorReason.NOT_PERMITTED, ErrorReason.UNAUTHENTICATED, ErrorReason.EVENT_LOOP}
+)
+"""Reasons for which asking again costs no time."""
 
 
 STEPS = 5

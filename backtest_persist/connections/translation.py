@@ -1,9 +1,10 @@
 """Translation: the one place where errors of the drivers become ours."""
 
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from bson.errors import BSONError
 from pymongo.errors import (
@@ -12,16 +13,27 @@ from pymongo.errors import (
     DocumentTooLarge,
     InvalidOperation,
     InvalidURI,
+    NetworkTimeout,
     OperationFailure,
     PyMongoError,
     ServerSelectionTimeoutError,
     WriteConcernError,
+    WTimeoutError,
 )
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from backtest_persist.errors import (
     BacktestPersistError,
     ClosedError,
+    ErrorReason,
     InvalidKeyError,
     InvalidPayloadError,
     SettingsError,
@@ -30,35 +42,104 @@ from backtest_persist.errors import (
     WriteRejectedError,
 )
 
-__all__ = ("is_forbidden", "is_sessionless", "late", "mongo_errors", "redis_error", "redis_errors")
+__all__ = (
+    "Operation",
+    "OperationContext",
+    "is_forbidden",
+    "is_sessionless",
+    "mongo_errors",
+    "redis_error",
+    "redis_errors",
+    "timed_out",
+)
 
 
-def mongo_errors(operation: str | Callable[[], str], *, write: bool = False) -> AbstractContextManager[None]:
-    """Turn driver errors into ours; `operation` opens the message and names domain and context."""
+class OperationContext(Protocol):
+    """The context of one document, as errors show it."""
+
+    def describe(self) -> str:
+        """Return it for a message."""
+        ...
+
+    def parts(self) -> dict[str, Any]:
+        """Return its names, in snake_case, and values."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation on MongoDB, as errors describe it.
+
+    One is made for every command, and its text only for an error.
+    """
+
+    verb: str
+    collection: str | None = None
+    context: OperationContext | None = None
+    write: bool = False
+
+    def __str__(self) -> str:
+        verb = self.verb[:1].upper() + self.verb[1:]
+        if self.collection is None:
+            return verb
+        described = "" if self.context is None else f" ({self.context.describe()})"
+        return f"{verb} in {self.collection}{described}"
+
+
+Described = Operation | str | Callable[[], str]
+"""An operation, or the text that opens the message of its errors."""
+
+
+def mongo_errors(operation: Described, *, write: bool = False) -> AbstractContextManager[None]:
+    """Turn driver errors into ours, which name the operation and carry its collection and context."""
     return _MongoErrors(operation, write)
 
 
-def late(operation: Callable[[], str], *, write: bool = False) -> BacktestPersistError:
-    """The error of an operation that has not ended within its deadline."""
-    return _translate(TimeoutError(), operation(), write=write)
+def timed_out(operation: Described, *, write: bool = False) -> BacktestPersistError:
+    """Return the error of an operation that has not ended within its deadline."""
+    return _translated(TimeoutError(), operation, write)
 
 
 class _MongoErrors(AbstractContextManager[None]):
-    """A class, as this stands around every command: a generator would cost several times as much."""
+    """A class, as this is entered around every command: a generator would cost several times as much."""
 
     __slots__ = ("_operation", "_write")
 
-    def __init__(self, operation: str | Callable[[], str], write: bool) -> None:
+    def __init__(self, operation: Described, write: bool) -> None:
         self._operation = operation
         self._write = write
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if not isinstance(error, Exception) or isinstance(error, BacktestPersistError):
             return
-        operation = self._operation if isinstance(self._operation, str) else self._operation()
         # the driver has bugs, too; a write that met one may have been applied
-        raise _translate(error, operation, write=self._write) from (None if _quotes_data(error) else error)
+        raise _translated(error, self._operation, self._write) from (None if _quotes_data(error) else error)
 
+
+def _translated(error: Exception, described: Described, write: bool) -> BacktestPersistError:
+    operation = described
+    if not isinstance(operation, Operation):
+        operation = Operation(operation if isinstance(operation, str) else operation(), write=write)
+    ours = _translate(error, str(operation), write=operation.write)
+    ours.collection = operation.collection
+    ours.context = None if operation.context is None else operation.context.parts()
+    ours.server, ours.reason = "MongoDB", _mongo_reason(error)
+    return ours
+
+
+def _mongo_reason(error: Exception) -> ErrorReason | None:
+    if is_sessionless(error):
+        return ErrorReason.NO_SESSIONS
+    if isinstance(error, TimeoutError | NetworkTimeout | ServerSelectionTimeoutError | WTimeoutError):
+        return ErrorReason.TIMEOUT
+    if isinstance(error, OperationFailure):
+        return _REASONS.get(error.code or 0, ErrorReason.SERVER_ERROR)
+    if isinstance(error, BSONError | DocumentTooLarge | ConfigurationError | InvalidURI | InvalidOperation):
+        return None
+    return ErrorReason.CONNECTION if isinstance(error, PyMongoError) else ErrorReason.DRIVER
+
+
+_REASONS = {13: ErrorReason.NOT_PERMITTED, 18: ErrorReason.UNAUTHENTICATED, 50: ErrorReason.TIMEOUT}
 
 # BadValue, FailedToParse, TypeMismatch and their like; without a name (51091) an error is of the query's parser as well
 _BAD_QUERY_CODES = {2, 9, 14, 15, 16, 17, 22, 27, 28, 52, 53, 55, 56, 57, 72, 73, 115, 139, 168, 224, 241, 303}
@@ -108,7 +189,9 @@ def _translate(error: Exception, operation: str, *, write: bool) -> BacktestPers
         and not (error.timeout or error.has_error_label("RetryableWriteError"))
     ):
         return WriteRejectedError(f"{operation}: {what}. The stored value is unchanged.")
-    return WriteOutcomeUnknownError(f"{operation}: {what}. It may have been applied; the next read tells.")
+    return WriteOutcomeUnknownError(
+        f"{operation}: {what}. It may have been applied; the next acknowledged write settles it."
+    )
 
 
 def _is_bad_query(code: int) -> bool:
@@ -156,18 +239,36 @@ def redis_errors(operation: str) -> Generator[None]:
 
 
 def redis_error(operation: str, error: Exception) -> StoreUnavailableError:
-    """What an error of the driver means; `operation` opens the message."""
+    """Translate an error of the driver; `operation` opens the message."""
     what = _first_line(error) if str(error) else f"{type(error).__name__}: no answer within CC_REDIS_TIMEOUT_MS"
-    return StoreUnavailableError(f"{operation}: {what}.")
+    return StoreUnavailableError(f"{operation}: {what}.", server="Redis", reason=_redis_reason(error))
+
+
+def _redis_reason(error: BaseException) -> ErrorReason:
+    """The driver wraps what the server answers while it connects, so causes are looked at, too."""
+    for cause in _causes(error):
+        if isinstance(cause, NoPermissionError):
+            return ErrorReason.NOT_PERMITTED
+        if isinstance(cause, AuthenticationError | AuthorizationError):
+            return ErrorReason.UNAUTHENTICATED
+        if isinstance(cause, ResponseError | BusyLoadingError):
+            return ErrorReason.SERVER_ERROR
+    return ErrorReason.TIMEOUT if isinstance(error, TimeoutError | RedisTimeoutError) else ErrorReason.CONNECTION
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def is_sessionless(error: BaseException | None) -> bool:
-    """Whether a connection takes no session; nothing was sent."""
+    """Whether an error says that a connection takes no sessions; nothing was sent."""
     if isinstance(error, BacktestPersistError):
-        error = error.__cause__
+        return error.reason is ErrorReason.NO_SESSIONS
     return isinstance(error, ConfigurationError) and str(error).startswith("Sessions are not supported")
 
 
 def is_forbidden(error: BacktestPersistError) -> bool:
     """Whether Redis is there, and does not let this user send this command."""
-    return isinstance(error.__cause__, NoPermissionError)
+    return error.reason is ErrorReason.NOT_PERMITTED

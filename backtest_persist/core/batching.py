@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Generic, TypeVar
 
-from backtest_persist.errors import StoreUnavailableError
+from backtest_persist.errors import ErrorReason, StoreUnavailableError
 
 __all__ = ("Flights", "Seat")
 
@@ -141,7 +141,11 @@ class Flights(Generic[Item, Answer]):
             while self._waiting and len(seats) < self._size:
                 seat = self._waiting.popleft()
                 if now - seat.arrived >= deadline:
-                    seat.crash(StoreUnavailableError("MongoDB was busy for the whole deadline; nothing was sent."))
+                    seat.crash(
+                        StoreUnavailableError(
+                            "MongoDB was busy for the whole deadline; nothing was sent.", reason=ErrorReason.BUSY
+                        )
+                    )
                 elif not seat.answer.done():
                     seats.append(seat)
             if seats:

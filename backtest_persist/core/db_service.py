@@ -22,8 +22,8 @@ from backtest_persist.connections import (
     MongoService,
     MongoState,
     RedisService,
-    late,
     mongo_errors,
+    timed_out,
     to_plain,
 )
 from backtest_persist.contracts import PayloadInput
@@ -517,7 +517,7 @@ class DbService(Generic[C, R]):
 
     def _unknown(self, problem: str, error: Exception) -> WriteOutcomeUnknownError:
         unknown = WriteOutcomeUnknownError(
-            f"{self.collection}: {problem} ({type(error).__name__}); the next read tells."
+            f"{self.collection}: {problem} ({type(error).__name__}); the next acknowledged write settles it."
         )
         unknown.__cause__ = error
         return unknown
@@ -724,7 +724,7 @@ class DbService(Generic[C, R]):
                 limit=READ_FLIGHTS,
                 size=FLIGHT_SIZE,
                 deadline=state.seconds,
-                late=lambda context: late(self._doing("find", context)),
+                late=lambda context: timed_out(self._doing("find", context)),
                 alone=state.limit,
             ),
             Flights(
@@ -732,7 +732,7 @@ class DbService(Generic[C, R]):
                 limit=1,  # so that writes keep their order
                 size=FLIGHT_SIZE,
                 deadline=state.seconds,
-                late=lambda write: late(
+                late=lambda write: timed_out(
                     self._doing("write", write.context if isinstance(write, _Write) else None), write=True
                 ),
             ),
@@ -835,9 +835,7 @@ def _stored(start: int, total: int) -> str:
 def _crash(seats: Sequence[Seat[Any, Any]], error: BacktestPersistError) -> None:
     """Give each caller an error of its own, as tracebacks grow where they are raised."""
     for seat in seats:
-        own = type(error)(str(error))
-        own.__cause__ = error.__cause__
-        seat.crash(own)
+        seat.crash(error.copy())
 
 
 def _operand(value: Any, *, is_id: bool) -> Any:
