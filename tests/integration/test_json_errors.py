@@ -45,13 +45,16 @@ async def test_a_full_disk_is_a_typed_error_and_the_old_value_stays(
 
 
 async def test_a_file_in_the_place_of_a_directory_is_a_typed_error(tmp_path: Path) -> None:
-    """Neither reads nor writes raise the error of the operating system."""
+    """Reads and writes raise errors of this package, which have the context and are not retryable."""
     (tmp_path / "state").write_text("")
     state = await open_dump(tmp_path).state("s", "b")
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(StoreUnavailableError) as read_error:
         await state.read_state_data()
-    with pytest.raises(WriteRejectedError):
+    with pytest.raises(WriteRejectedError) as write_error:
         await state.write_state_data({}, 1)
+    for error in (read_error.value, write_error.value):
+        assert error.context == {"signal_id": "s", "bucket_name": "b"}
+        assert not error.retryable
 
 
 async def test_a_directory_of_another_user_is_a_typed_error(tmp_path: Path) -> None:

@@ -67,8 +67,10 @@ async def test_a_directory_that_stays_locked_is_a_typed_error(tmp_path: Path, mo
     owner = await start_program(code, tmp_path / "state/s/b", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert owner.stdout is not None
     assert await owner.stdout.readline() == b"locked\n"
-    with pytest.raises(StoreUnavailableError, match="locked"):
+    with pytest.raises(StoreUnavailableError, match="locked") as error:
         await state.write_state_data({"n": 2}, 2)
+    assert error.value.context == {"signal_id": "s", "bucket_name": "b"}
+    assert error.value.retryable
     assert await state.read_state_data() == {"n": 1}
     await owner.communicate(b"")  # ends its input
     await state.write_state_data({"n": 3}, 3)

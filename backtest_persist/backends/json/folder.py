@@ -73,6 +73,7 @@ class Folder:
         self._dump = dump
         self._root = dump.root
         self._layout = LAYOUTS[domain]
+        self._context = dict(context)
         self._paths = ContextPaths(dump.root, self._layout, context)
         self._description = f"{domain} ({', '.join(f'{field}={value!r:.80}' for field, value in context.items())})"
         self._write_lock = LoopLock()
@@ -249,9 +250,12 @@ class Folder:
         try:
             yield
         except NotADirectoryError:
-            raise StoreUnavailableError(f"{self._description}: a part of its path is a file; move it away.") from None
+            problem = f"{self._description}: a part of its path is a file; move it away."
+            raise StoreUnavailableError(problem, context=self._context, retryable=False) from None
         except OSError as error:
-            raise StoreUnavailableError(f"{self._description} cannot be read: {_cause(error)}.") from None
+            problem = f"{self._description} cannot be read: {_cause(error)}."
+            retryable = not isinstance(error, PermissionError)
+            raise StoreUnavailableError(problem, context=self._context, retryable=retryable) from None
 
     @contextmanager
     def _write_errors(self, stored: Callable[[], bool]) -> Generator[None]:
@@ -260,11 +264,10 @@ class Folder:
         except OSError as error:
             problem = f"{self._description} cannot be written: {_cause(error)}."
             if stored():
-                raise WriteOutcomeUnknownError(
-                    f"{problem} A part may have been stored; read to see what was."
-                ) from None
+                problem = f"{problem} A part may have been stored; read to see what was."
+                raise WriteOutcomeUnknownError(problem, context=self._context) from None
             error_type = StoreUnavailableError if isinstance(error, TimeoutError) else WriteRejectedError
-            raise error_type(f"{problem} Nothing was stored.") from None
+            raise error_type(f"{problem} Nothing was stored.", context=self._context) from None
 
 
 def _cause(error: OSError) -> str:
