@@ -109,7 +109,7 @@ class MongoState:
             collection = self._collections[name] = self.database.get_collection(name, codec_options=CODEC_OPTIONS)
         return collection
 
-    def held(self, name: str, create: "Callable[[MongoState], H]") -> H:
+    def per_collection(self, name: str, create: "Callable[[MongoState], H]") -> H:
         """What is under way in a collection; made on first use, drained before the client is closed."""
         if name not in self._held:
             self._held[name] = create(self)
@@ -159,6 +159,11 @@ class MongoState:
                 with _timeout(self.client, self.seconds):
                     for held in self._held.values():
                         await held.end()
+
+    async def start_session(self) -> Any:
+        """Start a session of this client."""
+        starting: Any = self.client.start_session(causal_consistency=False)
+        return await starting if inspect.isawaitable(starting) else starting  # Motor's is a coroutine
 
     async def prepare(
         self,
@@ -379,7 +384,7 @@ class MongoService:
         return self._states.closed
 
     @property
-    def is_open(self) -> bool:
+    def has_client(self) -> bool:
         """Whether the running event loop has a client; one that ends has closed it."""
         return self._states.held is not None
 

@@ -11,7 +11,7 @@ from bson import ObjectId
 
 from backtest_persist.container import Container
 from backtest_persist.core.base_map import SeenKeys
-from backtest_persist.core.documents import to_object_id
+from backtest_persist.core.keys import to_object_id
 from backtest_persist.errors import SettingsError, StoreUnavailableError
 from backtest_persist.operations.ids import BATCH, Domain, Ids, open_domains
 from backtest_persist.operations.transfer.dump import Progress

@@ -14,8 +14,8 @@ from backtest_persist.connections import Document, RedisService, redis_errors
 from backtest_persist.container import Container
 from backtest_persist.core.base_map import BaseMap
 from backtest_persist.core.db_service import DbService
-from backtest_persist.core.documents import Batches, Listing
 from backtest_persist.core.keys import STORED, mode_word
+from backtest_persist.core.listing import Batches, Listing
 from backtest_persist.core.row import Context
 from backtest_persist.errors import InvalidKeyError
 
@@ -145,7 +145,7 @@ class Domain:
             return Batches(collection, query, projection=projection, batch_size=BATCH, **(options or whole))
 
         operation = partial(self._mongo.operation, f"List in {collection.name}")
-        return Listing(find, operation, lambda: self._mongo.is_open, list[Document])
+        return Listing(find, operation, lambda: self._mongo.has_client, list[Document])
 
     async def by_id(self, ids: Sequence[ObjectId]) -> dict[ObjectId, Document]:
         """The documents with these ids, by one query."""
@@ -178,7 +178,8 @@ def open_domains(container: Container) -> list[Domain]:
 def _types_in_key(context_type: type[Context]) -> dict[str, Any]:
     """The types of the fields of a context in the order of its key, which each domain spells out."""
     types: dict[str, Any] = {name: field.annotation for name, field in context_type.model_fields.items()}
-    example = context_type(**{name: {str: name, bool: True, int: 0}[kind] for name, kind in types.items()})
+    sample: dict[str, Any] = {name: {str: name, bool: True, int: 0}[kind] for name, kind in types.items()}
+    example = context_type.model_construct(None, **sample)
     fields = {{str: name, bool: mode_word(True), int: "0"}[kind]: name for name, kind in types.items()}
     return {fields[part]: types[fields[part]] for part in example.cache_key.split(":")}
 

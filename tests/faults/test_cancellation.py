@@ -16,7 +16,7 @@ from anyio import move_on_after
 from motor.frameworks.asyncio import _EXECUTOR
 
 from backtest_persist import Container, Settings
-from backtest_persist.core import db_service
+from backtest_persist.core import mongo_store
 from tests.faults.conftest import Failing
 from tests.support.servers import in_the_server, until
 from tests.support.stopwatch import Stopwatch
@@ -161,7 +161,7 @@ async def test_a_list_that_ends_while_a_batch_hangs(
     The server is silent for longer than the deadline, also when it is told that nobody wants the rest; or the threads
     of Motor are busy, and nobody tells it.
     """
-    monkeypatch.setattr(db_service, "LIST_BATCH", 10)
+    monkeypatch.setattr(mongo_store, "LIST_BATCH", 10)
 
     async def at_work() -> bool:
         return await in_the_server(settings, "getMore")

@@ -343,7 +343,7 @@ class ServicePlace:
     async def restore(self) -> None:
         fields = {"positions" if self.case.domain == "risk" else "payload": self.payload(NEW)}
         fields |= {name: self.case.document[name] for name in ("when", "removed") if name in self.case.document}
-        await self.db.restore([(self.db.context_type(**self.context), fields)])
+        await self.db.mongo_store.restore([(self.db.context_type(**self.context), fields)])
 
     async def list_all(self) -> int | None:
         wire = {name: value for name, value in self.context.items() if value != "interval"}

@@ -91,7 +91,7 @@ async def test_after_a_deletion_of_nothing(settings: Settings, gone: str) -> Non
         if gone == "import":
             context = db.context_type(bucket="b", entry_key="k")
             fields = {"payload": {"n": "zombie"}, "removed": False, "when": 0}
-            await leave(await hold_back(proxy, db.restore([(context, fields)])))
+            await leave(await hold_back(proxy, db.mongo_store.restore([(context, fields)])))
         else:
             await leave(await hold_back(proxy, db.upsert("b", "k", {"n": "zombie"}, 0)), gone)
         assert await acknowledged(lambda: db.clear_bucket("b")) == 0

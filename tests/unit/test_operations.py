@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backtest_persist import Container
+from backtest_persist.core.keys import STORED
 from backtest_persist.operations.ids import Domain, open_domains
 from tests.support.cases import CASES, Case
 
@@ -18,7 +19,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {str: NAMES, bool: st.booleans(), in
 
 
 def built(domain: Domain, values: dict[str, Any]) -> Any:
-    return domain.service.context_type(**values)
+    return domain.service.context_type.model_validate(values, context=STORED)  # any interval, as others may store it
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

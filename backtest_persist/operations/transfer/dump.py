@@ -19,11 +19,13 @@ from backtest_persist.backends.json.layout import LAYOUTS, Layout
 from backtest_persist.backends.json.value_file import SUFFIX, Stored, ValueFile, Write, members, natural
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.db_service import DbService, Restored
+from backtest_persist.core.db_service import DbService
 from backtest_persist.core.keys import STORED, checked_name
+from backtest_persist.core.mongo_store import Restored
+from backtest_persist.core.ohlcv import checked_candle, closed_candles
 from backtest_persist.core.payload import encode_list, encode_payload
 from backtest_persist.core.row import Context, Row, wire_when
-from backtest_persist.domains.candle import CandleRow, checked_candle, closed_candles
+from backtest_persist.domains.candle import CandleRow
 from backtest_persist.errors import BacktestPersistError, InvalidKeyError, InvalidPayloadError, SettingsError
 from backtest_persist.operations.transfer.scan import Found, Scan, Skipped, scan
 
@@ -242,7 +244,7 @@ class _Import:
                     paths.append((file.path, file.stem))
                 except BacktestPersistError as error:
                     self.skip(domain, self.skipped(file.path, file.stem, str(error)))
-            outcomes = await service.restore(contents, dry_run=self.dry_run)
+            outcomes = await service.mongo_store.restore(contents, dry_run=self.dry_run)
             self.done(domain, outcomes, paths)
             self.advance(len(unique[at : at + FILES_AT_ONCE]))
 
@@ -276,7 +278,7 @@ async def export_dump(
         progress.begin(sum([await service.count() for service in services.values()]))
     for domain, service in services.items():
         series = [(name, 1) for name in service.context_type.wire_names()] if domain == "candle" else None
-        async with aclosing(service.sift(sort=series)) as batches:  # by the index, however many there are
+        async with aclosing(service.mongo_store.sift(sort=series)) as batches:  # by the index, however many there are
             async for rows, refused in batches:
                 await work.rows(domain, service, rows)
                 work.skip(service, refused)
