@@ -62,7 +62,7 @@ async def demo(
         Print the result as JSON on standard output.
 
     """
-    from backtest_persist.demo import run  # needs the extra
+    from backtest_persist.demo import run  # needs the extra demo
 
     return await run(
         mode=mode,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from backtest_persist.connections import Collection, Document, MongoState, timed_out
+from backtest_persist.connections import Collection, Document, MongoState
 from backtest_persist.core.batching import Batcher, Call
 from backtest_persist.core.id_index import IdIndex
 from backtest_persist.core.listing import find_each, find_ids
@@ -43,7 +43,7 @@ class Lookup(Batcher[C, R | None], Generic[C, R]):
             max_in_flight=_MAX_IN_FLIGHT,
             max_size=max_size,
             timeout=state.seconds,
-            timed_out=lambda context: timed_out(schema.operation("find", context)),
+            timed_out=lambda context: state.timed_out(schema.operation("find", context)),
             limit=state.limit,
         )
         self._schema = schema

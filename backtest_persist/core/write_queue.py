@@ -17,7 +17,7 @@ from bson import ObjectId
 from pymongo import DeleteOne, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
-from backtest_persist.connections import Document, MongoState, mongo_errors, timed_out
+from backtest_persist.connections import Document, MongoState
 from backtest_persist.core.batching import Batcher, Call
 from backtest_persist.core.bulk import BulkOutcome, write_bulk
 from backtest_persist.core.id_index import IdIndex
@@ -93,7 +93,7 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
             max_in_flight=1,  # so that writes keep their order
             max_size=max_size,
             timeout=state.seconds,
-            timed_out=lambda write: timed_out(
+            timed_out=lambda write: state.timed_out(
                 schema.operation("write", write.context if isinstance(write, Write) else None, write=True)
             ),
         )
@@ -176,7 +176,7 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
         replaced = {key: write.context for key, write in last.items() if key not in new and key not in refused}
         documents: dict[str, Document] = {key: {"_id": id, "createDate": last[key].now} for key, id in new.items()}
         try:
-            with mongo_errors(self._schema.operation("find")):
+            with self._state.errors(self._schema.operation("find")):
                 documents |= (await self._lookup.documents(replaced))[0]
         except BacktestPersistError as error:
             problem = "the write was acknowledged, but its row could not be read"
@@ -315,7 +315,7 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
         return unknown
 
     def _errors(self, verb: str, context: C | None = None) -> AbstractContextManager[None]:
-        return mongo_errors(self._schema.operation(verb, context, write=True))
+        return self._state.errors(self._schema.operation(verb, context, write=True))
 
 
 async def by_unique_index(schema: Schema[Any, Any], state: MongoState, send: Callable[[], Awaitable[T]]) -> T:

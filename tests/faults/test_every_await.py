@@ -23,7 +23,7 @@ from backtest_persist import (
     WriteRejectedError,
     base_map,
 )
-from backtest_persist.connections import RedisService
+from backtest_persist.connections.circuit import CircuitBreaker
 from backtest_persist.testing.domains import DOMAINS, LISTS, REMOVABLE, Domain, Parts
 from tests.support.cases import CASES, Case
 from tests.support.commands import Commands, listened_client
@@ -75,8 +75,8 @@ class Operation:
 @pytest.fixture(autouse=True)
 def _breaker_without_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each attempt asks Redis, whatever the one before it has met."""
-    monkeypatch.setattr(RedisService, "FIRST_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(RedisService, "LONGEST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(CircuitBreaker, "FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(CircuitBreaker, "LONGEST_PAUSE_SECONDS", 0.0)
 
 
 @pytest.fixture

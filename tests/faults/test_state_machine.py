@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Registry, Settings
-from backtest_persist.connections import RedisService
+from backtest_persist.connections.circuit import CircuitBreaker
 from backtest_persist.testing.domains import MEMORY, SIGNAL, START, STATE, STORAGE, Domain, Parts, candle, pick
 from tests.support.servers import OwnMongo, OwnRedis, without_primary
 
@@ -274,8 +274,8 @@ EXAMPLES = [pytest.param(50), pytest.param(500, marks=pytest.mark.soak)]
 @pytest.mark.parametrize("examples", EXAMPLES)
 def test_mongo(own: Settings, mongo: OwnMongo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
     """Two containers over one pair of servers; Redis is killed now and then, and the primary steps down."""
-    monkeypatch.setattr(RedisService, "FIRST_PAUSE_SECONDS", 0.01)  # examples are short
-    monkeypatch.setattr(RedisService, "LONGEST_PAUSE_SECONDS", 0.04)
+    monkeypatch.setattr(CircuitBreaker, "FIRST_PAUSE_SECONDS", 0.01)  # examples are short
+    monkeypatch.setattr(CircuitBreaker, "LONGEST_PAUSE_SECONDS", 0.04)
     redis = OwnRedis(tmp_path)
     settings = own.model_copy(update={"redis_url": SecretStr(f"unix://{redis.socket}")})
     with asyncio.Runner() as loop:

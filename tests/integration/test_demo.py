@@ -383,13 +383,16 @@ async def test_bad_arguments(arguments: list[str], status: int, words: str) -> N
     assert "Traceback" not in outcome.errors
 
 
-@pytest.mark.parametrize("package", ["basana", "bokeh_sampledata", "cyclopts", "rich"])
-async def test_missing_extra(package: str) -> None:
-    """Without the extra, the command says in one line what to install."""
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [("attrs", "cli"), ("basana", "demo"), ("bokeh_sampledata", "demo"), ("cyclopts", "cli"), ("rich", "cli")],
+)
+async def test_missing_extra(package: str, extra: str) -> None:
+    """Without a package of an extra, the command names that extra in one line."""
     outcome = await run("demo", prelude=f"import sys; sys.modules[{package!r}] = None")
     assert outcome.status == 2
     assert outcome.errors.splitlines() == [
-        f'backtest-persist: {package} is not installed; run: pip install "backtest-persist[demo]"'
+        f'backtest-persist: {package} is not installed; run: pip install "backtest-persist[{extra}]"'
     ]
 
 
