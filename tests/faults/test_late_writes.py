@@ -214,7 +214,10 @@ async def test_new_settings_while_the_network_is_silent(settings: Settings) -> N
             await write(container, "zombie")
         container.configure(bounded(settings))
         for _ in range(2):  # the server is silent to the second attempt as well
-            with Stopwatch() as watch, pytest.raises(StoreUnavailableError, match="other settings is still in progress"):
+            with (
+                Stopwatch() as watch,
+                pytest.raises(StoreUnavailableError, match="other settings is still in progress"),
+            ):
                 await write(container, "early")
             assert watch.seconds < DEADLINE + GRACE
         proxy.passing.set()
