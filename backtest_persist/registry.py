@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from backtest_persist import contracts
 from backtest_persist.backends.dummy import DummyBackend
-from backtest_persist.backends.json.adapters import JsonBackend
+from backtest_persist.backends.json.backend import JsonBackend
 from backtest_persist.backends.mongo import MongoBackend
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleInterval
