@@ -15,12 +15,7 @@ from backtest_persist.domains.breakeven import (
     BreakevenRow,
     PersistBreakevenInstance,
 )
-from backtest_persist.domains.candle import (
-    CandleCacheService,
-    CandleDbService,
-    CandleRow,
-    PersistCandleInstance,
-)
+from backtest_persist.domains.candle import CandleCacheService, CandleDbService, CandleRow, PersistCandleInstance
 from backtest_persist.domains.interval import (
     IntervalCacheService,
     IntervalDbService,

@@ -22,7 +22,7 @@ class TestReference(Conformance):
     """A backend of one's own."""
 
     def use(self, persist: Registry, place: Path) -> None:
-        persist.use(Reference(Store(place)))
+        persist.use(Reference(Store(place)).factories())
 
 
 class TestJson(Conformance):

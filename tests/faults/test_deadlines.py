@@ -11,7 +11,8 @@ import pytest
 from bson import ObjectId
 
 from backtest_persist import Container, LogRow, Settings, StoreUnavailableError, WriteOutcomeUnknownError
-from backtest_persist.core import db_service
+from backtest_persist.core import mongo_store
+from backtest_persist.core.query import to_sort
 from backtest_persist.operations import IdCounts, rebuild, verify
 from backtest_persist.operations.cache import collection
 from backtest_persist.testing.domains import candle
@@ -85,7 +86,7 @@ async def slow(container: Container, failing: Failing, monkeypatch: pytest.Monke
 
     The server counts that, so of one query it gives three or four batches within its second.
     """
-    monkeypatch.setattr(db_service, "LIST_BATCH", 10)
+    monkeypatch.setattr(mongo_store, "LIST_BATCH", 10)
     monkeypatch.setattr(collection, "BATCH", 20)
     entries = [{"entryId": f"i{n:02}", "payload": {"id": f"i{n:02}"}, **dated(n // 30)} for n in range(100)]
     random.shuffle(entries)  # neither their ids nor where they lie follow the dates
@@ -112,7 +113,7 @@ async def test_a_list_may_take_the_server_longer_than_one_operation(container: C
         return [row async for row in log.iterate(sort=[("entry_id", 1)])]
 
     async def sifted() -> list[LogRow]:
-        return [row async for rows, _ in log.sift(sort=[("_id", 1)]) for row in rows]
+        return [row async for rows, _ in log.mongo_store.sift(sort=[("_id", 1)]) for row in rows]
 
     by_date, filtered, page, by_context, by_id, series = await asyncio.gather(
         log.find_all(),
@@ -149,7 +150,7 @@ async def test_a_list_goes_on_behind_values_of_another_type(
     container: Container, failing: Failing, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever time is over, it ends neither behind the last id that is text nor behind the last date that is none."""
-    monkeypatch.setattr(db_service, "LIST_BATCH", 1)
+    monkeypatch.setattr(mongo_store, "LIST_BATCH", 1)
     log = container.log_db_service
     await log.wait_for_init()
     entry: dict[str, Any] = {"payload": {}, **dated(0)}
@@ -157,7 +158,7 @@ async def test_a_list_goes_on_behind_values_of_another_type(
     documents = [{name: value for name, value in whole.items() if value is not MISSING} for whole in documents]
     await container.mongo_service.collection(log.collection).insert_many(documents)
     async with failing("getMore", times=1000, errorCode=50):
-        listing = log._listing({}, log._sort(None), list[dict[str, Any]])
+        listing = log.mongo_store.listing({}, to_sort(None, log.schema()), list[dict[str, Any]])
         found = [document["entryId"] async for batch in listing for document in batch]
         assert found == [f"i{n}" for n in range(len(documents))]
         numbers = {"_id": math.nan, **entry, "entryId": "nan"}, {"_id": 5.25, **entry, "entryId": "number"}

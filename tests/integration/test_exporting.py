@@ -175,7 +175,7 @@ async def test_a_long_name_beside_an_empty_frame_comes_back(
         {"strategy_name": name, "exchange_name": "e", "frame_name": "", "symbol": "B", "backtest": False},
         context=STORED,
     )
-    await sessions.restore([(context, {"payload": {"n": 1}, "when": 5})])
+    await sessions.mongo_store.restore([(context, {"payload": {"n": 1}, "when": 5})])
     before = await stored_documents(container)
     assert (await export_dump(container, tmp_path / "dump")).skipped == []
     await container.mongo_service.client.drop_database(container.mongo_service.database.name)

@@ -32,7 +32,7 @@ async def test_rebuild_of_named_domains_leaves_the_others(container: Container, 
     for case in CASES:
         cache: Any = getattr(container, f"{case.domain}_cache_service")
         await cache.clear()
-    with pytest.raises(SettingsError, match="no domain nope; the domains are breakeven, candle"):
+    with pytest.raises(SettingsError, match="no domain nope; the domains are signal, schedule"):
         await rebuild(container, domains=["signal", "nope"])
     assert await keys(settings) == {}
     assert (await rebuild(container, domains=["signal", "risk"])).domains == {"risk": 1, "signal": 1}

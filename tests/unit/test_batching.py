@@ -1,4 +1,4 @@
-"""Flights: who travels with whom, in which order, and what happens when someone leaves."""
+"""Batcher: who travels with whom, in which order, and what happens when someone leaves."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import StoreUnavailableError
-from backtest_persist.core.batching import Flights, Seat
+from backtest_persist.core.batching import Batcher, Call
 
 
 def late(item: Any) -> Exception:
@@ -23,11 +23,11 @@ class Airport:
         self.left: list[list[Any]] = []
         self.seconds: list[float] = []
         self.gates: list[asyncio.Event] = []
-        self.flights: Flights[Any, Any] = Flights(
-            self.fly, limit=limit, size=size, deadline=deadline, late=late, alone=alone
+        self.flights: Batcher[Any, Any] = Batcher(
+            self.fly, max_in_flight=limit, max_size=size, timeout=deadline, timed_out=late, limit=alone
         )
 
-    async def fly(self, seats: Sequence[Seat[Any, Any]], seconds: float) -> None:
+    async def fly(self, seats: Sequence[Call[Any, Any]], seconds: float) -> None:
         self.left.append([seat.item for seat in seats])
         self.seconds.append(seconds)
         gate = asyncio.Event()
@@ -35,13 +35,13 @@ class Airport:
         await gate.wait()
         for seat in seats:
             if isinstance(seat.item, Exception):
-                seat.crash(seat.item)
+                seat.fail(seat.item)
             else:
-                seat.land(seat.item)
+                seat.resolve(seat.item)
 
     async def close(self) -> None:
         """Let everything land."""
-        while self.flights._flying:
+        while self.flights._in_flight:
             for gate in self.gates:
                 gate.set()
             await asyncio.sleep(0)
@@ -71,15 +71,15 @@ async def open_airport() -> AsyncIterator[Opener]:
 
 async def board(airport: Airport, items: str) -> list[asyncio.Future[Any]]:
     """Send one item with a flight of its own, and then the others, which have to wait for it."""
-    first = airport.flights.board(items[0])
+    first = airport.flights.submit(items[0])
     await airport.turn()
-    return [first, *(airport.flights.board(item) for item in items[1:])]
+    return [first, *(airport.flights.submit(item) for item in items[1:])]
 
 
 async def test_a_lone_item_leaves_at_once_and_alone(open_airport: Opener) -> None:
     """With nothing in the air an item is sent in the same turn of the loop, without waiting for others."""
     airport = open_airport()
-    first = airport.flights.board("a")
+    first = airport.flights.submit("a")
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert airport.left == [["a"]]
@@ -95,7 +95,7 @@ async def test_a_lone_question_takes_no_task(open_airport: Opener) -> None:
     assert airport.left == [["a"]]
     tasks = asyncio.all_tasks()
     assert tasks == {asking, asyncio.current_task()}
-    second = airport.flights.board("b")
+    second = airport.flights.submit("b")
     await airport.turn()
     assert airport.left == [["a"]]
     asking.cancel()
@@ -146,13 +146,13 @@ async def test_who_met_company_in_the_air_waits_for_it_the_next_time(open_airpor
             for gate in airport.gates:
                 gate.set()
     assert airport.left == [["a"], ["b"], ["c", "d"], ["e"], ["f"]]
-    assert not airport.flights._crowded
+    assert not airport.flights._contended
 
 
 async def test_items_of_one_turn_leave_together(open_airport: Opener) -> None:
     """Those who arrive before the loop has gone round share a flight."""
     airport = open_airport()
-    answers = [airport.flights.board(item) for item in "abc"]
+    answers = [airport.flights.submit(item) for item in "abc"]
     await airport.turn()
     assert airport.left == [["a", "b", "c"]]
     airport.gates[0].set()
@@ -173,12 +173,12 @@ async def test_items_that_wait_leave_together_in_order(open_airport: Opener) -> 
 async def test_an_item_never_joins_a_flight_that_has_left(open_airport: Opener) -> None:
     """A second flight leaves beside the first one where that is allowed, and the item travels with it."""
     airport = open_airport(limit=2)
-    airport.flights.board("a")
+    airport.flights.submit("a")
     await airport.turn()
-    airport.flights.board("b")
-    airport.flights.board("c")
+    airport.flights.submit("b")
+    airport.flights.submit("c")
     await airport.turn()
-    airport.flights.board("d")
+    airport.flights.submit("d")
     await airport.turn()
     assert airport.left == [["a"], ["b", "c"]]
     airport.gates[1].set()
@@ -215,7 +215,7 @@ async def test_an_error_of_one_is_not_that_of_the_others(open_airport: Opener) -
     """Each caller gets its own answer or its own error; when a flight as a whole fails, all its callers are told."""
     airport = open_airport()
     await board(airport, "a")
-    good, bad = airport.flights.board("b"), airport.flights.board(LookupError("mine"))
+    good, bad = airport.flights.submit("b"), airport.flights.submit(LookupError("mine"))
     await airport.turn()
     airport.gates[0].set()
     await airport.turn()
@@ -224,14 +224,14 @@ async def test_an_error_of_one_is_not_that_of_the_others(open_airport: Opener) -
     with pytest.raises(LookupError, match="mine"):
         await bad
 
-    async def fail(seats: Sequence[Seat[Any, Any]], seconds: float) -> None:
+    async def fail(seats: Sequence[Call[Any, Any]], seconds: float) -> None:
         raise ConnectionError("all")
 
-    flights: Flights[Any, Any] = Flights(fail, limit=1, size=9, deadline=60.0, late=late)
-    answers = [flights.board(item) for item in "abc"]
+    flights: Batcher[Any, Any] = Batcher(fail, max_in_flight=1, max_size=9, timeout=60.0, timed_out=late)
+    answers = [flights.submit(item) for item in "abc"]
     assert [str(error) for error in await asyncio.gather(*answers, return_exceptions=True)] == ["all"] * 3
     await flights.drain()
-    assert not flights._flying
+    assert not flights._in_flight
 
 
 async def test_an_item_that_waited_for_the_whole_deadline_is_not_sent(open_airport: Opener) -> None:
@@ -239,7 +239,7 @@ async def test_an_item_that_waited_for_the_whole_deadline_is_not_sent(open_airpo
     airport = open_airport(deadline=0.05)
     first, second = await board(airport, "ab")
     await asyncio.sleep(0.06)  # the deadline itself is what passes here
-    third = airport.flights.board("c")
+    third = airport.flights.submit("c")
     airport.gates[0].set()
     async with asyncio.timeout(5):
         with pytest.raises(StoreUnavailableError, match="nothing was sent"):
@@ -260,7 +260,7 @@ async def test_who_is_late_is_told_while_the_flight_goes_on(open_airport: Opener
         for answer, item in zip(answers, "ab", strict=True):
             with pytest.raises(StoreUnavailableError, match=f"{item} is late"):
                 await answer
-    third = airport.flights.board("c")
+    third = airport.flights.submit("c")
     await airport.turn()
     assert airport.left == [["a"]]
     airport.gates[0].set()
@@ -289,13 +289,13 @@ async def test_a_caller_without_company_flies_only_if_it_must(open_airport: Open
     airport = open_airport(deadline=0.1, alone=impatient)
     with pytest.raises(StoreUnavailableError, match="a is late"):
         await airport.flights.ask("a")
-    assert not airport.flights._flying
+    assert not airport.flights._in_flight
     airport = open_airport(alone=None)
     asking = asyncio.create_task(airport.flights.ask("b"))
     await airport.turn()
     asking.cancel()
     await airport.turn()
-    assert (asking.cancelled(), len(airport.flights._flying)) == (True, 1)
+    assert (asking.cancelled(), len(airport.flights._in_flight)) == (True, 1)
 
 
 async def test_draining_waits_for_what_is_waiting(open_airport: Opener) -> None:
@@ -317,13 +317,13 @@ def test_the_end_of_the_loop_leaves_those_who_have_a_last_word() -> None:
 
     async def main() -> None:
         airport = Airport()
-        flying = airport.flights.board("a")
+        flying = airport.flights.submit("a")
 
         async def strategy() -> None:
             try:
                 await asyncio.Event().wait()
             finally:
-                last = airport.flights.board("last")
+                last = airport.flights.submit("last")
                 asyncio.get_running_loop().call_later(0.01, lambda: airport.gates[-1].set())
                 answers.append(await last)
 
@@ -341,11 +341,11 @@ def test_the_end_of_the_loop_leaves_those_who_have_a_last_word() -> None:
 async def test_a_flight_that_is_cancelled_before_it_begins_keeps_no_place(open_airport: Opener) -> None:
     """The end of a loop may come just then; who waits flies, and draining ends."""
     airport = open_airport()
-    first = airport.flights.board("a")
+    first = airport.flights.submit("a")
     await asyncio.sleep(0)
-    (task,) = airport.flights._flying
+    (task,) = airport.flights._in_flight
     task.cancel()
-    second = airport.flights.board("b")
+    second = airport.flights.submit("b")
     await airport.turn()
     assert first.cancelled()
     assert airport.left == [["b"]]

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backtest_persist import Container
+from backtest_persist.core.keys import STORED
 from backtest_persist.operations.cache.collection import CachedCollection, cached_collections
 from tests.support.cases import CASES, Case
 
@@ -20,7 +21,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {str: NAMES, bool: st.booleans(), in
 
 
 def built(collection: CachedCollection, values: dict[str, Any]) -> Any:
-    return collection.context_type(**values)
+    return collection.context_type.model_validate(values, context=STORED)  # any interval, as others may store it
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -2,16 +2,19 @@
 
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from backtest_persist.backends.json.codec import dumps, encode
 from backtest_persist.backends.json.folder import DumpFiles, Stored, Write
-from backtest_persist.contracts import CandleData, CandleInterval, Payload, PayloadInput, When
+from backtest_persist.contracts import Adapter, CandleData, CandleInterval, Payload, PayloadInput, When
+from backtest_persist.core.domain import Domain
 from backtest_persist.core.keys import checked_flag, checked_name, mode_word
+from backtest_persist.core.ohlcv import candle_columns, checked_candle, checked_window, closed_candles
 from backtest_persist.core.payload import encode_entries, encode_list, encode_payload
 from backtest_persist.core.row import to_horizon, to_millis
-from backtest_persist.domains.candle import candle_columns, checked_candle, checked_window, closed_candles
+from backtest_persist.domains import DOMAINS
 from backtest_persist.errors import InvalidPayloadError
 
 if TYPE_CHECKING:
@@ -394,7 +397,7 @@ class JsonPersistStorageInstance(JsonInstance):
         await self._write_entries(signals)
 
 
-class JsonBackend:
+class JsonBackend(Mapping[str, Callable[..., Adapter]]):
     """Builds the adapters that keep everything in JSON files below a directory; see `contracts.Backend`.
 
     The files lie where the TypeScript framework keeps its own, so each reads the other's dump; it does not find what is
@@ -403,72 +406,37 @@ class JsonBackend:
     this call. Linux and macOS, on a file system that tells upper and lower case apart.
     """
 
-    def __init__(self, directory: str | os.PathLike[str] = "./dump") -> None:
-        self._dump = DumpFiles(directory)
+    def __init__(self, directory: str | os.PathLike[str] = "./dump", domains: Iterable[Domain] = DOMAINS) -> None:
+        dump = DumpFiles(directory)
+        self._factories = {name: partial(adapter, dump) for name, adapter in _ADAPTERS.items()}
 
-    def breakeven(self, symbol: str, strategy_name: str, exchange_name: str) -> JsonPersistBreakevenInstance:
-        """The adapter of a breakeven context."""
-        return JsonPersistBreakevenInstance(self._dump, symbol, strategy_name, exchange_name)
+    def __getitem__(self, name: str) -> Callable[..., Adapter]:
+        return self._factories[name]
 
-    def candle(self, symbol: str, interval: CandleInterval, exchange_name: str) -> JsonPersistCandleInstance:
-        """The adapter of a candle context."""
-        return JsonPersistCandleInstance(self._dump, symbol, interval, exchange_name)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._factories)
 
-    def interval(self, bucket: str) -> JsonPersistIntervalInstance:
-        """The adapter of an interval context."""
-        return JsonPersistIntervalInstance(self._dump, bucket)
+    def __len__(self) -> int:
+        return len(self._factories)
 
-    def log(self) -> JsonPersistLogInstance:
-        """The adapter of the log."""
-        return JsonPersistLogInstance(self._dump)
 
-    def measure(self, bucket: str) -> JsonPersistMeasureInstance:
-        """The adapter of a measure context."""
-        return JsonPersistMeasureInstance(self._dump, bucket)
-
-    def memory(self, signal_id: str, bucket_name: str) -> JsonPersistMemoryInstance:
-        """The adapter of a memory context."""
-        return JsonPersistMemoryInstance(self._dump, signal_id, bucket_name)
-
-    def notification(self, backtest: bool) -> JsonPersistNotificationInstance:
-        """The adapter of a notification context."""
-        return JsonPersistNotificationInstance(self._dump, backtest)
-
-    def partial(self, symbol: str, strategy_name: str, exchange_name: str) -> JsonPersistPartialInstance:
-        """The adapter of a partial context."""
-        return JsonPersistPartialInstance(self._dump, symbol, strategy_name, exchange_name)
-
-    def recent(
-        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool
-    ) -> JsonPersistRecentInstance:
-        """The adapter of a recent context."""
-        return JsonPersistRecentInstance(self._dump, symbol, strategy_name, exchange_name, frame_name, backtest)
-
-    def risk(self, risk_name: str, exchange_name: str) -> JsonPersistRiskInstance:
-        """The adapter of a risk context."""
-        return JsonPersistRiskInstance(self._dump, risk_name, exchange_name)
-
-    def schedule(self, symbol: str, strategy_name: str, exchange_name: str) -> JsonPersistScheduleInstance:
-        """The adapter of a schedule context."""
-        return JsonPersistScheduleInstance(self._dump, symbol, strategy_name, exchange_name)
-
-    def session(
-        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool
-    ) -> JsonPersistSessionInstance:
-        """The adapter of a session context."""
-        return JsonPersistSessionInstance(self._dump, strategy_name, exchange_name, frame_name, symbol, backtest)
-
-    def signal(self, symbol: str, strategy_name: str, exchange_name: str) -> JsonPersistSignalInstance:
-        """The adapter of a signal context."""
-        return JsonPersistSignalInstance(self._dump, symbol, strategy_name, exchange_name)
-
-    def state(self, signal_id: str, bucket_name: str) -> JsonPersistStateInstance:
-        """The adapter of a state context."""
-        return JsonPersistStateInstance(self._dump, signal_id, bucket_name)
-
-    def storage(self, backtest: bool) -> JsonPersistStorageInstance:
-        """The adapter of a storage context."""
-        return JsonPersistStorageInstance(self._dump, backtest)
+_ADAPTERS: dict[str, Any] = {
+    "breakeven": JsonPersistBreakevenInstance,
+    "candle": JsonPersistCandleInstance,
+    "interval": JsonPersistIntervalInstance,
+    "log": JsonPersistLogInstance,
+    "measure": JsonPersistMeasureInstance,
+    "memory": JsonPersistMemoryInstance,
+    "notification": JsonPersistNotificationInstance,
+    "partial": JsonPersistPartialInstance,
+    "recent": JsonPersistRecentInstance,
+    "risk": JsonPersistRiskInstance,
+    "schedule": JsonPersistScheduleInstance,
+    "session": JsonPersistSessionInstance,
+    "signal": JsonPersistSignalInstance,
+    "state": JsonPersistStateInstance,
+    "storage": JsonPersistStorageInstance,
+}
 
 
 def _later(stored: Stored, horizon: int | None) -> bool:

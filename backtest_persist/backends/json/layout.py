@@ -9,7 +9,7 @@ from typing import Any
 
 from backtest_persist.backends.json.names import escape, shorten
 from backtest_persist.core.keys import checked_flag, checked_name, checked_timestamp, mode_word
-from backtest_persist.domains.candle import interval_step_ms
+from backtest_persist.core.ohlcv import interval_step_ms
 
 __all__ = ("LAYOUTS", "MODES", "Layout", "Segment")
 

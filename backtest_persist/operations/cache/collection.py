@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from backtest_persist.connections import Document
 from backtest_persist.container import Container
-from backtest_persist.core.documents import Batches, Listing
+from backtest_persist.core.domain import Family
 from backtest_persist.core.keys import STORED, mode_word
+from backtest_persist.core.listing import Batches, Listing
 from backtest_persist.core.row import Context
 from backtest_persist.errors import InvalidKeyError
 from backtest_persist.operations.domains import DomainServices, domain_services
@@ -27,7 +28,7 @@ class CachedCollection:
 
     def __init__(self, container: Container, domain: DomainServices) -> None:
         self.name = domain.name
-        self.is_cached = domain.family != "series" or container.settings.candle_cache
+        self.is_cached = domain.family is not Family.SERIES or container.settings.candle_cache
         """Whether the id of every document is meant to be in Redis."""
         self.context_type: type[Context] = domain.db.context_type
         self._collection = domain.collection
@@ -74,7 +75,7 @@ class CachedCollection:
             return Batches(collection, query, projection=projection, batch_size=BATCH, **(options or by_id))
 
         operation = partial(self._mongo.operation, f"List in {collection.name}")
-        return Listing(find, operation, lambda: self._mongo.is_open, list[Document])
+        return Listing(find, operation, lambda: self._mongo.has_client, list[Document])
 
     async def by_id(self, ids: Sequence[ObjectId]) -> dict[ObjectId, Document]:
         """Return the documents with these ids, by one query."""
@@ -107,7 +108,8 @@ def cached_collections(container: Container) -> list[CachedCollection]:
 def _types_in_key(context_type: type[Context]) -> dict[str, Any]:
     """Return the types of the fields of a context in the order of its key, which each domain defines itself."""
     types: dict[str, Any] = {name: field.annotation for name, field in context_type.model_fields.items()}
-    example = context_type(**{name: {str: name, bool: True, int: 0}[kind] for name, kind in types.items()})
+    sample: dict[str, Any] = {name: {str: name, bool: True, int: 0}[kind] for name, kind in types.items()}
+    example = context_type.model_construct(None, **sample)
     fields = {{str: name, bool: mode_word(True), int: "0"}[kind]: name for name, kind in types.items()}
     return {fields[part]: types[fields[part]] for part in example.cache_key.split(":")}
 

@@ -9,7 +9,7 @@ from enum import Enum
 from bson import ObjectId
 
 from backtest_persist.core.base_map import SeenKeys
-from backtest_persist.core.documents import to_object_id
+from backtest_persist.core.keys import to_object_id
 from backtest_persist.operations.cache.collection import BATCH, CachedCollection
 from backtest_persist.operations.cache.ids import CachedIds
 
