@@ -13,6 +13,7 @@ from anyio.to_thread import run_sync
 from backtest_persist.backends.json.folder import DumpFiles
 from backtest_persist.backends.json.value_file import Write
 from backtest_persist.container import Container
+from backtest_persist.core.domain import Family
 from backtest_persist.core.row import Row
 from backtest_persist.errors import BacktestPersistError, SettingsError
 from backtest_persist.operations.domains import DomainServices, domain_services
@@ -84,7 +85,7 @@ class _Exporter:
 
 def _sort(domain: DomainServices) -> list[tuple[str, int]] | None:
     """Return the order of an export: series in that of their index, as they may be long; None is the usual order."""
-    return [(name, 1) for name in domain.db.context_type.wire_names()] if domain.family == "series" else None
+    return [(name, 1) for name in domain.db.context_type.wire_names()] if domain.family is Family.SERIES else None
 
 
 def _check_empty(root: Path) -> None:
