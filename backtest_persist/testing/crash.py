@@ -123,6 +123,7 @@ class Crash(Suite):
             async with running(self, tmp_path, "count", subjects) as writer:
                 await writer.wait_for_acknowledgements(moment)
                 known = writer.acknowledged.count(subject.name)
+                assert await self._read_latest_number(before, subject) >= known
 
                 async def is_continued() -> bool:
                     return await self._read_latest_number(before, subject) > known

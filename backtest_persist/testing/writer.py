@@ -59,9 +59,12 @@ class Writer:
 
     async def wait_until(self, seen: Callable[[], Awaitable[bool]]) -> None:
         """Wait until something can be seen of a write, or the process has ended."""
-        async with asyncio.timeout(_WAIT_SECONDS):
-            while self._process.returncode is None and not await seen():  # noqa: ASYNC110  # a store has no event
-                await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                while self._process.returncode is None and not await seen():  # noqa: ASYNC110  # a store has no event
+                    await asyncio.sleep(0)
+        except TimeoutError:
+            raise AssertionError(f"the writer goes on, but nothing new was read for {_WAIT_SECONDS} s") from None
 
     async def kill(self, by: signal.Signals = signal.SIGKILL) -> None:
         """Kill the process and wait for its end; it may have ended by itself, but not with an error."""

@@ -15,6 +15,7 @@ from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Registry, Settings
 from backtest_persist.testing import Conformance
+from tests.support.funding import FUNDING
 from tests.support.reference_backend import Reference, Store
 
 
@@ -32,6 +33,12 @@ class TestJson(Conformance):
         persist.use_json(place)
 
 
+class TestOwnDomainByJson(TestJson):
+    """JSON files, for a domain that is not of the package."""
+
+    domains = (FUNDING,)
+
+
 class OnMongo(Conformance):
     """MongoDB with Redis in front: each place is a database, and a prefix in Redis.
 
@@ -42,7 +49,7 @@ class OnMongo(Conformance):
 
     @asynccontextmanager
     async def open(self, place: Path) -> AsyncGenerator[Registry]:
-        container = Container(settings_at(place))
+        container = Container(settings_at(place), domains=self.own_domains())
         try:
             yield Registry(container)
         finally:
@@ -88,6 +95,13 @@ class TestMongoWithoutRedis(OnMongo):
 
     def environment(self, servers: Settings) -> dict[str, str]:
         return {**super().environment(servers), "CC_REDIS_URL": "unix:///nonexistent/redis.sock"}
+
+
+class TestOwnDomainByMongo(OnMongo):
+    """MongoDB, for a domain that is not of the package."""
+
+    driver = "pymongo"
+    domains = (FUNDING,)
 
 
 @pytest.fixture(scope="module")
