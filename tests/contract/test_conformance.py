@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from pymongo import AsyncMongoClient
 from backtest_persist import Container, Registry, Settings
 from backtest_persist.testing import Conformance
 from tests.support.funding import FUNDING
-from tests.support.reference_backend import Reference, Store
+from tests.support.reference_backend import Funding, Reference, Store
 
 
 class TestReference(Conformance):
@@ -31,6 +32,15 @@ class TestJson(Conformance):
 
     def use(self, persist: Registry, place: Path) -> None:
         persist.use_json(place)
+
+
+class TestOwnDomainByReference(Conformance):
+    """A backend that keeps no domain of the package."""
+
+    domains = (FUNDING,)
+
+    def use(self, persist: Registry, place: Path) -> None:
+        persist.use({"funding": partial(Funding, Store(place), "funding")})
 
 
 class TestOwnDomainByJson(TestJson):

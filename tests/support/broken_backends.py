@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from backtest_persist import Registry
-from backtest_persist.contracts import CandleData, CandleInterval, Payload, PayloadInput, When
+from backtest_persist.contracts import CandleData, CandleInterval
 from backtest_persist.core.ohlcv import checked_window
 from backtest_persist.testing import (
     Candles,
-    Conformance,
     Crash,
     Fidelity,
     Isolation,
@@ -28,7 +27,7 @@ from backtest_persist.testing import (
     Tombstones,
 )
 from tests.support.funding import FUNDING
-from tests.support.reference_backend import Adapter, Candle, Entry, Reference, Store
+from tests.support.reference_backend import Candle, Entry, Funding, Reference, Store
 
 
 class OnStore(Suite):
@@ -223,16 +222,6 @@ class TestWritesInTwoSteps(OnStore, Crash):
     store = WritesInTwoSteps
 
 
-class Funding(Adapter):
-    """The adapter of a domain that is not of the package."""
-
-    async def read_funding_data(self, *, when: When | None = None) -> Payload | None:
-        return self._get("latest", when)
-
-    async def write_funding_data(self, data: PayloadInput | None, when: When) -> None:
-        self._put("latest", data, when)
-
-
 class OnFunding(Suite):
     """A suite on a backend that keeps no domain of the package."""
 
@@ -243,17 +232,9 @@ class OnFunding(Suite):
         persist.use({"funding": partial(Funding, self.store(place), "funding")})
 
 
-class TestUnbrokenFunding(OnFunding, Conformance):
-    """Nothing is broken, and every test of the kit that runs is about the domain."""
-
-
 class TestFundingKeepsTheFirst(OnFunding, LatestValue, ReadAfterWrite):
     store = KeepsTheFirst
 
 
 class TestFundingSeesTheFuture(OnFunding, LookAhead):
     store = SeesTheFuture
-
-
-class TestFundingWritesBehind(OnFunding, Crash):
-    store = WritesBehind

@@ -1,6 +1,6 @@
-"""A backend of one's own, as a user would write it: fifteen adapters over one SQLite table.
+"""A backend of one's own, as a user would write it: an adapter for each domain over one SQLite table.
 
-The conformance kit has to pass on it, and has to fail on its copies that `broken` breaks in one place each.
+The conformance kit has to pass on it, and has to fail on the copies that `broken_backends` breaks in one place each.
 """
 
 import json
@@ -22,7 +22,7 @@ from backtest_persist.core.payload import encode_entries, encode_list, encode_pa
 from backtest_persist.core.row import to_horizon, to_millis
 from backtest_persist.domains import DOMAINS
 
-__all__ = ("Reference", "Store")
+__all__ = ("Candle", "Entry", "Funding", "Reference", "Store")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entry (
@@ -39,7 +39,7 @@ Entry = tuple[str, Any, int, bool]
 
 
 class Store:
-    """The table; what `broken` breaks."""
+    """The table, whose methods `broken_backends` breaks."""
 
     def __init__(self, place: Path) -> None:
         self.file = place / "store.db"
@@ -91,7 +91,7 @@ class Store:
 
 
 class Adapter:
-    """What the fifteen have in common."""
+    """The base of the adapters."""
 
     removable = False
 
@@ -319,6 +319,16 @@ class Storage(Adapter):
 
     async def write_storage_data(self, signals: Iterable[PayloadInput]) -> None:
         self._put_all(signals)
+
+
+class Funding(Adapter):
+    """Keeps the domain of `tests.support.funding`, which is not of the package."""
+
+    async def read_funding_data(self, *, when: When | None = None) -> Payload | None:
+        return self._get("latest", when)
+
+    async def write_funding_data(self, data: PayloadInput | None, when: When) -> None:
+        self._put("latest", data, when)
 
 
 class Reference:
