@@ -10,7 +10,7 @@ from bson import ObjectId
 from pymongo import MongoClient
 
 from backtest_persist import Container, Settings, SignalRow, WriteOutcomeUnknownError
-from tests.faults.conftest import Failing
+from tests.support.fail_points import Failing
 from tests.support.commands import Commands, monitored_client
 
 NOT_MET = {"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}}
