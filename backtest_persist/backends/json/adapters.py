@@ -7,7 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from backtest_persist.backends.json.codec import dumps, encode
-from backtest_persist.backends.json.folder import DumpFiles, Stored, Write
+from backtest_persist.backends.json.folder import DumpFiles
+from backtest_persist.backends.json.value_file import Stored, Write
 from backtest_persist.contracts import Adapter, CandleData, CandleInterval, Payload, PayloadInput, When
 from backtest_persist.core.domain import Domain
 from backtest_persist.core.keys import checked_flag, checked_name, mode_word

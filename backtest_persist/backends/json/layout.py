@@ -1,4 +1,4 @@
-"""Where each domain lies in a dump: the directories and files of the TypeScript framework, as one table.
+"""The place of each domain in a dump: the directories and files of the TypeScript framework, as one table.
 
 A directory or a file is named by one field of the context, or by several joined with ``_``.
 """
@@ -18,57 +18,57 @@ MODES = {mode_word(backtest): backtest for backtest in (True, False)}
 
 @dataclass(frozen=True)
 class Segment:
-    """One path segment: the parts it is made of, and how it is written."""
+    """A path segment and the parts from which it is joined."""
 
     parts: tuple[str, ...]
     ambiguous: bool
-    """Whether other parts, joined, give the same `plain` name."""
+    """Whether other parts give the same `plain` name."""
 
     @property
     def plain(self) -> str:
-        """The parts joined as the TypeScript framework does it."""
+        """The name that the TypeScript framework gives these parts."""
         return shorten("_".join(map(escape, self.parts)))
 
     @property
     def strict(self) -> str:
-        """The parts joined so that no others give the same name."""
+        """A name that no other parts have."""
         if not self.ambiguous:
             return self.plain
         return shorten("_".join(escape(part).replace("_", "%5F") for part in self.parts))
 
     @property
     def labelled(self) -> bool:
-        """Whether the name alone does not tell the parts."""
+        """Whether the parts cannot be read from the name alone."""
         return self.ambiguous or "%~" in self.plain
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one domain lies: a fixed path, directories named by context fields, and files."""
+    """The place of one domain: a fixed path, directories named by fields of the context, and files."""
 
     path: str
     directories: tuple[tuple[str, ...], ...]
     """The fields of each directory."""
     file: tuple[str, ...]
-    """The fields of the file; none for a file with a fixed name."""
+    """The fields of the name of a file; empty for a file with a fixed name."""
     fixed_file: str = ""
     ordered: bool = False
     """Whether the domain is read as a list, oldest first."""
     removable: bool = False
-    """Whether a value can be removed; it is then a tombstone, and ``removed`` a word of its own."""
+    """Whether a value can be removed; it is then a tombstone, and ``removed`` in a payload marks one."""
     timed: bool = False
     """Whether a value has a `when`."""
     stated_by: str = ""
-    """The field of a payload of the original that says the same."""
+    """The field in which a payload of the framework contains its `when`."""
 
     def folder(self, context: Mapping[str, Any]) -> Iterator[Segment]:
-        """The directories of a context; `InvalidKeyError` for a part that is no key component."""
+        """Iterate over the directories of a context; `InvalidKeyError` for a part that is no key component."""
         for fields in self.directories:
             if (segment := _segment(fields, context)).parts:
                 yield segment
 
     def name(self, context: Mapping[str, Any]) -> str:
-        """The name of the file of a context; `InvalidKeyError` for a part that is no key component."""
+        """Return the name of the value of a context; `InvalidKeyError` for a part that is no key component."""
         return "_".join(_part(field, context[field]) for field in self.file) or self.fixed_file
 
 
@@ -86,7 +86,7 @@ def _part(field: str, value: Any) -> str:
         return str(checked_timestamp(value, field))
     if field == "interval":
         interval_step_ms(value)
-    if field == "frame_name" and value == "":  # the original trades live without a frame, and leaves it out of the path
+    if field == "frame_name" and value == "":  # the framework leaves the frame of live trading out
         return ""
     return checked_name(value, field)
 

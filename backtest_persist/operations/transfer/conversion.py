@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backtest_persist.backends.json import codec
-from backtest_persist.backends.json.folder import Stored, members
+from backtest_persist.backends.json.value_file import Stored, members
 from backtest_persist.core.domain import Family
 from backtest_persist.core.keys import STORED
 from backtest_persist.core.ohlcv import checked_candle

@@ -10,7 +10,8 @@ from typing import Any
 
 from anyio.to_thread import run_sync
 
-from backtest_persist.backends.json.folder import DumpFiles, Write
+from backtest_persist.backends.json.folder import DumpFiles
+from backtest_persist.backends.json.value_file import Write
 from backtest_persist.container import Container
 from backtest_persist.core.domain import Family
 from backtest_persist.core.row import Row

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 from anyio.to_thread import run_sync
 
 from backtest_persist.backends.json import codec
-from backtest_persist.backends.json.folder import SUFFIX, Stored, load, members, natural
 from backtest_persist.backends.json.layout import Layout
+from backtest_persist.backends.json.value_file import SUFFIX, Stored, ValueFile, members, natural
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData
 from backtest_persist.core.domain import Family
@@ -291,7 +291,7 @@ def _load_all(root: Path, layout: Layout, files: Sequence[Found]) -> list[Stored
     results: list[Stored | str] = []
     for file in files:
         try:
-            stored = load(root, layout, file.path, file.stem)
+            stored = ValueFile(root, layout, file.path, file.stem).load()
             results.append("it was removed during the import" if stored is None else stored)
         except (BacktestPersistError, OSError) as error:
             results.append(f"{error}")

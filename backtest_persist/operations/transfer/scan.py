@@ -13,9 +13,11 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
-from backtest_persist.backends.json.folder import HIDDEN, SUFFIX, TEMPORARY, parts_of
+from backtest_persist.backends.json.atomic import TEMPORARY
 from backtest_persist.backends.json.layout import MODES, Layout
 from backtest_persist.backends.json.names import unescape
+from backtest_persist.backends.json.sidecar import HIDDEN, parts_of
+from backtest_persist.backends.json.value_file import SUFFIX
 from backtest_persist.errors import BacktestPersistError, InvalidPayloadError
 from backtest_persist.operations.transfer.report import Skipped
 
