@@ -2,7 +2,7 @@
 
 from backtest_persist import contracts
 from backtest_persist.backends.dummy import DummyBackend
-from backtest_persist.backends.json.adapters import JsonBackend
+from backtest_persist.backends.json.backend import JsonBackend
 from backtest_persist.backends.mongo import MongoBackend
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData, CandleInterval, When
@@ -16,6 +16,12 @@ from backtest_persist.domains.breakeven import (
     PersistBreakevenInstance,
 )
 from backtest_persist.domains.candle import CandleCacheService, CandleDbService, CandleRow, PersistCandleInstance
+from backtest_persist.domains.dictionary import (
+    DictionaryCacheService,
+    DictionaryDbService,
+    DictionaryRow,
+    PersistDictionaryInstance,
+)
 from backtest_persist.domains.interval import (
     IntervalCacheService,
     IntervalDbService,
@@ -44,6 +50,12 @@ from backtest_persist.domains.session import PersistSessionInstance, SessionCach
 from backtest_persist.domains.signal import PersistSignalInstance, SignalCacheService, SignalDbService, SignalRow
 from backtest_persist.domains.state import PersistStateInstance, StateCacheService, StateDbService, StateRow
 from backtest_persist.domains.storage import PersistStorageInstance, StorageCacheService, StorageDbService, StorageRow
+from backtest_persist.domains.strategy import (
+    PersistStrategyInstance,
+    StrategyCacheService,
+    StrategyDbService,
+    StrategyRow,
+)
 from backtest_persist.embedded_servers import embedded
 from backtest_persist.errors import (
     BacktestPersistError,
@@ -79,6 +91,9 @@ __all__ = (
     "CandleRow",
     "ClosedError",
     "Container",
+    "DictionaryCacheService",
+    "DictionaryDbService",
+    "DictionaryRow",
     "DummyBackend",
     "ErrorReason",
     "IndexConflictError",
@@ -109,6 +124,7 @@ __all__ = (
     "PartialRow",
     "PersistBreakevenInstance",
     "PersistCandleInstance",
+    "PersistDictionaryInstance",
     "PersistIntervalInstance",
     "PersistLogInstance",
     "PersistMeasureInstance",
@@ -122,6 +138,7 @@ __all__ = (
     "PersistSignalInstance",
     "PersistStateInstance",
     "PersistStorageInstance",
+    "PersistStrategyInstance",
     "RecentCacheService",
     "RecentDbService",
     "RecentRow",
@@ -147,6 +164,9 @@ __all__ = (
     "StorageDbService",
     "StorageRow",
     "StoreUnavailableError",
+    "StrategyCacheService",
+    "StrategyDbService",
+    "StrategyRow",
     "When",
     "WriteOutcomeUnknownError",
     "WriteRejectedError",

@@ -12,6 +12,7 @@ from backtest_persist.core.mongo_store import MongoStore
 from backtest_persist.domains import DOMAINS, with_own
 from backtest_persist.domains.breakeven import BreakevenCacheService, BreakevenDbService
 from backtest_persist.domains.candle import CandleCacheService, CandleDbService
+from backtest_persist.domains.dictionary import DictionaryCacheService, DictionaryDbService
 from backtest_persist.domains.interval import IntervalCacheService, IntervalDbService
 from backtest_persist.domains.log import LogCacheService, LogDbService
 from backtest_persist.domains.measure import MeasureCacheService, MeasureDbService
@@ -25,6 +26,7 @@ from backtest_persist.domains.session import SessionCacheService, SessionDbServi
 from backtest_persist.domains.signal import SignalCacheService, SignalDbService
 from backtest_persist.domains.state import StateCacheService, StateDbService
 from backtest_persist.domains.storage import StorageCacheService, StorageDbService
+from backtest_persist.domains.strategy import StrategyCacheService, StrategyDbService
 from backtest_persist.errors import SettingsError
 from backtest_persist.logger import LoggerService
 from backtest_persist.settings import Settings, load
@@ -65,6 +67,7 @@ class Container:
 
         self.breakeven_cache_service = self._cache(BreakevenCacheService)
         self.candle_cache_service = self._cache(CandleCacheService)
+        self.dictionary_cache_service = self._cache(DictionaryCacheService)
         self.interval_cache_service = self._cache(IntervalCacheService)
         self.log_cache_service = self._cache(LogCacheService)
         self.measure_cache_service = self._cache(MeasureCacheService)
@@ -78,9 +81,11 @@ class Container:
         self.signal_cache_service = self._cache(SignalCacheService)
         self.state_cache_service = self._cache(StateCacheService)
         self.storage_cache_service = self._cache(StorageCacheService)
+        self.strategy_cache_service = self._cache(StrategyCacheService)
 
         self.breakeven_db_service = self._db(BreakevenDbService, self.breakeven_cache_service)
         self.candle_db_service = self._db(CandleDbService, self.candle_cache_service)
+        self.dictionary_db_service = self._db(DictionaryDbService, self.dictionary_cache_service)
         self.interval_db_service = self._db(IntervalDbService, self.interval_cache_service)
         self.log_db_service = self._db(LogDbService, self.log_cache_service)
         self.measure_db_service = self._db(MeasureDbService, self.measure_cache_service)
@@ -94,6 +99,7 @@ class Container:
         self.signal_db_service = self._db(SignalDbService, self.signal_cache_service)
         self.state_db_service = self._db(StateDbService, self.state_cache_service)
         self.storage_db_service = self._db(StorageDbService, self.storage_cache_service)
+        self.strategy_db_service = self._db(StrategyDbService, self.strategy_cache_service)
 
         self.domains = with_own(domains)
         """All domains of this container, those of the package first."""

@@ -56,6 +56,7 @@ __all__ = (
     "CandleColumns",
     "CandleData",
     "CandleInterval",
+    "DictionaryAdapter",
     "IntervalAdapter",
     "LogAdapter",
     "MeasureAdapter",
@@ -71,6 +72,7 @@ __all__ = (
     "SignalAdapter",
     "StateAdapter",
     "StorageAdapter",
+    "StrategyAdapter",
     "When",
 )
 
@@ -157,6 +159,23 @@ class CandleColumns(Protocol):
         self, limit: int, since_timestamp: int, until_timestamp: int | None = None
     ) -> dict[str, Any] | None:
         """What `read_candles_data` reads, as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64."""
+        ...
+
+
+@runtime_checkable
+class DictionaryAdapter(Adapter, Protocol):
+    """Keeps a dictionary of a signal."""
+
+    async def read_dictionary_data(self, *, when: When | None = None) -> Payload | None:
+        """The payload; None when nothing is stored, when None is, or when it was written with a later `when`."""
+        ...
+
+    async def write_dictionary_data(self, data: PayloadInput | None, when: When) -> None:
+        """Replace the payload atomically; nothing is merged. An earlier `when` overwrites."""
+        ...
+
+    async def dispose(self) -> None:
+        """Say that the caller is done with this context: what is stored stays, and the instance can still be used."""
         ...
 
 
@@ -392,6 +411,19 @@ class StorageAdapter(Adapter, Protocol):
         One whose id exists is replaced in its place; of two with one id the later stands. An entry whose ``id`` is
         missing or unusable is an `InvalidKeyError`, and none of the call is stored.
         """
+        ...
+
+
+@runtime_checkable
+class StrategyAdapter(Adapter, Protocol):
+    """Keeps the deferred state of a strategy across restarts: queued commits and actions of the user."""
+
+    async def read_strategy_data(self) -> Payload | None:
+        """The payload; None when nothing is stored, or when None is: nothing is deferred."""
+        ...
+
+    async def write_strategy_data(self, row: PayloadInput | None) -> None:
+        """Replace the payload atomically; None says that nothing is deferred any more."""
         ...
 
 

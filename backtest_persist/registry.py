@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from backtest_persist import contracts
 from backtest_persist.backends.dummy import DummyBackend
-from backtest_persist.backends.json.adapters import JsonBackend
+from backtest_persist.backends.json.backend import JsonBackend
 from backtest_persist.backends.mongo import MongoBackend
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleInterval
@@ -132,6 +132,11 @@ class Registry:
         declared()
 
     @entry
+    def dictionary(self, signal_id: str, dictionary_name: str) -> contracts.DictionaryAdapter:
+        """Return the adapter of a dictionary of a signal."""
+        declared()
+
+    @entry
     def interval(self, bucket: str) -> contracts.IntervalAdapter:
         """Return the adapter of markers of what is done once per interval."""
         declared()
@@ -198,6 +203,11 @@ class Registry:
     @entry
     def storage(self, backtest: bool) -> contracts.StorageAdapter:
         """Return the adapter of the signals of a mode."""
+        declared()
+
+    @entry
+    def strategy(self, symbol: str, strategy_name: str, exchange_name: str) -> contracts.StrategyAdapter:
+        """Return the adapter of what a strategy has yet to do."""
         declared()
 
     def entry(self, domain: Domain) -> Entry[..., Any]:

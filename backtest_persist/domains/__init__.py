@@ -7,11 +7,13 @@ to ``_id``, in Redis), the db service (MongoDB) and the persist adapter that str
 
 - `signal`: the open signal of a symbol, a strategy and an exchange
 - `schedule`: the signal that waits for its price
+- `strategy`: what a strategy has yet to do
 - `risk`: the positions under a risk profile
 - `partial`: the profit and loss levels a signal has passed
 - `breakeven`: whether the stop of a signal stands at its entry price
 - `recent`: the latest public signal, per mode
 - `state`: the free state of a signal
+- `dictionary`: snapshots of what a strategy keeps about a signal
 - `session`: the free state of a strategy's run, per mode
 
 **Keyed entries with tombstones**
@@ -36,6 +38,7 @@ from collections.abc import Iterable
 from backtest_persist.core.domain import Domain
 from backtest_persist.domains.breakeven import BREAKEVEN
 from backtest_persist.domains.candle import CANDLE
+from backtest_persist.domains.dictionary import DICTIONARY
 from backtest_persist.domains.interval import INTERVAL
 from backtest_persist.domains.log import LOG
 from backtest_persist.domains.measure import MEASURE
@@ -49,6 +52,7 @@ from backtest_persist.domains.session import SESSION
 from backtest_persist.domains.signal import SIGNAL
 from backtest_persist.domains.state import STATE
 from backtest_persist.domains.storage import STORAGE
+from backtest_persist.domains.strategy import STRATEGY
 from backtest_persist.errors import SettingsError
 
 __all__ = ("DOMAINS", "with_own")
@@ -56,11 +60,13 @@ __all__ = ("DOMAINS", "with_own")
 DOMAINS: tuple[Domain, ...] = (
     SIGNAL,
     SCHEDULE,
+    STRATEGY,
     RISK,
     PARTIAL,
     BREAKEVEN,
     RECENT,
     STATE,
+    DICTIONARY,
     SESSION,
     MEASURE,
     INTERVAL,

@@ -10,7 +10,7 @@ import pytest
 
 from backtest_persist import Container, InvalidKeyError, PersistScheduleInstance, Registry, SettingsError, contracts
 from backtest_persist.backends.dummy import DummyBackend
-from backtest_persist.backends.json.adapters import JsonBackend
+from backtest_persist.backends.json.backend import JsonBackend
 from backtest_persist.backends.mongo import MongoBackend
 from backtest_persist.domains import DOMAINS
 from tests.support.cases import ADAPTER_CONTEXTS

@@ -44,7 +44,7 @@ async def test_a_write_that_dies_at_any_step_leaves_the_old_value_or_the_new_one
             break
         assert found in ((first, None), (second, second))
         outcomes.append("old" if found == (first, None) else "new")
-        assert temporary_files(directory) == []  # the adapter that has just been built removed them
+        assert temporary_files(directory) == []  # the first read has removed them
         await state.write_state_data({"n": 3}, LATE)
         assert await state.read_state_data(when=LATE) == {"n": 3}
         assert await state.read_state_data(when=LATE - 1) is None
@@ -94,7 +94,7 @@ async def test_every_directory_that_a_write_makes_survives_a_crash(
     assert [path for path in made if identity(path.parent.stat()) not in flushed] == []
 
 
-async def test_temporary_files_of_a_crash_are_removed_by_the_next_adapter(tmp_path: Path) -> None:
+async def test_temporary_files_of_a_crash_are_removed_when_their_directory_is_used(tmp_path: Path) -> None:
     """Those of this package are removed at once, those of others when they are old; everything else stays."""
     directory = tmp_path / "data/storage/live"
     write_dump(
@@ -103,8 +103,8 @@ async def test_temporary_files_of_a_crash_are_removed_by_the_next_adapter(tmp_pa
     old = time.time() - 600
     os.utime(directory / ".tmp-old-x.json", (old, old))
     storage = await open_dump(tmp_path).storage(False)
-    assert sorted(path.name for path in directory.iterdir()) == [".tmp-0a1b2c-x.json", "a.json"]
     assert await storage.read_storage_data() == [{"id": "a"}]
+    assert sorted(path.name for path in directory.iterdir()) == [".tmp-0a1b2c-x.json", "a.json"]
 
 
 async def test_a_reader_that_may_not_remove_temporary_files_reads(
@@ -130,12 +130,12 @@ async def test_a_temporary_file_among_labels_is_removed_when_it_is_old(tmp_path:
     young.touch()
     old.touch()
     os.utime(old, (1, 1))
-    await open_dump(tmp_path).signal("A", "B_C", "x")
+    await (await open_dump(tmp_path).signal("A", "B_C", "x")).read_signal_data()
     assert young.exists()
     assert not old.exists()
 
 
-async def test_a_temporary_file_may_disappear_while_an_adapter_starts(
+async def test_a_temporary_file_may_disappear_during_the_search_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A temporary file that another process renames before its age is looked at does no harm."""
@@ -150,5 +150,5 @@ async def test_a_temporary_file_may_disappear_while_an_adapter_starts(
 
     (labels / ".tmp-1-1").touch()
     monkeypatch.setattr(Path, "stat", gone)
-    await open_dump(tmp_path).signal("A", "B_C", "x")
+    assert await (await open_dump(tmp_path).signal("A", "B_C", "x")).read_signal_data() == {"n": 1}
     assert not (labels / ".tmp-1-1").exists()

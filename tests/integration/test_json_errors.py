@@ -72,7 +72,7 @@ async def main(root):
         os.setuid(65534)
     again = Registry(); again.use_json(root)
     for call, error in (
-        (again.memory("s", "b"), WriteRejectedError),
+        ((await again.memory("s", "b")).write_memory_data({}, "m", 0), WriteRejectedError),
         (memory.remove_memory_data("m"), WriteRejectedError),
         (memory.write_memory_data({}, "m", 0), WriteRejectedError),
         (memory.read_memory_data("m"), StoreUnavailableError),
@@ -145,7 +145,7 @@ async def test_a_damaged_file_of_the_hidden_tree_is_a_typed_error_that_names_it(
         assert file.is_file()
         file.write_text(text)
     with pytest.raises(InvalidPayloadError, match=rf"{label} is damaged.* Remove it"):
-        await open_dump(tmp_path).signal("A", "B_C", "x")
+        await (await open_dump(tmp_path).signal("A", "B_C", "x")).read_signal_data()
     with pytest.raises(InvalidPayloadError, match=rf"{record} is damaged.* Remove it"):
         await state.read_state_data()
     with pytest.raises(InvalidPayloadError, match=rf"{record} is damaged"):

@@ -42,7 +42,7 @@ async def test_a_cancelled_write_is_never_applied_after_a_later_one(
     await asyncio.wait([later], timeout=0.05)
     released.set()
     await later
-    await asyncio.to_thread(state._folder._dump.writer._executor.shutdown)  # waits for the cancelled write
+    await asyncio.to_thread(state.db.store.dump.writer._executor.shutdown)  # waits for the cancelled write
     assert await state.read_state_data() == {"n": 2}
     with pytest.raises(asyncio.CancelledError):
         await cancelled

@@ -5,30 +5,32 @@ The files hold what the TypeScript framework writes, and nothing else; `sidecar`
 
 import asyncio
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from enum import Enum, auto
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from anyio.to_thread import run_sync
 
 from backtest_persist.backends.json import codec
 from backtest_persist.backends.json.atomic import find_leftovers, read_file, remove_leftovers
-from backtest_persist.backends.json.layout import LAYOUTS, Segment
+from backtest_persist.backends.json.layout import Layout, Segment
 from backtest_persist.backends.json.locks import POLL_SECONDS, LoopLock, WriterThread, directory_lock
-from backtest_persist.backends.json.names import escape
 from backtest_persist.backends.json.paths import ContextPaths, name_segment
 from backtest_persist.backends.json.sidecar import label_directory, record_directory
 from backtest_persist.backends.json.value_file import (
     CreationClock,
     Stored,
+    Times,
     ValueFile,
     Write,
     natural,
     value_stems,
 )
+from backtest_persist.core.domain import Domain
+from backtest_persist.domains import DOMAINS
 from backtest_persist.errors import (
     SettingsError,
     StoreUnavailableError,
@@ -42,42 +44,50 @@ _BATCH_SIZE = 100
 """How many values of one call are written before other writers get the lock."""
 
 
-class _Outcome(Enum):
-    """The effect of a write on its name."""
-
-    NEW = auto()
-    REPLACED = auto()
-    KEPT = auto()
-    """Nothing was stored, as the first write wins."""
+_REMEMBERED_FOLDERS = 1000
+"""How many folders a dump keeps that nobody uses, so that they need not be looked for again."""
 
 
 class DumpFiles:
     """A dump directory, with what all its folders share: the thread that writes, and the clock of creation times."""
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], domains: Iterable[Domain] = DOMAINS) -> None:
         if "\0" in str(root):
             raise SettingsError(f"The directory of a dump must not contain a zero character: {str(root)!r}.")
         self.root = Path(root).absolute()
         self.writer = WriterThread()
         self.clock = CreationClock()
+        self._layouts = {domain.name: Layout(domain) for domain in domains}
+        self._folders: WeakValueDictionary[Hashable, Folder] = WeakValueDictionary()
+        self._remembered: dict[Hashable, Folder] = {}
 
     def folder(self, domain: str, **context: Any) -> "Folder":
-        """Return the directory of a context; `InvalidKeyError` for a part that is no key component."""
-        return Folder(self, domain, context)
+        """Return the directory of a context, which has been checked by its domain; the same one while it is in use."""
+        layout = self._layouts[domain]
+        parts = {name: context[name] for name in layout.directory_fields}
+        key = (domain, *parts.values())
+        folder = self._folders.get(key)
+        if folder is None:
+            folder = self._folders.setdefault(key, Folder(self, layout, parts))
+        if len(self._remembered) >= _REMEMBERED_FOLDERS:
+            self._remembered.clear()
+        self._remembered[key] = folder
+        return folder
 
 
 class Folder:
     """The directory of one context; its methods take names as they are, and do their I/O in threads."""
 
-    def __init__(self, dump: DumpFiles, domain: str, context: Mapping[str, Any]) -> None:
-        self._dump = dump
-        self._root = dump.root
-        self._layout = LAYOUTS[domain]
-        self._context = dict(context)
-        self._paths = ContextPaths(dump.root, self._layout, context)
-        self._description = f"{domain} ({', '.join(f'{field}={value!r:.80}' for field, value in context.items())})"
+    def __init__(self, dump: DumpFiles, layout: Layout, context: Mapping[str, Any]) -> None:
+        self._root, self._writer, self._clock = dump.root, dump.writer, dump.clock
+        self._layout = layout
+        self._context = context
+        self._paths = ContextPaths(dump.root, layout, context)
+        described = ", ".join(f"{field}={value!r:.80}" for field, value in context.items())
+        self._description = f"{layout.domain.name} ({described})"
         self._write_lock = LoopLock()
         """Keeps the next call of a loop from writing between the batches of this one."""
+        self._swept = False
 
     def describe(self, name: str = "") -> str:
         """Return the domain and the context, for a message."""
@@ -89,20 +99,22 @@ class Folder:
         """Read the value of a name, None when it does not exist; `InvalidPayloadError` for a damaged file."""
         return await run_sync(partial(self._read, name_segment(name)))
 
-    async def read_window(self, names: Iterable[str]) -> list[Any] | None:
-        """Read the values of all these names; None when any of them is missing."""
-        return await run_sync(self._read_window, names)
+    async def read_many(self, names: Iterable[str], *, max_missing: int) -> tuple[list[tuple[str, Stored]], int]:
+        """Read values until more than `max_missing` of them do not exist.
+
+        Returns (name, value) of those that exist, in their order, and how many names were tried.
+        """
+        return await run_sync(self._read_many, names, max_missing)
+
+    async def names(self) -> set[str]:
+        """List the names of all values, in no order."""
+        return await run_sync(self._names)
 
     async def read_all(self) -> list[tuple[str, Stored]]:
         """Read the whole directory: (name, value), oldest first."""
         return await run_sync(self._read_all)
 
     # --- writing ---
-
-    async def sweep(self) -> None:
-        """Remove the temporary files that a crash has left in this directory."""
-        async with self._write_lock.get():
-            await self._dump.writer.run(self._sweep)
 
     async def write(self, writes: Sequence[Write], *, replace: bool = True, flush: bool = True) -> int:
         """Store values, in order; without `replace` the first write wins. Returns how many were new.
@@ -119,46 +131,72 @@ class Folder:
                 if start and flush:
                     await asyncio.sleep(2 * POLL_SECONDS)  # else no waiting process would ever find the lock free
                 batch = writes[start : start + _BATCH_SIZE]
-                new += await self._dump.writer.run(partial(self._write, batch, replace, flush, stored_before=start))
+                written = await self._writer.run(partial(self._write, batch, replace, flush, stored_before=start))
+                new += sum(effect.new for effect in written if effect is not None)
         return new
 
-    async def remove(self, name: str) -> None:
-        """Turn the value of a name into a tombstone; nothing happens when it does not exist."""
+    async def write_one(self, write: Write) -> Times:
+        """Store a value, as `write` does; returns when it was first and last written."""
         async with self._write_lock.get():
-            await self._dump.writer.run(partial(self._remove, name_segment(name)))
+            (effect,) = await self._writer.run(partial(self._write, [write], replace=True, flush=True))
+        assert effect is not None
+        return effect.times
+
+    async def remove(self, name: str) -> bool:
+        """Turn the value of a name into a tombstone; False when it does not exist."""
+        async with self._write_lock.get():
+            return await self._writer.run(partial(self._remove, name_segment(name)))
 
     # --- in a thread ---
 
     def _read(self, segment: Segment) -> Stored | None:
         with self._read_errors():
-            return self._load(self._paths.directory(), segment)
+            return self._load(self._directory(), segment)
 
-    def _read_window(self, names: Iterable[str]) -> list[Any] | None:
+    def _read_many(self, names: Iterable[str], max_missing: int) -> tuple[list[tuple[str, Stored]], int]:
+        found: list[tuple[str, Stored]] = []
+        tried = 0
         with self._read_errors():
-            directory = self._paths.directory()
-            values: list[Any] = []
+            directory = self._directory()
             for name in names:
-                file = self._file(directory, escape(name))
-                text = read_file(file.path)
-                if text is None and (framework_file := self._framework_file(directory, name)) is not None:
-                    file, text = framework_file, read_file(framework_file.path)
-                if text is None:
-                    return None
-                values.append(file.parse(text)[0])
-            return values
+                tried += 1
+                stored = self._load(directory, name_segment(name))
+                if stored is not None:
+                    found.append((name, stored))
+                elif tried - len(found) > max_missing:
+                    break
+        return found, tried
+
+    def _names(self) -> set[str]:
+        with self._read_errors():
+            return {name for path, stems in self._stems() for stem in stems if (name := self._paths.name(path, stem))}
 
     def _read_all(self) -> list[tuple[str, Stored]]:
         found: list[tuple[str, Stored]] = []
         with self._read_errors():
-            directory = self._paths.directory()
-            for path in filter(None, (directory, self._paths.framework_directory(directory))):
+            for path, stems in self._stems():
                 known = {name for name, _ in found}
-                for stem in value_stems(path):
+                for stem in stems:
                     name = self._paths.name(path, stem)
                     stored = None if name in known else self._file(path, stem).load()
                     if stored is not None:
                         found.append((name, stored))
         return sorted(found, key=lambda entry: (entry[1].created, natural(entry[0])))
+
+    def _stems(self) -> Iterator[tuple[Path, list[str]]]:
+        """Iterate over this directory and that of the framework, with the stems of the value files in them."""
+        directory = self._directory()
+        for path in filter(None, (directory, self._paths.framework_directory(directory))):
+            yield path, value_stems(path)
+
+    def _directory(self) -> Path:
+        """Return the directory of this context, without what a crash has left there before its first use."""
+        directory = self._paths.directory()
+        if not self._swept:
+            self._swept = True
+            with suppress(OSError):  # whoever uses the directory is told what is wrong with it
+                self._sweep(directory)
+        return directory
 
     def _load(self, directory: Path, segment: Segment) -> Stored | None:
         """Read the value of a name, or else what the framework has stored under it."""
@@ -174,63 +212,58 @@ class Folder:
         file = self._paths.framework_file(directory, name)
         return None if file is None else self._file(file.parent, file.stem)
 
-    def _write(self, writes: Sequence[Write], replace: bool, flush: bool, *, stored_before: int = 0) -> int:
-        new, stored = 0, stored_before
-        with self._locked(lambda: stored > 0) as (directory, descriptor):
+    def _write(
+        self, writes: Sequence[Write], replace: bool, flush: bool, *, stored_before: int = 0
+    ) -> "list[_Effect | None]":
+        effects: list[_Effect | None] = []
+        with self._locked(lambda: stored_before > 0 or any(effects)) as (directory, descriptor):
             for write in writes:
                 segment = name_segment(write.name)
                 if segment.labelled:
                     self._paths.owns(directory, segment, claim=True)
-                outcome = self._store(directory, segment, write, replace=replace, flush=flush)
-                stored += outcome is not _Outcome.KEPT
-                new += outcome is _Outcome.NEW
+                effects.append(self._store(directory, segment, write, replace=replace, flush=flush))
             if flush:
                 os.fsync(descriptor)
-        return new
+        return effects
 
     def _store(
         self, directory: Path, segment: Segment, write: Write, *, replace: bool = True, flush: bool = True
-    ) -> _Outcome:
+    ) -> "_Effect | None":
         file = self._file(directory, segment.plain)
         old = read_file(file.path)
         replaced = file.path if old is not None else self._paths.framework_file(directory, segment.parts[0])
         if replaced is not None and not replace:
-            return _Outcome.KEPT
-        file.store(write, old=old, replaced=replaced, now=self._dump.clock.next, flush=flush)
-        return _Outcome.NEW if replaced is None else _Outcome.REPLACED
+            return None
+        times = file.store(write, old=old, replaced=replaced, now=self._clock.next, flush=flush)
+        return _Effect(replaced is None, times)
 
-    def _remove(self, segment: Segment) -> None:
+    def _remove(self, segment: Segment) -> bool:
         with self._write_errors(lambda: False):
-            directory = self._paths.directory()
+            directory = self._directory()
             if not directory.is_dir() and self._paths.framework_file(directory, segment.parts[0]) is None:
-                return
+                return False
         removed = False
         with self._locked(lambda: removed) as (directory, descriptor):
             stored = self._load(directory, segment)
             if stored is None or stored.removed:
-                return
+                return stored is not None
             when = stored.when if self._layout.timed else None
             self._store(directory, segment, Write(segment.parts[0], codec.tombstone(stored.value), when))
             removed = True
             os.fsync(descriptor)
+        return True
 
-    def _sweep(self) -> None:
-        with self._write_errors(lambda: False):
-            directory = self._paths.directory()
-            if not directory.is_dir():
-                return
-            for parent in self._paths.parents(directory):
-                remove_leftovers(find_leftovers(label_directory(self._root, parent), locked=False))
-            directories = (
-                directory,
-                record_directory(self._root, directory),
-                label_directory(self._root, directory),
-            )
-            if not any(any(find_leftovers(path, locked=True)) for path in directories):
-                return
-            with suppress(TimeoutError), directory_lock(directory, wait=False):  # a writer has not crashed
-                for path in directories:
-                    remove_leftovers(find_leftovers(path, locked=True))
+    def _sweep(self, directory: Path) -> None:
+        if not directory.is_dir():
+            return
+        for parent in self._paths.parents(directory):
+            remove_leftovers(find_leftovers(label_directory(self._root, parent), locked=False))
+        directories = (directory, record_directory(self._root, directory), label_directory(self._root, directory))
+        if not any(any(find_leftovers(path, locked=True)) for path in directories):
+            return
+        with directory_lock(directory, wait=False):  # whoever has it writes, and has not crashed
+            for path in directories:
+                remove_leftovers(find_leftovers(path, locked=True))
 
     # --- locks and errors ---
 
@@ -241,6 +274,7 @@ class Folder:
         `stored` tells whether anything has been stored when an error is raised.
         """
         with self._write_errors(stored):
+            self._directory()
             directory = self._paths.claim()
             with directory_lock(directory) as descriptor:
                 yield directory, descriptor
@@ -268,6 +302,13 @@ class Folder:
                 raise WriteOutcomeUnknownError(problem, context=self._context) from None
             error_type = StoreUnavailableError if isinstance(error, TimeoutError) else WriteRejectedError
             raise error_type(f"{problem} Nothing was stored.", context=self._context) from None
+
+
+class _Effect(NamedTuple):
+    """The effect of a write that has stored its value."""
+
+    new: bool
+    times: Times
 
 
 def _cause(error: OSError) -> str:

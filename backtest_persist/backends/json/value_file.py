@@ -3,15 +3,15 @@
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from backtest_persist.backends.json import codec
 from backtest_persist.backends.json.atomic import TEMPORARY, read_file, replace_file
-from backtest_persist.backends.json.layout import Layout
+from backtest_persist.backends.json.layout import Layout, Shape
 from backtest_persist.backends.json.sidecar import digest, load_records, record_file, store_records
 from backtest_persist.contracts import When
 from backtest_persist.core.row import to_millis
@@ -21,6 +21,7 @@ __all__ = (
     "SUFFIX",
     "CreationClock",
     "Stored",
+    "Times",
     "ValueFile",
     "Write",
     "members",
@@ -30,6 +31,11 @@ __all__ = (
 
 SUFFIX = ".json"
 
+_TYPES: Mapping[Shape, tuple[type[Any], ...]] = {
+    Shape.PAYLOAD: (dict, type(None)),
+    Shape.LIST: (list,),
+    Shape.OBJECT: (dict,),
+}
 _TICK_NS = 1000
 """The distance between two creation times, which common file systems keep apart."""
 
@@ -45,6 +51,8 @@ class Stored:
     """Since when it is known, in simulation time (ms UTC); 0 when nothing says so: it was always known."""
     created: int
     """When it was first written, in ns since the epoch."""
+    updated: int
+    """When its file was written, in ns since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,13 @@ class Write:
     when: int | None = None
     created: int | None = None
     """When it was first written, in ns since the epoch; None for now."""
+
+
+class Times(NamedTuple):
+    """When a value was first written, and when it was written last, in ns since the epoch."""
+
+    created: int
+    updated: int
 
 
 class CreationClock:
@@ -94,7 +109,7 @@ class ValueFile:
         while True:
             try:
                 with open(self.path, "rb") as opened:
-                    text, created = opened.read(), os.fstat(opened.fileno()).st_mtime_ns
+                    text, updated = opened.read(), os.fstat(opened.fileno()).st_mtime_ns
             except FileNotFoundError:
                 return None
             known = load_records(self.records) if self.layout.timed or self.layout.ordered else {}
@@ -103,11 +118,11 @@ class ValueFile:
                 break
         value, removed = self.parse(text)
         when = record["when"] if "when" in record else _when_in_payload(self.layout, value)
-        return Stored(value, removed, when, record.get("created", created))
+        return Stored(value, removed, when, record.get("created", updated), updated)
 
     def store(
         self, write: Write, *, old: bytes | None, replaced: Path | None, now: Callable[[], int], flush: bool
-    ) -> None:
+    ) -> Times:
         """Store a value: its record first, then the value.
 
         `old` is the text in this file, and `replaced` the file of the value that is replaced, which may be another
@@ -123,9 +138,12 @@ class ValueFile:
         records = {key: fields for key, fields in records.items() if fields}
         if records != known:
             store_records(self.records, records, flush=flush)
-        if old != write.text:
-            created = now() if write.created is None else write.created
-            replace_file(self.path, write.text, mtime_ns=created, flush=flush)
+        if old == write.text:
+            updated = self.path.stat().st_mtime_ns
+        else:
+            updated = now() if write.created is None else write.created
+            replace_file(self.path, write.text, mtime_ns=updated, flush=flush)
+        return Times(record.get("created", updated), updated)
 
     def parse(self, text: bytes) -> tuple[Any, bool]:
         """Return the value of a text and whether it is a tombstone; `InvalidPayloadError` when it is damaged."""
@@ -133,12 +151,12 @@ class ValueFile:
             content = codec.loads(text)
             tombstone = self.layout.removable and members(content).keys() == {codec.LITERAL, "removed"}
             value: Any = codec.decode(content[codec.LITERAL] if tombstone else content)
-            if not isinstance(value, list if self.layout.fixed_file else dict | None):
-                raise ValueError(f"it holds no {'array' if self.layout.fixed_file else 'object'}")
+            if not isinstance(value, _TYPES[self.layout.shape]):
+                raise ValueError(f"it holds no {'array' if self.layout.shape is Shape.LIST else 'object'}")
             removed = (
                 content["removed"] if tombstone else self.layout.removable and members(value).get("removed") is True
             )
-            return cast("Any", value), bool(removed)
+            return value, bool(removed)
         except (RecursionError, ValueError) as error:
             problem = "nested too deep" if isinstance(error, RecursionError) else error
             raise InvalidPayloadError(f"The file {self.path} is damaged: {problem}. Repair or remove it.") from None
