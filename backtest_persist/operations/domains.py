@@ -7,7 +7,7 @@ from backtest_persist.backends.json.layout import Layout
 from backtest_persist.container import Container
 from backtest_persist.core.base_map import BaseMap
 from backtest_persist.core.db_service import DbService
-from backtest_persist.core.domain import Domain, Family
+from backtest_persist.core.domain import Family
 
 __all__ = ("DomainServices", "domain_services")
 
@@ -39,22 +39,8 @@ def domain_services(container: Container) -> tuple[DomainServices, ...]:
             family=domain.family,
             db=container.db_service(domain.db_service),
             cache=container.cache_service(domain.cache_service),
-            layout=_layout(domain),
+            layout=Layout(domain),
             actions=(*domain.actions, "createIndex"),
         )
         for domain in container.domains
-    )
-
-
-def _layout(domain: Domain) -> Layout:
-    files = domain.files
-    return Layout(
-        path=files.path,
-        directories=files.directories,
-        file=files.file,
-        fixed_file=files.fixed_file,
-        ordered=domain.ordered,
-        removable=domain.removable,
-        timed=domain.timed,
-        stated_by=files.stated_by,
     )
