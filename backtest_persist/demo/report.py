@@ -9,8 +9,9 @@ from typing import Literal
 from anyio.to_thread import run_sync
 
 from backtest_persist import Container, Mode
+from backtest_persist.core.domain import Family
 from backtest_persist.demo.strategy import Session, Signal
-from backtest_persist.operations.domains import FAMILIES, DomainServices, domain_services
+from backtest_persist.operations.domains import DomainServices, domain_services
 from backtest_persist.operations.transfer.scan import scan
 
 __all__ = ("Backend", "DomainCounts", "Result", "count_domains", "count_files")
@@ -82,5 +83,5 @@ async def _count(domain: DomainServices) -> DomainCounts:
 
 def _families(container: Container) -> Iterator[list[DomainServices]]:
     """Iterate over the domains in groups that are stored alike."""
-    for family in FAMILIES:
-        yield [domain for domain in domain_services(container) if domain.family == family]
+    for family in Family:
+        yield [domain for domain in domain_services(container) if domain.family is family]

@@ -1,35 +1,27 @@
-"""The domains of a container as the operations see them: the only place that tells them which domains exist."""
+"""The domains of a container as the operations see them; all operations follow from this list."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from backtest_persist.backends.json.layout import LAYOUTS, Layout
+from backtest_persist.backends.json.layout import Layout
 from backtest_persist.container import Container
 from backtest_persist.core.base_map import BaseMap
 from backtest_persist.core.db_service import DbService
-from backtest_persist.domains.candle import CandleDbService
-from backtest_persist.domains.interval import IntervalDbService
+from backtest_persist.core.domain import Family
 
-__all__ = ("FAMILIES", "DomainServices", "Family", "domain_services")
-
-Family = Literal["latest", "keyed", "list", "series"]
-
-FAMILIES: tuple[Family, ...] = ("latest", "keyed", "list", "series")
-"""The families in the order of reports: the latest value of a context, keyed values with tombstones, lists, series."""
-
-_ACTIONS = ("find", "insert", "listIndexes", "update", "createIndex")
+__all__ = ("DomainServices", "domain_services")
 
 
 @dataclass(frozen=True)
 class DomainServices:
-    """One domain: its two services, and what the operations have to know about its documents and files."""
+    """One domain with the services of a container."""
 
     name: str
+    family: Family
     db: DbService[Any, Any]
     cache: BaseMap
     layout: Layout
     """The place of its values in a dump."""
-    family: Family
     actions: tuple[str, ...]
     """The actions on its collection that a user of MongoDB needs."""
 
@@ -40,23 +32,15 @@ class DomainServices:
 
 
 def domain_services(container: Container) -> tuple[DomainServices, ...]:
-    """Return the domains of a container, in the order of reports and tables."""
-    return tuple(_domain(container, db) for db in container.db_services)
-
-
-def _domain(container: Container, db: DbService[Any, Any]) -> DomainServices:
-    name = db.collection.removesuffix("-items")
-    layout = LAYOUTS[name]
-    family: Family = "latest"
-    if isinstance(db, CandleDbService):
-        family = "series"
-    elif layout.ordered:
-        family = "keyed" if layout.removable else "list"
-    return DomainServices(
-        name=name,
-        db=db,
-        cache=getattr(container, f"{name}_cache_service"),
-        layout=layout,
-        family=family,
-        actions=(*_ACTIONS, "remove") if isinstance(db, IntervalDbService) else _ACTIONS,
+    """Return the domains of a container in their order, which is that of reports and tables."""
+    return tuple(
+        DomainServices(
+            name=domain.name,
+            family=domain.family,
+            db=container.db_service(domain.db_service),
+            cache=container.cache_service(domain.cache_service),
+            layout=Layout(domain),
+            actions=(*domain.actions, "createIndex"),
+        )
+        for domain in container.domains
     )

@@ -1,4 +1,4 @@
-"""The demo: fifteen domains in use, and a run that was cut anywhere ends like one that was not."""
+"""The demo: all domains in use, and a run that was interrupted anywhere ends like one that was not."""
 
 import asyncio
 import json
@@ -20,17 +20,13 @@ from backtest_persist.demo import replay
 from backtest_persist.demo.bars import load
 from backtest_persist.demo.strategy import SmaCross
 from backtest_persist.operations.transfer.importing import import_dump
+from tests.support.cases import CASES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use price instead:DeprecationWarning")  # basana's own use of it
 
 ROOT = Path(__file__).parents[2]
 BARS = 450
 """Enough of AAPL for an entry that expires, limit and market entries, a stop, a breakeven stop and an open end."""
-
-DOMAINS = (
-    *("breakeven", "candle", "interval", "log", "measure", "memory", "notification", "partial"),
-    *("recent", "risk", "schedule", "session", "signal", "state", "storage"),
-)
 
 Documents = dict[str, list[dict[str, Any]]]
 
@@ -141,12 +137,12 @@ def comparable(result: dict[str, Any]) -> dict[str, Any]:
 
 
 async def test_the_whole_sample() -> None:
-    """All 3,270 bars: fifteen domains with documents, an id for each of them, reads that hit, and trades."""
+    """All 3,270 bars: every domain with documents, an id for each of them, reads that hit, and trades."""
     outcome = await run("demo", "--json")
     result = outcome.result
     assert (result["bars"], result["complete"], result["resumedFrom"]) == (3270, True, 0)
     domains = result["domains"]
-    assert len(domains) == 15
+    assert domains.keys() == {case.domain for case in CASES}
     for name, domain in domains.items():
         assert domain["documents"] == domain["ids"] > 0, name
         assert domain["writes"] >= domain["documents"], name
@@ -167,7 +163,7 @@ async def test_the_report(tmp_path: Path) -> None:
     assert outcome.status == 0
     lines = outcome.output.splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
-    for name in DOMAINS:
+    for name in (case.domain for case in CASES):
         documents, ids = rows[name][:2]
         assert documents == ids != "0", name
     assert max(map(len, lines)) == 100
@@ -256,9 +252,7 @@ class Cuts:
 
 
 @pytest.mark.parametrize("driver", ["motor"], indirect=True)
-async def test_cut_at_any_write(
-    uninterrupted: tuple[dict[str, Any], Documents], container: Container, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_cut_at_any_write(uninterrupted: tuple[dict[str, Any], Documents], container: Container) -> None:
     """Every bar with a decision or a notification is cut at each of its writes, and done again all the same."""
     _, documents = uninterrupted
     bars = [event.when for event in load("AAPL").events[:BARS]]
@@ -285,7 +279,7 @@ async def test_cut_at_any_write(
     assert_same(await dump(container), documents)
 
 
-async def test_modes(container: Container, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_modes(container: Container) -> None:
     """Three modes on one database: the same trades and balance, each with its own documents."""
     bars = 260
     results: list[tuple[Any, Any]] = []
@@ -314,7 +308,7 @@ async def test_paper(tmp_path: Path) -> None:
     assert (other["resumedFrom"], other["domains"]["session"]["documents"]) == (0, 3)
 
 
-async def test_more_bars_later(container: Container, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_more_bars_later(container: Container) -> None:
     """A run over the first bars goes on with more of them, and never back."""
     assert (await run_here(container, bars=40)).session.bars == 40
     assert (await run_here(container, bars=70)).session.bars == 70
@@ -348,9 +342,7 @@ async def test_the_dummy_runs_and_forgets() -> None:
     assert f"{BARS} bars in" in outcome.output
 
 
-async def test_an_error_ends_the_run(
-    container: Container, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_an_error_ends_the_run(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a handler raises leaves the run as it is, and no later bar is looked at."""
     seen: list[Any] = []
 

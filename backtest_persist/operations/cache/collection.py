@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from backtest_persist.connections import Document
 from backtest_persist.container import Container
+from backtest_persist.core.domain import Family
 from backtest_persist.core.keys import STORED, mode_word
 from backtest_persist.core.listing import Batches, Listing
 from backtest_persist.core.row import Context
@@ -27,7 +28,7 @@ class CachedCollection:
 
     def __init__(self, container: Container, domain: DomainServices) -> None:
         self.name = domain.name
-        self.is_cached = domain.family != "series" or container.settings.candle_cache
+        self.is_cached = domain.family is not Family.SERIES or container.settings.candle_cache
         """Whether the id of every document is meant to be in Redis."""
         self.context_type: type[Context] = domain.db.context_type
         self._collection = domain.collection

@@ -5,6 +5,7 @@ from typing import Any
 
 from backtest_persist.backends.json import codec
 from backtest_persist.backends.json.value_file import Stored, members
+from backtest_persist.core.domain import Family
 from backtest_persist.core.keys import STORED
 from backtest_persist.core.ohlcv import checked_candle
 from backtest_persist.core.payload import encode_list, encode_payload
@@ -57,5 +58,5 @@ def to_text(domain: DomainServices, row: Row) -> bytes:
 
 def check_id(domain: DomainServices, context: Mapping[str, Any], payload: Any) -> None:
     """Refuse an entry of a list whose name differs from the 'id' in its payload, by which it is found."""
-    if domain.family == "list" and members(payload).get("id") != context[domain.layout.file[0]]:
+    if domain.family is Family.LIST and members(payload).get("id") != context[domain.layout.file[0]]:
         raise InvalidPayloadError("Its name is not the 'id' in its payload.")

@@ -13,6 +13,7 @@ from anyio.to_thread import run_sync
 from backtest_persist.backends.json.folder import DumpFiles
 from backtest_persist.backends.json.value_file import Write
 from backtest_persist.container import Container
+from backtest_persist.core.domain import Family
 from backtest_persist.core.row import Row
 from backtest_persist.errors import BacktestPersistError, SettingsError
 from backtest_persist.operations.domains import DomainServices, domain_services
@@ -38,7 +39,7 @@ async def export_dump(
     root = Path(directory)
     await run_sync(_check_empty, root)
     domains = domain_services(container)
-    exporter = _Exporter(DumpFiles(root), Exported(dict.fromkeys((domain.name for domain in domains), 0)))
+    exporter = _Exporter(DumpFiles(root, container.domains), Exported(dict.fromkeys((domain.name for domain in domains), 0)))
     progress.begin(sum([await domain.db.count() for domain in domains]))
     for domain in domains:
         async with aclosing(domain.db.mongo_store.sift(sort=_sort(domain))) as batches:
@@ -84,7 +85,7 @@ class _Exporter:
 
 def _sort(domain: DomainServices) -> list[tuple[str, int]] | None:
     """Return the order of an export: series in that of their index, as they may be long; None is the usual order."""
-    return [(name, 1) for name in domain.db.context_type.wire_names()] if domain.family == "series" else None
+    return [(name, 1) for name in domain.db.context_type.wire_names()] if domain.family is Family.SERIES else None
 
 
 def _check_empty(root: Path) -> None:
