@@ -1,4 +1,4 @@
-"""The registry: which class stands behind an entry, one instance per context, initialised once."""
+"""The registry: the class behind an entry, one instance per context, initialised once."""
 
 import asyncio
 import inspect
@@ -25,7 +25,7 @@ BAD_FLAGS: list[Any] = [1, 1.0, 0, "true", None, [True]]
 
 
 class Recorder:
-    """A signal adapter of one's own; it keeps its row in the instance."""
+    """A user's signal adapter, which keeps its row in the instance."""
 
     def __init__(self, symbol: str, strategy_name: str, exchange_name: str) -> None:
         self.context = symbol, strategy_name, exchange_name
@@ -55,7 +55,7 @@ def backends(place: Path) -> list[contracts.Backend]:
     return [MongoBackend(Container()), JsonBackend(place), DummyBackend()]
 
 
-def test_every_backend_builds_fifteen_adapters_of_their_contracts_without_any_io(tmp_path: Path) -> None:
+def test_every_backend_builds_an_adapter_for_every_domain_without_any_io(tmp_path: Path) -> None:
     """All satisfy their runtime-checkable protocols, are called by position, and touch neither servers nor disk."""
     assert len(PROTOCOLS) == 15
     place = tmp_path / "not yet"
@@ -68,7 +68,7 @@ def test_every_backend_builds_fifteen_adapters_of_their_contracts_without_any_io
 
 
 def test_every_entry_takes_what_its_factory_takes() -> None:
-    """The parameters of the fifteen entries are those of the contract, by name and in order."""
+    """The parameters of every entry are those of the contract, by name and in order."""
     for domain in PROTOCOLS:
         entry = inspect.signature(type(getattr(Registry(), domain)).__call__)
         factory = inspect.signature(getattr(contracts.Backend, domain))
@@ -95,7 +95,7 @@ async def test_an_instance_is_initialised_once_before_anybody_has_it(persist: Re
 
 
 async def test_use_swaps_one_domain_and_forgets_its_instances(persist: Registry, container: Container) -> None:
-    """A class of one's own stands behind its domain only, until another backend takes all fifteen."""
+    """A user's class replaces the adapter of its domain, until another backend replaces those of every domain."""
     signal, schedule = await persist.signal("s", "t", "e"), await persist.schedule("s", "t", "e")
     persist.signal.use(Recorder)
     mine = await persist.signal("s", "t", exchange_name="e")
@@ -118,8 +118,8 @@ async def test_use_swaps_one_domain_and_forgets_its_instances(persist: Registry,
     assert back is not default
 
 
-async def test_use_takes_any_object_with_fifteen_callables(persist: Registry) -> None:
-    """What was not swapped behaves as the backend says; factories are called with the context by position."""
+async def test_use_takes_any_object_with_a_factory_for_every_domain(persist: Registry) -> None:
+    """Domains that it did not override behave as its base; factories are called with the context by position."""
 
     class Mine(DummyBackend):
         signal = Recorder  # pyright: ignore[reportAssignmentType]
@@ -130,7 +130,7 @@ async def test_use_takes_any_object_with_fifteen_callables(persist: Registry) ->
 
 
 async def test_two_registries_share_nothing(tmp_path: Path) -> None:
-    """Two registries of one process have instances, classes and stores of their own."""
+    """Two registries of one process have different instances, classes and stores."""
     one, two = Registry(), Registry()
     one.use_json(tmp_path / "one")
     two.use_json(tmp_path / "two")
@@ -163,7 +163,7 @@ async def test_a_failed_initialisation_is_tried_again(persist: Registry) -> None
 
 
 async def test_a_context_that_equals_a_memoised_one_is_still_checked(tmp_path: Path) -> None:
-    """1 is not True: it is refused after True was used as well as before, and does not stand in its way."""
+    """1 is not True: it is refused after True was used as well as before."""
     persist = Registry()
     persist.use_json(tmp_path)
     bad: Any = 1

@@ -1,4 +1,4 @@
-"""Work that goes on for long leaves nothing behind."""
+"""Long work: it leaves no memory, task or file descriptor behind."""
 
 import asyncio
 import gc
@@ -16,6 +16,7 @@ import pytest
 from backtest_persist import Container, InvalidKeyError, Settings
 from backtest_persist.core.batching import Flights
 from backtest_persist.testing.domains import START, candle
+from tests.support.cases import CASES
 from tests.support.stopwatch import timed
 
 TASKS = 16
@@ -36,12 +37,12 @@ def settings(settings: Settings) -> Settings:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What this process holds between two rounds."""
+    """The resources of this process between two rounds."""
 
     keys: int
     seconds: float = field(default_factory=time.monotonic)
     blocks: int = field(default_factory=sys.getallocatedblocks)
-    """Of memory for Python objects: each leak takes one at least."""
+    """Blocks of memory for Python objects; each leak takes one at least."""
     memory: float = field(default_factory=lambda: _resident() * resource.getpagesize() / 1e6)
     """MB."""
     files: int = field(default_factory=lambda: len(os.listdir("/proc/self/fd")))
@@ -53,21 +54,21 @@ def _resident() -> int:
 
 
 def held(container: Container) -> dict[str, int]:
-    """How much is in the sets and maps of a container that work fills and empties."""
+    """Count what is in the sets and maps of a container that work fills and empties."""
     mongo, redis = container.mongo_service._states.get(), container.redis_service._states.get()
-    flights: list[Flights[Any, Any]] = [part for held in mongo._held.values() for part in (held.reads, held.writes)]  # pyright: ignore
+    batchers: list[Flights[Any, Any]] = [part for held in mongo._held.values() for part in (held.reads, held.writes)]  # pyright: ignore
     return {
         "services": len(mongo._held),
         "locks": len(mongo._locks),
         "under way in MongoDB": mongo._under_way,
-        "waiting": sum(len(each._waiting) for each in flights),
-        "flying": sum(len(each._flying) for each in flights),
+        "pending": sum(len(each._waiting) for each in batchers),
+        "in flight": sum(len(each._flying) for each in batchers),
         "limits": len(mongo._watch._limits) + len(redis._watch._limits),
     }
 
 
-HELD = {"services": 4, "locks": 15, "under way in MongoDB": 0, "waiting": 0, "flying": 0, "limits": 0}
-"""By the four services that work, and the fifteen that are prepared."""
+HELD = {"services": 4, "locks": len(CASES), "under way in MongoDB": 0, "pending": 0, "in flight": 0, "limits": 0}
+"""Of the four services that are used, and of every service that was prepared."""
 
 
 class Work:

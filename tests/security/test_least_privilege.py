@@ -62,7 +62,7 @@ class Users:
         await self.database.command("updateUser", self.name, roles=[role])
 
     async def lacks(self, action: str) -> None:
-        """Take an action out of both roles; a privilege of no action is none."""
+        """Remove an action from both roles, and privileges that have no action left."""
         for role in roles(self.database.name):
             wanted = [
                 {**privilege, "actions": [name for name in privilege["actions"] if name != action]}
@@ -78,7 +78,7 @@ class Users:
 
 @pytest.fixture
 async def users(settings: Settings, container: Container) -> AsyncIterator[Users]:
-    """A user of the test's own; what it needs of MongoDB and Redis is at first the whole of the page."""
+    """A user for this test, who has every right of the page on MongoDB and Redis at first."""
     users = Users(settings, container.mongo_service.database, container.redis_service.client)
     for role in roles(users.database.name):
         await users.database.command(role)
@@ -102,7 +102,7 @@ async def failures(calls: list[PublicCall]) -> list[str]:
 
 
 def everything(container: Container, case: Case) -> list[PublicCall]:
-    """What the db service and the adapter of a domain can do; again at the end, when there is something to find."""
+    """Return the calls of a db service and its adapter, and those of the db service again, which then find something."""
     return [*db_calls(container, case), *adapter_calls(container, case), *db_calls(container, case)]
 
 
@@ -110,7 +110,7 @@ def everything(container: Container, case: Case) -> list[PublicCall]:
 async def test_every_domain_works_with_the_role_and_the_rule(
     users: Users, warned: Callable[[], list[str]], pattern: str
 ) -> None:
-    """Every call of the fifteen domains, with no fault of Redis either, and of every map."""
+    """Every call of every domain and of every map succeeds, and Redis refuses none of its commands."""
     assert f"`{pattern}`" in PAGE
     await users.has_rule(rules()[-1].replace("~research:*", pattern))
     async with unconnected_container(users.settings) as container:
@@ -181,7 +181,7 @@ async def test_the_doctor_asks_for_no_more(users: Users, container: Container) -
 
 
 async def test_the_roles_reach_no_other_collection(users: Users) -> None:
-    """What else lies in the database, and who else may use it, is out of reach."""
+    """Other collections and other users of the database are out of reach."""
     await users.database["others"].insert_one({"secret": 1})
     async with unconnected_container(users.settings) as container:
         database = container.mongo_service.database
@@ -227,7 +227,7 @@ async def test_no_command_of_the_rules_can_be_left_out(
 
 
 async def test_the_rule_reaches_no_other_key(users: Users, container: Container) -> None:
-    """A key without the prefix is neither read nor written, and nobody is administered."""
+    """A key without the prefix is neither read nor written, and no user can be changed."""
     async with unconnected_container(users.settings) as runner:
         redis: Any = runner.redis_service.client
         for command in (("GET", "other"), ("SET", "other", "x"), ("FLUSHALL",), ("KEYS", "*"), ("CONFIG", "GET", "*")):
@@ -265,7 +265,7 @@ async def test_migrate_needs_the_right_to_drop(users: Users) -> None:
 
 
 async def test_new_settings_in_place_of_a_user_who_has_lost_its_rights(users: Users, settings: Settings) -> None:
-    """What it sent is refused, and so is what it may have sent; nothing waits for that."""
+    """Commands that it sent are refused, and those that it may have sent as well; no call waits for that."""
     container = Container(users.settings)
     try:
         await container.signal_db_service.upsert("s", "t", "e", {"n": 0})

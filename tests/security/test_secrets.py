@@ -165,7 +165,7 @@ async def test_no_secret_shows_when_a_password_is_wrong(
 async def test_the_drivers_log_payloads_at_debug_and_no_password(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the page says of the loggers of the drivers; ours never logs a payload."""
+    """The loggers of the drivers are as the page describes them; ours never logs a payload."""
     caplog.set_level(logging.DEBUG)
     async with unconnected_container(settings) as container:
         await container.signal_db_service.upsert("s", "t", "e", {"note": "a payload"})

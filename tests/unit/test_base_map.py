@@ -42,7 +42,7 @@ def test_an_unusable_namespace_is_refused_when_the_class_is_made(name: Any) -> N
 
 @pytest.mark.parametrize("ttl", [True, 1.5, "60"], ids=repr)
 def test_a_time_to_live_is_an_int(ttl: Any) -> None:
-    """The error names the class, and what stands for no expiry."""
+    """The error names the class, and the value for no expiry."""
     with pytest.raises(SettingsError, match=r"BoundMap: .*-1 means no expiry"):
         base_map("prices", ttl)
     with pytest.raises(SettingsError, match="Prices: "):
@@ -81,7 +81,7 @@ async def test_no_key_has_no_value() -> None:
 
 @given(st.text("ab*?[]\\^-:é", max_size=8))
 def test_a_pattern_matches_its_own_text_alone(text: str) -> None:
-    """No character of a prefix has a meaning of its own to SCAN: unescaped, each of them is there as it was."""
+    """Every character with a meaning to SCAN is escaped, and no character is lost."""
     pattern = _escape_glob(text)
     assert re.sub(rb"\\(.)", rb"\1", pattern, flags=re.DOTALL) == text.encode()
     assert not re.search(rb"(?<!\\)(?:\\\\)*[*?\[\]]", pattern)

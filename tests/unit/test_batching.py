@@ -189,7 +189,7 @@ async def test_a_call_never_joins_a_batch_that_was_sent(make_recorder: RecorderM
 
 
 async def test_a_batch_has_a_limited_size(make_recorder: RecorderMaker) -> None:
-    """The rest leaves with the following batcher."""
+    """Calls beyond it are sent with the following batches."""
     recorder = make_recorder(size=2)
     await submit_behind_one(recorder, "abcde")
     for reply in range(4):

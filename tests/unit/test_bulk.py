@@ -181,7 +181,7 @@ async def test_a_connection_that_breaks_is_an_error_of_the_whole_bulk() -> None:
 
 
 async def test_a_connection_that_breaks_later_is_an_error_of_what_was_repeated() -> None:
-    """What the first attempt has stored or refused keeps its outcome."""
+    """Operations that the first attempt has stored or refused keep their outcome."""
     error = AutoReconnect("closed")
     collection = Collection(failed({0: REFUSED, 1: DUPLICATE_KEY, 3: DUPLICATE_KEY}, {2: IDS[2]}), error)
     bulk = await collection.write(4)
@@ -208,7 +208,7 @@ def test_inserts_of_contexts_that_are_stored_are_told_by_position() -> None:
     ids=["refused", "refused and not met", "not met"],
 )
 def test_any_other_problem_of_an_insert_is_raised(error: BulkWriteError) -> None:
-    """What was refused for another reason, or may be lost, is not counted as stored before."""
+    """An insert that was refused for another reason, or may be lost, does not count as stored before."""
     with pytest.raises(BulkWriteError) as caught:
         taken(error)
     assert caught.value is error

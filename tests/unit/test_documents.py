@@ -31,7 +31,7 @@ SAME: list[tuple[Any, Any]] = [
     ({}, {}),
     ({"a": 1, "b": [NAN]}, {"b": [NAN], "a": 1.0}),
 ]
-"""What is to be stored, and what is stored as plain data."""
+"""Values to be stored, and stored values as plain data."""
 DIFFERENT: list[tuple[Any, Any]] = [
     (None, 0),
     (None, ""),

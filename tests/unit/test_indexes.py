@@ -1,4 +1,4 @@
-"""Indexes: which are missing, and which stand against two contexts, or against one."""
+"""Indexes: which are missing, and which conflict with storing every context."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -25,7 +25,7 @@ def test_different_components_never_share_a_key(one: tuple[str, ...], other: tup
 
 
 def test_all_but_the_last_component_are_encoded() -> None:
-    """Percent and colon are encoded in the head and stand as they are in the tail."""
+    """Percent and colon are encoded in the head and left as they are in the last component."""
     assert join_key("a:b", "50%", "BTC/USDT:USDT%") == "a%3Ab:50%25:BTC/USDT:USDT%"
 
 
@@ -76,7 +76,7 @@ def test_a_timestamp_is_an_int_of_64_bits(bad: Any) -> None:
 
 
 def test_a_limit_is_a_whole_number_from_zero() -> None:
-    """0 is a limit; less, or no int, is none."""
+    """0 is a limit; a negative number or another type is refused."""
     assert checked_limit(0) == 0
     assert type(checked_limit(np.int64(5))) is int
     for bad in (*NO_INTS, -1, 1.0, 2**63):

@@ -137,7 +137,7 @@ def test_a_number_of_a_context_does_not_match_a_bool() -> None:
 
 
 def test_a_row_is_built_from_a_document() -> None:
-    """Its id is text, its names are those of Python, and fields that nobody declared are left out."""
+    """Its id is text, its names are those of Python, and undeclared fields are left out."""
     row = PriceRow.from_document({**DOCUMENT, "added later": 1})
     assert row.model_dump() == {
         **CONTEXT.model_dump(),
@@ -171,7 +171,7 @@ def test_a_payload_is_plain_data() -> None:
 
 
 def test_a_stored_frame_may_be_empty() -> None:
-    """The original leaves it empty in live trading; nobody may name an empty one."""
+    """The original leaves it empty in live trading; a context here needs one."""
     assert PriceRow.from_document({**DOCUMENT, "frameName": ""}).frame_name == ""
     with pytest.raises(InvalidKeyError, match="frame_name"):
         PriceContext(symbol="BTC", frame_name="", open_time=0, backtest=True)
