@@ -102,7 +102,7 @@ async def failures(calls: list[PublicCall]) -> list[str]:
 
 
 def everything(container: Container, case: Case) -> list[PublicCall]:
-    """Return the calls of a db service and its adapter, and those of the db service again, which then find something."""
+    """Return the calls of a db service and its adapter, and those of the db service again, which then find it."""
     return [*db_calls(container, case), *adapter_calls(container, case), *db_calls(container, case)]
 
 
