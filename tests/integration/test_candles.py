@@ -133,7 +133,7 @@ async def test_a_damaged_candle_is_named_by_every_read(container: Container, fie
 
 
 async def test_fractions_of_a_time_close_no_gap(container: Container) -> None:
-    """They do so nowhere among candles and gaps, and do not keep a candle from being written."""
+    """Wherever they are among candles and gaps, they fill no gap and keep no candle from being written."""
     candles = container.candle_db_service
     stored = container.mongo_service.database["candle-items"]
     await candles.wait_for_init()

@@ -11,7 +11,7 @@ from bson.int64 import Int64
 
 from backtest_persist.core.documents import holds, to_object_id
 
-ID = ObjectId()
+ID = ObjectId("65a1b2c3d4e5f60718293a4b")
 NAN = float("nan")
 SAME: list[tuple[Any, Any]] = [
     (None, None),

@@ -12,7 +12,7 @@ from backtest_persist import StoreUnavailableError
 from backtest_persist.core.documents import Batches, Listing, find_each, find_ids
 
 OUT_OF_TIME = OperationFailure("operation exceeded time limit", 50)
-ID = ObjectId()
+ID = ObjectId("65a1b2c3d4e5f60718293a4b")
 SORT = (("createDate", 1), ("_id", 1))
 
 
@@ -106,7 +106,7 @@ async def test_a_list_goes_on_behind_its_last_document() -> None:
     [
         (None, "", "number"),
         ("text", "string", "object"),
-        (ObjectId(), "objectId", "bool"),
+        (ID, "objectId", "bool"),
         (True, "bool", "date"),
     ],
     ids=str,

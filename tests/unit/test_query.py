@@ -11,7 +11,7 @@ from bson import ObjectId
 from backtest_persist import Container, InvalidKeyError
 
 SIGNALS = Container().signal_db_service
-ID = ObjectId()
+ID = ObjectId("65a1b2c3d4e5f60718293a4b")
 
 
 def translated(filter: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from backtest_persist.core.payload import Payload
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
 from backtest_persist.core.soft_delete import RemovableRow, living_payload
 
-ID = ObjectId()
+ID = ObjectId("65a1b2c3d4e5f60718293a4b")
 CREATED, UPDATED = datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 2, tzinfo=UTC)
 
 
