@@ -2,7 +2,7 @@
 
 from backtest_persist import contracts
 from backtest_persist.backends.dummy import DummyBackend
-from backtest_persist.backends.json.adapters import JsonBackend
+from backtest_persist.backends.json.backend import JsonBackend
 from backtest_persist.backends.mongo import MongoBackend
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData, CandleInterval, When
@@ -15,11 +15,12 @@ from backtest_persist.domains.breakeven import (
     BreakevenRow,
     PersistBreakevenInstance,
 )
-from backtest_persist.domains.candle import (
-    CandleCacheService,
-    CandleDbService,
-    CandleRow,
-    PersistCandleInstance,
+from backtest_persist.domains.candle import CandleCacheService, CandleDbService, CandleRow, PersistCandleInstance
+from backtest_persist.domains.dictionary import (
+    DictionaryCacheService,
+    DictionaryDbService,
+    DictionaryRow,
+    PersistDictionaryInstance,
 )
 from backtest_persist.domains.interval import (
     IntervalCacheService,
@@ -49,10 +50,17 @@ from backtest_persist.domains.session import PersistSessionInstance, SessionCach
 from backtest_persist.domains.signal import PersistSignalInstance, SignalCacheService, SignalDbService, SignalRow
 from backtest_persist.domains.state import PersistStateInstance, StateCacheService, StateDbService, StateRow
 from backtest_persist.domains.storage import PersistStorageInstance, StorageCacheService, StorageDbService, StorageRow
+from backtest_persist.domains.strategy import (
+    PersistStrategyInstance,
+    StrategyCacheService,
+    StrategyDbService,
+    StrategyRow,
+)
 from backtest_persist.embedded_servers import embedded
 from backtest_persist.errors import (
     BacktestPersistError,
     ClosedError,
+    ErrorReason,
     IndexConflictError,
     InvalidKeyError,
     InvalidPayloadError,
@@ -63,7 +71,8 @@ from backtest_persist.errors import (
     WriteRejectedError,
 )
 from backtest_persist.mode import Mode
-from backtest_persist.operations.transfer.dump import export_dump, import_dump
+from backtest_persist.operations.transfer.exporting import export_dump
+from backtest_persist.operations.transfer.importing import import_dump
 from backtest_persist.registry import Registry
 from backtest_persist.settings import Settings
 
@@ -82,7 +91,11 @@ __all__ = (
     "CandleRow",
     "ClosedError",
     "Container",
+    "DictionaryCacheService",
+    "DictionaryDbService",
+    "DictionaryRow",
     "DummyBackend",
+    "ErrorReason",
     "IndexConflictError",
     "IntervalCacheService",
     "IntervalDbService",
@@ -111,6 +124,7 @@ __all__ = (
     "PartialRow",
     "PersistBreakevenInstance",
     "PersistCandleInstance",
+    "PersistDictionaryInstance",
     "PersistIntervalInstance",
     "PersistLogInstance",
     "PersistMeasureInstance",
@@ -124,6 +138,7 @@ __all__ = (
     "PersistSignalInstance",
     "PersistStateInstance",
     "PersistStorageInstance",
+    "PersistStrategyInstance",
     "RecentCacheService",
     "RecentDbService",
     "RecentRow",
@@ -149,6 +164,9 @@ __all__ = (
     "StorageDbService",
     "StorageRow",
     "StoreUnavailableError",
+    "StrategyCacheService",
+    "StrategyDbService",
+    "StrategyRow",
     "When",
     "WriteOutcomeUnknownError",
     "WriteRejectedError",

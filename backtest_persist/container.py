@@ -1,13 +1,18 @@
-"""Container: thirty services over one MongoDB and one Redis, one line each."""
+"""Container: two services for each domain, over one MongoDB and one Redis, one line each."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 from backtest_persist.connections import MongoService, RedisService, uncancelled
+from backtest_persist.core.base_map import BaseMap
 from backtest_persist.core.db_service import DbService
+from backtest_persist.core.domain import Domain
+from backtest_persist.core.mongo_store import MongoStore
+from backtest_persist.domains import DOMAINS, with_own
 from backtest_persist.domains.breakeven import BreakevenCacheService, BreakevenDbService
 from backtest_persist.domains.candle import CandleCacheService, CandleDbService
+from backtest_persist.domains.dictionary import DictionaryCacheService, DictionaryDbService
 from backtest_persist.domains.interval import IntervalCacheService, IntervalDbService
 from backtest_persist.domains.log import LogCacheService, LogDbService
 from backtest_persist.domains.measure import MeasureCacheService, MeasureDbService
@@ -21,11 +26,15 @@ from backtest_persist.domains.session import SessionCacheService, SessionDbServi
 from backtest_persist.domains.signal import SignalCacheService, SignalDbService
 from backtest_persist.domains.state import StateCacheService, StateDbService
 from backtest_persist.domains.storage import StorageCacheService, StorageDbService
+from backtest_persist.domains.strategy import StrategyCacheService, StrategyDbService
 from backtest_persist.errors import SettingsError
 from backtest_persist.logger import LoggerService
 from backtest_persist.settings import Settings, load
 
 __all__ = ("Container",)
+
+D = TypeVar("D", bound=DbService[Any, Any])
+S = TypeVar("S", bound=BaseMap)
 
 
 class Container:
@@ -35,6 +44,9 @@ class Container:
     attribute, does no I/O and needs no event loop. It stays in its process: pickling it, or a service of it, is a
     `SettingsError`. An injected client stays open when the container closes: a Motor client or PyMongo's
     `AsyncMongoClient`, a `redis.asyncio.Redis` with ``decode_responses=False``.
+
+    `domains` are domains of your own (see `backtest_persist.extend`); their services are found by their class, with
+    `db_service` and `cache_service`, and as ``<name>_db_service`` and ``<name>_cache_service``.
     """
 
     def __init__(
@@ -43,45 +55,75 @@ class Container:
         *,
         mongo_client: Any = None,
         redis_client: Any = None,
+        domains: Iterable[Domain] = (),
     ) -> None:
         self._given = settings
         self._settings: Settings | None = None
         self.logger_service = LoggerService()
         self.mongo_service = MongoService(self._read_settings, self.logger_service, mongo_client)
         self.redis_service = RedisService(self._read_settings, self.logger_service, redis_client)
-        mongo, redis = self.mongo_service, self.redis_service
+        self._cache_services: dict[type[BaseMap], BaseMap] = {}
+        self._db_services: dict[type[DbService[Any, Any]], DbService[Any, Any]] = {}
 
-        self.breakeven_cache_service = BreakevenCacheService(redis)
-        self.candle_cache_service = CandleCacheService(redis)
-        self.interval_cache_service = IntervalCacheService(redis)
-        self.log_cache_service = LogCacheService(redis)
-        self.measure_cache_service = MeasureCacheService(redis)
-        self.memory_cache_service = MemoryCacheService(redis)
-        self.notification_cache_service = NotificationCacheService(redis)
-        self.partial_cache_service = PartialCacheService(redis)
-        self.recent_cache_service = RecentCacheService(redis)
-        self.risk_cache_service = RiskCacheService(redis)
-        self.schedule_cache_service = ScheduleCacheService(redis)
-        self.session_cache_service = SessionCacheService(redis)
-        self.signal_cache_service = SignalCacheService(redis)
-        self.state_cache_service = StateCacheService(redis)
-        self.storage_cache_service = StorageCacheService(redis)
+        self.breakeven_cache_service = self._cache(BreakevenCacheService)
+        self.candle_cache_service = self._cache(CandleCacheService)
+        self.dictionary_cache_service = self._cache(DictionaryCacheService)
+        self.interval_cache_service = self._cache(IntervalCacheService)
+        self.log_cache_service = self._cache(LogCacheService)
+        self.measure_cache_service = self._cache(MeasureCacheService)
+        self.memory_cache_service = self._cache(MemoryCacheService)
+        self.notification_cache_service = self._cache(NotificationCacheService)
+        self.partial_cache_service = self._cache(PartialCacheService)
+        self.recent_cache_service = self._cache(RecentCacheService)
+        self.risk_cache_service = self._cache(RiskCacheService)
+        self.schedule_cache_service = self._cache(ScheduleCacheService)
+        self.session_cache_service = self._cache(SessionCacheService)
+        self.signal_cache_service = self._cache(SignalCacheService)
+        self.state_cache_service = self._cache(StateCacheService)
+        self.storage_cache_service = self._cache(StorageCacheService)
+        self.strategy_cache_service = self._cache(StrategyCacheService)
 
-        self.breakeven_db_service = BreakevenDbService(mongo, redis, self.breakeven_cache_service)
-        self.candle_db_service = CandleDbService(mongo, redis, self.candle_cache_service)
-        self.interval_db_service = IntervalDbService(mongo, redis, self.interval_cache_service)
-        self.log_db_service = LogDbService(mongo, redis, self.log_cache_service)
-        self.measure_db_service = MeasureDbService(mongo, redis, self.measure_cache_service)
-        self.memory_db_service = MemoryDbService(mongo, redis, self.memory_cache_service)
-        self.notification_db_service = NotificationDbService(mongo, redis, self.notification_cache_service)
-        self.partial_db_service = PartialDbService(mongo, redis, self.partial_cache_service)
-        self.recent_db_service = RecentDbService(mongo, redis, self.recent_cache_service)
-        self.risk_db_service = RiskDbService(mongo, redis, self.risk_cache_service)
-        self.schedule_db_service = ScheduleDbService(mongo, redis, self.schedule_cache_service)
-        self.session_db_service = SessionDbService(mongo, redis, self.session_cache_service)
-        self.signal_db_service = SignalDbService(mongo, redis, self.signal_cache_service)
-        self.state_db_service = StateDbService(mongo, redis, self.state_cache_service)
-        self.storage_db_service = StorageDbService(mongo, redis, self.storage_cache_service)
+        self.breakeven_db_service = self._db(BreakevenDbService, self.breakeven_cache_service)
+        self.candle_db_service = self._db(CandleDbService, self.candle_cache_service)
+        self.dictionary_db_service = self._db(DictionaryDbService, self.dictionary_cache_service)
+        self.interval_db_service = self._db(IntervalDbService, self.interval_cache_service)
+        self.log_db_service = self._db(LogDbService, self.log_cache_service)
+        self.measure_db_service = self._db(MeasureDbService, self.measure_cache_service)
+        self.memory_db_service = self._db(MemoryDbService, self.memory_cache_service)
+        self.notification_db_service = self._db(NotificationDbService, self.notification_cache_service)
+        self.partial_db_service = self._db(PartialDbService, self.partial_cache_service)
+        self.recent_db_service = self._db(RecentDbService, self.recent_cache_service)
+        self.risk_db_service = self._db(RiskDbService, self.risk_cache_service)
+        self.schedule_db_service = self._db(ScheduleDbService, self.schedule_cache_service)
+        self.session_db_service = self._db(SessionDbService, self.session_cache_service)
+        self.signal_db_service = self._db(SignalDbService, self.signal_cache_service)
+        self.state_db_service = self._db(StateDbService, self.state_cache_service)
+        self.storage_db_service = self._db(StorageDbService, self.storage_cache_service)
+        self.strategy_db_service = self._db(StrategyDbService, self.strategy_cache_service)
+
+        self.domains = with_own(domains)
+        """All domains of this container, those of the package first."""
+        for domain in self.domains[len(DOMAINS) :]:
+            cache = self._cache(domain.cache_service)
+            setattr(self, f"{domain.name}_cache_service", cache)
+            setattr(self, f"{domain.name}_db_service", self._db(domain.db_service, cache))
+
+    def _cache(self, kind: type[S]) -> S:
+        service = self._cache_services[kind] = kind(self.redis_service)
+        return service
+
+    def _db(self, kind: type[D], cache: BaseMap) -> D:
+        store = MongoStore[Any, Any](kind.schema(), self.mongo_service, self.redis_service, cache)
+        service = self._db_services[kind] = kind(store)
+        return service
+
+    def cache_service(self, kind: type[S], /) -> S:
+        """Return the cache service of that class; `SettingsError` if there is no such domain here."""
+        return cast("S", _found(self._cache_services, kind))
+
+    def db_service(self, kind: type[D], /) -> D:
+        """Return the db service of that class; `SettingsError` if there is no such domain here."""
+        return cast("D", _found(self._db_services, kind))
 
     @property
     def settings(self) -> Settings:
@@ -90,25 +132,8 @@ class Container:
 
     @property
     def db_services(self) -> tuple[DbService[Any, Any], ...]:
-        """The fifteen db services."""
-        services = (
-            self.breakeven_db_service,
-            self.candle_db_service,
-            self.interval_db_service,
-            self.log_db_service,
-            self.measure_db_service,
-            self.memory_db_service,
-            self.notification_db_service,
-            self.partial_db_service,
-            self.recent_db_service,
-            self.risk_db_service,
-            self.schedule_db_service,
-            self.session_db_service,
-            self.signal_db_service,
-            self.state_db_service,
-            self.storage_db_service,
-        )
-        return cast("tuple[DbService[Any, Any], ...]", services)
+        """The db services of all domains, in their order."""
+        return tuple(self._db_services[domain.db_service] for domain in self.domains)
 
     def configure(self, settings: Settings | Mapping[str, Any] | None = None) -> None:
         """Take other settings (None: the environment) from the next operation on; reopens a closed container.
@@ -120,7 +145,7 @@ class Container:
         self.redis_service.reconfigure()
 
     async def wait_for_init(self) -> None:
-        """Create and verify the indexes of all fifteen collections; done once per client, retryable.
+        """Create and verify the indexes of all collections; done once per client, retryable.
 
         Raises `IndexConflictError` or `StoreUnavailableError`. Redis may be down: it is only an index.
         """
@@ -133,6 +158,10 @@ class Container:
         Operations under way are waited for, for ``CC_MONGO_TIMEOUT_MS`` at most; later ones raise `ClosedError`.
         """
         await uncancelled(self._close)
+
+    async def aclose(self) -> None:
+        """Close, as `close` does; the name that `contextlib.aclosing` calls."""
+        await self.close()
 
     async def _close(self) -> None:
         try:
@@ -161,3 +190,12 @@ class Container:
         if self._settings is None:
             self._settings = load(self._given)
         return self._settings
+
+
+def _found(services: Mapping[type[Any], Any], kind: type[Any]) -> Any:
+    service = services.get(kind)
+    if service is None:
+        raise SettingsError(
+            f"This container has no {kind.__name__}; name its domain: Container(settings, domains=[MY_DOMAIN])."
+        )
+    return service

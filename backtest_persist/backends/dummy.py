@@ -1,259 +1,94 @@
-"""The backend that keeps nothing: reads find nothing, writes vanish."""
+"""The backend that keeps nothing: reads find nothing, writes are checked and vanish."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from backtest_persist.contracts import CandleData, Payload, PayloadInput, When
+from backtest_persist.backends.services import AdapterFactories, StoreServices
+from backtest_persist.contracts import CandleData, PayloadInput
+from backtest_persist.core.db_service import DbService
+from backtest_persist.core.domain import Domain
+from backtest_persist.core.ohlcv import candle_columns, checked_candle
+from backtest_persist.core.payload import checked_entries
+from backtest_persist.core.row import Context, Row
+from backtest_persist.domains import DOMAINS
+from backtest_persist.domains.candle import CANDLE, CandleDbService
 
-__all__ = (
-    "DummyBackend",
-    "DummyPersistBreakevenInstance",
-    "DummyPersistCandleInstance",
-    "DummyPersistIntervalInstance",
-    "DummyPersistLogInstance",
-    "DummyPersistMeasureInstance",
-    "DummyPersistMemoryInstance",
-    "DummyPersistNotificationInstance",
-    "DummyPersistPartialInstance",
-    "DummyPersistRecentInstance",
-    "DummyPersistRiskInstance",
-    "DummyPersistScheduleInstance",
-    "DummyPersistSessionInstance",
-    "DummyPersistSignalInstance",
-    "DummyPersistStateInstance",
-    "DummyPersistStorageInstance",
-)
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
+__all__ = ("DummyBackend",)
 
-class DummyInstance:
-    """What the fifteen have in common: they hold nothing, so there is nothing to prepare or to let go of."""
+C = TypeVar("C", bound=Context)
+R = TypeVar("R", bound=Row)
 
-    def __init__(self, *context: str | bool) -> None:
-        self.context = context
-
-    async def wait_for_init(self, initial: bool) -> None:
-        """Nothing to prepare."""
+_NO_ID = "0" * 24
+_NEVER = datetime.fromtimestamp(0, UTC)
 
 
-class DummyPersistBreakevenInstance(DummyInstance):
-    """Keeps nothing of the breakeven domain."""
+class DummyStore(Generic[C, R]):
+    """Keeps no row; implements `core.store.Store`."""
 
-    async def read_breakeven_data(self, signal_id: str, when: When) -> Payload:
-        """{}."""
-        return {}
+    def __init__(self, row_type: type[R]) -> None:
+        self._row_type = row_type
 
-    async def write_breakeven_data(self, data: PayloadInput, signal_id: str, when: When) -> None:
-        """Forget it."""
+    async def wait_for_init(self) -> None:
+        """Prepare nothing."""
 
-
-class DummyPersistCandleInstance(DummyInstance):
-    """Keeps nothing of the candle domain."""
-
-    async def read_candles_data(
-        self, limit: int, since_timestamp: int, until_timestamp: int | None = None
-    ) -> list[CandleData] | None:
-        """None."""
+    async def find(self, context: C) -> R | None:
+        """Find nothing."""
         return None
 
-    async def write_candles_data(self, candles: Sequence[PayloadInput]) -> None:
-        """Forget it."""
+    async def upsert(self, context: C, fields: Mapping[str, Any]) -> R:
+        """Return the row that a store would have kept."""
+        dates = {"_id": _NO_ID, "createDate": _NEVER, "updatedDate": _NEVER}
+        return self._row_type.from_document({**context.to_filter(), **fields, **dates})
 
+    async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
+        """Keep none; all would have been new."""
+        return len(writes)
 
-class DummyPersistIntervalInstance(DummyInstance):
-    """Keeps nothing of the interval domain."""
-
-    async def read_interval_data(self, key: str, *, when: When | None = None) -> Payload | None:
-        """None."""
-        return None
-
-    async def list_interval_data(self, *, when: When | None = None) -> AsyncIterator[str]:
-        """Nothing to iterate over."""
-        for nothing in ():
-            yield nothing
-
-    async def write_interval_data(self, data: PayloadInput | None, key: str, when: When) -> None:
-        """Forget it."""
-
-    async def remove_interval_data(self, key: str) -> None:
-        """Nothing to remove."""
-
-
-class DummyPersistLogInstance(DummyInstance):
-    """Keeps nothing of the log domain."""
-
-    async def read_log_data(self) -> list[Payload]:
-        """No entries."""
-        return []
-
-    async def write_log_data(self, entries: Iterable[PayloadInput]) -> None:
-        """Forget it."""
-
-
-class DummyPersistMeasureInstance(DummyInstance):
-    """Keeps nothing of the measure domain."""
-
-    async def read_measure_data(self, key: str) -> Payload | None:
-        """None."""
-        return None
-
-    async def list_measure_data(self) -> AsyncIterator[str]:
-        """Nothing to iterate over."""
-        for nothing in ():
-            yield nothing
-
-    async def write_measure_data(self, data: PayloadInput | None, key: str, when: When) -> None:
-        """Forget it."""
-
-    async def remove_measure_data(self, key: str) -> None:
-        """Nothing to remove."""
-
-
-class DummyPersistMemoryInstance(DummyInstance):
-    """Keeps nothing of the memory domain."""
-
-    async def read_memory_data(self, memory_id: str, *, when: When | None = None) -> Payload | None:
-        """None."""
-        return None
-
-    async def has_memory_data(self, memory_id: str, *, when: When | None = None) -> bool:
-        """False."""
+    async def soft_remove(self, context: C) -> bool:
+        """Find nothing to remove."""
         return False
 
-    async def list_memory_data(self, *, when: When | None = None) -> AsyncIterator[tuple[str, Payload | None]]:
-        """Nothing to iterate over."""
-        for nothing in ():
-            yield nothing
-
-    async def write_memory_data(self, data: PayloadInput | None, memory_id: str, when: When) -> None:
-        """Forget it."""
-
-    async def remove_memory_data(self, memory_id: str) -> None:
-        """Nothing to remove."""
-
-    async def dispose(self) -> None:
-        """Nothing to let go of."""
-
-
-class DummyPersistNotificationInstance(DummyInstance):
-    """Keeps nothing of the notification domain."""
-
-    async def read_notification_data(self) -> list[Payload]:
-        """No entries."""
+    async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
+        """Find nothing."""
         return []
 
-    async def write_notification_data(self, notifications: Iterable[PayloadInput]) -> None:
-        """Forget it."""
 
+class DummyCandleDbService(CandleDbService):
+    """Keeps no candle."""
 
-class DummyPersistPartialInstance(DummyInstance):
-    """Keeps nothing of the partial domain."""
-
-    async def read_partial_data(self, signal_id: str, when: When) -> Payload:
-        """{}."""
-        return {}
-
-    async def write_partial_data(self, data: PayloadInput, signal_id: str, when: When) -> None:
-        """Forget it."""
-
-
-class DummyPersistRecentInstance(DummyInstance):
-    """Keeps nothing of the recent domain."""
-
-    async def read_recent_data(self, *, when: When | None = None) -> Payload | None:
-        """None."""
-        return None
-
-    async def write_recent_data(self, row: PayloadInput | None, when: When) -> None:
-        """Forget it."""
-
-
-class DummyPersistRiskInstance(DummyInstance):
-    """Keeps nothing of the risk domain."""
-
-    async def read_position_data(self, when: When) -> list[Any]:
-        """No entries."""
+    async def find_data(
+        self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
+    ) -> list[CandleData]:
+        """Find nothing."""
         return []
 
-    async def write_position_data(self, positions: Sequence[Any], when: When) -> None:
-        """Forget it."""
+    async def find_columns(
+        self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
+    ) -> "dict[str, NDArray[Any]]":
+        """Find nothing."""
+        return candle_columns([])
+
+    async def create_many(self, symbol: str, interval: str, exchange_name: str, candles: Iterable[PayloadInput]) -> int:
+        """Check the candles and keep none; all would have been new."""
+        given = checked_entries(candles, self.collection)
+        return len([checked_candle(symbol, interval, exchange_name, candle) for candle in given])
 
 
-class DummyPersistScheduleInstance(DummyInstance):
-    """Keeps nothing of the schedule domain."""
+class DummyBackend(AdapterFactories):
+    """Builds adapters that keep nothing: for dry runs, and to see what persistence costs; see `contracts.Backend`.
 
-    async def read_schedule_data(self) -> Payload | None:
-        """None."""
-        return None
+    What is written is checked as any backend checks it.
+    """
 
-    async def write_schedule_data(self, row: PayloadInput | None) -> None:
-        """Forget it."""
-
-
-class DummyPersistSessionInstance(DummyInstance):
-    """Keeps nothing of the session domain."""
-
-    async def read_session_data(self, *, when: When | None = None) -> Payload | None:
-        """None."""
-        return None
-
-    async def write_session_data(self, data: PayloadInput | None, when: When) -> None:
-        """Forget it."""
-
-    async def dispose(self) -> None:
-        """Nothing to let go of."""
+    def __init__(self, domains: Iterable[Domain] = DOMAINS) -> None:
+        known = tuple(domains)
+        super().__init__(StoreServices(known, _db_service), known)
 
 
-class DummyPersistSignalInstance(DummyInstance):
-    """Keeps nothing of the signal domain."""
-
-    async def read_signal_data(self) -> Payload | None:
-        """None."""
-        return None
-
-    async def write_signal_data(self, row: PayloadInput | None) -> None:
-        """Forget it."""
-
-
-class DummyPersistStateInstance(DummyInstance):
-    """Keeps nothing of the state domain."""
-
-    async def read_state_data(self, *, when: When | None = None) -> Payload | None:
-        """None."""
-        return None
-
-    async def write_state_data(self, data: PayloadInput | None, when: When) -> None:
-        """Forget it."""
-
-    async def dispose(self) -> None:
-        """Nothing to let go of."""
-
-
-class DummyPersistStorageInstance(DummyInstance):
-    """Keeps nothing of the storage domain."""
-
-    async def read_storage_data(self) -> list[Payload]:
-        """No entries."""
-        return []
-
-    async def write_storage_data(self, signals: Iterable[PayloadInput]) -> None:
-        """Forget it."""
-
-
-class DummyBackend:
-    """Builds adapters that keep nothing, for dry runs and for measuring a strategy without its persistence."""
-
-    breakeven = DummyPersistBreakevenInstance
-    candle = DummyPersistCandleInstance
-    interval = DummyPersistIntervalInstance
-    log = DummyPersistLogInstance
-    measure = DummyPersistMeasureInstance
-    memory = DummyPersistMemoryInstance
-    notification = DummyPersistNotificationInstance
-    partial = DummyPersistPartialInstance
-    recent = DummyPersistRecentInstance
-    risk = DummyPersistRiskInstance
-    schedule = DummyPersistScheduleInstance
-    session = DummyPersistSessionInstance
-    signal = DummyPersistSignalInstance
-    state = DummyPersistStateInstance
-    storage = DummyPersistStorageInstance
+def _db_service(domain: Domain) -> DbService[Any, Any]:
+    kind = DummyCandleDbService if domain is CANDLE else domain.db_service
+    return kind(DummyStore[Any, Any](domain.row_type))

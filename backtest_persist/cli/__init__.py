@@ -11,7 +11,8 @@ from backtest_persist.errors import BacktestPersistError
 
 __all__ = ("main",)
 
-_EXTRA = ("attrs", "basana", "bokeh_sampledata", "cyclopts", "rich")
+_EXTRAS = {"attrs": "cli", "basana": "demo", "bokeh_sampledata": "demo", "cyclopts": "cli", "rich": "cli"}
+"""The extra that brings a package, by the name under which the package is imported."""
 
 
 def main() -> None:
@@ -26,9 +27,9 @@ def main() -> None:
         sys.exit(_run())
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in _EXTRA:
+        if package not in _EXTRAS:
             raise
-        _fail(f'{package} is not installed; run: pip install "backtest-persist[demo]"', 2)
+        _fail(f'{package} is not installed; run: pip install "backtest-persist[{_EXTRAS[package]}]"', 2)
     except BacktestPersistError as error:
         _fail(" ".join(str(error).split()), 1)
     except KeyboardInterrupt:
@@ -36,7 +37,7 @@ def main() -> None:
 
 
 def _run() -> int | None:
-    from backtest_persist.cli.app import app  # needs the extra
+    from backtest_persist.cli.app import app  # needs the extra cli
 
     command, arguments, _ = app.parse_args()
     result: Any = command(*arguments.args, **arguments.kwargs)

@@ -1,4 +1,4 @@
-"""The progress bar of long commands, on standard error."""
+"""The progress bar of long commands, on standard error: standard output is the report alone."""
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -9,13 +9,13 @@ __all__ = ("Bar", "show_progress")
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} {task.fields['unit']}/s" if task.speed else "")
+        return Text(f"{task.speed:,.0f} {task.fields['unit']}/s" if task.speed else "", style="progress.data.speed")
 
 
-def show_progress(verb: str) -> Progress:
-    """A display for one `Bar`."""
+def show_progress(description: str) -> Progress:
+    """Return a display for one `Bar`."""
     return Progress(
-        TextColumn(verb),
+        TextColumn(description),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),
@@ -26,16 +26,16 @@ def show_progress(verb: str) -> Progress:
 
 
 class Bar:
-    """Shows how far something is, in units of a name."""
+    """Shows the progress of an operation, counted in named units."""
 
-    def __init__(self, bar: Progress, unit: str) -> None:
-        self.bar = bar
-        self.task = bar.add_task("", total=None, unit=unit)
+    def __init__(self, progress: Progress, unit: str) -> None:
+        self.progress = progress
+        self.task = progress.add_task("", total=None, unit=unit)
 
     def begin(self, total: int) -> None:
-        """The number of units to come."""
-        self.bar.update(self.task, total=total)
+        """Set the number of units of the whole operation."""
+        self.progress.update(self.task, total=total)
 
     def advance(self, done: int) -> None:
-        """So many more are done."""
-        self.bar.advance(self.task, done)
+        """Add to the number of units that are done."""
+        self.progress.advance(self.task, done)

@@ -5,17 +5,17 @@ closes it when that loop shuts down, so one process-wide container serves a note
 `asyncio.run` calls.
 """
 
-from backtest_persist.connections.loops import uncancelled
-from backtest_persist.connections.mongo import (
-    Collection,
-    MongoService,
-    MongoState,
-    aggregate,
-    aggregate_raw,
-    list_indexes,
-)
+from backtest_persist.connections.drivers import Collection, aggregate, aggregate_raw, list_indexes
+from backtest_persist.connections.mongo import MongoService, MongoState
+from backtest_persist.connections.per_loop import uncancelled
 from backtest_persist.connections.redis import RedisCommands, RedisService
-from backtest_persist.connections.translation import is_forbidden, late, mongo_errors, redis_errors
+from backtest_persist.connections.translation import (
+    Operation,
+    is_forbidden,
+    mongo_errors,
+    redis_errors,
+    timed_out,
+)
 from backtest_persist.connections.values import CODEC_OPTIONS, Document, to_plain
 
 __all__ = (
@@ -24,15 +24,16 @@ __all__ = (
     "Document",
     "MongoService",
     "MongoState",
+    "Operation",
     "RedisCommands",
     "RedisService",
     "aggregate",
     "aggregate_raw",
     "is_forbidden",
-    "late",
     "list_indexes",
     "mongo_errors",
     "redis_errors",
+    "timed_out",
     "to_plain",
     "uncancelled",
 )

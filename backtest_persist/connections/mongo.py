@@ -1,10 +1,9 @@
 """The MongoDB side of a container."""
 
 import asyncio
-import inspect
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -14,37 +13,34 @@ from contextlib import (
 )
 from contextvars import Context
 from datetime import UTC
+from functools import partial
 from typing import Any, Protocol, Self, TypeVar, cast
 
-import pymongo
 from bson.codec_options import CodecOptions
-from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
-from pymongo.asynchronous.collection import AsyncCollection
+from pymongo import ReadPreference, WriteConcern
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 
-from backtest_persist.connections.loops import Home, PerLoop, Watch, closed
-from backtest_persist.connections.translation import is_sessionless, mongo_errors
+from backtest_persist.connections.deadlines import Deadline, StepTimer, driver_timeout
+from backtest_persist.connections.drivers import Client, Collection, driver_of, open_client
+from backtest_persist.connections.per_loop import LoopAffinity, PerLoop, closed_error
+from backtest_persist.connections.translation import Described, Endpoint, Operation, mongo_errors, timed_out
 from backtest_persist.connections.values import CODEC_OPTIONS, Document
+from backtest_persist.connections.workarounds import close_next_connection, is_sessionless
 from backtest_persist.errors import (
     BacktestPersistError,
+    ErrorReason,
     SettingsError,
     StoreUnavailableError,
 )
 from backtest_persist.logger import LoggerService
 from backtest_persist.settings import DEFAULT_DATABASE, Settings
 
-__all__ = ("Collection", "MongoService", "MongoState", "aggregate", "aggregate_raw", "list_indexes")
+__all__ = ("MongoService", "MongoState")
 
-
-Collection = AsyncCollection[Document]
-
-
-SELECTION_SECONDS = 0.5
-"""How often PyMongo looks at its clock while it waits for a server."""
 STEP_SECONDS = 0.05
 MANY_CONNECTIONS = 100
+_SETTING = "CC_MONGO_CONNECTION_STRING"
 
 
 class Drainable(Protocol):
@@ -63,43 +59,35 @@ class Drainable(Protocol):
         ...
 
 
-H = TypeVar("H", bound=Drainable)
+D = TypeVar("D", bound=Drainable)
 T = TypeVar("T")
 
 
-class _UnreadableError(Exception):
-    pass
-
-
-class _Unreadable(dict[str, Any]):
-    def __init__(self) -> None:
-        raise _UnreadableError
-
-
-_UNREADABLE = CodecOptions[Any](document_class=_Unreadable)
-
-
 class MongoState:
-    """What one event loop holds of MongoDB."""
+    """The MongoDB side of one event loop: its client, and the calls that are in progress."""
 
     def __init__(
-        self, client: AsyncMongoClient[Document], database: AsyncDatabase[Document], seconds: float, *, owned: bool
+        self, client: Client, database: AsyncDatabase[Document], seconds: float, endpoint: Endpoint, *, owned: bool
     ) -> None:
         self.client = client
         self.database = database
         self.seconds = seconds
         self.prepared: set[str] = set()
+        self._endpoint = endpoint
         self._owned = owned
-        self._watch = Watch(STEP_SECONDS)
-        # PyMongo's pool does not bear it to be cancelled a second time while it ends a wait by itself (Python 3.11):
-        # its lock is then never released. With Motor the thread goes on, and nobody hears of it.
-        self.limit = self._watch.limit if isinstance(client, AsyncIOMotorClient) else None
-        self._under_way = 0
+        self._driver = driver_of(client)
+        self._timer = StepTimer(STEP_SECONDS)
+        self._calls = 0
         self._idle = asyncio.Event()
         self._collections: dict[str, Collection] = {}
         self._locks: dict[str, asyncio.Lock] = {}
-        self._held: dict[str, Drainable] = {}
+        self._drainables: dict[str, Drainable] = {}
         self._settling: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def limit(self) -> Callable[[float], AbstractAsyncContextManager[None]] | None:
+        """Bound what is awaited of the driver by so many seconds; None if that would break the driver."""
+        return self._timer.limit if self._driver.bears_timers else None
 
     def collection(self, name: str) -> Collection:
         """The collection of that name."""
@@ -108,15 +96,27 @@ class MongoState:
             collection = self._collections[name] = self.database.get_collection(name, codec_options=CODEC_OPTIONS)
         return collection
 
-    def held(self, name: str, create: "Callable[[MongoState], H]") -> H:
-        """What is under way in a collection; made on first use, drained before the client is closed."""
-        if name not in self._held:
-            self._held[name] = create(self)
-        return cast("H", self._held[name])
+    def per_collection(self, name: str, create: "Callable[[MongoState], D]") -> D:
+        """Return what works on a collection by itself; made on first use, drained before the client is closed."""
+        if name not in self._drainables:
+            self._drainables[name] = create(self)
+        return cast("D", self._drainables[name])
+
+    async def start_session(self) -> Any:
+        """Start an explicit session."""
+        return await self._driver.start_session(self.client)
+
+    def errors(self, operation: Described) -> AbstractContextManager[None]:
+        """Turn driver errors into ours, as `mongo_errors` does, with the address of this server."""
+        return mongo_errors(operation, endpoint=self._endpoint)
+
+    def timed_out(self, operation: Described) -> BacktestPersistError:
+        """Return the error of an operation that has not ended within its deadline."""
+        return timed_out(operation, endpoint=self._endpoint)
 
     def deadline(
         self,
-        what: str | Callable[[], str],
+        operation: Described,
         seconds: float | None = None,
         *,
         write: bool = False,
@@ -124,40 +124,41 @@ class MongoState:
     ) -> AbstractAsyncContextManager[None]:
         """End what is asked of MongoDB after so many seconds, by default those of one operation.
 
-        What goes wrong meanwhile becomes an error of ours, as by `mongo_errors`. Without `cut` the driver may be late.
+        What goes wrong meanwhile becomes an error of ours, as by `mongo_errors`. Without `cut` nothing is cancelled if
+        the driver exceeds its deadline.
         """
         seconds = self.seconds if seconds is None else seconds
-        limit = self.limit(seconds) if cut and self.limit else nullcontext()
-        return _Deadline(self.client, seconds, limit, mongo_errors(what, write=write))
+        limit = self._timer.limit(seconds) if cut and self._driver.bears_timers else nullcontext()
+        return Deadline(self.client, seconds, limit, mongo_errors(operation, write=write, endpoint=self._endpoint))
 
     @contextmanager
-    def under_way(self) -> Generator[Self]:
-        """Count as something that closing waits for."""
-        self._under_way += 1
+    def track(self) -> Generator[Self]:
+        """Count as a call that closing waits for."""
+        self._calls += 1
         self._idle.clear()
         try:
             yield self
         finally:
-            self._under_way -= 1
-            if not self._under_way:
+            self._calls -= 1
+            if not self._calls:
                 self._idle.set()
 
     async def drain(self) -> None:
-        """Wait for what is under way, as long as one operation may take."""
+        """Wait for the calls in progress, as long as one operation may take."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.seconds + 2 * STEP_SECONDS):
-                while self._under_way:
+                while self._calls:
                     await self._idle.wait()
-                for held in self._held.values():  # last, as what was under way may have sent something by them
-                    await held.drain()
+                for drainable in self._drainables.values():  # last, as the calls may have sent something by them
+                    await drainable.drain()
 
     async def end(self) -> None:
         """Let nothing that was sent have an effect later; bounded by one deadline."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.seconds):
-                with _timeout(self.client, self.seconds):
-                    for held in self._held.values():
-                        await held.end()
+                with driver_timeout(self.client, self.seconds):
+                    for drainable in self._drainables.values():
+                        await drainable.end()
 
     async def prepare(
         self,
@@ -174,20 +175,27 @@ class MongoState:
         """
         until = time.monotonic() + (patience or self.seconds)
         lock = self._locks.setdefault(name, asyncio.Lock())
-        with self.under_way():
-            reason = "what was sent with other settings is still under way; try again"
+        with self.track():
+            problem = "what was sent with other settings is still in progress; try again"
             try:
                 async with asyncio.timeout(patience or self.seconds):
                     for state in before:
                         await state._settled(name)
-                    reason = "its indexes are still being created; await wait_for_init() first"
+                    problem = "its indexes are still being created; await wait_for_init() first"
                     await lock.acquire()
             except (BacktestPersistError, TimeoutError) as error:
-                raise StoreUnavailableError(f"Nothing was asked of {name}: {reason}.") from error
+                raise StoreUnavailableError(
+                    f"Nothing was asked of {name}: {problem}.",
+                    collection=name,
+                    server="MongoDB",
+                    reason=ErrorReason.BUSY,
+                ) from error
             try:
                 if name not in self.prepared:
                     seconds = until - time.monotonic()
-                    async with nullcontext() if patience else self.deadline(f"Preparing {name}", seconds):
+                    async with (
+                        nullcontext() if patience else self.deadline(Operation("prepare the indexes", name), seconds)
+                    ):
                         await prepare(self)
                     self.prepared.add(name)
             finally:
@@ -195,10 +203,10 @@ class MongoState:
 
     async def _settled(self, name: str) -> None:
         """`Drainable.settle` for this collection, shared by all who wait for it, and by nobody else."""
-        if name in self._held:
+        if name in self._drainables:
             settling = self._settling.get(name)
             if settling is None or settling.done():
-                settling = asyncio.create_task(self._held[name].settle(), context=Context())
+                settling = asyncio.create_task(self._drainables[name].settle(), context=Context())
                 settling.add_done_callback(lambda task: task.cancelled() or task.exception())  # they may be gone
                 self._settling[name] = settling
             await asyncio.shield(settling)
@@ -213,110 +221,66 @@ class MongoState:
             try:
                 return await send()
             except (BacktestPersistError, PyMongoError) as error:
-                if not is_sessionless(error):
+                if not _lacks_sessions(error):
                     raise
-            # the driver closes a connection of which it fails to read the answer; the one just used is the next one
-            with suppress(_UnreadableError, PyMongoError):
-                await self.database.command("ping", codec_options=_UNREADABLE)
+            await close_next_connection(self.database)
         return await send()
 
     async def close(self) -> None:
-        """Close the client, if it was opened here, after what is under way; bounded by one more deadline."""
+        """Close the client, if it was opened here, after the calls in progress; bounded by one more deadline."""
         until = time.monotonic() + self.seconds
         try:
             await self.drain()
             await self.end()
         finally:
-            self._watch.close()
+            self._timer.close()
             if self._owned:
                 left = max(until - time.monotonic(), STEP_SECONDS)
-                with _timeout(self.client, left):  # the driver tells the server that its sessions end, and waits
-                    if inspect.iscoroutinefunction(self.client.close):
-                        await self.client.close()
-                    else:  # Motor's blocks
-                        await asyncio.to_thread(self.client.close)
+                with driver_timeout(self.client, left):  # the driver tells the server that its sessions end, and waits
+                    await self._driver.close(self.client)
 
 
-def _timeout(client: AsyncMongoClient[Document], seconds: float) -> AbstractContextManager[None]:
-    """The deadline of the driver: shorter while it knows of no server, as it then looks at its clock now and again."""
-    if not client.topology_description.has_writable_server():
-        seconds -= min(SELECTION_SECONDS, seconds / 2)
-    return pymongo.timeout(max(seconds, 0.001))  # 0 would be no deadline
+def _lacks_sessions(error: BacktestPersistError | PyMongoError) -> bool:
+    if isinstance(error, BacktestPersistError):
+        return error.reason is ErrorReason.NO_SESSIONS
+    return is_sessionless(error)
 
 
-class _Deadline(AbstractAsyncContextManager[None]):
-    """The deadline of the driver, which knows best what was wrong, and a limit for when that is late."""
+class _TrackedOperation(AbstractAsyncContextManager[None]):
+    """An operation that `close` waits for, with its deadline.
 
-    __slots__ = ("_cancelling", "_client", "_driver", "_errors", "_limit", "_seconds", "_task")
+    A class, as a generator that is left open at the end of its event loop is closed at any moment.
+    """
 
-    def __init__(
-        self,
-        client: AsyncMongoClient[Document],
-        seconds: float,
-        limit: AbstractAsyncContextManager[None],
-        errors: AbstractContextManager[None],
-    ) -> None:
-        self._client = client
-        self._seconds = seconds
-        self._limit = limit
-        self._errors = errors
-
-    async def __aenter__(self) -> None:
-        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._cancelling = self._task.cancelling()
-        self._driver = _timeout(self._client, self._seconds)
-        await self._limit.__aenter__()
-        self._driver.__enter__()
-
-    async def __aexit__(self, *raised: Any) -> None:
-        self._driver.__exit__(*raised)
-        error: BaseException | None = raised[1]
-        try:
-            await self._limit.__aexit__(*raised)
-        except TimeoutError as late:
-            error = late
-        if self._task.cancelling() > self._cancelling and (error is None or isinstance(error, Exception)):
-            # asyncio.wait_for, by which PyMongo waits, forgets it when the answer has just come (Python 3.11)
-            for _ in range(2):  # turns of the loop, in which anyio repeats its own
-                await asyncio.sleep(0)
-            raise asyncio.CancelledError
-        self._errors.__exit__(None if error is None else type(error), error, None)
-
-
-class _Operation(AbstractAsyncContextManager[None]):
-    """A class, as a generator that is left open at the end of its event loop is closed at any moment."""
-
-    __slots__ = ("_accept", "_deadline", "_under_way", "_what", "_write")
+    __slots__ = ("_accept", "_deadline", "_operation", "_tracked", "_write")
 
     def __init__(
-        self, accept: Callable[[], AbstractContextManager[MongoState]], what: str | Callable[[], str], write: bool
+        self, accept: Callable[[], AbstractContextManager[MongoState]], operation: Described, write: bool
     ) -> None:
         self._accept = accept
-        self._what = what
+        self._operation = operation
         self._write = write
 
     async def __aenter__(self) -> None:
-        self._under_way = self._accept()
-        self._deadline = self._under_way.__enter__().deadline(self._what, write=self._write)
+        self._tracked = self._accept()
+        self._deadline = self._tracked.__enter__().deadline(self._operation, write=self._write)
         await self._deadline.__aenter__()
 
     async def __aexit__(self, *raised: Any) -> None:
         try:
             await self._deadline.__aexit__(*raised)
         finally:
-            self._under_way.__exit__(None, None, None)
+            self._tracked.__exit__(None, None, None)
 
 
 class MongoService:
     """The MongoDB side of a container: one client per event loop, the database, and prepared collections."""
 
-    def __init__(
-        self, settings: Callable[[], Settings], logger: LoggerService, client: AsyncMongoClient[Document] | None = None
-    ) -> None:
+    def __init__(self, settings: Callable[[], Settings], logger: LoggerService, client: Client | None = None) -> None:
         self._settings = settings
         self._logger = logger
         self._injected = client
-        self._home = Home("MongoDB")
+        self._affinity = LoopAffinity("MongoDB")
         self._states = PerLoop(self._open, MongoState.close)
 
     def _open(self) -> MongoState:
@@ -324,11 +288,14 @@ class MongoService:
         client = self._injected
         if client is None:
             client = _open_mongo(settings)
-        else:
-            self._home.check()
+        elif (conflict := self._affinity.conflict()) is not None:
+            raise SettingsError(conflict)
         concern: dict[str, Any] = dict(client.write_concern.document)
         if concern.get("w") == 0:
-            raise SettingsError("w=0 tells nobody whether a write was stored; leave it out, or say w=1 or w=majority.")
+            raise SettingsError(
+                "w=0 tells nobody whether a write was stored; leave it out, or say w=1 or w=majority.",
+                setting=None if self._injected else _SETTING,
+            )
         if "w" not in concern:
             concern["w"] = "majority"
         if concern["w"] == "majority":
@@ -344,7 +311,9 @@ class MongoService:
             write_concern=WriteConcern(**concern),
         )
         seconds = client.options.timeout or settings.mongo_timeout_ms / 1000  # one in the URI wins
-        return MongoState(client, database, seconds, owned=self._injected is None)
+        setting = _SETTING if self._injected is None else None
+        endpoint = Endpoint("MongoDB", setting, partial(_hosts, client))
+        return MongoState(client, database, seconds, endpoint, owned=self._injected is None)
 
     @property
     def settings(self) -> Settings:
@@ -352,7 +321,7 @@ class MongoService:
         return self._settings()
 
     @property
-    def client(self) -> AsyncMongoClient[Document]:
+    def client(self) -> Client:
         """The client of the running event loop (Motor's or PyMongo's, by ``CC_MONGO_DRIVER``)."""
         return self._states.get().client
 
@@ -371,9 +340,9 @@ class MongoService:
         return self._states.closed
 
     @property
-    def is_open(self) -> bool:
+    def has_client(self) -> bool:
         """Whether the running event loop has a client; one that ends has closed it."""
-        return self._states.held is not None
+        return self._states.current_value is not None
 
     @property
     def seconds(self) -> float:
@@ -382,11 +351,11 @@ class MongoService:
 
     def accept(self) -> AbstractContextManager[MongoState]:
         """Begin something that `close` waits for; refused after `close`."""
-        return self._open_state().under_way()
+        return self._open_state().track()
 
-    def operation(self, what: str | Callable[[], str], *, write: bool = False) -> AbstractAsyncContextManager[None]:
-        """Begin one operation: `accept` with its deadline; `what` opens the message of an error."""
-        return _Operation(self.accept, what, write)
+    def operation(self, operation: Described, *, write: bool = False) -> AbstractAsyncContextManager[None]:
+        """Begin one operation: `accept` with its deadline; errors name the operation."""
+        return _TrackedOperation(self.accept, operation, write)
 
     async def prepared(
         self, name: str, prepare: Callable[[MongoState], Awaitable[None]], *, patience: float | None = None
@@ -396,17 +365,17 @@ class MongoService:
         A failed preparation is tried again by the next call; for the rest see `MongoState.prepare`.
         """
         while name not in (state := self._open_state()).prepared:  # of settings that may be others meanwhile
-            await state.prepare(name, prepare, patience=patience, before=self._states.retired)
+            await state.prepare(name, prepare, patience=patience, before=self._states.retired_values)
         return state
 
     def _open_state(self) -> MongoState:
         if self._states.closed:
-            raise closed()
+            raise closed_error()
         return self._states.get()
 
     async def ping(self) -> None:
         """Ask the server for a sign of life; `StoreUnavailableError` without one."""
-        async with self.operation("Ping of MongoDB"):
+        async with self.operation(Operation("Ping of MongoDB")):
             await self.database.command("ping")
 
     def reconfigure(self) -> None:
@@ -417,14 +386,19 @@ class MongoService:
     async def close(self) -> None:
         """Close the client of the running loop, if it was opened here; the service cannot be used any more.
 
-        Operations under way are waited for, as long as one may take.
+        Operations in progress are waited for, as long as one may take.
         """
         self._states.closed = True
-        await asyncio.gather(*(state.drain() for state in self._states.all))  # which may be using one another
+        await asyncio.gather(*(state.drain() for state in self._states.open_values))  # which may be using one another
         await self._states.close()
 
 
-def _open_mongo(settings: Settings) -> AsyncMongoClient[Document]:
+def _hosts(client: Client) -> str | None:
+    addresses = client.topology_description.server_descriptions()
+    return ",".join(host if port is None else f"{host}:{port}" for host, port in addresses) or None
+
+
+def _open_mongo(settings: Settings) -> Client:
     uri = settings.mongo_connection_string.get_secret_value()
     timeout = settings.mongo_timeout_ms
     options: dict[str, Any] = {
@@ -438,10 +412,7 @@ def _open_mongo(settings: Settings) -> AsyncMongoClient[Document]:
     given = {option.partition("=")[0].lower() for option in re.split("[&;]", uri.partition("?")[2])}
     options = {name: value for name, value in options.items() if name.lower() not in given}
     try:
-        if settings.mongo_driver == "pymongo":
-            client = AsyncMongoClient[Document](uri, **options)
-        else:
-            client = cast("AsyncMongoClient[Document]", AsyncIOMotorClient(uri, **options))
+        client = open_client(settings.mongo_driver, uri, options)
         client.get_default_database(DEFAULT_DATABASE)
     except Exception as error:
         file = f"; it names a file that cannot be read: {error.strerror}" if isinstance(error, OSError) else ""
@@ -449,32 +420,6 @@ def _open_mongo(settings: Settings) -> AsyncMongoClient[Document]:
     else:
         return client
     raise SettingsError(  # out here without a context: the driver's message can quote the URI, and with it a password
-        f"CC_MONGO_CONNECTION_STRING is not usable ({problem}); write mongodb://host/database, "
-        "names and passwords percent-encoded."
+        f"{_SETTING} is not usable ({problem}); write mongodb://host/database, names and passwords percent-encoded.",
+        setting=_SETTING,
     )
-
-
-async def aggregate(collection: Collection, pipeline: Sequence[Mapping[str, Any]]) -> AsyncIterator[Document]:
-    """Run an aggregation on either driver: Motor returns the cursor, PyMongo a coroutine of it."""
-    cursor: Any = collection.aggregate(pipeline, allowDiskUse=True)
-    if inspect.isawaitable(cursor):
-        cursor = await cursor
-    async for document in cursor:
-        yield document
-
-
-async def aggregate_raw(collection: Collection, pipeline: Sequence[Mapping[str, Any]]) -> AsyncIterator[bytes]:
-    """Run an aggregation on either driver, and get batches of documents as they come from the server."""
-    cursor: Any = collection.aggregate_raw_batches(pipeline, batchSize=100_000)
-    if inspect.isawaitable(cursor):
-        cursor = await cursor
-    async for batch in cursor:
-        yield batch
-
-
-async def list_indexes(collection: Collection) -> list[Document]:
-    """List the indexes of a collection on either driver; empty when the collection does not exist."""
-    cursor: Any = collection.list_indexes()
-    if inspect.isawaitable(cursor):
-        cursor = await cursor
-    return [dict(index) async for index in cursor]

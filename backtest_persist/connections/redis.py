@@ -7,18 +7,22 @@ from contextlib import (
     AbstractAsyncContextManager,
     suppress,
 )
+from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
-from backtest_persist.connections.loops import Home, PerLoop, Watch, closed
-from backtest_persist.connections.translation import redis_error
+from backtest_persist.connections.circuit import CircuitBreaker
+from backtest_persist.connections.deadlines import StepTimer
+from backtest_persist.connections.per_loop import LoopAffinity, PerLoop, closed_error
+from backtest_persist.connections.translation import Endpoint, redis_error
 from backtest_persist.errors import (
     ClosedError,
+    ErrorReason,
     SettingsError,
     StoreUnavailableError,
 )
@@ -97,7 +101,7 @@ class _Connection:
 
 
 class _RedisState:
-    """What one event loop holds of Redis: a client for the user, and what our commands are sent with."""
+    """The Redis side of one event loop: a client for the user, and the connections of our own commands."""
 
     def __init__(self, settings: Settings, injected: Redis | None) -> None:
         self.client = injected or Redis.from_pool(_open_pool(settings, BlockingConnectionPool))
@@ -107,11 +111,13 @@ class _RedisState:
         self._pool = _open_pool(settings, ConnectionPool) if injected is None else None
         self._idle: list[_Connection] = []
         self._seconds = settings.redis_timeout_ms / 1000
-        self._watch = Watch(self._seconds / STEPS)
+        self._timer = StepTimer(self._seconds / STEPS)
+        setting = None if injected else "CC_REDIS_HOST" if settings.redis_url is None else "CC_REDIS_URL"
+        self.endpoint = Endpoint("Redis", setting, partial(_host, self.client))
 
     def limit(self) -> AbstractAsyncContextManager[None]:
         """The time that one command has."""
-        return self._watch.limit(self._seconds)
+        return self._timer.limit(self._seconds)
 
     def begin(self) -> RedisCommands:
         """Take a connection; `free` was acquired for it."""
@@ -134,21 +140,16 @@ class _RedisState:
             await self.client.aclose()
             for _ in range(self.connections):  # for those that wait: they find the service closed
                 self.free.release()
-        self._watch.close()
+        self._timer.close()
 
 
 class RedisService:
     """The Redis side of a container: one client per event loop, and the decision whether to ask Redis at all.
 
-    Redis holds nothing that MongoDB does not know, so for a db service any Redis fault is a cache miss. After a
-    command without an answer, or `FAILURES_UNTIL_OPEN` other failures in a row, the circuit breaker opens: Redis is
-    skipped, then probed by one caller after a pause that doubles from `FIRST_PAUSE_SECONDS` to
-    `LONGEST_PAUSE_SECONDS`. A Redis that answers with an error is asked again; it costs no time.
+    Redis holds nothing that MongoDB does not know, so for a db service any Redis fault is a cache miss, and a circuit
+    breaker decides whether Redis is asked. A command without an answer opens it at once, as the next one would lose as
+    much time. A Redis that answers with an error is asked again; that costs no time.
     """
-
-    FAILURES_UNTIL_OPEN = 3
-    FIRST_PAUSE_SECONDS = 0.5
-    LONGEST_PAUSE_SECONDS = 4.0
 
     def __init__(self, settings: Callable[[], Settings], logger: LoggerService, client: Redis | None = None) -> None:
         self._settings = settings
@@ -156,21 +157,17 @@ class RedisService:
         if client is not None and client.get_encoder().decode_responses:
             raise SettingsError("The redis_client must return bytes; open it without decode_responses=True.")
         self._injected = client
-        self._home = Home("Redis")
+        self._affinity = LoopAffinity("Redis")
         self._states = PerLoop(self._open, _RedisState.close)
         self._refused: set[str] = set()
-        self._failures = 0
-        self._failed_at = 0.0
-        self._pause = self.FIRST_PAUSE_SECONDS
-        self._skip_until = 0.0
+        self._circuit = CircuitBreaker()
 
     def _open(self) -> _RedisState:
         settings = self._settings()
         if self._injected is not None:
-            try:
-                self._home.check()
-            except SettingsError as error:  # for the db services a miss
-                raise StoreUnavailableError(str(error)) from error
+            conflict = self._affinity.conflict()
+            if conflict is not None:  # for the db services a miss
+                raise StoreUnavailableError(conflict, retryable=False, server="Redis", reason=ErrorReason.EVENT_LOOP)
         return _RedisState(settings, self._injected)
 
     @property
@@ -197,9 +194,13 @@ class RedisService:
 
     def _check(self, operation: str, asked: float) -> None:
         if self._states.closed:
-            raise closed()
-        if self._is_open and self._failed_at > asked:
-            raise StoreUnavailableError(f"{operation}: Redis stopped answering while others were waiting for it.")
+            raise closed_error()
+        if self._circuit.has_opened_since(asked):
+            raise StoreUnavailableError(
+                f"{operation}: Redis stopped answering while others were waiting for it.",
+                server="Redis",
+                reason=ErrorReason.CIRCUIT_OPEN,
+            )
 
     async def ping(self) -> None:
         """Ask the server for a sign of life; `StoreUnavailableError` without one."""
@@ -208,50 +209,31 @@ class RedisService:
 
     async def attempt(self, kind: str, call: Callable[[], Awaitable[T]], default: T) -> T:
         """Await `call()` if Redis is thought to be up; any fault gives `default`. Reports are made for each `kind`."""
-        started = time.monotonic()
-        if self._is_open:
-            if started < self._skip_until:
-                return default
-            self._skip_until = started + self._pause  # this caller probes, the others go on without
+        started = self._circuit.admit()
+        if started is None:
+            return default
         try:
             result = await call()
         except ClosedError:
             return default
         except StoreUnavailableError as error:
-            if not _is_answer(error.__cause__):
-                self._failed(error, started)
+            if error.reason not in _ANSWERS:
+                if self._circuit.fail(started, at_once=error.reason is ErrorReason.TIMEOUT):
+                    self._logger.warning("redis.down", why=error, now="MongoDB alone")
             elif kind not in self._refused:
                 self._refused.add(kind)
                 self._logger.warning("redis.refuses", command=kind, why=error)
             return default
-        if self._is_open or kind in self._refused:
+        if self._circuit.succeed() or kind in self._refused:
             self._logger.info("redis.back", command=kind)
             self._refused.discard(kind)
-        self._failures = 0
-        self._pause = self.FIRST_PAUSE_SECONDS
         return result
-
-    @property
-    def _is_open(self) -> bool:
-        return self._failures >= self.FAILURES_UNTIL_OPEN
-
-    def _failed(self, error: Exception, started: float) -> None:
-        if started < self._failed_at:
-            return  # concurrent failures are one
-        was_open, self._failed_at = self._is_open, time.monotonic()
-        silent = isinstance(error.__cause__, TimeoutError)
-        self._failures = self.FAILURES_UNTIL_OPEN if silent else self._failures + 1
-        if self._is_open:
-            if not was_open:
-                self._logger.warning("redis.down", why=error, now="MongoDB alone")
-            self._skip_until = self._failed_at + self._pause
-            self._pause = min(self._pause * 2, self.LONGEST_PAUSE_SECONDS)
 
     def reconfigure(self) -> None:
         """Take new settings from the next operation on."""
         self._states.retire()
         self._states.closed = False
-        self._failures = 0
+        self._circuit.reset()
 
     async def close(self, *, reopened: bool = False) -> None:
         """Close the client of the running loop, if it was opened here; the service cannot be used any more.
@@ -262,12 +244,10 @@ class RedisService:
         await self._states.close()
 
 
-_ANSWERS = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError, SettingsError)
-
-
-def _is_answer(error: BaseException | None) -> bool:
-    """Whether an error is what the server said, in the middle of connecting too, or what we know; not its silence."""
-    return error is not None and (isinstance(error, _ANSWERS) or _is_answer(error.__cause__))
+_ANSWERS = frozenset(
+    {ErrorReason.SERVER_ERROR, ErrorReason.NOT_PERMITTED, ErrorReason.UNAUTHENTICATED, ErrorReason.EVENT_LOOP}
+)
+"""Reasons for which asking again costs no time."""
 
 
 STEPS = 5
@@ -304,7 +284,14 @@ class _Command(AbstractAsyncContextManager[RedisCommands]):
         except TimeoutError as timeout:
             error = timeout
         if isinstance(error, RedisError | OSError | TimeoutError):
-            raise redis_error(self._operation, error) from error
+            raise redis_error(self._operation, error, endpoint=self._state.endpoint) from error
+
+
+def _host(client: Redis) -> str | None:
+    kwargs: dict[str, Any] = getattr(getattr(client, "connection_pool", None), "connection_kwargs", {})
+    if "path" in kwargs:
+        return str(kwargs["path"])
+    return f"{kwargs['host']}:{kwargs.get('port', 6379)}" if "host" in kwargs else None
 
 
 def _open_pool(settings: Settings, pool_type: type[ConnectionPool]) -> ConnectionPool:
@@ -331,5 +318,6 @@ def _open_pool(settings: Settings, pool_type: type[ConnectionPool]) -> Connectio
         pool.make_connection()  # which does not connect, but refuses unknown options
         return pool
     raise SettingsError(
-        "CC_REDIS_URL is not usable; write redis://, rediss:// or unix://, and only options that redis-py knows."
+        "CC_REDIS_URL is not usable; write redis://, rediss:// or unix://, and only options that redis-py knows.",
+        setting="CC_REDIS_URL",
     )

@@ -10,29 +10,20 @@ from bson.decimal128 import Decimal128
 from bson.int64 import Int64
 from bson.objectid import ObjectId
 
+from backtest_persist.connections.workarounds import TYPE_REGISTRY, PlainDocument
+
 __all__ = ("CODEC_OPTIONS", "Document", "to_plain")
 
 
 Document = dict[str, Any]
 
 
-class _Decoded(dict[str, Any]):
-    """A document as the driver decodes it; `to_plain` makes dicts of it.
-
-    It denies that it has ``$ref``: of a payload with the keys of a reference PyMongo would make a `DBRef`, which
-    forgets their order and a ``$db`` of None.
-    """
-
-    def __getitem__(self, key: str) -> Any:
-        if key == "$ref":
-            raise KeyError(key)
-        return super().__getitem__(key)
-
-
-# No type_registry: with one PyMongo cannot retry a write whose reply has a writeConcernError (helpers_shared calls
-# `update` on a RawBSONDocument).
 CODEC_OPTIONS: CodecOptions[Document] = CodecOptions(
-    document_class=_Decoded, tz_aware=True, tzinfo=UTC, datetime_conversion=DatetimeConversion.DATETIME_AUTO
+    document_class=PlainDocument,
+    tz_aware=True,
+    tzinfo=UTC,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    type_registry=TYPE_REGISTRY,
 )
 
 _PLAIN_TYPES = frozenset({bool, bytes, datetime, float, int, str, ObjectId, type(None)})

@@ -1,4 +1,4 @@
-"""Flights: calls that wait at the same time share one round trip, and a lone call waits for nobody."""
+"""Batching: calls that wait at the same time share one round trip, and a lone call waits for nobody."""
 
 import asyncio
 import time
@@ -10,172 +10,178 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Generic, TypeVar
 
-from backtest_persist.errors import StoreUnavailableError
+from backtest_persist.errors import ErrorReason, StoreUnavailableError
 
-__all__ = ("Flights", "Seat")
+__all__ = ("Batcher", "Call")
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
 @dataclass(eq=False)
-class Seat(Generic[Item, Answer]):
-    """One call: what it asks for, since when it waits, and where its answer goes."""
+class Call(Generic[Item, Answer]):
+    """One call: the item to send, since when it waits, and the future of its answer."""
 
     item: Item
-    arrived: float
-    answer: "asyncio.Future[Answer]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    submitted_at: float
+    """By `time.monotonic`."""
+    future: "asyncio.Future[Answer]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
-    def land(self, answer: Answer) -> None:
+    def resolve(self, answer: Answer) -> None:
         """Give the caller its answer, unless it has gone."""
-        if not self.answer.done():
-            self.answer.set_result(answer)
+        if not self.future.done():
+            self.future.set_result(answer)
 
-    def crash(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """Give the caller its error, unless it has gone."""
-        if not self.answer.done():
-            self.answer.set_exception(error)
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
-class Flights(Generic[Item, Answer]):
-    """Sends items of one event loop in flights; no more than `limit` are in the air, each of `size` items at most.
+class Batcher(Generic[Item, Answer]):
+    """Sends the items of one event loop in batches of `max_size`, no more than `max_in_flight` at the same time.
 
-    What arrives in one turn of the event loop leaves together at its end, if there is room, and otherwise together with
-    what arrives until there is; there are no timers. An item never joins a flight that has left. Flights are tasks of
-    their own: a caller that is cancelled leaves the others, and what it sent is not cut in the middle. With a `limit`
-    of 1 items are sent in the order of their arrival, each after the one before it has landed.
+    What is submitted in one turn of the event loop is dispatched together at its end if a batch may be sent, and
+    otherwise together with what is submitted until one may; there are no timers. An item never joins a batch that was
+    dispatched. Batches are tasks of their own: a caller that is cancelled leaves the others, and what it sent is not
+    cut in the middle. With one batch in flight at most, items are sent in the order of their calls, each after the
+    answer to the one before it.
 
-    `fly` is given the seats of a flight and the seconds it may take, and has to `land` or `crash` each seat. An item
-    that has waited for `deadline` seconds is a `StoreUnavailableError` and is not sent. A flight that takes longer is
-    left to itself, and keeps its place: its callers get what `late` makes. Nothing of the context variables of a caller
-    reaches `fly`, its deadlines least of all: the others have theirs.
+    `send` is given the calls of a batch and the seconds it may take, and has to resolve or fail each of them. A call
+    that has waited for `timeout` seconds fails with a `StoreUnavailableError` and is not sent. A batch that takes
+    longer is left to itself and still counts as in flight: its callers get what `timed_out` makes. Nothing of the
+    context variables of a caller reaches `send`, least of all its deadlines: the other callers have theirs.
 
-    With `alone`, which bounds what is awaited in it by so many seconds, a caller without company need not fly; whatever
-    `fly` awaits is then cancelled as the caller is.
+    With `limit`, a context manager that bounds what is awaited in it by so many seconds, a caller without company need
+    not be batched; what `send` awaits is then cancelled as the caller is.
     """
 
-    LOOK_SECONDS = 0.05
+    CHECK_SECONDS = 0.05
 
     def __init__(
         self,
-        fly: Callable[[Sequence[Seat[Item, Answer]], float], Awaitable[None]],
+        send: Callable[[Sequence[Call[Item, Answer]], float], Awaitable[None]],
         *,
-        limit: int,
-        size: int,
-        deadline: float,
-        late: Callable[[Item], Exception],
-        alone: Callable[[float], AbstractAsyncContextManager[None]] | None = None,
+        max_in_flight: int,
+        max_size: int,
+        timeout: float,
+        timed_out: Callable[[Item], Exception],
+        limit: Callable[[float], AbstractAsyncContextManager[None]] | None = None,
     ) -> None:
-        self._fly = fly
-        self._late = late
-        self._alone = alone
+        self._send = send
+        self._timed_out = timed_out
         self._limit = limit
-        self._size = size
-        self._deadline = deadline
-        self._waiting: deque[Seat[Item, Answer]] = deque()
-        self._flying: dict[asyncio.Future[None], Sequence[Seat[Item, Answer]]] = {}
-        self._looking: asyncio.TimerHandle | None = None
-        self._looked = 0.0
-        self._called = False
-        self._crowded = False
+        self._max_in_flight = max_in_flight
+        self._max_size = max_size
+        self._timeout = timeout
+        self._pending: deque[Call[Item, Answer]] = deque()
+        self._in_flight: dict[asyncio.Future[None], Sequence[Call[Item, Answer]]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._checked_at = 0.0
+        self._dispatching = False
+        self._contended = False
 
-    def board(self, item: Item, since: float | None = None) -> "asyncio.Future[Answer]":
-        """Send an item with the next flight; await the future for its answer.
+    def submit(self, item: Item, since: float | None = None) -> "asyncio.Future[Answer]":
+        """Send an item with the next batch; await the future for its answer.
 
         The caller waits since that time of `time.monotonic`, by default since now.
         """
-        seat = Seat[Item, Answer](item, time.monotonic() if since is None else since)
-        self._waiting.append(seat)
-        self._crowded = self._crowded or bool(self._flying)
-        if len(self._flying) < self._limit:
-            self._call()
-        if self._looking is None:
-            self._look_again(seat.arrived)
-        return seat.answer
+        call = Call[Item, Answer](item, time.monotonic() if since is None else since)
+        self._pending.append(call)
+        self._contended = self._contended or bool(self._in_flight)
+        if len(self._in_flight) < self._max_in_flight:
+            self._dispatch_soon()
+        if self._timer is None:
+            self._start_timer(call.submitted_at)
+        return call.future
 
     async def ask(self, item: Item, since: float | None = None) -> Answer:
-        """Send an item and wait for its answer; in the caller's own task when it travels alone and may.
+        """Send an item and wait for its answer: in the caller's own task if no other call is under way, and it may.
 
-        That is cheaper than `board`, and is cut off when the caller is cancelled: not for writes. Who comes after
-        several that flew at the same time expects company, and boards.
+        That is cheaper than `submit`, and is cut off when the caller is cancelled: not for writes. After a time of
+        several calls at once more of them are expected, and the item is submitted.
         """
-        if self._alone is None or self._crowded or self._flying or self._waiting:
-            return await self.board(item, since)
-        now, landed = time.monotonic(), asyncio.get_running_loop().create_future()
-        seat = Seat[Item, Answer](item, now if since is None else since)
-        self._flying[landed] = ()
-        seconds = self._deadline - now + seat.arrived
+        if self._limit is None or self._contended or self._in_flight or self._pending:
+            return await self.submit(item, since)
+        now, finished = time.monotonic(), asyncio.get_running_loop().create_future()
+        call = Call[Item, Answer](item, now if since is None else since)
+        self._in_flight[finished] = ()
+        seconds = self._timeout - now + call.submitted_at
         try:
-            async with self._alone(seconds):
-                await self._fly([seat], seconds)
+            async with self._limit(seconds):
+                await self._send([call], seconds)
         except TimeoutError:
-            raise self._late(item) from None
+            raise self._timed_out(item) from None
         finally:
-            del self._flying[landed]
-            landed.set_result(None)
-            if self._waiting:
-                self._call()
-        return seat.answer.result()
+            del self._in_flight[finished]
+            finished.set_result(None)
+            if self._pending:
+                self._dispatch_soon()
+        return call.future.result()
 
     @property
     def busy(self) -> bool:
-        """Whether anything is waiting or in the air."""
-        return bool(self._waiting or self._flying)
+        """Whether any call is pending or in flight."""
+        return bool(self._pending or self._in_flight)
 
     async def drain(self) -> None:
-        """Wait until nothing is waiting or in the air."""
+        """Wait until no call is pending or in flight."""
         while self.busy:
-            await (asyncio.wait(self._flying) if self._flying else asyncio.sleep(0))
+            await (asyncio.wait(self._in_flight) if self._in_flight else asyncio.sleep(0))
 
-    def _call(self) -> None:
-        """Depart after this turn of the loop, so that all come along whom a landing has just woken."""
-        if not self._called:
-            self._called = True
-            asyncio.get_running_loop().call_soon(self._depart)
+    def _dispatch_soon(self) -> None:
+        """Dispatch after this turn of the loop, so that all callers come along whom an answer has just woken."""
+        if not self._dispatching:
+            self._dispatching = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
 
-    def _depart(self) -> None:
-        self._called = False
-        while self._waiting and len(self._flying) < self._limit:
-            now, deadline = time.monotonic(), self._deadline
-            seats: list[Seat[Item, Answer]] = []
-            while self._waiting and len(seats) < self._size:
-                seat = self._waiting.popleft()
-                if now - seat.arrived >= deadline:
-                    seat.crash(StoreUnavailableError("MongoDB was busy for the whole deadline; nothing was sent."))
-                elif not seat.answer.done():
-                    seats.append(seat)
-            if seats:
-                self._crowded = len(seats) > 1 or bool(self._flying)
-                seconds = deadline - now + seats[0].arrived
-                task = asyncio.get_running_loop().create_task(self._travel(seats, seconds), context=Context())
-                self._flying[task] = seats
-                task.add_done_callback(self._landed)  # also of one that is cancelled before it has begun
+    def _dispatch(self) -> None:
+        self._dispatching = False
+        while self._pending and len(self._in_flight) < self._max_in_flight:
+            now, timeout = time.monotonic(), self._timeout
+            batch: list[Call[Item, Answer]] = []
+            while self._pending and len(batch) < self._max_size:
+                call = self._pending.popleft()
+                if now - call.submitted_at >= timeout:
+                    call.fail(
+                        StoreUnavailableError(
+                            "MongoDB was busy for the whole deadline; nothing was sent.", reason=ErrorReason.BUSY
+                        )
+                    )
+                elif not call.future.done():
+                    batch.append(call)
+            if batch:
+                self._contended = len(batch) > 1 or bool(self._in_flight)
+                seconds = timeout - now + batch[0].submitted_at
+                task = asyncio.get_running_loop().create_task(self._run(batch, seconds), context=Context())
+                self._in_flight[task] = batch
+                task.add_done_callback(self._finish)  # also of one that is cancelled before it has begun
 
-    def _landed(self, task: "asyncio.Future[None]") -> None:
-        seats = self._flying.pop(task)
+    def _finish(self, task: "asyncio.Future[None]") -> None:
+        batch = self._in_flight.pop(task)
         if task.cancelled():  # the event loop shuts down
-            for seat in seats:
-                seat.answer.cancel()
-        if self._waiting:  # who waits may be sending its last, and nobody has cancelled that
-            self._call()
+            for call in batch:
+                call.future.cancel()
+        if self._pending:  # whose callers may be the last, and nobody has cancelled them
+            self._dispatch_soon()
 
-    async def _travel(self, seats: Sequence[Seat[Item, Answer]], seconds: float) -> None:
+    async def _run(self, batch: Sequence[Call[Item, Answer]], seconds: float) -> None:
         try:
-            await self._fly(seats, seconds)
+            await self._send(batch, seconds)
         except Exception as error:
-            for seat in seats:
-                seat.crash(error)
+            for call in batch:
+                call.fail(error)
 
-    def _look_again(self, now: float) -> None:
-        self._looked = now
-        self._looking = asyncio.get_running_loop().call_later(self.LOOK_SECONDS, self._look)
+    def _start_timer(self, now: float) -> None:
+        self._checked_at = now
+        self._timer = asyncio.get_running_loop().call_later(self.CHECK_SECONDS, self._check_timeouts)
 
-    def _look(self) -> None:
-        """Tell those whose time is over; not when the loop was busy, as answers may have come meanwhile."""
-        self._looking, now = None, time.monotonic()
-        if now < self._looked + 2 * self.LOOK_SECONDS:
-            for seat in chain(self._waiting, *self._flying.values()):
-                if now > seat.arrived + self._deadline + self.LOOK_SECONDS and not seat.answer.done():
-                    seat.crash(self._late(seat.item))
-        if self._waiting or self._flying:
-            self._look_again(now)
+    def _check_timeouts(self) -> None:
+        """Fail the calls that have timed out; not when the loop was busy, as answers may have come meanwhile."""
+        self._timer, now = None, time.monotonic()
+        if now < self._checked_at + 2 * self.CHECK_SECONDS:
+            for call in chain(self._pending, *self._in_flight.values()):
+                if now > call.submitted_at + self._timeout + self.CHECK_SECONDS and not call.future.done():
+                    call.fail(self._timed_out(call.item))
+        if self._pending or self._in_flight:
+            self._start_timer(now)

@@ -9,7 +9,7 @@ from pymongo import ASCENDING, IndexModel
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from backtest_persist.connections import Collection, list_indexes, mongo_errors
-from backtest_persist.errors import IndexConflictError
+from backtest_persist.errors import ErrorReason, IndexConflictError
 
 __all__ = (
     "BAD_HINT",
@@ -103,7 +103,10 @@ async def missing_indexes(
         raise IndexConflictError(
             f"{collection.name} has the narrow unique index {names} of an older release, under which two contexts "
             f"({', '.join(fields)}) cannot both be stored. Run `backtest-persist migrate` to see and drop it; "
-            "first make sure that no bot of that release uses this database."
+            "first make sure that no bot of that release uses this database.",
+            collection=collection.name,
+            indexes=tuple(index.name for index in narrow),
+            reason=ErrorReason.NARROW_INDEX,
         )
     unique: Index = tuple(unique_hint(fields).items())
     present = {index.keys for index in found}
@@ -125,7 +128,10 @@ async def missing_indexes(
             continue
         raise IndexConflictError(
             f"{collection.name} has the index {index.name}, {problem}. "
-            f"Drop it, db['{collection.name}'].dropIndex('{index.name}'), and start again."
+            f"Drop it, db['{collection.name}'].dropIndex('{index.name}'), and start again.",
+            collection=collection.name,
+            indexes=(index.name,),
+            reason=ErrorReason.CONFLICTING_INDEX,
         )
     return missing
 
@@ -165,14 +171,18 @@ async def _create(collection: Collection, fields: Sequence[str], missing: Sequen
         raise IndexConflictError(
             f"{collection.name} holds several documents of one context, so its unique index on "
             f"{', '.join(fields)} cannot be built. Group by these fields to find them, keep one document of each "
-            "context, and start again."
+            "context, and start again.",
+            collection=collection.name,
+            reason=ErrorReason.DUPLICATES,
         ) from None
     except OperationFailure as error:
         if error.code != _UNAUTHORIZED:
             raise
         raise IndexConflictError(
             f"{collection.name} lacks indexes and this user may not create them. Grant createIndex on the "
-            "collection, or start once with a user who has readWrite on the database."
+            "collection, or start once with a user who has readWrite on the database.",
+            collection=collection.name,
+            reason=ErrorReason.NOT_PERMITTED,
         ) from None
 
 

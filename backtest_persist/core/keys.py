@@ -1,8 +1,11 @@
 """Key components: what may be part of a context, and how components become one Redis key."""
 
 import operator
+from contextlib import suppress
 from typing import Annotated, Any
 
+from bson import ObjectId
+from bson.errors import InvalidId
 from pydantic import BeforeValidator, ValidationInfo
 
 from backtest_persist.errors import InvalidKeyError
@@ -20,6 +23,7 @@ __all__ = (
     "join_key",
     "mode_word",
     "to_int",
+    "to_object_id",
 )
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
@@ -115,3 +119,13 @@ def join_key(*components: str | int) -> str:
 def mode_word(backtest: bool) -> str:
     """The word for a mode inside a key: ``backtest`` or ``live`` (paper trading counts as live)."""
     return "backtest" if backtest else "live"
+
+
+def to_object_id(value: Any) -> ObjectId | None:
+    """Return the id that 24 hex digits denote; None for anything else."""
+    if isinstance(value, ObjectId):
+        return value
+    if isinstance(value, str) and len(value) == 24 and value.isascii():
+        with suppress(InvalidId):
+            return ObjectId(value)
+    return None

@@ -1,33 +1,58 @@
-"""PersistInstance: what the fifteen persist adapters have in common."""
+"""PersistInstance: what the persist adapters of all domains have in common."""
 
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast, get_args
 
+from backtest_persist.core.db_service import DbService
 from backtest_persist.errors import SettingsError
 
-__all__ = ("PersistInstance",)
+__all__ = ("PersistInstance", "Services")
 
-S = TypeVar("S")
+D = TypeVar("D", bound=DbService[Any, Any])
 
 
-class PersistInstance(Generic[S]):
-    """An adapter that strategy code calls; `S` is what it needs of a container.
+class Services(Protocol):
+    """Gives adapters their db services; a `Container` does, and every backend."""
 
-    Without an explicit container it uses the process-wide one.
+    def db_service(self, kind: type[D], /) -> D:
+        """Return the db service of that class; `SettingsError` if there is no such domain here."""
+        ...
+
+
+class PersistInstance(Generic[D]):
+    """An adapter that strategy code calls, over the db service ``D`` of its domain.
+
+    It is written once for all backends: what stands behind the db service is decided by `ioc`, without which the
+    process-wide container is used.
     """
 
-    _bound: ClassVar[Any] = None
+    _bound: ClassVar[Services | None] = None
+    _service_type: ClassVar[type[DbService[Any, Any]]]
 
-    def __init__(self, ioc: S | None) -> None:
+    def __init_subclass__(cls) -> None:
+        """Take the class of the db service from ``PersistInstance[ItsDbService]``."""
+        super().__init_subclass__()
+        for base in getattr(cls, "__orig_bases__", ()):
+            types = get_args(base)
+            if types and isinstance(types[0], type):
+                cls._service_type = types[0]
+
+    def __init__(self, ioc: Services | None) -> None:
         self._ioc = ioc
 
     @staticmethod
-    def bind(container: Any) -> None:
-        """Set the container that adapters without one of their own use."""
-        PersistInstance._bound = container
+    def bind(services: Services) -> None:
+        """Set the container of the adapters that are given none."""
+        PersistInstance._bound = services
+
+    async def wait_for_init(self, initial: bool) -> None:
+        """Get the store of this domain ready when `initial`; may be called again, also after a failure."""
+        if initial:
+            await self.db.wait_for_init()
 
     @property
-    def _services(self) -> S:
-        services = self._ioc if self._ioc is not None else PersistInstance._bound
+    def db(self) -> D:
+        """The db service behind this adapter."""
+        services = PersistInstance._bound if self._ioc is None else self._ioc
         if services is None:
             raise SettingsError("This adapter knows no container; import backtest_persist, or pass ioc=container.")
-        return cast("S", services)
+        return cast("D", services.db_service(self._service_type))

@@ -67,6 +67,10 @@ class Context(Wire):
                 return False
         return True
 
+    def parts(self) -> dict[str, Any]:
+        """Return the names, in snake_case, and values of this context."""
+        return {name: getattr(self, name) for name, _ in self._fields}
+
     def describe(self) -> str:
         """The context for an error message."""
         return ", ".join(f"{name}={getattr(self, name)!r:.80}" for name, _ in self._fields)

@@ -5,9 +5,9 @@ from typing import Annotated, Any, TypeVar, cast
 from pydantic import BeforeValidator, Field, ValidationInfo
 
 from backtest_persist.contracts import PayloadInput
-from backtest_persist.core.db_service import C, DbService, Filter
+from backtest_persist.core.db_service import C, DbService
 from backtest_persist.core.payload import Payload
-from backtest_persist.core.row import Row, utc_now
+from backtest_persist.core.row import Row
 
 __all__ = ("RemovableRow", "SoftDeleteDbService", "living_payload")
 
@@ -32,25 +32,11 @@ T = TypeVar("T", bound=RemovableRow)
 class SoftDeleteDbService(DbService[C, T]):
     """A db service whose documents are marked as removed instead of being deleted."""
 
-    def _live_fields(self, payload: PayloadInput | None, context: C) -> dict[str, Any]:
-        encoded = self._encode(payload, context)
+    def encoded_living(self, payload: PayloadInput | None, context: C) -> dict[str, Any]:
+        """Return the fields that store a payload and revive its entry, unless the payload says it is removed."""
+        encoded = self.encoded(payload, context)
         # a payload that says it is removed is a tombstone in the wire format
         return {"payload": encoded, "removed": _says_removed(encoded)}
-
-    async def _soft_remove(self, context: C) -> bool:
-        payload = {
-            "$cond": [
-                {"$eq": [{"$type": "$payload"}, "object"]},
-                {"$mergeObjects": ["$payload", {"removed": True}]},
-                "$payload",
-            ]
-        }
-        update = [{"$set": {"removed": True, "payload": payload, "updatedDate": utc_now()}}]
-        return await self._find_and_update(context, update, upsert=False) is not None
-
-    async def _living(self, filter: Filter) -> list[T]:
-        rows = await self.find_all({**filter, "removed": {"$ne": True}})
-        return [row for row in rows if not row.removed]
 
 
 def _says_removed(payload: Any) -> bool:
@@ -58,5 +44,5 @@ def _says_removed(payload: Any) -> bool:
 
 
 def living_payload(row: RemovableRow | None) -> dict[str, Any] | None:
-    """The payload a reader may see: None when there is no row, or only a tombstone."""
+    """Return the payload that a reader may see: None when there is no row, or only a tombstone."""
     return None if row is None or row.removed else row.payload

@@ -1,4 +1,4 @@
-"""A moving-average crossover that keeps everything it knows in the fifteen domains.
+"""A moving-average crossover that keeps everything it knows in the domains of the registry.
 
 It buys when the fast average of the closes crosses above the slow one: at the next open, or, when the price has run
 away from its average, with a limit order that waits for a pullback. It sells at the stop, at the target, or when the

@@ -1,21 +1,20 @@
 """Breakevens: whether the stop of a signal has been moved to its entry price."""
 
-from typing import Protocol
-
 from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
+from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, join_key
 from backtest_persist.core.payload import Payload
-from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row, to_millis, wire_when
 
 __all__ = (
+    "BREAKEVEN",
     "BreakevenCacheService",
     "BreakevenContext",
     "BreakevenDbService",
     "BreakevenRow",
-    "BreakevenServices",
     "PersistBreakevenInstance",
 )
 
@@ -53,7 +52,7 @@ class BreakevenCacheService(base_map("breakeven_cache", -1)):
         )
 
     async def get_breakeven_id(self, symbol: str, strategy_name: str, exchange_name: str, signal_id: str) -> str | None:
-        """The id that Redis knows for this context, or None."""
+        """Return the id that Redis knows for this context, or None."""
         return await self.get(
             BreakevenContext(
                 symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name, signal_id=signal_id
@@ -70,8 +69,6 @@ class BreakevenDbService(DbService[BreakevenContext, BreakevenRow]):
     """Reads and writes ``breakeven-items``."""
 
     collection = "breakeven-items"
-    context_type = BreakevenContext
-    row_type = BreakevenRow
 
     async def upsert(
         self,
@@ -86,54 +83,44 @@ class BreakevenDbService(DbService[BreakevenContext, BreakevenRow]):
         context = BreakevenContext(
             symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name, signal_id=signal_id
         )
-        return await self._upsert(context, {"payload": self._encode(payload, context), "when": wire_when(when)})
+        return await self.store.upsert(context, {"payload": self.encoded(payload, context), "when": wire_when(when)})
 
     async def find_by_context(
         self, symbol: str, strategy_name: str, exchange_name: str, signal_id: str
     ) -> BreakevenRow | None:
-        """The row of this context, or None."""
-        return await self._find(
+        """Return the row of this context, or None."""
+        return await self.store.find(
             BreakevenContext(
                 symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name, signal_id=signal_id
             )
         )
 
 
-class BreakevenServices(Protocol):
-    """What the adapter needs of a container."""
-
-    @property
-    def breakeven_db_service(self) -> BreakevenDbService:
-        """The db service of this domain."""
-        ...
-
-
-class PersistBreakevenInstance(PersistInstance[BreakevenServices]):
+class PersistBreakevenInstance(PersistInstance[BreakevenDbService]):
     """Keeps the breakeven mark of a signal, for the signals of a symbol, a strategy and an exchange."""
 
-    def __init__(
-        self, symbol: str, strategy_name: str, exchange_name: str, *, ioc: BreakevenServices | None = None
-    ) -> None:
+    def __init__(self, symbol: str, strategy_name: str, exchange_name: str, *, ioc: Services | None = None) -> None:
         super().__init__(ioc)
         self.symbol = symbol
         self.strategy_name = strategy_name
         self.exchange_name = exchange_name
 
-    async def wait_for_init(self, initial: bool) -> None:
-        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
-        if initial:
-            await self._services.breakeven_db_service.wait_for_init()
-
     async def read_breakeven_data(self, signal_id: str, when: When) -> Payload:
         """What was known of the signal at `when` (aware datetime, or ms UTC); {} when absent or later than that."""
         horizon = to_millis(when)
-        row = await self._services.breakeven_db_service.find_by_context(
-            self.symbol, self.strategy_name, self.exchange_name, signal_id
-        )
+        row = await self.db.find_by_context(self.symbol, self.strategy_name, self.exchange_name, signal_id)
         return (row.payload or {}) if row is not None and row.when <= horizon else {}
 
     async def write_breakeven_data(self, data: PayloadInput, signal_id: str, when: When) -> None:
         """Replace what is known of the signal; an earlier `when` overwrites, so a backtest can start over."""
-        await self._services.breakeven_db_service.upsert(
-            self.symbol, self.strategy_name, self.exchange_name, signal_id, data, when
-        )
+        await self.db.upsert(self.symbol, self.strategy_name, self.exchange_name, signal_id, data, when)
+
+
+BREAKEVEN = Domain(
+    "breakeven",
+    Family.LATEST_VALUE,
+    BreakevenCacheService,
+    BreakevenDbService,
+    PersistBreakevenInstance,
+    FileLayout("data/breakeven", (("symbol", "strategy_name", "exchange_name"),), ("signal_id",)),
+)

@@ -4,53 +4,56 @@ import math
 import time
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from decimal import Decimal
 from functools import partial
-from numbers import Real
-from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from bson.decimal128 import Decimal128
 from bson.int64 import Int64
+from pydantic import BeforeValidator, ValidationInfo
 from pymongo import ASCENDING
 
 from backtest_persist.connections import Collection as MongoCollection
 from backtest_persist.connections import aggregate, aggregate_raw
 from backtest_persist.contracts import CandleData, CandleInterval, PayloadInput
 from backtest_persist.core.base_map import base_map
-from backtest_persist.core.db_service import DbService, Restored, operation
-from backtest_persist.core.documents import Batches
-from backtest_persist.core.keys import Name, Timestamp, checked_limit, checked_name, checked_timestamp, join_key
-from backtest_persist.core.payload import checked_entries, opened
-from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.db_service import DbService
+from backtest_persist.core.domain import Domain, Family, FileLayout
+from backtest_persist.core.keys import STORED, Name, Timestamp, checked_limit, checked_name, checked_timestamp, join_key
+from backtest_persist.core.listing import Batches
+from backtest_persist.core.mongo_store import Restored, as_operation
+from backtest_persist.core.ohlcv import (
+    COLUMNS,
+    NUMBERS,
+    candle_columns,
+    checked_candle,
+    checked_window,
+    closed_candles,
+    import_numpy,
+    interval_step_ms,
+)
+from backtest_persist.core.payload import checked_entries
+from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row, utc_now
-from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError
+from backtest_persist.core.write_queue import by_unique_index
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = (
+    "CANDLE",
     "CandleCacheService",
     "CandleContext",
     "CandleDbService",
     "CandleRow",
-    "CandleServices",
     "PersistCandleInstance",
-    "candle_columns",
-    "checked_candle",
-    "checked_window",
-    "closed_candles",
-    "interval_step_ms",
 )
 
-_REAL = (int, Decimal, Real)
-_NUMBERS = ("open", "high", "low", "close", "volume")
-_COLUMNS = ("timestamp", *_NUMBERS)
-_NAMES = dict.fromkeys(_COLUMNS).keys()
+_NAMES = dict.fromkeys(COLUMNS).keys()
 _COLUMNS_LAYOUT = [
     ("length", "V4"),
     *(
         column
-        for name in _COLUMNS
+        for name in COLUMNS
         # type and name of the field, then its eight bytes
         for column in ((f"{name} header", f"V{len(name) + 2}"), (name, "<i8" if name == "timestamp" else "<f8"))
     ),
@@ -58,16 +61,6 @@ _COLUMNS_LAYOUT = [
 ]
 """A document of int64 and doubles in BSON (https://bsonspec.org), as fields of a numpy dtype."""
 _NUMBER_TYPES = ("double", "int", "long")
-_UNIT_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_STEP_MS: Mapping[str, int] = {name: int(name[:-1]) * _UNIT_MS[name[-1]] for name in get_args(CandleInterval)}
-
-
-def interval_step_ms(interval: str) -> int:
-    """Length of an interval in ms; `InvalidKeyError` for one that is not stored."""
-    step = _STEP_MS.get(checked_name(interval, "interval"))
-    if step is None:
-        raise InvalidKeyError(f"interval must be one of {' '.join(_STEP_MS)}, not {interval!r:.40}.")
-    return step
 
 
 class _Series:
@@ -89,12 +82,21 @@ class _Series:
         return join_key(self.exchange_name, self.symbol, self.interval, timestamp)
 
 
+def _interval(value: Any, info: ValidationInfo) -> str:
+    if info.context != STORED:  # another program may store intervals that this one does not
+        interval_step_ms(value)
+    return checked_name(value, "interval")
+
+
+Interval = Annotated[str, BeforeValidator(_interval)]
+
+
 class CandleContext(Context):
     """Identifies one candle; `timestamp` is its opening time in ms UTC."""
 
     exchange_name: Name
     symbol: Name
-    interval: Name
+    interval: Interval
     timestamp: Timestamp
 
     @property
@@ -132,7 +134,7 @@ class CandleCacheService(base_map("candle_cache", -1)):
         return await self.has(_context(symbol, interval, exchange_name, timestamp).cache_key)
 
     async def get_candle_id(self, symbol: str, interval: str, exchange_name: str, timestamp: int) -> str | None:
-        """The id that Redis knows for this context, or None."""
+        """Return the id that Redis knows for this context, or None."""
         return await self.get(_context(symbol, interval, exchange_name, timestamp).cache_key)
 
     async def set_candle_id(self, row: CandleRow) -> str:
@@ -147,8 +149,6 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
     collection = "candle-items"
     default_sort = tuple((name, ASCENDING) for name in ("timestamp", "exchangeName", "symbol", "interval"))
     """In one series by its unique index, so that the server need not sort."""
-    context_type = CandleContext
-    row_type = CandleRow
 
     async def create(self, symbol: str, interval: str, exchange_name: str, candle: PayloadInput) -> CandleRow:
         """Store one candle and return what is stored: an earlier candle of that time stays as it is.
@@ -160,13 +160,13 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         now = utc_now()
         update = {
             "$setOnInsert": {
-                **{name: checked[name] for name in _NUMBERS},
+                **{name: checked[name] for name in NUMBERS},
                 "createDate": now,
                 "updatedDate": now,
                 "__v": 0,
             }
         }
-        row = await self._find_and_update(context, update, upsert=True)
+        row = await self.mongo_store.update(context, update, upsert=True)
         return cast("CandleRow", row)
 
     async def create_many(self, symbol: str, interval: str, exchange_name: str, candles: Iterable[PayloadInput]) -> int:
@@ -190,7 +190,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         """What `restore` does, for candles of one series that `checked_candle` has passed."""
         series = _Series(symbol, interval, exchange_name)
         stored = await self._find_series(
-            series, [candle["timestamp"] for candle in candles], fields=tuple(_NUMBERS), prepare=not dry_run
+            series, [candle["timestamp"] for candle in candles], fields=tuple(NUMBERS), prepare=not dry_run
         )
         if not dry_run:
             await self._insert_series(series, [candle for candle in candles if candle["timestamp"] not in stored])
@@ -198,14 +198,14 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             Restored.NEW
             if (document := stored.get(candle["timestamp"])) is None
             else Restored.SAME
-            if all(document.get(name) == candle[name] for name in _NUMBERS)
+            if all(document.get(name) == candle[name] for name in NUMBERS)
             else Restored.DIFFERENT
             for candle in candles
         ]
 
     async def find_by_context(self, symbol: str, interval: str, exchange_name: str, timestamp: int) -> CandleRow | None:
-        """The row of this context, or None."""
-        return await self._find(_context(symbol, interval, exchange_name, timestamp))
+        """Return the row of this context, or None."""
+        return await self.store.find(_context(symbol, interval, exchange_name, timestamp))
 
     async def find_range(
         self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
@@ -219,14 +219,14 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
     ) -> list[CandleData]:
         """What `find_range` finds, as plain data: it builds no row, and leaves context and dates in the server."""
         series = _Series(symbol, interval, exchange_name)
-        documents = await self._window(series, since, limit, {"_id": 0, **dict.fromkeys(_COLUMNS, 1)})
+        documents = await self._window(series, since, limit, {"_id": 0, **dict.fromkeys(COLUMNS, 1)})
         for document in documents:
             if not _is_usual(document):
                 return [row.data() for row in await self.find_range(symbol, interval, exchange_name, since, limit)]
             document["timestamp"] = int(document["timestamp"])
         return cast("list[CandleData]", documents)
 
-    @operation("find")
+    @as_operation("find")
     async def _window(
         self, series: "_Series", since: int, limit: int, projection: Mapping[str, int] | None
     ) -> list[dict[str, Any]]:
@@ -234,7 +234,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         end = checked_timestamp(start + checked_limit(limit) * series.step, "the end of the window")
         if end == start:
             return []
-        collection = await self._prepared()
+        collection = await self.mongo_store.prepared()
         self.stats.reads += 1
         order = [("timestamp", ASCENDING)]
         query = series.window(start, end)
@@ -250,36 +250,36 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
 
         No object is built for a candle. Needs numpy; `SettingsError` without it.
         """
-        numpy = _numpy()
+        numpy = import_numpy()
         found = numpy.frombuffer(
             await self._columns(_Series(symbol, interval, exchange_name), since, limit),
             dtype=numpy.dtype(_COLUMNS_LAYOUT),
         )
-        if any(numpy.isnan(found[name]).any() for name in _NUMBERS):
+        if any(numpy.isnan(found[name]).any() for name in NUMBERS):
             rows = await self.find_range(symbol, interval, exchange_name, since, limit)  # or the error that names it
             return candle_columns([row.data() for row in rows])
-        return {name: numpy.ascontiguousarray(found[name]) for name in _COLUMNS}
+        return {name: numpy.ascontiguousarray(found[name]) for name in COLUMNS}
 
-    @operation("find")
+    @as_operation("find")
     async def _columns(self, series: "_Series", since: int, limit: int) -> bytes:
         """The documents of a window in the layout of the columns; with NaN for what is no number."""
         start = checked_timestamp(since, "since")
         end = checked_timestamp(start + checked_limit(limit) * series.step, "the end of the window")
-        is_number: dict[str, Any] = {name: {"$in": [{"$type": f"${name}"}, _NUMBER_TYPES]} for name in _COLUMNS}
+        is_number: dict[str, Any] = {name: {"$in": [{"$type": f"${name}"}, _NUMBER_TYPES]} for name in COLUMNS}
         is_time = {"$cond": [is_number["timestamp"], {"$eq": [{"$trunc": "$timestamp"}, "$timestamp"]}, False]}
         time = {"$cond": [is_number["timestamp"], {"$toLong": "$timestamp"}, Int64(0)]}
         is_number["open"] = {"$and": [is_number["open"], is_time]}
-        numbers = {name: {"$cond": [is_number[name], {"$toDouble": f"${name}"}, math.nan]} for name in _NUMBERS}
+        numbers = {name: {"$cond": [is_number[name], {"$toDouble": f"${name}"}, math.nan]} for name in NUMBERS}
         pipeline = [
             {"$match": series.window(start, end)},
             {"$sort": {"timestamp": 1}},
             {"$project": {"_id": 0, "timestamp": time, **numbers}},
         ]
-        collection = await self._prepared()
+        collection = await self.mongo_store.prepared()
         self.stats.reads += 1
         return b"".join([batch async for batch in aggregate_raw(collection, pipeline)])
 
-    @operation("find gaps")
+    @as_operation("find gaps")
     async def find_gaps(
         self, symbol: str, interval: str, exchange_name: str, since: int, until: int
     ) -> list[tuple[int, int]]:
@@ -315,7 +315,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
                 }
             },
         ]
-        collection = await self._prepared()
+        collection = await self.mongo_store.prepared()
         gaps: list[tuple[int, int]] = []
         covered, seen = start, False
         async for document in aggregate(collection, pipeline):
@@ -329,7 +329,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             seen = True
         return gaps if seen else [(start, end)]
 
-    @operation("find")
+    @as_operation("find")
     async def _find_series(
         self, series: "_Series", timestamps: Collection[int], *, fields: tuple[str, ...], prepare: bool = True
     ) -> dict[int, Mapping[str, Any]]:
@@ -347,17 +347,18 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             return collection.find(filter, projection, hint=hint, batch_size=len(timestamps) + 1).to_list(None)
 
         if prepare:
-            state = await self._ready()
-            indexed = partial(find, state.collection(self.collection), self._unique_index())
-            documents = await self._by_unique_index(state, indexed)
+            store = self.mongo_store
+            state = await store.ready()
+            indexed = partial(find, store.schema.of(state), store.schema.unique_index)
+            documents = await by_unique_index(store.schema, state, indexed)
         else:
-            documents = await find(self._mongo.collection(self.collection), None)
+            documents = await find(self.mongo_store.mongo.collection(self.collection), None)
         times = [_whole(document["timestamp"]) for document in documents]
         return {time: document for time, document in zip(times, documents, strict=True) if time is not None}
 
     async def _insert_series(self, series: "_Series", candles: Sequence[CandleData]) -> int:
-        settings, fields = self._mongo.settings, series.filter()
-        return await self._insert_many(
+        settings, fields = self.mongo_store.mongo.settings, series.filter()
+        return await self.mongo_store.insert_many(
             [(series.cache_key(candle["timestamp"]), {**fields, **candle}) for candle in candles],
             chunk_size=settings.candle_chunk_size,
             remember=settings.candle_cache,
@@ -368,30 +369,16 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         return await self.find_by_context(symbol, interval, exchange_name, timestamp) is not None
 
 
-class CandleServices(Protocol):
-    """What the adapter needs of a container."""
-
-    @property
-    def candle_db_service(self) -> CandleDbService:
-        """The db service of this domain."""
-        ...
-
-
-class PersistCandleInstance(PersistInstance[CandleServices]):
+class PersistCandleInstance(PersistInstance[CandleDbService]):
     """Keeps the candles of one symbol, interval and exchange."""
 
     def __init__(
-        self, symbol: str, interval: CandleInterval, exchange_name: str, *, ioc: CandleServices | None = None
+        self, symbol: str, interval: CandleInterval, exchange_name: str, *, ioc: Services | None = None
     ) -> None:
         super().__init__(ioc)
         self.symbol = symbol
         self.interval: CandleInterval = interval
         self.exchange_name = exchange_name
-
-    async def wait_for_init(self, initial: bool) -> None:
-        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
-        if initial:
-            await self._services.candle_db_service.wait_for_init()
 
     async def read_candles_data(
         self, limit: int, since_timestamp: int, until_timestamp: int | None = None
@@ -404,9 +391,7 @@ class PersistCandleInstance(PersistInstance[CandleServices]):
         window = checked_window(self.interval, limit, since_timestamp, until_timestamp)
         if window is None:
             return None
-        candles = await self._services.candle_db_service.find_data(
-            self.symbol, self.interval, self.exchange_name, window.start, len(window)
-        )
+        candles = await self.db.find_data(self.symbol, self.interval, self.exchange_name, window.start, len(window))
         if len(candles) < len(window):
             return None
         found = {candle["timestamp"]: candle for candle in candles}  # another program may have stored some in between
@@ -422,9 +407,7 @@ class PersistCandleInstance(PersistInstance[CandleServices]):
         window = checked_window(self.interval, limit, since_timestamp, until_timestamp)
         if window is None:
             return None
-        columns = await self._services.candle_db_service.find_columns(
-            self.symbol, self.interval, self.exchange_name, window.start, len(window)
-        )
+        columns = await self.db.find_columns(self.symbol, self.interval, self.exchange_name, window.start, len(window))
         on_grid = columns["timestamp"] % window.step == 0  # another program may have stored some in between
         if not on_grid.all():
             columns = {name: column[on_grid] for name, column in columns.items()}
@@ -433,7 +416,7 @@ class PersistCandleInstance(PersistInstance[CandleServices]):
     async def write_candles_data(self, candles: Sequence[PayloadInput]) -> None:
         """Store candles; those that have not closed yet by this machine's clock are skipped."""
         closed = closed_candles(self.interval, candles, int(time.time() * 1000))
-        await self._services.candle_db_service.create_many(self.symbol, self.interval, self.exchange_name, closed)
+        await self.db.create_many(self.symbol, self.interval, self.exchange_name, closed)
 
 
 def _whole(stored: Any) -> int | None:
@@ -447,117 +430,24 @@ def _is_usual(document: Mapping[str, Any]) -> bool:
     return (
         document.keys() == _NAMES
         and type(document["timestamp"]) is Int64
-        and all(type(document[name]) is float for name in _NUMBERS)
+        and all(type(document[name]) is float for name in NUMBERS)
     )
-
-
-def candle_columns(candles: Sequence[CandleData]) -> "dict[str, NDArray[Any]]":
-    """Candles as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64; needs numpy."""
-    numpy = _numpy()
-    columns: dict[str, NDArray[Any]] = {
-        name: numpy.array(
-            [cast("Mapping[str, Any]", candle)[name] for candle in candles],
-            dtype="int64" if name == "timestamp" else "float64",
-        )
-        for name in _COLUMNS
-    }
-    return columns
-
-
-def _numpy() -> Any:
-    try:
-        import numpy
-    except ModuleNotFoundError:
-        raise SettingsError("Candle columns need numpy; run: pip install numpy") from None
-    return numpy
-
-
-def checked_window(interval: str, limit: int, since: int, until: int | None) -> range | None:
-    """The opening times (ms UTC) of a window of `limit` candles; None when one of them closes after `until`.
-
-    Raises `InvalidKeyError` for a limit that is negative or no int, and a start that is not a multiple of the interval.
-    """
-    step, start, count = interval_step_ms(interval), checked_timestamp(since, "since_timestamp"), checked_limit(limit)
-    if start % step:
-        raise InvalidKeyError(
-            f"since_timestamp {start} is not the start of a {interval} candle; "
-            f"the one around it starts at {start - start % step}."
-        )
-    end = checked_timestamp(start + count * step, "the end of the window")
-    late = until is not None and end > checked_timestamp(until, "until_timestamp")
-    return None if late and count else range(start, end, step)
-
-
-def closed_candles(interval: str, candles: Iterable[PayloadInput], now: int) -> list[PayloadInput]:
-    """The candles that have closed at `now` (ms UTC)."""
-    latest = now - interval_step_ms(interval)
-    given = checked_entries(candles, "candle-items")
-    return [candle for candle in given if _timestamp(_members(candle)) <= latest]
-
-
-def _context(symbol: str, interval: str, exchange_name: str, timestamp: int) -> CandleContext:
-    interval_step_ms(interval)
-    return CandleContext(symbol=symbol, interval=interval, exchange_name=exchange_name, timestamp=timestamp)
 
 
 def _ceil(timestamp: int, step: int) -> int:
     return -(-timestamp // step) * step
 
 
-def _members(candle: Any) -> dict[str, Any]:
-    members: Any = candle
-    if type(members) is not dict:
-        members = opened(candle, "candle-items", by_alias=False)
-    if not isinstance(members, dict):
-        raise InvalidPayloadError(f"A candle is a mapping, a model or a dataclass, not {type(members).__name__}.")
-    return cast("dict[str, Any]", members)
+def _context(symbol: str, interval: str, exchange_name: str, timestamp: int) -> CandleContext:
+    return CandleContext(symbol=symbol, interval=interval, exchange_name=exchange_name, timestamp=timestamp)
 
 
-def _timestamp(members: Mapping[str, Any]) -> int:
-    try:
-        return checked_timestamp(members["timestamp"], "timestamp")
-    except (KeyError, InvalidKeyError):
-        raise InvalidPayloadError("A candle needs a 'timestamp': its opening time as int, in ms UTC.") from None
-
-
-def checked_candle(symbol: str, interval: str, exchange_name: str, candle: PayloadInput) -> CandleData:
-    """Return the timestamp and the numbers of a candle; `InvalidPayloadError` for one that cannot be real."""
-    members = _members(candle)
-    timestamp, step = _timestamp(members), interval_step_ms(interval)
-    problem = ""
-    values: dict[str, float] = {}
-    if timestamp % step:
-        around = timestamp - timestamp % step
-        problem = f"{timestamp} is not the start of a {interval} candle; the one around it starts at {around}"
-    else:
-        for name in _NUMBERS:
-            number = members.get(name)
-            if type(number) is not float:
-                number = _float(number)
-            if number is None or not math.isfinite(number):
-                problem = f"{name} must be a finite number"
-                break
-            values[name] = number
-        else:
-            problem = _contradiction(**values)
-    if problem:
-        context = _context(symbol, interval, exchange_name, timestamp).describe()
-        raise InvalidPayloadError(f"candle-items ({context}): {problem}.")
-    return cast("CandleData", {"timestamp": timestamp, **values})
-
-
-def _float(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, _REAL):
-        return None
-    try:
-        return float(value)
-    except (OverflowError, TypeError, ValueError):  # of 10**400, a numpy.timedelta64 (a Real), a signalling NaN
-        return None
-
-
-def _contradiction(open: float, high: float, low: float, close: float, volume: float) -> str:
-    if high < open or high < close or high < low:
-        return "high is below open, close or low"
-    if low > open or low > close:
-        return "low is above open or close"
-    return "volume is negative" if volume < 0 else ""
+CANDLE = Domain(
+    "candle",
+    Family.SERIES,
+    CandleCacheService,
+    CandleDbService,
+    PersistCandleInstance,
+    FileLayout("data/candle", (("exchange_name",), ("symbol",), ("interval",)), ("timestamp",)),
+    noun="candles",
+)

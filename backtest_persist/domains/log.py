@@ -1,19 +1,19 @@
 """Log: the decisions of a strategy, append-only."""
 
 from collections.abc import Iterable
-from typing import Protocol
 
 from pymongo import DESCENDING
 
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
-from backtest_persist.core.keys import Name, join_key
+from backtest_persist.core.domain import Domain, Family, FileLayout
+from backtest_persist.core.keys import Name, checked_limit, join_key
 from backtest_persist.core.payload import Payload, encode_entries
-from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
 
-__all__ = ("LogCacheService", "LogContext", "LogDbService", "LogRow", "LogServices", "PersistLogInstance")
+__all__ = ("LOG", "LogCacheService", "LogContext", "LogDbService", "LogRow", "PersistLogInstance")
 
 
 class LogContext(Context):
@@ -41,7 +41,7 @@ class LogCacheService(base_map("log_cache", -1)):
         return await self.has(LogContext(entry_id=entry_id).cache_key)
 
     async def get_log_id(self, entry_id: str) -> str | None:
-        """The id that Redis knows for this context, or None."""
+        """Return the id that Redis knows for this context, or None."""
         return await self.get(LogContext(entry_id=entry_id).cache_key)
 
     async def set_log_id(self, row: LogRow) -> str:
@@ -55,53 +55,47 @@ class LogDbService(DbService[LogContext, LogRow]):
 
     collection = "log-items"
     secondary_indexes = ((("createDate", DESCENDING),),)
-    context_type = LogContext
-    row_type = LogRow
 
     async def upsert(self, entry_id: str, payload: PayloadInput) -> LogRow:
         """Replace the payload in one atomic write."""
         context = LogContext(entry_id=entry_id)
-        return await self._upsert(context, {"payload": self._encode_entry(payload, context)})
+        return await self.store.upsert(context, {"payload": self.encoded_entry(payload, context)})
 
     async def create_many(self, entries: Iterable[PayloadInput]) -> int:
         """Append entries, each under its own ``id``, in bulk; an existing id is skipped. Returns how many were new."""
         encoded = encode_entries(entries, self.collection, first_wins=True)
         writes = [(LogContext(entry_id=entry_id), {"payload": payload}) for entry_id, payload in encoded.items()]
-        return await self._write_many(writes, replace=False)
+        return await self.store.upsert_many(writes, replace=False)
 
     async def list_all(self, limit: int | None = None) -> list[LogRow]:
         """All entries, or the newest `limit`; oldest first."""
-        return await self._newest({}, limit)
+        return await self.store.select({}, newest=None if limit is None else checked_limit(limit))
 
     async def find_by_context(self, entry_id: str) -> LogRow | None:
-        """The row of this context, or None."""
-        return await self._find(LogContext(entry_id=entry_id))
+        """Return the row of this context, or None."""
+        return await self.store.find(LogContext(entry_id=entry_id))
 
 
-class LogServices(Protocol):
-    """What the adapter needs of a container."""
-
-    @property
-    def log_db_service(self) -> LogDbService:
-        """The db service of this domain."""
-        ...
-
-
-class PersistLogInstance(PersistInstance[LogServices]):
+class PersistLogInstance(PersistInstance[LogDbService]):
     """Keeps the log of decisions."""
 
-    def __init__(self, *, ioc: LogServices | None = None) -> None:
+    def __init__(self, *, ioc: Services | None = None) -> None:
         super().__init__(ioc)
-
-    async def wait_for_init(self, initial: bool) -> None:
-        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
-        if initial:
-            await self._services.log_db_service.wait_for_init()
 
     async def read_log_data(self) -> list[Payload]:
         """The payloads of all entries, oldest first."""
-        return [row.payload for row in await self._services.log_db_service.list_all()]
+        return [row.payload for row in await self.db.list_all()]
 
     async def write_log_data(self, entries: Iterable[PayloadInput]) -> None:
         """Append entries, each with an ``id``; one that exists is left as it is."""
-        await self._services.log_db_service.create_many(entries)
+        await self.db.create_many(entries)
+
+
+LOG = Domain(
+    "log",
+    Family.LIST,
+    LogCacheService,
+    LogDbService,
+    PersistLogInstance,
+    FileLayout("data/log/log", (), ("entry_id",)),
+)

@@ -1,24 +1,24 @@
 """Measures: cached answers of outside services, by bucket and key."""
 
 from collections.abc import AsyncIterator
-from typing import Protocol
 
 from pymongo import ASCENDING
 
 from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
+from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, checked_name, join_key
 from backtest_persist.core.payload import Payload
-from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, to_millis
 from backtest_persist.core.soft_delete import RemovableRow, SoftDeleteDbService, living_payload
 
 __all__ = (
+    "MEASURE",
     "MeasureCacheService",
     "MeasureContext",
     "MeasureDbService",
     "MeasureRow",
-    "MeasureServices",
     "PersistMeasureInstance",
 )
 
@@ -47,7 +47,7 @@ class MeasureCacheService(base_map("measure_cache", -1)):
         return await self.has(MeasureContext(bucket=bucket, entry_key=entry_key).cache_key)
 
     async def get_measure_id(self, bucket: str, entry_key: str) -> str | None:
-        """The id that Redis knows for this context, or None."""
+        """Return the id that Redis knows for this context, or None."""
         return await self.get(MeasureContext(bucket=bucket, entry_key=entry_key).cache_key)
 
     async def set_measure_id(self, row: MeasureRow) -> str:
@@ -61,62 +61,56 @@ class MeasureDbService(SoftDeleteDbService[MeasureContext, MeasureRow]):
 
     collection = "measure-items"
     secondary_indexes = ((("bucket", ASCENDING), ("removed", ASCENDING)),)
-    context_type = MeasureContext
-    row_type = MeasureRow
 
     async def upsert(self, bucket: str, entry_key: str, payload: PayloadInput | None) -> MeasureRow:
         """Replace the payload in one atomic write, which revives a removed entry."""
         context = MeasureContext(bucket=bucket, entry_key=entry_key)
-        return await self._upsert(context, self._live_fields(payload, context))
+        return await self.store.upsert(context, self.encoded_living(payload, context))
 
     async def find_by_context(self, bucket: str, entry_key: str) -> MeasureRow | None:
-        """The row of this context, or None."""
-        return await self._find(MeasureContext(bucket=bucket, entry_key=entry_key))
+        """Return the row of this context, or None."""
+        return await self.store.find(MeasureContext(bucket=bucket, entry_key=entry_key))
 
     async def soft_remove(self, bucket: str, entry_key: str) -> bool:
         """Turn the entry into a tombstone; False when there is none."""
-        return await self._soft_remove(MeasureContext(bucket=bucket, entry_key=entry_key))
+        return await self.store.soft_remove(MeasureContext(bucket=bucket, entry_key=entry_key))
 
     async def list_keys(self, bucket: str) -> list[str]:
         """The keys of a bucket that are not removed, oldest first."""
-        return [row.entry_key for row in await self._living({"bucket": checked_name(bucket, "bucket")})]
+        return [row.entry_key for row in await self.store.select({"bucket": checked_name(bucket, "bucket")})]
 
 
-class MeasureServices(Protocol):
-    """What the adapter needs of a container."""
-
-    @property
-    def measure_db_service(self) -> MeasureDbService:
-        """The db service of this domain."""
-        ...
-
-
-class PersistMeasureInstance(PersistInstance[MeasureServices]):
+class PersistMeasureInstance(PersistInstance[MeasureDbService]):
     """Keeps the cached answers of one bucket; exempt from look-ahead protection."""
 
-    def __init__(self, bucket: str, *, ioc: MeasureServices | None = None) -> None:
+    def __init__(self, bucket: str, *, ioc: Services | None = None) -> None:
         super().__init__(ioc)
         self.bucket = bucket
 
-    async def wait_for_init(self, initial: bool) -> None:
-        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
-        if initial:
-            await self._services.measure_db_service.wait_for_init()
-
     async def read_measure_data(self, key: str) -> Payload | None:
         """The answer, or None when absent or removed."""
-        return living_payload(await self._services.measure_db_service.find_by_context(self.bucket, key))
+        return living_payload(await self.db.find_by_context(self.bucket, key))
 
     async def list_measure_data(self) -> AsyncIterator[str]:
         """Iterate over the keys of the bucket, oldest first, without what is removed."""
-        for key in await self._services.measure_db_service.list_keys(self.bucket):
+        for key in await self.db.list_keys(self.bucket):
             yield key
 
     async def write_measure_data(self, data: PayloadInput | None, key: str, when: When) -> None:
         """Replace the answer; revives a removed one. `when` is checked, but not stored."""
         to_millis(when)
-        await self._services.measure_db_service.upsert(self.bucket, key, data)
+        await self.db.upsert(self.bucket, key, data)
 
     async def remove_measure_data(self, key: str) -> None:
         """Remove the answer from reads and lists; nothing happens when it is absent."""
-        await self._services.measure_db_service.soft_remove(self.bucket, key)
+        await self.db.soft_remove(self.bucket, key)
+
+
+MEASURE = Domain(
+    "measure",
+    Family.KEYED,
+    MeasureCacheService,
+    MeasureDbService,
+    PersistMeasureInstance,
+    FileLayout("data/measure", (("bucket",),), ("entry_key",)),
+)

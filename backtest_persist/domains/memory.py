@@ -1,24 +1,24 @@
 """Memories: what a strategy remembers about a signal, by bucket and id."""
 
 from collections.abc import AsyncIterator
-from typing import Protocol
 
 from pymongo import ASCENDING
 
 from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
+from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, checked_name, join_key
 from backtest_persist.core.payload import Payload
-from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, to_horizon, wire_when
 from backtest_persist.core.soft_delete import RemovableRow, SoftDeleteDbService, living_payload
 
 __all__ = (
+    "MEMORY",
     "MemoryCacheService",
     "MemoryContext",
     "MemoryDbService",
     "MemoryRow",
-    "MemoryServices",
     "PersistMemoryInstance",
 )
 
@@ -52,7 +52,7 @@ class MemoryCacheService(base_map("memory_cache", -1)):
         )
 
     async def get_memory_id(self, signal_id: str, bucket_name: str, memory_id: str) -> str | None:
-        """The id that Redis knows for this context, or None."""
+        """Return the id that Redis knows for this context, or None."""
         return await self.get(
             MemoryContext(signal_id=signal_id, bucket_name=bucket_name, memory_id=memory_id).cache_key
         )
@@ -68,28 +68,28 @@ class MemoryDbService(SoftDeleteDbService[MemoryContext, MemoryRow]):
 
     collection = "memory-items"
     secondary_indexes = ((("signalId", ASCENDING), ("bucketName", ASCENDING), ("removed", ASCENDING)),)
-    context_type = MemoryContext
-    row_type = MemoryRow
 
     async def upsert(
         self, signal_id: str, bucket_name: str, memory_id: str, payload: PayloadInput | None, when: When
     ) -> MemoryRow:
         """Replace the payload in one atomic write, which revives a removed entry; `when` is the simulation time."""
         context = MemoryContext(signal_id=signal_id, bucket_name=bucket_name, memory_id=memory_id)
-        return await self._upsert(context, {**self._live_fields(payload, context), "when": wire_when(when)})
+        return await self.store.upsert(context, {**self.encoded_living(payload, context), "when": wire_when(when)})
 
     async def find_by_context(self, signal_id: str, bucket_name: str, memory_id: str) -> MemoryRow | None:
-        """The row of this context, or None."""
-        return await self._find(MemoryContext(signal_id=signal_id, bucket_name=bucket_name, memory_id=memory_id))
+        """Return the row of this context, or None."""
+        return await self.store.find(MemoryContext(signal_id=signal_id, bucket_name=bucket_name, memory_id=memory_id))
 
     async def soft_remove(self, signal_id: str, bucket_name: str, memory_id: str) -> bool:
         """Turn the entry into a tombstone; False when there is none."""
-        return await self._soft_remove(MemoryContext(signal_id=signal_id, bucket_name=bucket_name, memory_id=memory_id))
+        return await self.store.soft_remove(
+            MemoryContext(signal_id=signal_id, bucket_name=bucket_name, memory_id=memory_id)
+        )
 
     async def list_entries(self, signal_id: str, bucket_name: str) -> list[MemoryRow]:
         """The rows of a bucket that are not removed, oldest first."""
-        return await self._living(
-            {"signalId": checked_name(signal_id, "signal_id"), "bucketName": checked_name(bucket_name, "bucket_name")}
+        return await self.store.select(
+            {"signal_id": checked_name(signal_id, "signal_id"), "bucket_name": checked_name(bucket_name, "bucket_name")}
         )
 
     async def has_memory_entry(self, signal_id: str, bucket_name: str, memory_id: str) -> bool:
@@ -97,55 +97,51 @@ class MemoryDbService(SoftDeleteDbService[MemoryContext, MemoryRow]):
         return await self.find_by_context(signal_id, bucket_name, memory_id) is not None
 
 
-class MemoryServices(Protocol):
-    """What the adapter needs of a container."""
-
-    @property
-    def memory_db_service(self) -> MemoryDbService:
-        """The db service of this domain."""
-        ...
-
-
-class PersistMemoryInstance(PersistInstance[MemoryServices]):
+class PersistMemoryInstance(PersistInstance[MemoryDbService]):
     """Keeps what a strategy remembers about a signal."""
 
-    def __init__(self, signal_id: str, bucket_name: str, *, ioc: MemoryServices | None = None) -> None:
+    def __init__(self, signal_id: str, bucket_name: str, *, ioc: Services | None = None) -> None:
         super().__init__(ioc)
         self.signal_id = signal_id
         self.bucket_name = bucket_name
 
-    async def wait_for_init(self, initial: bool) -> None:
-        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
-        if initial:
-            await self._services.memory_db_service.wait_for_init()
-
     async def read_memory_data(self, memory_id: str, *, when: When | None = None) -> Payload | None:
         """The memory, or None when absent, removed, or not yet written at `when` (aware datetime, or ms UTC)."""
         horizon = to_horizon(when)
-        row = await self._services.memory_db_service.find_by_context(self.signal_id, self.bucket_name, memory_id)
+        row = await self.db.find_by_context(self.signal_id, self.bucket_name, memory_id)
         return living_payload(row) if row is not None and row.when <= horizon else None
 
     async def has_memory_data(self, memory_id: str, *, when: When | None = None) -> bool:
         """Whether the memory was ever written (by `when`); a removed one counts."""
         horizon = to_horizon(when)
-        row = await self._services.memory_db_service.find_by_context(self.signal_id, self.bucket_name, memory_id)
+        row = await self.db.find_by_context(self.signal_id, self.bucket_name, memory_id)
         return row is not None and row.when <= horizon
 
     async def list_memory_data(self, *, when: When | None = None) -> AsyncIterator[tuple[str, Payload | None]]:
         """Iterate over (memory_id, data), oldest first, without what is removed or later than `when`."""
         horizon = to_horizon(when)
-        for row in await self._services.memory_db_service.list_entries(self.signal_id, self.bucket_name):
+        for row in await self.db.list_entries(self.signal_id, self.bucket_name):
             if row.when <= horizon:
                 yield row.memory_id, row.payload
 
     async def write_memory_data(self, data: PayloadInput | None, memory_id: str, when: When) -> None:
         """Replace the memory; revives a removed one. An earlier `when` overwrites."""
-        db = self._services.memory_db_service
+        db = self.db
         await db.upsert(self.signal_id, self.bucket_name, memory_id, data, when)
 
     async def remove_memory_data(self, memory_id: str) -> None:
         """Remove the memory from reads and lists; nothing happens when it is absent."""
-        await self._services.memory_db_service.soft_remove(self.signal_id, self.bucket_name, memory_id)
+        await self.db.soft_remove(self.signal_id, self.bucket_name, memory_id)
 
     async def dispose(self) -> None:
         """Let go of the instance: what is stored stays, and nothing is held here that needs closing."""
+
+
+MEMORY = Domain(
+    "memory",
+    Family.KEYED,
+    MemoryCacheService,
+    MemoryDbService,
+    PersistMemoryInstance,
+    FileLayout("memory", (("signal_id",), ("bucket_name",)), ("memory_id",), stated_by="when"),
+)

@@ -1,24 +1,24 @@
 """Notifications: what happened, for people to read, one document each, per mode."""
 
 from collections.abc import Iterable
-from typing import Protocol
 
 from pymongo import ASCENDING, DESCENDING
 
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
-from backtest_persist.core.keys import Flag, Name, checked_flag, join_key, mode_word
+from backtest_persist.core.domain import Domain, Family, FileLayout
+from backtest_persist.core.keys import Flag, Name, checked_flag, checked_limit, join_key, mode_word
 from backtest_persist.core.payload import Payload, encode_entries
-from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
 
 __all__ = (
+    "NOTIFICATION",
     "NotificationCacheService",
     "NotificationContext",
     "NotificationDbService",
     "NotificationRow",
-    "NotificationServices",
     "PersistNotificationInstance",
 )
 
@@ -49,7 +49,7 @@ class NotificationCacheService(base_map("notification_cache", -1)):
         return await self.has(NotificationContext(backtest=backtest, notification_id=notification_id).cache_key)
 
     async def get_notification_id(self, backtest: bool, notification_id: str) -> str | None:
-        """The id that Redis knows for this context, or None."""
+        """Return the id that Redis knows for this context, or None."""
         return await self.get(NotificationContext(backtest=backtest, notification_id=notification_id).cache_key)
 
     async def set_notification_id(self, row: NotificationRow) -> str:
@@ -63,13 +63,11 @@ class NotificationDbService(DbService[NotificationContext, NotificationRow]):
 
     collection = "notification-items"
     secondary_indexes = ((("backtest", ASCENDING), ("createDate", DESCENDING)),)
-    context_type = NotificationContext
-    row_type = NotificationRow
 
     async def upsert(self, backtest: bool, notification_id: str, payload: PayloadInput) -> NotificationRow:
         """Replace the payload in one atomic write."""
         context = NotificationContext(backtest=backtest, notification_id=notification_id)
-        return await self._upsert(context, {"payload": self._encode_entry(payload, context)})
+        return await self.store.upsert(context, {"payload": self.encoded_entry(payload, context)})
 
     async def upsert_many(self, backtest: bool, payloads: Iterable[PayloadInput]) -> int:
         """Write payloads in bulk, each under its own ``id``; returns how many were new."""
@@ -79,42 +77,39 @@ class NotificationDbService(DbService[NotificationContext, NotificationRow]):
             (NotificationContext(backtest=backtest, notification_id=notification_id), {"payload": payload})
             for notification_id, payload in encoded.items()
         ]
-        return await self._write_many(writes, replace=True)
+        return await self.store.upsert_many(writes, replace=True)
 
     async def list_by_mode(self, backtest: bool, limit: int | None = None) -> list[NotificationRow]:
         """All rows of a mode, or the newest `limit`; oldest first."""
-        return await self._newest({"backtest": checked_flag(backtest, "backtest")}, limit)
+        newest = None if limit is None else checked_limit(limit)
+        return await self.store.select({"backtest": checked_flag(backtest, "backtest")}, newest=newest)
 
     async def find_by_context(self, backtest: bool, notification_id: str) -> NotificationRow | None:
-        """The row of this context, or None."""
-        return await self._find(NotificationContext(backtest=backtest, notification_id=notification_id))
+        """Return the row of this context, or None."""
+        return await self.store.find(NotificationContext(backtest=backtest, notification_id=notification_id))
 
 
-class NotificationServices(Protocol):
-    """What the adapter needs of a container."""
-
-    @property
-    def notification_db_service(self) -> NotificationDbService:
-        """The db service of this domain."""
-        ...
-
-
-class PersistNotificationInstance(PersistInstance[NotificationServices]):
+class PersistNotificationInstance(PersistInstance[NotificationDbService]):
     """Keeps notifications of a mode; paper and live are `backtest=False`."""
 
-    def __init__(self, backtest: bool, *, ioc: NotificationServices | None = None) -> None:
+    def __init__(self, backtest: bool, *, ioc: Services | None = None) -> None:
         super().__init__(ioc)
         self.backtest = backtest
 
-    async def wait_for_init(self, initial: bool) -> None:
-        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
-        if initial:
-            await self._services.notification_db_service.wait_for_init()
-
     async def read_notification_data(self) -> list[Payload]:
         """The payloads of all notifications, oldest first."""
-        return [row.payload for row in await self._services.notification_db_service.list_by_mode(self.backtest)]
+        return [row.payload for row in await self.db.list_by_mode(self.backtest)]
 
     async def write_notification_data(self, notifications: Iterable[PayloadInput]) -> None:
         """Write notifications, each under its own ``id``; what is not among them stays."""
-        await self._services.notification_db_service.upsert_many(self.backtest, notifications)
+        await self.db.upsert_many(self.backtest, notifications)
+
+
+NOTIFICATION = Domain(
+    "notification",
+    Family.LIST,
+    NotificationCacheService,
+    NotificationDbService,
+    PersistNotificationInstance,
+    FileLayout("data/notification", (("backtest",),), ("notification_id",)),
+)

@@ -1,21 +1,20 @@
 """Partials: which profit and loss levels a signal has passed."""
 
-from typing import Protocol
-
 from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
+from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, join_key
 from backtest_persist.core.payload import Payload
-from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row, to_millis, wire_when
 
 __all__ = (
+    "PARTIAL",
     "PartialCacheService",
     "PartialContext",
     "PartialDbService",
     "PartialRow",
-    "PartialServices",
     "PersistPartialInstance",
 )
 
@@ -53,7 +52,7 @@ class PartialCacheService(base_map("partial_cache", -1)):
         )
 
     async def get_partial_id(self, symbol: str, strategy_name: str, exchange_name: str, signal_id: str) -> str | None:
-        """The id that Redis knows for this context, or None."""
+        """Return the id that Redis knows for this context, or None."""
         return await self.get(
             PartialContext(
                 symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name, signal_id=signal_id
@@ -70,8 +69,6 @@ class PartialDbService(DbService[PartialContext, PartialRow]):
     """Reads and writes ``partial-items``."""
 
     collection = "partial-items"
-    context_type = PartialContext
-    row_type = PartialRow
 
     async def upsert(
         self,
@@ -86,52 +83,42 @@ class PartialDbService(DbService[PartialContext, PartialRow]):
         context = PartialContext(
             symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name, signal_id=signal_id
         )
-        return await self._upsert(context, {"payload": self._encode(payload, context), "when": wire_when(when)})
+        return await self.store.upsert(context, {"payload": self.encoded(payload, context), "when": wire_when(when)})
 
     async def find_by_context(
         self, symbol: str, strategy_name: str, exchange_name: str, signal_id: str
     ) -> PartialRow | None:
-        """The row of this context, or None."""
-        return await self._find(
+        """Return the row of this context, or None."""
+        return await self.store.find(
             PartialContext(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name, signal_id=signal_id)
         )
 
 
-class PartialServices(Protocol):
-    """What the adapter needs of a container."""
-
-    @property
-    def partial_db_service(self) -> PartialDbService:
-        """The db service of this domain."""
-        ...
-
-
-class PersistPartialInstance(PersistInstance[PartialServices]):
+class PersistPartialInstance(PersistInstance[PartialDbService]):
     """Keeps the levels a signal has passed, for the signals of a symbol, a strategy and an exchange."""
 
-    def __init__(
-        self, symbol: str, strategy_name: str, exchange_name: str, *, ioc: PartialServices | None = None
-    ) -> None:
+    def __init__(self, symbol: str, strategy_name: str, exchange_name: str, *, ioc: Services | None = None) -> None:
         super().__init__(ioc)
         self.symbol = symbol
         self.strategy_name = strategy_name
         self.exchange_name = exchange_name
 
-    async def wait_for_init(self, initial: bool) -> None:
-        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
-        if initial:
-            await self._services.partial_db_service.wait_for_init()
-
     async def read_partial_data(self, signal_id: str, when: When) -> Payload:
         """What was known of the signal at `when` (aware datetime, or ms UTC); {} when absent or later than that."""
         horizon = to_millis(when)
-        row = await self._services.partial_db_service.find_by_context(
-            self.symbol, self.strategy_name, self.exchange_name, signal_id
-        )
+        row = await self.db.find_by_context(self.symbol, self.strategy_name, self.exchange_name, signal_id)
         return (row.payload or {}) if row is not None and row.when <= horizon else {}
 
     async def write_partial_data(self, data: PayloadInput, signal_id: str, when: When) -> None:
         """Replace what is known of the signal; an earlier `when` overwrites, so a backtest can start over."""
-        await self._services.partial_db_service.upsert(
-            self.symbol, self.strategy_name, self.exchange_name, signal_id, data, when
-        )
+        await self.db.upsert(self.symbol, self.strategy_name, self.exchange_name, signal_id, data, when)
+
+
+PARTIAL = Domain(
+    "partial",
+    Family.LATEST_VALUE,
+    PartialCacheService,
+    PartialDbService,
+    PersistPartialInstance,
+    FileLayout("data/partial", (("symbol", "strategy_name", "exchange_name"),), ("signal_id",)),
+)

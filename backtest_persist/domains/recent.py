@@ -1,22 +1,21 @@
 """Recents: the latest public signal of a context, per mode."""
 
-from typing import Protocol
-
 from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
+from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Flag, FrameName, Name, Timestamp, join_key, mode_word
 from backtest_persist.core.payload import Payload
-from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row, to_horizon, wire_when
 
 __all__ = (
+    "RECENT",
     "PersistRecentInstance",
     "RecentCacheService",
     "RecentContext",
     "RecentDbService",
     "RecentRow",
-    "RecentServices",
 )
 
 
@@ -62,7 +61,7 @@ class RecentCacheService(base_map("recent_cache", -1)):
     async def get_recent_id(
         self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool
     ) -> str | None:
-        """The id that Redis knows for this context, or None."""
+        """Return the id that Redis knows for this context, or None."""
         return await self.get(
             RecentContext(
                 symbol=symbol,
@@ -83,8 +82,6 @@ class RecentDbService(DbService[RecentContext, RecentRow]):
     """Reads and writes ``recent-items``."""
 
     collection = "recent-items"
-    context_type = RecentContext
-    row_type = RecentRow
 
     async def upsert(
         self,
@@ -104,13 +101,13 @@ class RecentDbService(DbService[RecentContext, RecentRow]):
             frame_name=frame_name,
             backtest=backtest,
         )
-        return await self._upsert(context, {"payload": self._encode(payload, context), "when": wire_when(when)})
+        return await self.store.upsert(context, {"payload": self.encoded(payload, context), "when": wire_when(when)})
 
     async def find_by_context(
         self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool
     ) -> RecentRow | None:
-        """The row of this context, or None."""
-        return await self._find(
+        """Return the row of this context, or None."""
+        return await self.store.find(
             RecentContext(
                 symbol=symbol,
                 strategy_name=strategy_name,
@@ -121,16 +118,7 @@ class RecentDbService(DbService[RecentContext, RecentRow]):
         )
 
 
-class RecentServices(Protocol):
-    """What the adapter needs of a container."""
-
-    @property
-    def recent_db_service(self) -> RecentDbService:
-        """The db service of this domain."""
-        ...
-
-
-class PersistRecentInstance(PersistInstance[RecentServices]):
+class PersistRecentInstance(PersistInstance[RecentDbService]):
     """Keeps the latest public signal of a context; paper and live are `backtest=False`."""
 
     def __init__(
@@ -141,7 +129,7 @@ class PersistRecentInstance(PersistInstance[RecentServices]):
         frame_name: str,
         backtest: bool,
         *,
-        ioc: RecentServices | None = None,
+        ioc: Services | None = None,
     ) -> None:
         super().__init__(ioc)
         self.symbol = symbol
@@ -150,21 +138,31 @@ class PersistRecentInstance(PersistInstance[RecentServices]):
         self.frame_name = frame_name
         self.backtest = backtest
 
-    async def wait_for_init(self, initial: bool) -> None:
-        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
-        if initial:
-            await self._services.recent_db_service.wait_for_init()
-
     async def read_recent_data(self, *, when: When | None = None) -> Payload | None:
         """The payload, or None when nothing is stored, or nothing yet at `when` (aware datetime, or ms UTC)."""
         horizon = to_horizon(when)
-        row = await self._services.recent_db_service.find_by_context(
+        row = await self.db.find_by_context(
             self.symbol, self.strategy_name, self.exchange_name, self.frame_name, self.backtest
         )
         return row.payload if row is not None and row.when <= horizon else None
 
     async def write_recent_data(self, row: PayloadInput | None, when: When) -> None:
         """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
-        await self._services.recent_db_service.upsert(
+        await self.db.upsert(
             self.symbol, self.strategy_name, self.exchange_name, self.frame_name, self.backtest, row, when
         )
+
+
+RECENT = Domain(
+    "recent",
+    Family.LATEST_VALUE,
+    RecentCacheService,
+    RecentDbService,
+    PersistRecentInstance,
+    FileLayout(
+        "data/recent",
+        (("symbol", "strategy_name", "exchange_name", "frame_name", "backtest"),),
+        ("symbol",),
+        stated_by="timestamp",
+    ),
+)

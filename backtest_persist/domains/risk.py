@@ -1,17 +1,18 @@
 """Risk: the open positions under one risk profile on an exchange."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from backtest_persist.contracts import When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
+from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, join_key
 from backtest_persist.core.payload import encode_list
-from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row, to_millis, wire_when
 
-__all__ = ("PersistRiskInstance", "RiskCacheService", "RiskContext", "RiskDbService", "RiskRow", "RiskServices")
+__all__ = ("RISK", "PersistRiskInstance", "RiskCacheService", "RiskContext", "RiskDbService", "RiskRow")
 
 
 class RiskContext(Context):
@@ -41,7 +42,7 @@ class RiskCacheService(base_map("risk_cache", -1)):
         return await self.has(RiskContext(risk_name=risk_name, exchange_name=exchange_name).cache_key)
 
     async def get_risk_id(self, risk_name: str, exchange_name: str) -> str | None:
-        """The id that Redis knows for this context, or None."""
+        """Return the id that Redis knows for this context, or None."""
         return await self.get(RiskContext(risk_name=risk_name, exchange_name=exchange_name).cache_key)
 
     async def set_risk_id(self, row: RiskRow) -> str:
@@ -54,48 +55,44 @@ class RiskDbService(DbService[RiskContext, RiskRow]):
     """Reads and writes ``risk-items``."""
 
     collection = "risk-items"
-    context_type = RiskContext
-    row_type = RiskRow
 
     async def upsert(self, risk_name: str, exchange_name: str, positions: Sequence[Any], when: When) -> RiskRow:
         """Replace the positions in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
         context = RiskContext(risk_name=risk_name, exchange_name=exchange_name)
-        fields = {"positions": encode_list(positions, self._what(context)), "when": wire_when(when)}
-        return await self._upsert(context, fields)
+        what = f"{self.collection} ({context.describe()})"
+        fields = {"positions": encode_list(positions, what), "when": wire_when(when)}
+        return await self.store.upsert(context, fields)
 
     async def find_by_context(self, risk_name: str, exchange_name: str) -> RiskRow | None:
-        """The row of this context, or None."""
-        return await self._find(RiskContext(risk_name=risk_name, exchange_name=exchange_name))
+        """Return the row of this context, or None."""
+        return await self.store.find(RiskContext(risk_name=risk_name, exchange_name=exchange_name))
 
 
-class RiskServices(Protocol):
-    """What the adapter needs of a container."""
-
-    @property
-    def risk_db_service(self) -> RiskDbService:
-        """The db service of this domain."""
-        ...
-
-
-class PersistRiskInstance(PersistInstance[RiskServices]):
+class PersistRiskInstance(PersistInstance[RiskDbService]):
     """Keeps the open positions under a risk profile."""
 
-    def __init__(self, risk_name: str, exchange_name: str, *, ioc: RiskServices | None = None) -> None:
+    def __init__(self, risk_name: str, exchange_name: str, *, ioc: Services | None = None) -> None:
         super().__init__(ioc)
         self.risk_name = risk_name
         self.exchange_name = exchange_name
 
-    async def wait_for_init(self, initial: bool) -> None:
-        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
-        if initial:
-            await self._services.risk_db_service.wait_for_init()
-
     async def read_position_data(self, when: When) -> list[Any]:
         """The positions known at `when` (aware datetime, or ms UTC); [] when absent or later than that."""
         horizon = to_millis(when)
-        row = await self._services.risk_db_service.find_by_context(self.risk_name, self.exchange_name)
+        row = await self.db.find_by_context(self.risk_name, self.exchange_name)
         return row.positions if row is not None and row.when <= horizon else []
 
     async def write_position_data(self, positions: Sequence[Any], when: When) -> None:
         """Replace the positions; an earlier `when` overwrites, so a backtest can start over."""
-        await self._services.risk_db_service.upsert(self.risk_name, self.exchange_name, positions, when)
+        await self.db.upsert(self.risk_name, self.exchange_name, positions, when)
+
+
+RISK = Domain(
+    "risk",
+    Family.LATEST_VALUE,
+    RiskCacheService,
+    RiskDbService,
+    PersistRiskInstance,
+    FileLayout("data/risk", (("risk_name", "exchange_name"),), fixed_file="positions"),
+    noun="position",
+)

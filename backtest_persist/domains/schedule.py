@@ -1,22 +1,21 @@
 """Schedules: the one signal that waits for its price, of a symbol, a strategy and an exchange."""
 
-from typing import Protocol
-
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
+from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, join_key
 from backtest_persist.core.payload import Payload
-from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
 
 __all__ = (
+    "SCHEDULE",
     "PersistScheduleInstance",
     "ScheduleCacheService",
     "ScheduleContext",
     "ScheduleDbService",
     "ScheduleRow",
-    "ScheduleServices",
 )
 
 
@@ -49,7 +48,7 @@ class ScheduleCacheService(base_map("schedule_cache", -1)):
         )
 
     async def get_schedule_id(self, symbol: str, strategy_name: str, exchange_name: str) -> str | None:
-        """The id that Redis knows for this context, or None."""
+        """Return the id that Redis knows for this context, or None."""
         return await self.get(
             ScheduleContext(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name).cache_key
         )
@@ -64,55 +63,45 @@ class ScheduleDbService(DbService[ScheduleContext, ScheduleRow]):
     """Reads and writes ``schedule-items``."""
 
     collection = "schedule-items"
-    context_type = ScheduleContext
-    row_type = ScheduleRow
 
     async def upsert(
         self, symbol: str, strategy_name: str, exchange_name: str, payload: PayloadInput | None
     ) -> ScheduleRow:
         """Replace the payload in one atomic write; None means that nothing is open."""
         context = ScheduleContext(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name)
-        return await self._upsert(context, {"payload": self._encode(payload, context)})
+        return await self.store.upsert(context, {"payload": self.encoded(payload, context)})
 
     async def find_by_context(self, symbol: str, strategy_name: str, exchange_name: str) -> ScheduleRow | None:
-        """The row of this context, or None."""
-        return await self._find(
+        """Return the row of this context, or None."""
+        return await self.store.find(
             ScheduleContext(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name)
         )
 
 
-class ScheduleServices(Protocol):
-    """What the adapter needs of a container."""
-
-    @property
-    def schedule_db_service(self) -> ScheduleDbService:
-        """The db service of this domain."""
-        ...
-
-
-class PersistScheduleInstance(PersistInstance[ScheduleServices]):
+class PersistScheduleInstance(PersistInstance[ScheduleDbService]):
     """Keeps the pending signal of a symbol, a strategy and an exchange across restarts."""
 
-    def __init__(
-        self, symbol: str, strategy_name: str, exchange_name: str, *, ioc: ScheduleServices | None = None
-    ) -> None:
+    def __init__(self, symbol: str, strategy_name: str, exchange_name: str, *, ioc: Services | None = None) -> None:
         super().__init__(ioc)
         self.symbol = symbol
         self.strategy_name = strategy_name
         self.exchange_name = exchange_name
 
-    async def wait_for_init(self, initial: bool) -> None:
-        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
-        if initial:
-            await self._services.schedule_db_service.wait_for_init()
-
     async def read_schedule_data(self) -> Payload | None:
         """The payload, or None when nothing is open."""
-        row = await self._services.schedule_db_service.find_by_context(
-            self.symbol, self.strategy_name, self.exchange_name
-        )
+        row = await self.db.find_by_context(self.symbol, self.strategy_name, self.exchange_name)
         return None if row is None else row.payload
 
     async def write_schedule_data(self, row: PayloadInput | None) -> None:
         """Replace the payload; None says that nothing is open any more."""
-        await self._services.schedule_db_service.upsert(self.symbol, self.strategy_name, self.exchange_name, row)
+        await self.db.upsert(self.symbol, self.strategy_name, self.exchange_name, row)
+
+
+SCHEDULE = Domain(
+    "schedule",
+    Family.LATEST_VALUE,
+    ScheduleCacheService,
+    ScheduleDbService,
+    PersistScheduleInstance,
+    FileLayout("data/schedule", (("symbol", "strategy_name", "exchange_name"),), ("symbol",)),
+)

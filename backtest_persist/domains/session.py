@@ -1,22 +1,21 @@
 """Sessions: the free state of a strategy's run, per mode."""
 
-from typing import Protocol
-
 from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
+from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Flag, FrameName, Name, Timestamp, join_key, mode_word
 from backtest_persist.core.payload import Payload
-from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row, to_horizon, wire_when
 
 __all__ = (
+    "SESSION",
     "PersistSessionInstance",
     "SessionCacheService",
     "SessionContext",
     "SessionDbService",
     "SessionRow",
-    "SessionServices",
 )
 
 
@@ -62,7 +61,7 @@ class SessionCacheService(base_map("session_cache", -1)):
     async def get_session_id(
         self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool
     ) -> str | None:
-        """The id that Redis knows for this context, or None."""
+        """Return the id that Redis knows for this context, or None."""
         return await self.get(
             SessionContext(
                 strategy_name=strategy_name,
@@ -83,8 +82,6 @@ class SessionDbService(DbService[SessionContext, SessionRow]):
     """Reads and writes ``session-items``."""
 
     collection = "session-items"
-    context_type = SessionContext
-    row_type = SessionRow
 
     async def upsert(
         self,
@@ -104,13 +101,13 @@ class SessionDbService(DbService[SessionContext, SessionRow]):
             symbol=symbol,
             backtest=backtest,
         )
-        return await self._upsert(context, {"payload": self._encode(payload, context), "when": wire_when(when)})
+        return await self.store.upsert(context, {"payload": self.encoded(payload, context), "when": wire_when(when)})
 
     async def find_by_context(
         self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool
     ) -> SessionRow | None:
-        """The row of this context, or None."""
-        return await self._find(
+        """Return the row of this context, or None."""
+        return await self.store.find(
             SessionContext(
                 strategy_name=strategy_name,
                 exchange_name=exchange_name,
@@ -121,16 +118,7 @@ class SessionDbService(DbService[SessionContext, SessionRow]):
         )
 
 
-class SessionServices(Protocol):
-    """What the adapter needs of a container."""
-
-    @property
-    def session_db_service(self) -> SessionDbService:
-        """The db service of this domain."""
-        ...
-
-
-class PersistSessionInstance(PersistInstance[SessionServices]):
+class PersistSessionInstance(PersistInstance[SessionDbService]):
     """Keeps the state of a run; paper and live are `backtest=False`."""
 
     def __init__(
@@ -141,7 +129,7 @@ class PersistSessionInstance(PersistInstance[SessionServices]):
         symbol: str,
         backtest: bool,
         *,
-        ioc: SessionServices | None = None,
+        ioc: Services | None = None,
     ) -> None:
         super().__init__(ioc)
         self.strategy_name = strategy_name
@@ -150,24 +138,34 @@ class PersistSessionInstance(PersistInstance[SessionServices]):
         self.symbol = symbol
         self.backtest = backtest
 
-    async def wait_for_init(self, initial: bool) -> None:
-        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
-        if initial:
-            await self._services.session_db_service.wait_for_init()
-
     async def read_session_data(self, *, when: When | None = None) -> Payload | None:
         """The payload, or None when nothing is stored, or nothing yet at `when` (aware datetime, or ms UTC)."""
         horizon = to_horizon(when)
-        row = await self._services.session_db_service.find_by_context(
+        row = await self.db.find_by_context(
             self.strategy_name, self.exchange_name, self.frame_name, self.symbol, self.backtest
         )
         return row.payload if row is not None and row.when <= horizon else None
 
     async def write_session_data(self, data: PayloadInput | None, when: When) -> None:
         """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
-        await self._services.session_db_service.upsert(
+        await self.db.upsert(
             self.strategy_name, self.exchange_name, self.frame_name, self.symbol, self.backtest, data, when
         )
 
     async def dispose(self) -> None:
         """Let go of the instance: what is stored stays, and nothing is held here that needs closing."""
+
+
+SESSION = Domain(
+    "session",
+    Family.LATEST_VALUE,
+    SessionCacheService,
+    SessionDbService,
+    PersistSessionInstance,
+    FileLayout(
+        "session",
+        (("strategy_name",), ("exchange_name",), ("frame_name",)),
+        ("symbol", "backtest"),
+        stated_by="when",
+    ),
+)

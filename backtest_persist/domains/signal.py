@@ -1,22 +1,21 @@
 """Signals: the one open signal of a symbol, a strategy and an exchange."""
 
-from typing import Protocol
-
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
+from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, join_key
 from backtest_persist.core.payload import Payload
-from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
 
 __all__ = (
+    "SIGNAL",
     "PersistSignalInstance",
     "SignalCacheService",
     "SignalContext",
     "SignalDbService",
     "SignalRow",
-    "SignalServices",
 )
 
 
@@ -49,7 +48,7 @@ class SignalCacheService(base_map("signal_cache", -1)):
         )
 
     async def get_signal_id(self, symbol: str, strategy_name: str, exchange_name: str) -> str | None:
-        """The id that Redis knows for this context, or None."""
+        """Return the id that Redis knows for this context, or None."""
         return await self.get(
             SignalContext(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name).cache_key
         )
@@ -64,53 +63,45 @@ class SignalDbService(DbService[SignalContext, SignalRow]):
     """Reads and writes ``signal-items``."""
 
     collection = "signal-items"
-    context_type = SignalContext
-    row_type = SignalRow
 
     async def upsert(
         self, symbol: str, strategy_name: str, exchange_name: str, payload: PayloadInput | None
     ) -> SignalRow:
         """Replace the payload in one atomic write; None means that nothing is open."""
         context = SignalContext(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name)
-        return await self._upsert(context, {"payload": self._encode(payload, context)})
+        return await self.store.upsert(context, {"payload": self.encoded(payload, context)})
 
     async def find_by_context(self, symbol: str, strategy_name: str, exchange_name: str) -> SignalRow | None:
-        """The row of this context, or None."""
-        return await self._find(SignalContext(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name))
+        """Return the row of this context, or None."""
+        return await self.store.find(
+            SignalContext(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name)
+        )
 
 
-class SignalServices(Protocol):
-    """What the adapter needs of a container."""
-
-    @property
-    def signal_db_service(self) -> SignalDbService:
-        """The db service of this domain."""
-        ...
-
-
-class PersistSignalInstance(PersistInstance[SignalServices]):
+class PersistSignalInstance(PersistInstance[SignalDbService]):
     """Keeps the open signal of a symbol, a strategy and an exchange across restarts."""
 
-    def __init__(
-        self, symbol: str, strategy_name: str, exchange_name: str, *, ioc: SignalServices | None = None
-    ) -> None:
+    def __init__(self, symbol: str, strategy_name: str, exchange_name: str, *, ioc: Services | None = None) -> None:
         super().__init__(ioc)
         self.symbol = symbol
         self.strategy_name = strategy_name
         self.exchange_name = exchange_name
 
-    async def wait_for_init(self, initial: bool) -> None:
-        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
-        if initial:
-            await self._services.signal_db_service.wait_for_init()
-
     async def read_signal_data(self) -> Payload | None:
         """The payload, or None when nothing is open."""
-        row = await self._services.signal_db_service.find_by_context(
-            self.symbol, self.strategy_name, self.exchange_name
-        )
+        row = await self.db.find_by_context(self.symbol, self.strategy_name, self.exchange_name)
         return None if row is None else row.payload
 
     async def write_signal_data(self, row: PayloadInput | None) -> None:
         """Replace the payload; None says that nothing is open any more."""
-        await self._services.signal_db_service.upsert(self.symbol, self.strategy_name, self.exchange_name, row)
+        await self.db.upsert(self.symbol, self.strategy_name, self.exchange_name, row)
+
+
+SIGNAL = Domain(
+    "signal",
+    Family.LATEST_VALUE,
+    SignalCacheService,
+    SignalDbService,
+    PersistSignalInstance,
+    FileLayout("data/signal", (("symbol", "strategy_name", "exchange_name"),), ("symbol",)),
+)

@@ -1,16 +1,15 @@
 """States: the free state of a signal, by bucket."""
 
-from typing import Protocol
-
 from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
+from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, join_key
 from backtest_persist.core.payload import Payload
-from backtest_persist.core.persist_instance import PersistInstance
+from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row, to_horizon, wire_when
 
-__all__ = ("PersistStateInstance", "StateCacheService", "StateContext", "StateDbService", "StateRow", "StateServices")
+__all__ = ("STATE", "PersistStateInstance", "StateCacheService", "StateContext", "StateDbService", "StateRow")
 
 
 class StateContext(Context):
@@ -40,7 +39,7 @@ class StateCacheService(base_map("state_cache", -1)):
         return await self.has(StateContext(signal_id=signal_id, bucket_name=bucket_name).cache_key)
 
     async def get_state_id(self, signal_id: str, bucket_name: str) -> str | None:
-        """The id that Redis knows for this context, or None."""
+        """Return the id that Redis knows for this context, or None."""
         return await self.get(StateContext(signal_id=signal_id, bucket_name=bucket_name).cache_key)
 
     async def set_state_id(self, row: StateRow) -> str:
@@ -53,50 +52,44 @@ class StateDbService(DbService[StateContext, StateRow]):
     """Reads and writes ``state-items``."""
 
     collection = "state-items"
-    context_type = StateContext
-    row_type = StateRow
 
     async def upsert(self, signal_id: str, bucket_name: str, payload: PayloadInput | None, when: When) -> StateRow:
         """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
         context = StateContext(signal_id=signal_id, bucket_name=bucket_name)
-        return await self._upsert(context, {"payload": self._encode(payload, context), "when": wire_when(when)})
+        return await self.store.upsert(context, {"payload": self.encoded(payload, context), "when": wire_when(when)})
 
     async def find_by_context(self, signal_id: str, bucket_name: str) -> StateRow | None:
-        """The row of this context, or None."""
-        return await self._find(StateContext(signal_id=signal_id, bucket_name=bucket_name))
+        """Return the row of this context, or None."""
+        return await self.store.find(StateContext(signal_id=signal_id, bucket_name=bucket_name))
 
 
-class StateServices(Protocol):
-    """What the adapter needs of a container."""
-
-    @property
-    def state_db_service(self) -> StateDbService:
-        """The db service of this domain."""
-        ...
-
-
-class PersistStateInstance(PersistInstance[StateServices]):
+class PersistStateInstance(PersistInstance[StateDbService]):
     """Keeps the state of a signal in a bucket."""
 
-    def __init__(self, signal_id: str, bucket_name: str, *, ioc: StateServices | None = None) -> None:
+    def __init__(self, signal_id: str, bucket_name: str, *, ioc: Services | None = None) -> None:
         super().__init__(ioc)
         self.signal_id = signal_id
         self.bucket_name = bucket_name
 
-    async def wait_for_init(self, initial: bool) -> None:
-        """Verify the indexes of this domain when `initial`; may be called again, also after a failure."""
-        if initial:
-            await self._services.state_db_service.wait_for_init()
-
     async def read_state_data(self, *, when: When | None = None) -> Payload | None:
         """The payload, or None when nothing is stored, or nothing yet at `when` (aware datetime, or ms UTC)."""
         horizon = to_horizon(when)
-        row = await self._services.state_db_service.find_by_context(self.signal_id, self.bucket_name)
+        row = await self.db.find_by_context(self.signal_id, self.bucket_name)
         return row.payload if row is not None and row.when <= horizon else None
 
     async def write_state_data(self, data: PayloadInput | None, when: When) -> None:
         """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
-        await self._services.state_db_service.upsert(self.signal_id, self.bucket_name, data, when)
+        await self.db.upsert(self.signal_id, self.bucket_name, data, when)
 
     async def dispose(self) -> None:
         """Let go of the instance: what is stored stays, and nothing is held here that needs closing."""
+
+
+STATE = Domain(
+    "state",
+    Family.LATEST_VALUE,
+    StateCacheService,
+    StateDbService,
+    PersistStateInstance,
+    FileLayout("state", (("signal_id",), ("bucket_name",)), ("bucket_name",), stated_by="when"),
+)

@@ -1,6 +1,28 @@
-"""Operations: `examine` finds out what is wrong, `verify` and `rebuild` keep Redis true to MongoDB."""
+"""Operations on whole databases: examine, verify, rebuild, migrate, initiate; they do the work and render nothing."""
 
-from backtest_persist.operations.cache import Count, Rebuilt, Verified, rebuild, verify
-from backtest_persist.operations.doctor import Diagnosis, Finding, Level, examine
+from backtest_persist.operations.cache.comparison import IdCounts
+from backtest_persist.operations.cache.rebuilding import Rebuilt, rebuild
+from backtest_persist.operations.cache.verification import Verified, verify
+from backtest_persist.operations.doctor import examine
+from backtest_persist.operations.doctor.diagnosis import Diagnosis, Finding, Level
+from backtest_persist.operations.migration import Migrated, find_narrow_indexes, migrate
+from backtest_persist.operations.progress import Progress
+from backtest_persist.operations.replica_set import ReplicaSet, initiate
 
-__all__ = ("Count", "Diagnosis", "Finding", "Level", "Rebuilt", "Verified", "examine", "rebuild", "verify")
+__all__ = (
+    "Diagnosis",
+    "Finding",
+    "IdCounts",
+    "Level",
+    "Migrated",
+    "Progress",
+    "Rebuilt",
+    "ReplicaSet",
+    "Verified",
+    "examine",
+    "find_narrow_indexes",
+    "initiate",
+    "migrate",
+    "rebuild",
+    "verify",
+)

@@ -20,21 +20,21 @@ class LatestValue(Suite):
         """The registry gives fifteen instances that satisfy the fifteen protocols."""
         async with self.open(tmp_path) as persist:
             instances = {
-                contracts.PersistBreakevenInstance: await persist.breakeven("s", "t", "e"),
-                contracts.PersistCandleInstance: await persist.candle("s", "1m", "e"),
-                contracts.PersistIntervalInstance: await persist.interval("b"),
-                contracts.PersistLogInstance: await persist.log(),
-                contracts.PersistMeasureInstance: await persist.measure("b"),
-                contracts.PersistMemoryInstance: await persist.memory("sig", "b"),
-                contracts.PersistNotificationInstance: await persist.notification(True),
-                contracts.PersistPartialInstance: await persist.partial("s", "t", "e"),
-                contracts.PersistRecentInstance: await persist.recent("s", "t", "e", "f", True),
-                contracts.PersistRiskInstance: await persist.risk("r", "e"),
-                contracts.PersistScheduleInstance: await persist.schedule("s", "t", "e"),
-                contracts.PersistSessionInstance: await persist.session("t", "e", "f", "s", True),
-                contracts.PersistSignalInstance: await persist.signal("s", "t", "e"),
-                contracts.PersistStateInstance: await persist.state("sig", "b"),
-                contracts.PersistStorageInstance: await persist.storage(True),
+                contracts.BreakevenAdapter: await persist.breakeven("s", "t", "e"),
+                contracts.CandleAdapter: await persist.candle("s", "1m", "e"),
+                contracts.IntervalAdapter: await persist.interval("b"),
+                contracts.LogAdapter: await persist.log(),
+                contracts.MeasureAdapter: await persist.measure("b"),
+                contracts.MemoryAdapter: await persist.memory("sig", "b"),
+                contracts.NotificationAdapter: await persist.notification(True),
+                contracts.PartialAdapter: await persist.partial("s", "t", "e"),
+                contracts.RecentAdapter: await persist.recent("s", "t", "e", "f", True),
+                contracts.RiskAdapter: await persist.risk("r", "e"),
+                contracts.ScheduleAdapter: await persist.schedule("s", "t", "e"),
+                contracts.SessionAdapter: await persist.session("t", "e", "f", "s", True),
+                contracts.SignalAdapter: await persist.signal("s", "t", "e"),
+                contracts.StateAdapter: await persist.state("sig", "b"),
+                contracts.StorageAdapter: await persist.storage(True),
             }
             assert len(instances) == 15
             for contract, instance in instances.items():

@@ -22,7 +22,7 @@ class TestReference(Conformance):
     """The backend of a user."""
 
     def use(self, persist: Registry, place: Path) -> None:
-        persist.use(Reference(Store(place)))
+        persist.use(Reference(Store(place)).factories())
 
 
 class TestJson(Conformance):

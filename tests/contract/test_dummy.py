@@ -20,7 +20,7 @@ def persist() -> Registry:
 async def test_every_dummy_satisfies_its_contract(persist: Registry, domain: str) -> None:
     """The instance behind each entry has all that its protocol asks for."""
     instance = await getattr(persist, domain)(*ADAPTER_CONTEXTS[domain])
-    assert isinstance(instance, getattr(contracts, f"Persist{domain.capitalize()}Instance"))
+    assert isinstance(instance, getattr(contracts, f"{domain.capitalize()}Adapter"))
 
 
 async def test_writes_vanish_and_reads_find_nothing(persist: Registry) -> None:

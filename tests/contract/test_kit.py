@@ -134,7 +134,7 @@ def test_the_five_lines_of_the_documentation_run_in_a_project_of_its_own(tmp_pat
     example = textwrap.dedent(text.partition("::\n\n")[2].partition("\n\n`place`")[0])
     assert len(example.splitlines()) <= 7
     for directory, name, source in (
-        ("library", "my_backend.py", "from backtest_persist.backends.json.adapters import JsonBackend as open\n"),
+        ("library", "my_backend.py", "from backtest_persist.backends.json.backend import JsonBackend as open\n"),
         ("tests", "test_mine.py", example),
     ):
         (tmp_path / directory).mkdir()

@@ -8,18 +8,14 @@ from typing import Any
 
 import pytest
 
-from backtest_persist import Container, InvalidKeyError, Registry, contracts
+from backtest_persist import Container, InvalidKeyError, PersistScheduleInstance, Registry, SettingsError, contracts
 from backtest_persist.backends.dummy import DummyBackend
-from backtest_persist.backends.json.adapters import JsonBackend
+from backtest_persist.backends.json.backend import JsonBackend
 from backtest_persist.backends.mongo import MongoBackend
+from backtest_persist.domains import DOMAINS
 from tests.support.cases import ADAPTER_CONTEXTS
 
-PROTOCOLS: dict[str, Any] = {
-    domain: getattr(contracts, f"Persist{domain.capitalize()}Instance")
-    for domain, _ in inspect.getmembers(contracts.Backend, inspect.isfunction)
-    if not domain.startswith("_")
-}
-CONTEXT = {"backtest": True, "interval": "1m"}
+PROTOCOLS: dict[str, Any] = {domain.name: getattr(contracts, f"{domain.name.title()}Adapter") for domain in DOMAINS}
 BAD_NAMES: list[Any] = ["", "a\0b", "\ud800", None, 5, True, b"a", ["a"], {"$gt": ""}]
 BAD_FLAGS: list[Any] = [1, 1.0, 0, "true", None, [True]]
 
@@ -57,22 +53,22 @@ def backends(place: Path) -> list[contracts.Backend]:
 
 def test_every_backend_builds_an_adapter_for_every_domain_without_any_io(tmp_path: Path) -> None:
     """All satisfy their runtime-checkable protocols, are called by position, and touch neither servers nor disk."""
-    assert len(PROTOCOLS) == 15
     place = tmp_path / "not yet"
     for backend in backends(place):
         for domain, protocol in PROTOCOLS.items():
-            names = list(inspect.signature(getattr(contracts.Backend, domain)).parameters)[1:]
-            adapter = getattr(backend, domain)(*(CONTEXT.get(name, name) for name in names))
+            adapter = backend[domain](*ADAPTER_CONTEXTS[domain])
             assert isinstance(adapter, protocol)
     assert not place.exists()
 
 
-def test_every_entry_takes_what_its_factory_takes() -> None:
-    """The parameters of every entry are those of the contract, by name and in order."""
-    for domain in PROTOCOLS:
-        entry = inspect.signature(type(getattr(Registry(), domain)).__call__)
-        factory = inspect.signature(getattr(contracts.Backend, domain))
-        assert list(entry.parameters) == list(factory.parameters)
+def test_every_entry_takes_what_its_adapter_takes() -> None:
+    """The registry spells out an entry for each domain, with the parameters of the adapter by name and in order."""
+    for domain in DOMAINS:
+        declared: Any = inspect.getattr_static(Registry, domain.name)
+        assert list(declared.signature.parameters.values())[1:] == [
+            parameter.replace(annotation=declared.signature.parameters[name].annotation)
+            for name, parameter in domain.signature.parameters.items()
+        ]
 
 
 async def test_an_entry_memoises_one_instance_per_context(persist: Registry) -> None:
@@ -110,23 +106,30 @@ async def test_use_swaps_one_domain_and_forgets_its_instances(persist: Registry,
     assert await persist.schedule("s", "t", "e") is not schedule
 
     on_mongo = Registry(container)
-    default = await on_mongo.signal("s", "t", "e")
+    default: Any = await on_mongo.signal("s", "t", "e")
     on_mongo.use_dummy()
     on_mongo.use_mongo()
-    back = await on_mongo.signal("s", "t", "e")
-    assert type(back) is type(default) is not type(signal)
+    back: Any = await on_mongo.signal("s", "t", "e")
+    assert back.db is default.db is container.signal_db_service
     assert back is not default
 
 
-async def test_use_takes_any_object_with_a_factory_for_every_domain(persist: Registry) -> None:
-    """Domains that it did not override behave as its base; factories are called with the context by position."""
-
-    class Mine(DummyBackend):
-        signal = Recorder  # pyright: ignore[reportAssignmentType]
-
-    persist.use(Mine())
+async def test_use_takes_any_mapping_of_domains_to_factories(persist: Registry) -> None:
+    """Domains that are not overridden behave as those of the mapping; factories get the context by position."""
+    persist.use({**DummyBackend(), "signal": Recorder})
     assert isinstance(await persist.signal("s", "t", "e"), Recorder)
     assert await (await persist.log()).read_log_data() == []
+
+
+async def test_a_domain_that_a_backend_lacks_is_named_when_it_is_asked_for(persist: Registry) -> None:
+    """Nothing of another backend is left behind the entry; a class of one's own can be put there."""
+    persist.use({"signal": Recorder})
+    await persist.signal("s", "t", "e")
+    with pytest.raises(SettingsError, match="schedule"):
+        await persist.schedule("s", "t", "e")
+    persist.schedule.use(PersistScheduleInstance)
+    persist.use_dummy()
+    assert await (await persist.schedule("s", "t", "e")).read_schedule_data() is None
 
 
 async def test_two_registries_share_nothing(tmp_path: Path) -> None:
@@ -192,9 +195,16 @@ async def test_an_entry_refuses_a_bad_context_whatever_stands_behind_it(persist:
         for bad in [*bad_ones, "7m"] if good == "1m" else bad_ones:
             with pytest.raises(InvalidKeyError):
                 await entry(*context[:place], bad, *context[place + 1 :])
+    built: list[tuple[Any, ...]] = []
+
+    def build(*parts: Any) -> Any:
+        built.append(parts)
+        return DummyBackend()[domain](*parts)
+
+    entry.use(build)
     instance = await entry(*context)
-    assert instance.context == context
-    assert [type(part) for part in instance.context] == [type(part) for part in context]
+    assert built == [context]
+    assert [type(part) for part in built[0]] == [type(part) for part in context]
     assert await entry(*context) is instance
 
 
@@ -206,7 +216,7 @@ async def test_a_member_of_a_str_enum_is_the_context_of_its_content(persist: Reg
 
     persist.use_dummy()
     instance: Any = await persist.signal(Sym.BTC, "t", "e")
-    assert type(instance.context[0]) is str
+    assert type(instance.symbol) is str
     assert await persist.signal("BTCUSDT", "t", "e") is instance
 
 

@@ -13,7 +13,7 @@ from anyio import move_on_after
 from motor.frameworks.asyncio import _EXECUTOR
 
 from backtest_persist import Container, Settings
-from backtest_persist.core import db_service
+from backtest_persist.core import mongo_store
 from tests.support.fail_points import Failing
 from tests.support.processes import settings_environment, start_python
 from tests.support.servers import is_running_command, wait_until
@@ -159,7 +159,7 @@ async def test_a_list_that_ends_while_a_batch_hangs(
     The server is silent for longer than the deadline, also when the cursor is closed; or all threads of Motor are busy,
     so that the cursor is not closed.
     """
-    monkeypatch.setattr(db_service, "LIST_BATCH", 10)
+    monkeypatch.setattr(mongo_store, "LIST_BATCH", 10)
 
     async def at_work() -> bool:
         return await is_running_command(settings, "getMore")

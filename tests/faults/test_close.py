@@ -142,7 +142,7 @@ async def test_close_in_a_cancelled_task(settings: Settings, failing: Failing) -
             await asyncio.wait([task])
     assert task.cancelled()
     assert closed
-    assert container.mongo_service._states.held is None
+    assert container.mongo_service._states.current_value is None
     with pytest.raises(ClosedError):
         await container.signal_db_service.find_by_context("s", "t", "e")
     await wait_until_disconnected(settings)

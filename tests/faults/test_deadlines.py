@@ -11,8 +11,10 @@ import pytest
 from bson import ObjectId
 
 from backtest_persist import Container, LogRow, Settings, StoreUnavailableError, WriteOutcomeUnknownError
-from backtest_persist.core import db_service
-from backtest_persist.operations import Count, ids, rebuild, verify
+from backtest_persist.core import mongo_store
+from backtest_persist.core.query import to_sort
+from backtest_persist.operations import IdCounts, rebuild, verify
+from backtest_persist.operations.cache import collection
 from backtest_persist.testing.domains import candle
 from tests.support.commands import monitored_container
 from tests.support.fail_points import Failing
@@ -84,8 +86,8 @@ async def slow(container: Container, failing: Failing, monkeypatch: pytest.Monke
 
     The server counts that, so of one query it gives three or four batches within its second.
     """
-    monkeypatch.setattr(db_service, "LIST_BATCH", 10)
-    monkeypatch.setattr(ids, "BATCH", 20)
+    monkeypatch.setattr(mongo_store, "LIST_BATCH", 10)
+    monkeypatch.setattr(collection, "BATCH", 20)
     entries = [{"entryId": f"i{n:02}", "payload": {"id": f"i{n:02}"}, **dated(n // 30)} for n in range(100)]
     random.shuffle(entries)  # neither their ids nor where they lie follow the dates
     candles = [{**SERIES, **candle(n % 25), "symbol": f"s{n // 25}", **dated(0)} for n in range(100)]
@@ -111,7 +113,7 @@ async def test_a_list_may_take_the_server_longer_than_one_operation(container: C
         return [row async for row in log.iterate(sort=[("entry_id", 1)])]
 
     async def sifted() -> list[LogRow]:
-        return [row async for rows, _ in log.sift(sort=[("_id", 1)]) for row in rows]
+        return [row async for rows, _ in log.mongo_store.sift(sort=[("_id", 1)]) for row in rows]
 
     by_date, filtered, page, by_context, by_id, series = await asyncio.gather(
         log.find_all(),
@@ -148,7 +150,7 @@ async def test_a_list_goes_on_behind_values_of_another_type(
     container: Container, failing: Failing, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever the time of the server ends, the list continues behind ids and dates of every type."""
-    monkeypatch.setattr(db_service, "LIST_BATCH", 1)
+    monkeypatch.setattr(mongo_store, "LIST_BATCH", 1)
     log = container.log_db_service
     await log.wait_for_init()
     entry: dict[str, Any] = {"payload": {}, **dated(0)}
@@ -156,7 +158,7 @@ async def test_a_list_goes_on_behind_values_of_another_type(
     documents = [{name: value for name, value in whole.items() if value is not MISSING} for whole in documents]
     await container.mongo_service.collection(log.collection).insert_many(documents)
     async with failing("getMore", times=1000, errorCode=50):
-        listing = log._listing({}, log._sort(None), list[dict[str, Any]])
+        listing = log.mongo_store.listing({}, to_sort(None, log.schema()), list[dict[str, Any]])
         found = [document["entryId"] async for batch in listing for document in batch]
         assert found == [f"i{n}" for n in range(len(documents))]
         numbers = {"_id": math.nan, **entry, "entryId": "nan"}, {"_id": 5.25, **entry, "entryId": "number"}
@@ -180,7 +182,7 @@ async def test_a_list_that_nobody_could_go_on_with_says_what_to_do(container: Co
 async def test_redis_is_compared_with_more_documents_than_a_deadline_allows(container: Container) -> None:
     """`verify` sees, and `rebuild` remembers, every document once, whatever the server needs for all of them."""
     found = await verify(container)
-    assert found.domains["log"] == Count(missing=100)
+    assert found.domains["log"] == IdCounts(missing=100)
     assert (await rebuild(container, domains=["log"])).domains == {"log": 100}
     assert await container.log_cache_service.size() == 100
 

@@ -1,4 +1,4 @@
-"""The doctor and servers that are ill: it ends in time, says what is wrong, and knows what does no harm."""
+"""`examine` on servers that fail: it ends in time, names the fault, and accepts what does no harm."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -9,7 +9,8 @@ import pytest
 from pydantic import SecretStr
 
 from backtest_persist import Container, Settings, StoreUnavailableError
-from backtest_persist.operations import Diagnosis, Finding, Level, examine, verify
+from backtest_persist.operations import Level, examine, verify
+from tests.support.diagnoses import levels, not_ok
 from tests.support.fail_points import Failing
 from tests.support.servers import configured_redis, suspended_mongo, suspended_redis
 from tests.support.stopwatch import Stopwatch
@@ -19,11 +20,6 @@ from tests.support.stopwatch import Stopwatch
 def settings(settings: Settings) -> Settings:
     """Deadlines that a test can wait for."""
     return settings.model_copy(update={"mongo_timeout_ms": 1000, "redis_timeout_ms": 100})
-
-
-def amiss(diagnosis: Diagnosis) -> dict[str, Finding]:
-    """What is not ok, by check."""
-    return {finding.check: finding for finding in diagnosis.findings if finding.level is not Level.OK}
 
 
 @asynccontextmanager
@@ -56,8 +52,8 @@ async def test_a_mongod_that_answers_nothing(container: Container) -> None:
         assert watch.seconds < 2.5
         with pytest.raises(StoreUnavailableError):
             await verify(container)
-    assert amiss(diagnosis).keys() == {"mongodb"}
-    assert amiss(diagnosis)["mongodb"].level is Level.PROBLEM
+    assert not_ok(diagnosis).keys() == {"mongodb"}
+    assert not_ok(diagnosis)["mongodb"].level is Level.PROBLEM
     assert "redis.latency" in {finding.check for finding in diagnosis.findings}
 
 
@@ -68,9 +64,9 @@ async def test_a_redis_that_answers_nothing(container: Container) -> None:
         with Stopwatch() as watch:
             diagnosis = await examine(container)
         assert watch.seconds < 7
-    assert amiss(diagnosis).keys() == {"redis"}
-    assert amiss(diagnosis)["redis"].level is Level.PROBLEM
-    assert "no answer within 5 s" in amiss(diagnosis)["redis"].text
+    assert not_ok(diagnosis).keys() == {"redis"}
+    assert not_ok(diagnosis)["redis"].level is Level.PROBLEM
+    assert "no answer within 5 s" in not_ok(diagnosis)["redis"].text
     assert "mongodb.latency" in {finding.check for finding in diagnosis.findings}
 
 
@@ -81,9 +77,8 @@ async def test_a_mongod_that_stops_answering_on_the_way(container: Container, fa
         with Stopwatch() as watch:
             diagnosis = await examine(container)
         assert watch.seconds < 4
-    levels = {check: finding.level for check, finding in amiss(diagnosis).items()}
-    assert levels["mongodb.indexes.signal"] is Level.PROBLEM
-    assert "mongodb.rights" not in levels
+    assert levels(diagnosis)["mongodb.indexes.signal"] is Level.PROBLEM
+    assert "mongodb.rights" not in levels(diagnosis)
 
 
 async def test_a_mongod_that_is_just_in_time_every_time(container: Container, failing: Failing) -> None:
@@ -91,7 +86,7 @@ async def test_a_mongod_that_is_just_in_time_every_time(container: Container, fa
     await container.wait_for_init()
     async with failing("ping", times=100, blockConnection=True, blockTimeMS=900):
         with Stopwatch() as watch:
-            found = amiss(await examine(container))
+            found = not_ok(await examine(container))
         assert watch.seconds < 4
     assert {check: finding.level for check, finding in found.items()} == {"mongodb": Level.PROBLEM}
 
@@ -100,7 +95,7 @@ async def test_pings_that_take_long_are_warnings(container: Container, failing: 
     """More than a tenth of the deadline of an operation is worth a line; the median is measured in ms."""
     await container.wait_for_init()
     async with failing("ping", times=100, blockConnection=True, blockTimeMS=150):
-        found = amiss(await examine(container))
+        found = not_ok(await examine(container))
     assert {check: finding.level for check, finding in found.items()} == {"mongodb.latency": Level.WARNING}
     assert 150 <= found["mongodb.latency"].values["median_ms"] < 1000
 
@@ -112,7 +107,7 @@ async def test_a_redis_slower_than_its_deadline_is_a_warning(container: Containe
     assert url is not None
     async with delayed(url.get_secret_value().removeprefix("unix://"), 0.08) as port:
         slow = Container(settings.model_copy(update={"redis_url": SecretStr(f"redis://127.0.0.1:{port}")}))
-        found = amiss(await examine(slow))
+        found = not_ok(await examine(slow))
         await slow.close()
     assert {check: finding.level for check, finding in found.items()} == {"redis.latency": Level.WARNING}
     assert found["redis.latency"].values["median_ms"] >= 80
@@ -132,7 +127,7 @@ async def test_memory_and_policies_of_redis(container: Container) -> None:
     ):
         async with configured_redis(container, maxmemory_policy=policy), configured_redis(container, maxmemory=limit):
             diagnosis = await examine(container)
-        found = amiss(diagnosis)
+        found = not_ok(diagnosis)
         assert {check: finding.level for check, finding in found.items()} == ({"redis.memory": level} if level else {})
         (memory,) = (finding for finding in diagnosis.findings if finding.check == "redis.memory")
         assert memory.values["policy"] == policy
@@ -155,7 +150,7 @@ async def test_a_replica_is_a_problem(container: Container) -> None:
     redis: Any = container.redis_service.client
     await redis.replicaof("127.0.0.1", 1)
     try:
-        found = amiss(await examine(container))
+        found = not_ok(await examine(container))
     finally:
         await redis.replicaof("NO", "ONE")
     assert {check: finding.level for check, finding in found.items()} == {"redis.role": Level.PROBLEM}
@@ -171,13 +166,14 @@ async def test_a_password_is_asked_for_and_never_shown(container: Container, set
         other = Container(settings.model_copy(update={"redis_url": wrong}))
         diagnosis = await examine(other)
         await other.close()
-    assert amiss(diagnosis).keys() == {"redis"}
-    assert "invalid username-password pair" in amiss(diagnosis)["redis"].text
+    assert not_ok(diagnosis).keys() == {"redis"}
+    assert "invalid username-password pair" in not_ok(diagnosis)["redis"].text
+    assert "Correct user and password" in not_ok(diagnosis)["redis"].advice
     assert "canary" not in repr(diagnosis)
 
 
 async def test_a_user_of_redis_with_few_rights_is_enough(container: Container, settings: Settings) -> None:
-    """One who may do what the services need, and no INFO and no TTL: unknown is said, and nothing is amiss."""
+    """One who may do what the services need, and no INFO and no TTL: unknown is said, and every finding is ok."""
     await container.wait_for_init()
     await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
     redis: Any = container.redis_service.client
@@ -194,7 +190,7 @@ async def test_a_user_of_redis_with_few_rights_is_enough(container: Container, s
     finally:
         await other.close()
         await redis.execute_command("ACL", "DELUSER", "few")
-    assert amiss(diagnosis) == {}
+    assert not_ok(diagnosis) == {}
     said = {finding.check: finding for finding in diagnosis.findings}
     assert "unknown" in said["redis.version"].text
     assert said["cache"].values["right"] == 1

@@ -23,7 +23,7 @@ from backtest_persist import (
     WriteRejectedError,
     base_map,
 )
-from backtest_persist.connections import RedisService
+from backtest_persist.connections.circuit import CircuitBreaker
 from backtest_persist.testing.domains import DOMAINS, LISTS, REMOVABLE, Domain, Parts
 from tests.support.cases import CASES, Case
 from tests.support.commands import Commands, close_client, monitored_client
@@ -75,8 +75,8 @@ class Operation:
 @pytest.fixture(autouse=True)
 def _breaker_without_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each attempt asks Redis, whatever the one before it has met."""
-    monkeypatch.setattr(RedisService, "FIRST_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(RedisService, "LONGEST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(CircuitBreaker, "FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(CircuitBreaker, "LONGEST_PAUSE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -343,7 +343,7 @@ class ServicePlace:
     async def restore(self) -> None:
         fields = {"positions" if self.case.domain == "risk" else "payload": self.payload(NEW)}
         fields |= {name: self.case.document[name] for name in ("when", "removed") if name in self.case.document}
-        await self.db.restore([(self.db.context_type(**self.context), fields)])
+        await self.db.mongo_store.restore([(self.db.context_type(**self.context), fields)])
 
     async def list_all(self) -> int | None:
         wire = {name: value for name, value in self.context.items() if value != "interval"}

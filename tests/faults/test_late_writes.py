@@ -91,7 +91,7 @@ async def test_after_a_deletion_of_nothing(settings: Settings, gone: str) -> Non
         if gone == "import":
             context = db.context_type(bucket="b", entry_key="k")
             fields = {"payload": {"n": "zombie"}, "removed": False, "when": 0}
-            await abandon(await hold_back(proxy, db.restore([(context, fields)])))
+            await abandon(await hold_back(proxy, db.mongo_store.restore([(context, fields)])))
         else:
             await abandon(await hold_back(proxy, db.upsert("b", "k", {"n": "zombie"}, 0)), gone)
         assert await acknowledged(lambda: db.clear_bucket("b")) == 0
@@ -214,7 +214,10 @@ async def test_new_settings_while_the_network_is_silent(settings: Settings) -> N
             await write(container, "zombie")
         container.configure(with_short_deadline(settings))
         for _ in range(2):  # the server is silent to the second attempt as well
-            with Stopwatch() as watch, pytest.raises(StoreUnavailableError, match="other settings is still under way"):
+            with (
+                Stopwatch() as watch,
+                pytest.raises(StoreUnavailableError, match="other settings is still in progress"),
+            ):
                 await write(container, "early")
             assert watch.seconds < DEADLINE + GRACE
         proxy.passing.set()

@@ -18,7 +18,7 @@ from backtest_persist import (
     WriteOutcomeUnknownError,
     WriteRejectedError,
 )
-from backtest_persist.core import db_service
+from backtest_persist.core import mongo_store, write_queue
 from tests.support.fail_points import Failing
 from tests.support.servers import disable_sessions
 from tests.support.stopwatch import GRACE, timed
@@ -30,7 +30,7 @@ async def increment(container: Container) -> None:
     """Count one up, by which a write that is applied twice is seen."""
     states = container.state_db_service
     context = states.context_type(signal_id="s", bucket_name="b")
-    await states._find_and_update(context, {"$inc": {"payload.n": 1}}, upsert=True)
+    await states.mongo_store.update(context, {"$inc": {"payload.n": 1}}, upsert=True)
 
 
 async def counted(container: Container) -> int:
@@ -203,7 +203,7 @@ PARTS: dict[str, tuple[str, str, Callable[[Container], Awaitable[Any]]]] = {
 @pytest.fixture
 async def parted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Container]:
     """A container that sends ten items with one command."""
-    monkeypatch.setattr(db_service, "BULK_SIZE", PART)
+    monkeypatch.setattr(write_queue, "BULK_SIZE", PART)
     async with Container(settings.model_copy(update={"candle_chunk_size": PART})) as container:
         yield container
 
@@ -265,7 +265,7 @@ async def test_an_acknowledged_write_whose_row_cannot_be_read_is_not_denied(
 
 async def test_connections_without_sessions_are_left(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes go on by others, in their order, once each and without an error; reads and lists as before."""
-    monkeypatch.setattr(db_service, "FLIGHT_SIZE", 20)
+    monkeypatch.setattr(mongo_store, "BATCH_SIZE", 20)
     async with Container(settings) as container:
         states, logs = container.state_db_service, container.log_db_service
         await asyncio.gather(*(service.count() for service in container.db_services))

@@ -19,7 +19,7 @@ from backtest_persist import (
     WriteOutcomeUnknownError,
     WriteRejectedError,
 )
-from backtest_persist.core import db_service
+from backtest_persist.core import write_queue
 from tests.support.fail_points import Failing
 from tests.support.load import under_load
 from tests.support.servers import PrivateMongo, suspended, wait_until, without_primary
@@ -85,7 +85,7 @@ async def test_a_step_down_under_load_loses_and_doubles_nothing(mongo_settings: 
         async def increment() -> None:
             while not done:
                 update = {"$inc": {"payload.n": 1}}
-                end, seconds = await timed(states._find_and_update(context, update, upsert=True))
+                end, seconds = await timed(states.mongo_store.update(context, update, upsert=True))
                 outcomes.append(("counter", end, seconds))
 
         async def append(task: int) -> None:
@@ -191,7 +191,7 @@ async def test_a_server_that_goes_away_between_the_parts_of_a_call(
     mongo_settings: Settings, mongo: PrivateMongo, domain: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing of the next part was sent, yet what was stored before is: the outcome is unknown, and says how much."""
-    monkeypatch.setattr(db_service, "BULK_SIZE", 10)
+    monkeypatch.setattr(write_queue, "BULK_SIZE", 10)
     items = [{"id": f"{n}"} for n in range(25)]
     async with Container(mongo_settings) as container, AsyncMongoClient[dict[str, Any]](mongo.direct_uri) as admin:
         redis, mongo_client = container.redis_service, container.mongo_service.client

@@ -48,7 +48,7 @@ async def test_a_write_whose_reply_is_lost_is_applied_once(settings: Settings) -
         context = db.context_type(signal_id="s", bucket_name="b")
         for n in range(1, 4):
             proxy.drop_reply_to = b"findAndModify"
-            row = await db._find_and_update(context, {"$inc": {"payload.n": 1}}, upsert=True)
+            row = await db.mongo_store.update(context, {"$inc": {"payload.n": 1}}, upsert=True)
             assert proxy.drop_reply_to == b""
             assert row is not None
             assert row.payload == {"n": n}

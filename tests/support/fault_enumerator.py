@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pytest
 import redis.exceptions
@@ -214,6 +214,11 @@ class _Cursor:
             cursor = self._open()
             self._cursor = await cursor if inspect.isawaitable(cursor) else cursor
         return self._cursor
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        """What of PyMongo's is a coroutine that returns a cursor; the command is sent with the first batch."""
+        return self
+        yield
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self

@@ -15,11 +15,12 @@ from typing import Any, cast
 
 from bson.decimal128 import Decimal128
 
-from backtest_persist.contracts import CandleData, CandleInterval, Payload, PayloadInput, When
+from backtest_persist.contracts import Backend, CandleData, CandleInterval, Payload, PayloadInput, When
 from backtest_persist.core.keys import checked_flag, checked_name, mode_word
+from backtest_persist.core.ohlcv import checked_candle, checked_window, closed_candles
 from backtest_persist.core.payload import encode_entries, encode_list, encode_payload
 from backtest_persist.core.row import to_horizon, to_millis
-from backtest_persist.domains.candle import checked_candle, checked_window, closed_candles
+from backtest_persist.domains import DOMAINS
 
 __all__ = ("Reference", "Store")
 
@@ -306,6 +307,9 @@ class Reference:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+
+    def factories(self) -> Backend:
+        return {domain.name: getattr(self, domain.name) for domain in DOMAINS}
 
     def breakeven(self, symbol: str, strategy_name: str, exchange_name: str) -> Breakeven:
         return Breakeven(self.store, "breakeven", symbol, strategy_name, exchange_name)

@@ -20,8 +20,8 @@ from backtest_persist import (
 
 
 async def registry() -> None:
-    assert_type(await persist.signal("BTCUSDT", "s", "binance"), contracts.PersistSignalInstance)
-    assert_type(await persist.candle("BTCUSDT", "1m", "binance"), contracts.PersistCandleInstance)
+    assert_type(await persist.signal("BTCUSDT", "s", "binance"), contracts.SignalAdapter)
+    assert_type(await persist.candle("BTCUSDT", "1m", "binance"), contracts.CandleAdapter)
     signal = await persist.signal("BTCUSDT", strategy_name="s", exchange_name="binance")
     assert_type(await signal.read_signal_data(), dict[str, Any] | None)
     risk = await persist.risk("r", "binance")
@@ -48,5 +48,5 @@ async def services() -> None:
 
 def adapters(
     signal: PersistSignalInstance,
-) -> contracts.PersistSignalInstance:
+) -> contracts.SignalAdapter:
     return signal

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import StoreUnavailableError
-from backtest_persist.core.batching import Flights, Seat
+from backtest_persist.core.batching import Batcher, Call
 
 
 def timed_out(item: Any) -> Exception:
@@ -19,15 +19,22 @@ def timed_out(item: Any) -> Exception:
 class Recorder:
     """Records the batches that are sent; each is answered when the test sets its reply."""
 
-    def __init__(self, *, limit: int = 1, size: int = 100, deadline: float = 60.0, alone: Any = nullcontext) -> None:
+    def __init__(
+        self, *, max_in_flight: int = 1, max_size: int = 100, timeout: float = 60.0, limit: Any = nullcontext
+    ) -> None:
         self.sent: list[list[Any]] = []
         self.seconds: list[float] = []
         self.replies: list[asyncio.Event] = []
-        self.batcher: Flights[Any, Any] = Flights(
-            self.answer, limit=limit, size=size, deadline=deadline, late=timed_out, alone=alone
+        self.batcher: Batcher[Any, Any] = Batcher(
+            self.answer,
+            max_in_flight=max_in_flight,
+            max_size=max_size,
+            timeout=timeout,
+            timed_out=timed_out,
+            limit=limit,
         )
 
-    async def answer(self, calls: Sequence[Seat[Any, Any]], seconds: float) -> None:
+    async def answer(self, calls: Sequence[Call[Any, Any]], seconds: float) -> None:
         self.sent.append([call.item for call in calls])
         self.seconds.append(seconds)
         reply = asyncio.Event()
@@ -35,13 +42,13 @@ class Recorder:
         await reply.wait()
         for call in calls:
             if isinstance(call.item, Exception):
-                call.crash(call.item)
+                call.fail(call.item)
             else:
-                call.land(call.item)
+                call.resolve(call.item)
 
     async def close(self) -> None:
         """Answer everything."""
-        while self.batcher._flying:
+        while self.batcher._in_flight:
             for reply in self.replies:
                 reply.set()
             await asyncio.sleep(0)
@@ -71,15 +78,15 @@ async def make_recorder() -> AsyncIterator[RecorderMaker]:
 
 async def submit_behind_one(recorder: Recorder, items: str) -> list[asyncio.Future[Any]]:
     """Send a batch of the first item alone, and submit the others, which have to wait for it."""
-    first = recorder.batcher.board(items[0])
+    first = recorder.batcher.submit(items[0])
     await recorder.turn()
-    return [first, *(recorder.batcher.board(item) for item in items[1:])]
+    return [first, *(recorder.batcher.submit(item) for item in items[1:])]
 
 
 async def test_a_single_call_is_sent_at_once(make_recorder: RecorderMaker) -> None:
     """With no batch in flight a call is sent in the same turn of the loop, without waiting for others."""
     recorder = make_recorder()
-    first = recorder.batcher.board("a")
+    first = recorder.batcher.submit("a")
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert recorder.sent == [["a"]]
@@ -95,7 +102,7 @@ async def test_a_single_read_takes_no_task(make_recorder: RecorderMaker) -> None
     assert recorder.sent == [["a"]]
     tasks = asyncio.all_tasks()
     assert tasks == {asking, asyncio.current_task()}
-    second = recorder.batcher.board("b")
+    second = recorder.batcher.submit("b")
     await recorder.turn()
     assert recorder.sent == [["a"]]
     asking.cancel()
@@ -109,7 +116,7 @@ async def test_a_single_read_takes_no_task(make_recorder: RecorderMaker) -> None
 
 async def test_a_read_is_resolved_or_fails_as_its_batch_does(make_recorder: RecorderMaker) -> None:
     """In the task of the caller and in a batch, an answer is returned and an error is raised."""
-    recorder = make_recorder(limit=2)
+    recorder = make_recorder(max_in_flight=2)
     for company in (0, 3):
         items: list[Any] = ["a", LookupError("mine"), *range(company)]
         asking = [asyncio.create_task(recorder.batcher.ask(item)) for item in items]
@@ -140,7 +147,7 @@ async def test_callers_that_read_at_the_same_time_share_a_batch_from_the_second_
     make_recorder: RecorderMaker,
 ) -> None:
     """Two callers that read in the same turn, again and again, wait for each other; a single caller does not wait."""
-    recorder = make_recorder(limit=2)
+    recorder = make_recorder(max_in_flight=2)
     for items in ("ab", "cd", "e", "f"):
         asking = [asyncio.create_task(recorder.batcher.ask(item)) for item in items]
         while not all(task.done() for task in asking):
@@ -148,13 +155,13 @@ async def test_callers_that_read_at_the_same_time_share_a_batch_from_the_second_
             for reply in recorder.replies:
                 reply.set()
     assert recorder.sent == [["a"], ["b"], ["c", "d"], ["e"], ["f"]]
-    assert not recorder.batcher._crowded
+    assert not recorder.batcher._contended
 
 
 async def test_calls_of_one_turn_share_a_batch(make_recorder: RecorderMaker) -> None:
     """Calls that are submitted before the event loop comes round are sent together."""
     recorder = make_recorder()
-    answers = [recorder.batcher.board(item) for item in "abc"]
+    answers = [recorder.batcher.submit(item) for item in "abc"]
     await recorder.turn()
     assert recorder.sent == [["a", "b", "c"]]
     recorder.replies[0].set()
@@ -174,13 +181,13 @@ async def test_pending_calls_share_a_batch_in_their_order(make_recorder: Recorde
 
 async def test_a_call_never_joins_a_batch_that_was_sent(make_recorder: RecorderMaker) -> None:
     """A second batch is sent beside the first one where the limit allows it, and the call is part of that."""
-    recorder = make_recorder(limit=2)
-    recorder.batcher.board("a")
+    recorder = make_recorder(max_in_flight=2)
+    recorder.batcher.submit("a")
     await recorder.turn()
-    recorder.batcher.board("b")
-    recorder.batcher.board("c")
+    recorder.batcher.submit("b")
+    recorder.batcher.submit("c")
     await recorder.turn()
-    recorder.batcher.board("d")
+    recorder.batcher.submit("d")
     await recorder.turn()
     assert recorder.sent == [["a"], ["b", "c"]]
     recorder.replies[1].set()
@@ -190,7 +197,7 @@ async def test_a_call_never_joins_a_batch_that_was_sent(make_recorder: RecorderM
 
 async def test_a_batch_has_a_limited_size(make_recorder: RecorderMaker) -> None:
     """Calls beyond it are sent with the following batches."""
-    recorder = make_recorder(size=2)
+    recorder = make_recorder(max_size=2)
     await submit_behind_one(recorder, "abcde")
     for reply in range(4):
         await recorder.turn()
@@ -217,7 +224,7 @@ async def test_each_call_has_its_own_error(make_recorder: RecorderMaker) -> None
     """A call is resolved or fails by itself; when a batch fails as a whole, each of its calls fails."""
     recorder = make_recorder()
     await submit_behind_one(recorder, "a")
-    good, bad = recorder.batcher.board("b"), recorder.batcher.board(LookupError("mine"))
+    good, bad = recorder.batcher.submit("b"), recorder.batcher.submit(LookupError("mine"))
     await recorder.turn()
     recorder.replies[0].set()
     await recorder.turn()
@@ -226,22 +233,22 @@ async def test_each_call_has_its_own_error(make_recorder: RecorderMaker) -> None
     with pytest.raises(LookupError, match="mine"):
         await bad
 
-    async def fail(calls: Sequence[Seat[Any, Any]], seconds: float) -> None:
+    async def fail(calls: Sequence[Call[Any, Any]], seconds: float) -> None:
         raise ConnectionError("all")
 
-    batcher: Flights[Any, Any] = Flights(fail, limit=1, size=9, deadline=60.0, late=timed_out)
-    answers = [batcher.board(item) for item in "abc"]
+    batcher: Batcher[Any, Any] = Batcher(fail, max_in_flight=1, max_size=9, timeout=60.0, timed_out=timed_out)
+    answers = [batcher.submit(item) for item in "abc"]
     assert [str(error) for error in await asyncio.gather(*answers, return_exceptions=True)] == ["all"] * 3
     await batcher.drain()
-    assert not batcher._flying
+    assert not batcher._in_flight
 
 
 async def test_a_call_that_was_pending_for_its_whole_deadline_is_not_sent(make_recorder: RecorderMaker) -> None:
     """Time in the queue counts: a call without time left fails, and a batch has the time that is left."""
-    recorder = make_recorder(deadline=0.05)
+    recorder = make_recorder(timeout=0.05)
     first, second = await submit_behind_one(recorder, "ab")
     await asyncio.sleep(0.06)  # the deadline itself is what passes here
-    third = recorder.batcher.board("c")
+    third = recorder.batcher.submit("c")
     recorder.replies[0].set()
     async with asyncio.timeout(5):
         with pytest.raises(StoreUnavailableError, match="nothing was sent"):
@@ -256,13 +263,13 @@ async def test_a_call_that_was_pending_for_its_whole_deadline_is_not_sent(make_r
 
 async def test_a_call_times_out_while_its_batch_goes_on(make_recorder: RecorderMaker) -> None:
     """Calls in flight and pending calls fail in time; the batch counts against the limit until it ends."""
-    recorder = make_recorder(deadline=0.05)
+    recorder = make_recorder(timeout=0.05)
     answers = await submit_behind_one(recorder, "ab")
     async with asyncio.timeout(5):
         for answer, item in zip(answers, "ab", strict=True):
             with pytest.raises(StoreUnavailableError, match=f"{item} timed out"):
                 await answer
-    third = recorder.batcher.board("c")
+    third = recorder.batcher.submit("c")
     await recorder.turn()
     assert recorder.sent == [["a"]]
     recorder.replies[0].set()
@@ -274,7 +281,7 @@ async def test_a_call_times_out_while_its_batch_goes_on(make_recorder: RecorderM
 
 async def test_a_busy_event_loop_times_out_no_call(make_recorder: RecorderMaker) -> None:
     """An answer that came while the loop was busy with something else is given to its caller."""
-    recorder = make_recorder(deadline=0.05)
+    recorder = make_recorder(timeout=0.05)
     (answer,) = await submit_behind_one(recorder, "a")
     loop = asyncio.get_running_loop()
     loop.call_soon(loop.call_soon, recorder.replies[0].set)
@@ -288,16 +295,16 @@ async def test_a_single_read_is_bounded_in_the_task_of_its_caller(make_recorder:
     def impatient(seconds: float) -> asyncio.Timeout:
         return asyncio.timeout(seconds / 10)
 
-    recorder = make_recorder(deadline=0.1, alone=impatient)
+    recorder = make_recorder(timeout=0.1, limit=impatient)
     with pytest.raises(StoreUnavailableError, match="a timed out"):
         await recorder.batcher.ask("a")
-    assert not recorder.batcher._flying
-    recorder = make_recorder(alone=None)
+    assert not recorder.batcher._in_flight
+    recorder = make_recorder(limit=None)
     asking = asyncio.create_task(recorder.batcher.ask("b"))
     await recorder.turn()
     asking.cancel()
     await recorder.turn()
-    assert (asking.cancelled(), len(recorder.batcher._flying)) == (True, 1)
+    assert (asking.cancelled(), len(recorder.batcher._in_flight)) == (True, 1)
 
 
 async def test_draining_waits_for_pending_calls(make_recorder: RecorderMaker) -> None:
@@ -319,13 +326,13 @@ def test_a_call_submitted_at_the_end_of_the_loop_is_sent() -> None:
 
     async def main() -> None:
         recorder = Recorder()
-        dispatched = recorder.batcher.board("a")
+        dispatched = recorder.batcher.submit("a")
 
         async def strategy() -> None:
             try:
                 await asyncio.Event().wait()
             finally:
-                last = recorder.batcher.board("last")
+                last = recorder.batcher.submit("last")
                 asyncio.get_running_loop().call_later(0.01, lambda: recorder.replies[-1].set())
                 answers.append(await last)
 
@@ -343,11 +350,11 @@ def test_a_call_submitted_at_the_end_of_the_loop_is_sent() -> None:
 async def test_a_batch_that_is_cancelled_before_it_begins_does_not_count(make_recorder: RecorderMaker) -> None:
     """The end of a loop may come just then; pending calls are sent, and draining ends."""
     recorder = make_recorder()
-    first = recorder.batcher.board("a")
+    first = recorder.batcher.submit("a")
     await asyncio.sleep(0)
-    (task,) = recorder.batcher._flying
+    (task,) = recorder.batcher._in_flight
     task.cancel()
-    second = recorder.batcher.board("b")
+    second = recorder.batcher.submit("b")
     await recorder.turn()
     assert first.cancelled()
     assert recorder.sent == [["b"]]

@@ -9,10 +9,9 @@ from pymongo import UpdateOne
 from pymongo.errors import AutoReconnect, BulkWriteError
 
 from backtest_persist import StoreUnavailableError
-from backtest_persist.core.documents import Bulk, taken, write_bulk
+from backtest_persist.core.bulk import DUPLICATE_KEY, BulkOutcome, already_stored, write_bulk
 from backtest_persist.core.indexes import BAD_HINT
 
-DUPLICATE_KEY = 11000
 REFUSED = 121  # DocumentValidationFailure
 NOT_MET = {"code": 64, "errmsg": "waiting for replication timed out"}
 IDS = [ObjectId() for _ in range(6)]
@@ -56,14 +55,14 @@ class Collection:
     async def prepare(self) -> None:
         self.prepared += 1
 
-    async def write(self, count: int) -> Bulk:
+    async def write(self, count: int) -> BulkOutcome:
         anything: Any = self
         bulk = await write_bulk(anything, OPERATIONS[:count], "session", self.prepare)
         assert self._replies == []
         return bulk
 
 
-def codes_of(bulk: Bulk) -> dict[int, list[int]]:
+def codes_of(bulk: BulkOutcome) -> dict[int, list[int]]:
     """Return the codes in the error of each operation that was refused by the server."""
     found: dict[int, list[int]] = {}
     for position, error in bulk.refused.items():
@@ -77,7 +76,7 @@ async def test_a_bulk_is_one_unordered_command_of_the_session() -> None:
     """Operations that do not depend on each other are sent at once, so that one that is refused leaves the others."""
     collection = Collection(Acknowledged({0: IDS[0], 2: IDS[2]}))
     bulk = await collection.write(3)
-    assert bulk == Bulk({0: IDS[0], 2: IDS[2]}, {})
+    assert bulk == BulkOutcome({0: IDS[0], 2: IDS[2]}, {})
     assert collection.sent == [[0, 1, 2]]
     assert collection.options == [{"ordered": False, "session": "session"}]
     assert collection.prepared == 0
@@ -85,7 +84,7 @@ async def test_a_bulk_is_one_unordered_command_of_the_session() -> None:
 
 async def test_a_bulk_that_stored_nothing_new_has_no_ids() -> None:
     """The driver says None where no document was inserted."""
-    assert await Collection(Acknowledged(None)).write(2) == Bulk({}, {})
+    assert await Collection(Acknowledged(None)).write(2) == BulkOutcome({}, {})
 
 
 async def test_first_writes_that_met_others_are_repeated() -> None:
@@ -95,7 +94,7 @@ async def test_first_writes_that_met_others_are_repeated() -> None:
     )
     bulk = await collection.write(5)
     assert collection.sent == [[0, 1, 2, 3, 4], [1, 4]]
-    assert bulk == Bulk({0: IDS[0], 3: IDS[3], 4: IDS[4]}, {})
+    assert bulk == BulkOutcome({0: IDS[0], 3: IDS[3], 4: IDS[4]}, {})
     assert collection.prepared == 0
 
 
@@ -105,7 +104,7 @@ async def test_operations_without_their_index_are_repeated_once_it_is_there() ->
     bulk = await collection.write(3)
     assert collection.sent == [[0, 1, 2], [0, 2]]
     assert collection.prepared == 1
-    assert bulk == Bulk({0: IDS[0], 1: IDS[1], 2: IDS[2]}, {})
+    assert bulk == BulkOutcome({0: IDS[0], 1: IDS[1], 2: IDS[2]}, {})
 
 
 async def test_an_operation_is_repeated_once() -> None:
@@ -195,7 +194,7 @@ async def test_a_connection_that_breaks_later_is_an_error_of_what_was_repeated()
 
 def test_inserts_of_contexts_that_are_stored_are_told_by_position() -> None:
     """A duplicate key is no problem of an insert that loses to the first write."""
-    assert taken(failed({1: DUPLICATE_KEY, 3: DUPLICATE_KEY})) == {1, 3}
+    assert already_stored(failed({1: DUPLICATE_KEY, 3: DUPLICATE_KEY})) == {1, 3}
 
 
 @pytest.mark.parametrize(
@@ -210,5 +209,5 @@ def test_inserts_of_contexts_that_are_stored_are_told_by_position() -> None:
 def test_any_other_problem_of_an_insert_is_raised(error: BulkWriteError) -> None:
     """An insert that was refused for another reason, or may be lost, does not count as stored before."""
     with pytest.raises(BulkWriteError) as caught:
-        taken(error)
+        already_stored(error)
     assert caught.value is error

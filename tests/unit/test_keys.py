@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bson import ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backtest_persist import CandleRow, InvalidKeyError, SignalRow
-from backtest_persist.core.keys import checked_limit, checked_name, checked_timestamp, join_key
+from backtest_persist.core.keys import checked_limit, checked_name, checked_timestamp, join_key, to_object_id
 from backtest_persist.domains.candle import CandleContext
 from backtest_persist.domains.session import SessionContext
 from backtest_persist.domains.signal import SignalContext
@@ -130,3 +131,20 @@ def test_rows_are_built_without_a_server() -> None:
     with pytest.raises(ValueError, match="frozen"):
         row.symbol = "x"  # pyright: ignore[reportAttributeAccessIssue]
     assert issubclass(CandleRow, CandleContext)
+
+
+ID = ObjectId("65a1b2c3d4e5f60718293a4b")
+
+
+@pytest.mark.parametrize("spelling", [str(ID), str(ID).upper(), ID], ids=["lower", "upper", "id"])
+def test_24_hex_digits_are_an_id(spelling: Any) -> None:
+    """An id may be given as text in either case, or as it is."""
+    assert to_object_id(spelling) == ID
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", "f" * 23, "f" * 25, "g" * 24, "\uff11" * 24, b"f" * 12, 5, ["f" * 24]], ids=repr
+)
+def test_nothing_else_is_an_id(value: Any) -> None:
+    """A malformed id leads nowhere; it is no error, as Redis may hold one."""
+    assert to_object_id(value) is None

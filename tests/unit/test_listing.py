@@ -9,7 +9,7 @@ from bson import ObjectId, encode
 from pymongo.errors import OperationFailure
 
 from backtest_persist import StoreUnavailableError
-from backtest_persist.core.documents import Batches, Listing, find_each, find_ids
+from backtest_persist.core.listing import Batches, Listing, find_each, find_ids
 
 OUT_OF_TIME = OperationFailure("operation exceeded time limit", 50)
 ID = ObjectId("65a1b2c3d4e5f60718293a4b")

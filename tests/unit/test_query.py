@@ -8,20 +8,21 @@ import numpy as np
 import pytest
 from bson import ObjectId
 
-from backtest_persist import Container, InvalidKeyError
+from backtest_persist import InvalidKeyError, SignalDbService
+from backtest_persist.core.query import to_query, to_sort
 
-SIGNALS = Container().signal_db_service
+SIGNALS = SignalDbService.schema()
 ID = ObjectId("65a1b2c3d4e5f60718293a4b")
 
 
 def translated(filter: Any) -> dict[str, Any]:
     """Translate a filter of the signals."""
-    return SIGNALS._filter(filter)
+    return to_query(filter, SIGNALS)
 
 
 def ordered(sort: Any) -> list[tuple[str, int]]:
     """Translate a sort of the signals, whose context is the exchange, the strategy and the symbol."""
-    return SIGNALS._sort(sort)
+    return to_sort(sort, SIGNALS)
 
 
 class Venue(Enum):

@@ -2,10 +2,10 @@
 
 The types JSON does not know are written as in MongoDB Extended JSON v2 (relaxed): ``{"$numberDecimal": "1.10"}``,
 ``{"$date": "2024-01-31T12:00:00.000Z"}``, ``{"$binary": {"base64": "…", "subType": "00"}}`` and
-``{"$numberDouble": "NaN"}``. A dict of the user's own that has such a key is wrapped in ``{"$literal": …}``.
+``{"$numberDouble": "NaN"}``. A dict of the user that has such a key is wrapped in ``{"$literal": …}``.
 
-In the original, JSON turns an infinite `minuteEstimatedTime`, which says that a signal never expires, into null. The
-same is done here, and undone; a None under that key is written as ``{"$literal": null}``.
+The TypeScript framework writes an infinite `minuteEstimatedTime`, with which a signal never expires, as null. So does
+this module, and it reads null under that key as infinity; a None there is written as ``{"$literal": null}``.
 """
 
 import base64
@@ -28,7 +28,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 
 def dumps(value: Any) -> bytes:
-    """The compact JSON text of what `encode` returned."""
+    """Return the compact JSON text of what `encode` returned."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:  # of half a surrogate pair, which JavaScript writes as an escape
@@ -63,7 +63,7 @@ def encode(value: Any) -> Any:
 
 
 def tombstone(payload: Any) -> bytes:
-    """The text of a removed payload: an object carries the mark itself, None has nothing to carry it."""
+    """Return the text of a removed payload: an object gets the mark ``removed``, None is wrapped to get it."""
     if isinstance(payload, dict):
         return dumps(encode(cast("dict[str, Any]", payload) | {"removed": True}))
     return dumps({LITERAL: encode(payload), "removed": True})

@@ -15,22 +15,22 @@ _ESCAPED = re.compile(r"%([0-9A-F]{2})")
 
 
 def escape(name: str) -> str:
-    """Percent-encode what has a meaning in paths, so that no name leaves its directory or hides in it.
+    """Percent-encode everything that has a meaning in paths, so that no name leaves its directory or is hidden there.
 
     That is ``%``, slashes, control characters, a leading dot, a dot or space at the end, and the first letter of the
-    names that Windows keeps for devices. All else stands as it is. Injective; `unescape` is the way back.
+    names that Windows keeps for devices. Everything else is unchanged. Injective; `unescape` is the inverse.
     """
     name = _UNSAFE.sub(lambda match: _percent(match[0]), name)
     return _percent(name[0]) + name[1:] if _DEVICE.match(name) else name
 
 
 def unescape(segment: str) -> str:
-    """The name that `escape` was given; a ``%`` that begins no escape stands for itself."""
+    """Return the name that `escape` was given; a ``%`` that begins no escape is kept."""
     return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), segment)
 
 
 def shorten(segment: str) -> str:
-    """An escaped segment; of one that is too long the beginning, ``%~``, which occurs in no other, and a hash."""
+    """Return an escaped segment, one that is too long as its beginning, ``%~``, which no other contains, and a hash."""
     encoded = segment.encode()
     if len(encoded) <= MAX_BYTES:
         return segment
@@ -39,10 +39,10 @@ def shorten(segment: str) -> str:
 
 
 def nested(names: Sequence[str]) -> list[str]:
-    """The path segments of the TypeScript framework for names of which one holds ``/``: there begins a directory.
+    """Return the path segments that the TypeScript framework makes of names that contain ``/``.
 
-    None of them when no name holds one, nor when a segment would be empty, hidden, lead upwards, or is one that we
-    write otherwise, so that it could be the file of another name.
+    Empty when no name contains one, when a segment would be empty, hidden or lead upwards, and when this package would
+    write a segment differently, so that it could belong to another name.
     """
     segments = "/".join(names).split("/")
     usual = len(segments) == len(names) or any(len(name.encode()) > MAX_BYTES for name in names)

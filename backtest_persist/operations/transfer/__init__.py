@@ -1,1 +1,1 @@
-"""Import and export: between a dump and MongoDB, in either direction."""
+"""Import and export: the transfer between a dump and MongoDB, in either direction."""

@@ -1,8 +1,8 @@
-"""Finds the values of a dump: which file holds which context, of which domain.
+"""The search for the values of a dump: which file holds which context, of which domain.
 
-A dump of the original joins names with ``_`` and keeps no note of where one ends. When a directory can be read in
-several ways, they are all given, the most probable first: a strategy or a risk profile may hold ``_``, the names around
-it do not.
+A dump of the TypeScript framework joins names with ``_`` and does not record where one ends. When a directory can be
+read in several ways, all of them are returned, the most probable first: a strategy or a risk profile may contain ``_``,
+the names around it do not.
 """
 
 import os
@@ -13,12 +13,15 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
-from backtest_persist.backends.json.folder import HIDDEN, SUFFIX, TEMPORARY, parts_of
-from backtest_persist.backends.json.layout import LAYOUTS, MODES, Layout
+from backtest_persist.backends.json.atomic import TEMPORARY
+from backtest_persist.backends.json.layout import MODES, Layout
 from backtest_persist.backends.json.names import unescape
+from backtest_persist.backends.json.sidecar import HIDDEN, parts_of
+from backtest_persist.backends.json.value_file import SUFFIX
 from backtest_persist.errors import BacktestPersistError, InvalidPayloadError
+from backtest_persist.operations.transfer.report import Skipped
 
-__all__ = ("Found", "Scan", "Skipped", "scan")
+__all__ = ("Found", "Scan", "scan")
 
 Context = dict[str, Any]
 
@@ -31,47 +34,41 @@ class Found:
 
     domain: str
     contexts: tuple[Context, ...]
-    """What it can be the value of, the most probable first."""
+    """The possible contexts of the value, the most probable first."""
     path: Path
     stem: str
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A file that was left out."""
-
-    path: str
-    """Relative to the dump."""
-    reason: str
-
-
 @dataclass
 class Scan:
-    """What lies in a dump."""
+    """The result of a scan; `found` and `skipped` have an entry for each domain."""
 
-    found: dict[str, list[Found]] = field(default_factory=lambda: {domain: [] for domain in LAYOUTS})
+    found: dict[str, list[Found]]
     """The values of each domain."""
-    skipped: dict[str, list[Skipped]] = field(default_factory=lambda: {domain: [] for domain in LAYOUTS})
-    """What lies among the values of a domain and is none."""
+    skipped: dict[str, list[Skipped]]
+    """The files among the values of a domain that are not values."""
     ignored: dict[str, int] = field(default_factory=dict[str, int])
-    """Top-level directories that are no part of the persisted data, and how many files they hold."""
+    """The top-level directories that hold no persisted data, and the number of files in each."""
 
 
-def scan(root: Path) -> Scan:
-    """Walk a dump; does I/O, reads no value. `OSError` when the directory itself, or its ``data``, cannot be read."""
-    result = Scan()
-    for domain, layout in LAYOUTS.items():
+def scan(root: Path, layouts: Mapping[str, Layout]) -> Scan:
+    """Walk a dump whose domains have these layouts; does I/O, reads no value.
+
+    `OSError` when the directory itself, or its ``data``, cannot be read.
+    """
+    result = Scan({domain: [] for domain in layouts}, {domain: [] for domain in layouts})
+    for domain, layout in layouts.items():
         problems: list[tuple[Path, str]] = []
         for path, names in _walk(root.joinpath(*_tree(layout)), problems):
             stems = [name.removesuffix(SUFFIX) for name in names]
             for name, stem, contexts in zip(names, stems, _contexts(root, layout, path, stems), strict=True):
-                value = _no_value(name) or contexts or f"no value of the {domain} domain lies at such a path"
+                value = _rejection(name) or contexts or f"the {domain} domain has no value at such a path"
                 if isinstance(value, str):
                     problems.append((path / name, value))
                 else:
                     result.found[domain].append(Found(domain, value, path, stem))
         result.skipped[domain] = [Skipped(str(path.relative_to(root)), reason) for path, reason in problems]
-    trees = {(HIDDEN,), *map(_tree, LAYOUTS.values())}
+    trees = {(HIDDEN,), *map(_tree, layouts.values())}
     for top in sorted(root.iterdir()):
         for below in sorted(top.iterdir()) if top.name == "data" else [top]:
             parts = below.relative_to(root).parts
@@ -81,22 +78,23 @@ def scan(root: Path) -> Scan:
 
 
 def _tree(layout: Layout) -> tuple[str, ...]:
-    """The directory that is the domain's alone."""
+    """Return the directory that no other domain shares."""
     return tuple(layout.path.split("/")[:2])
 
 
-def _no_value(name: str) -> str:
+def _rejection(name: str) -> str:
+    """Return the reason why a file of this name is not a value; "" when it can be one."""
     if name.startswith(TEMPORARY):
         return "the leftover of a write that was interrupted"
     try:
         name.encode()
     except UnicodeEncodeError:
-        return "its name is no UTF-8"
-    return "" if name.endswith(SUFFIX) else "no JSON file"
+        return "its name is not UTF-8"
+    return "" if name.endswith(SUFFIX) else "not a JSON file"
 
 
 def _walk(path: Path, problems: list[tuple[Path, str]]) -> Iterator[tuple[Path, list[str]]]:
-    """Each directory and the names of its files, also behind links; what cannot be walked is added to `problems`."""
+    """Iterate over directories and the names of their files, following links; adds what is unreadable to `problems`."""
 
     def failed(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError) or os.path.islink(error.filename):
@@ -108,7 +106,7 @@ def _walk(path: Path, problems: list[tuple[Path, str]]) -> Iterator[tuple[Path, 
     for directory, directories, names in os.walk(path, onerror=failed, followlinks=True):
         here = Path(directory)
         loops = {name for name in directories if _is_loop(here / name)}
-        problems += [(here / name, "a link to a directory that it lies in") for name in sorted(loops)]
+        problems += [(here / name, "a link to a directory that contains it") for name in sorted(loops)]
         directories[:] = sorted({*directories} - loops)
         yield here, sorted(names)
 
@@ -118,7 +116,7 @@ def _is_loop(directory: Path) -> bool:
 
 
 def _contexts(root: Path, layout: Layout, path: Path, stems: Sequence[str]) -> Iterator[tuple[Context, ...] | str]:
-    """For each file of a directory, what it can be the value of, or why nobody can tell."""
+    """Iterate over the possible contexts of each file of a directory, or the reason why they are unknown."""
     tree = root / layout.path
     inside = path.is_relative_to(tree)
     directories = list(path.relative_to(tree).parts) if inside else []
@@ -155,7 +153,7 @@ def _contexts(root: Path, layout: Layout, path: Path, stems: Sequence[str]) -> I
 
 
 def _readings(layout: Layout, directories: Sequence[str], labels: Sequence[list[str] | None]) -> list[Context]:
-    """What these directories can be, the most probable first."""
+    """Return the contexts that these directories can name, the most probable first."""
     if len(directories) != len(layout.directories):
         return []
     contexts: list[Context] = [{}]
@@ -172,7 +170,7 @@ def _steps(tree: Path, directories: Sequence[str]) -> Iterator[tuple[Path, str]]
 
 
 def _unnested(layout: Layout, directories: Sequence[str], name: str) -> tuple[list[str], str]:
-    """Undo what the original makes of an empty frame, and of a ``/`` in a symbol: fewer directories, and more."""
+    """Undo the directories that an empty frame removes and a ``/`` in a symbol adds in the TypeScript framework."""
     wanted, fields = len(layout.directories), [field for group in layout.directories for field in group]
     shape = list(directories)
     if len(shape) == wanted - 1 and fields[-1:] == ["frame_name"] and name.endswith("_live"):
@@ -195,7 +193,7 @@ def _unnested(layout: Layout, directories: Sequence[str], name: str) -> tuple[li
 
 
 def _file(layout: Layout, name: str) -> Context | None:
-    """What the name of a file says; None when it cannot be the name of one."""
+    """Return the part of the context that the name of a file tells; None when no file can have this name."""
     if not layout.file:
         return {} if name == layout.fixed_file else None
     if layout.file == ("timestamp",):
@@ -212,14 +210,14 @@ def _labelled(fields: tuple[str, ...], parts: list[str]) -> Context:
         parts = [*parts[:at], "", *parts[at:]]
     context: Context = dict(zip(fields, parts, strict=False))
     if len(parts) != len(fields) or ("backtest" in context and context["backtest"] not in MODES):
-        raise InvalidPayloadError(f"what {HIDDEN} holds of its directory is damaged")
+        raise InvalidPayloadError(f"the names of its directory, kept in {HIDDEN}, are damaged")
     if "backtest" in context:
         context["backtest"] = MODES[context["backtest"]]
     return context
 
 
 def _splits(fields: tuple[str, ...], segment: str) -> Iterator[Context]:
-    """All that a joined name can be, the most probable first."""
+    """Iterate over the readings of a joined name, the most probable first."""
     if fields == ("backtest",):
         if segment in MODES:
             yield {"backtest": MODES[segment]}
@@ -234,7 +232,7 @@ def _splits(fields: tuple[str, ...], segment: str) -> Iterator[Context]:
         if mode not in MODES:
             return
         fixed["backtest"] = MODES[mode]
-        if not fixed["backtest"]:  # the original trades live without a frame
+        if not fixed["backtest"]:  # the TypeScript framework trades live without a frame
             yield from _cuts([field for field in free if field != "frame_name"], parts, {**fixed, "frame_name": ""})
     yield from _cuts(free, parts, fixed)
 

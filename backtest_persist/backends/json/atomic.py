@@ -1,0 +1,130 @@
+"""Atomic files: readers see the old content or the new one, and a crash leaves at most a temporary file."""
+
+import errno
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+__all__ = (
+    "TEMPORARY",
+    "create_file",
+    "find_leftovers",
+    "make_directory",
+    "read_file",
+    "remove_leftovers",
+    "replace_file",
+    "sync_directory",
+)
+
+TEMPORARY = ".tmp-"
+"""The prefix of temporary files, here and in the TypeScript framework."""
+
+_FRAMEWORK_LEFTOVER_SECONDS = 120
+"""The age at which the framework removes its own temporary files."""
+
+_serial_numbers = count()
+
+
+def read_file(file: Path) -> bytes | None:
+    """Return the content of a file, or None when it does not exist."""
+    try:
+        with open(file, "rb") as opened:
+            return opened.read()
+    except FileNotFoundError:
+        return None
+
+
+def replace_file(file: Path, content: bytes, *, mtime_ns: int | None = None, flush: bool = True) -> None:
+    """Create or replace a file in one step; `flush` puts its content on the disk first.
+
+    The new name is on the disk only after `sync_directory`.
+    """
+    temporary = _temporary_file(file)
+    try:
+        _write(temporary, content, mtime_ns, flush)
+        os.rename(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def create_file(file: Path, content: bytes) -> None:
+    """Create a file in one step; an existing one is left as it is."""
+    temporary = _temporary_file(file)
+    try:
+        _write(temporary, content, None, flush=True)
+        with suppress(FileExistsError):
+            os.link(temporary, file)
+        os.unlink(temporary)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def make_directory(directory: Path, *, flush: bool = True) -> None:
+    """Make a directory and its missing parents; with `flush` they survive a crash of the machine."""
+    missing: list[Path] = []
+    while not directory.is_dir():
+        missing.append(directory)
+        directory = directory.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        if flush:
+            sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Put the names in a directory on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def find_leftovers(directory: Path, *, locked: bool) -> Iterator[Path]:
+    """Iterate over the temporary files whose writers are gone.
+
+    While the caller has the directory `locked`, every file of this package is one; any other only when it is old.
+    """
+    if not directory.is_dir():
+        return
+    oldest = time.time() - _FRAMEWORK_LEFTOVER_SECONDS
+    for file in directory.iterdir():
+        if file.name.startswith(TEMPORARY):
+            abandoned = locked and re.fullmatch(rf"{re.escape(TEMPORARY)}\d+-\d+", file.name)
+            with suppress(FileNotFoundError):  # its writer has just renamed it
+                if abandoned or file.stat().st_mtime < oldest:
+                    yield file
+
+
+def remove_leftovers(files: Iterable[Path]) -> None:
+    """Remove temporary files, except those that this user may not remove."""
+    for file in files:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+
+
+def _temporary_file(file: Path) -> Path:
+    return file.with_name(f"{TEMPORARY}{os.getpid()}-{next(_serial_numbers)}")
+
+
+def _write(file: Path, content: bytes, mtime_ns: int | None, flush: bool) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        remaining = memoryview(content)
+        while remaining:
+            remaining = remaining[os.write(descriptor, remaining) :]
+        if mtime_ns is not None:
+            os.utime(descriptor, ns=(mtime_ns, mtime_ns))
+        if flush:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

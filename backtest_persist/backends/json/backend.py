@@ -1,0 +1,36 @@
+"""The backend on JSON files, in the layout of the TypeScript framework."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from backtest_persist.backends.json.candles import JsonCandleDbService
+from backtest_persist.backends.json.folder import DumpFiles
+from backtest_persist.backends.json.store import JsonStore
+from backtest_persist.backends.services import AdapterFactories, StoreServices
+from backtest_persist.core.db_service import DbService
+from backtest_persist.core.domain import Domain
+from backtest_persist.domains import DOMAINS
+from backtest_persist.domains.candle import CANDLE
+
+__all__ = ("JsonBackend",)
+
+
+class JsonBackend(AdapterFactories):
+    """Builds the adapters that keep everything in JSON files below a directory; see `contracts.Backend`.
+
+    The files are where the TypeScript framework keeps its own, so each reads the dump of the other, except that the
+    framework does not find what is written here under a name that has to be percent-encoded, such as a symbol with
+    ``/``. A value is replaced atomically, and is on the disk when its write returns. A relative `directory` is below
+    the working directory of this call. Needs Linux or macOS, and a file system that tells upper and lower case apart.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] = "./dump", domains: Iterable[Domain] = DOMAINS) -> None:
+        known = tuple(domains)
+        dump = DumpFiles(directory, known)
+
+        def db_service(domain: Domain) -> DbService[Any, Any]:
+            kind = JsonCandleDbService if domain is CANDLE else domain.db_service
+            return kind(JsonStore[Any, Any](dump, domain))
+
+        super().__init__(StoreServices(known, db_service), known)

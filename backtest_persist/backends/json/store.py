@@ -1,0 +1,90 @@
+"""JsonStore: the rows of one domain in the files of a dump."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+from backtest_persist.backends.json.folder import DumpFiles, Folder
+from backtest_persist.backends.json.layout import Layout
+from backtest_persist.backends.json.rows import row_dates, to_row, to_text
+from backtest_persist.backends.json.value_file import Stored, Write
+from backtest_persist.core.domain import Domain
+from backtest_persist.core.row import Context, Row
+from backtest_persist.errors import SettingsError
+
+__all__ = ("JsonStore",)
+
+C = TypeVar("C", bound=Context)
+R = TypeVar("R", bound=Row)
+
+
+class JsonStore(Generic[C, R]):
+    """Keeps the rows of one domain in files; implements `core.store.Store`.
+
+    The file of a row contains its fields as `rows` says; ids are computed from contexts, and dates are those of files.
+    """
+
+    def __init__(self, dump: DumpFiles, domain: Domain) -> None:
+        self.dump = dump
+        self._domain = domain
+        self._layout = Layout(domain)
+
+    async def wait_for_init(self) -> None:
+        """Prepare nothing: a directory is made by the first write, and swept on first use."""
+
+    async def find(self, context: C) -> R | None:
+        """Return the row of a context, a tombstone included, or None; `InvalidPayloadError` for a damaged file."""
+        parts = context.parts()
+        stored = await self.folder(parts).read(self._layout.name(parts))
+        return None if stored is None else self._row(parts, stored)
+
+    async def upsert(self, context: C, fields: Mapping[str, Any]) -> R:
+        """Replace the file of a row, atomically; returns the row."""
+        parts = context.parts()
+        times = await self.folder(parts).write_one(self._write(parts, fields))
+        document = {**context.to_filter(), **fields, **row_dates(parts, times)}
+        return cast("R", self._domain.row_type.from_document(document))
+
+    async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
+        """Store many rows, those of one directory in order and each atomically; returns how many are new."""
+        by_folder: dict[Folder, list[Write]] = {}
+        for context, fields in writes:
+            parts = context.parts()
+            by_folder.setdefault(self.folder(parts), []).append(self._write(parts, fields))
+        return sum([await folder.write(batch, replace=replace) for folder, batch in by_folder.items()])
+
+    async def soft_remove(self, context: C) -> bool:
+        """Turn the file of a row into a tombstone; False when there is no row."""
+        parts = context.parts()
+        return await self.folder(parts).remove(self._layout.name(parts))
+
+    async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
+        """Return the rows of a directory, without tombstones, oldest first, or the newest of them.
+
+        `SettingsError` when `selection` does not name the directory: files cannot be asked across directories.
+        """
+        if missing := [name for name in self._layout.directory_fields if name not in selection]:
+            raise SettingsError(
+                f"JSON files of {self._domain.name} are listed by {', '.join(self._layout.directory_fields)}; "
+                f"select {', '.join(missing)} as well."
+            )
+        rows: list[R] = []
+        for name, stored in await self.folder(selection).read_all():
+            fields = self._layout.parse_name(name)
+            if fields is None or stored.removed:
+                continue
+            context = {**fields, **selection}
+            if all(context[field] == value for field, value in fields.items()):
+                rows.append(self._row(context, stored))
+        return rows if newest is None else rows[max(0, len(rows) - newest) :]
+
+    def folder(self, context: Mapping[str, Any]) -> Folder:
+        """Return the directory of a context, which may leave out the fields that name only files."""
+        return self.dump.folder(self._domain.name, **{name: context[name] for name in self._layout.directory_fields})
+
+    def _write(self, context: Mapping[str, Any], fields: Mapping[str, Any]) -> Write:
+        when = int(fields["when"]) if self._layout.timed else None
+        return Write(self._layout.name(context), to_text(self._layout, fields), when)
+
+    def _row(self, context: Mapping[str, Any], stored: Stored) -> R:
+        in_order = {name: context[name] for name in self._domain.context_type.model_fields}
+        return cast("R", to_row(self._layout, in_order, stored))

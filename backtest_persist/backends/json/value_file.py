@@ -1,0 +1,199 @@
+"""The file of one value, as the TypeScript framework writes it, read and stored together with its record."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from backtest_persist.backends.json import codec
+from backtest_persist.backends.json.atomic import TEMPORARY, read_file, replace_file
+from backtest_persist.backends.json.layout import Layout, Shape
+from backtest_persist.backends.json.sidecar import digest, load_records, record_file, store_records
+from backtest_persist.contracts import When
+from backtest_persist.core.row import to_millis
+from backtest_persist.errors import InvalidPayloadError, InvalidWhenError
+
+__all__ = (
+    "SUFFIX",
+    "CreationClock",
+    "Stored",
+    "Times",
+    "ValueFile",
+    "Write",
+    "members",
+    "natural",
+    "value_stems",
+)
+
+SUFFIX = ".json"
+
+_TYPES: Mapping[Shape, tuple[type[Any], ...]] = {
+    Shape.PAYLOAD: (dict, type(None)),
+    Shape.LIST: (list,),
+    Shape.OBJECT: (dict,),
+}
+_TICK_NS = 1000
+"""The distance between two creation times, which common file systems keep apart."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A value as it was found."""
+
+    value: Any
+    removed: bool
+    """Whether it is a tombstone."""
+    when: int
+    """Since when it is known, in simulation time (ms UTC); 0 when nothing says so: it was always known."""
+    created: int
+    """When it was first written, in ns since the epoch."""
+    updated: int
+    """When its file was written, in ns since the epoch."""
+
+
+@dataclass(frozen=True)
+class Write:
+    """A value to be stored under a name."""
+
+    name: str
+    text: bytes
+    when: int | None = None
+    created: int | None = None
+    """When it was first written, in ns since the epoch; None for now."""
+
+
+class Times(NamedTuple):
+    """When a value was first written, and when it was written last, in ns since the epoch."""
+
+    created: int
+    updated: int
+
+
+class CreationClock:
+    """Gives each new value of a dump a later creation time, so that lists keep the order of the writes."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def next(self) -> int:
+        """Return the current time in ns since the epoch, or a microsecond after the last one returned."""
+        self._last = max(self._last + _TICK_NS, time.time_ns() // _TICK_NS * _TICK_NS)
+        return self._last
+
+
+@dataclass(slots=True)
+class ValueFile:
+    """The file of a value in a directory of a dump."""
+
+    root: Path
+    layout: Layout
+    directory: Path
+    stem: str
+
+    @property
+    def path(self) -> Path:
+        """Where the file is, or would be."""
+        return self.directory / f"{self.stem}{SUFFIX}"
+
+    @property
+    def records(self) -> Path:
+        """The file of its records."""
+        return record_file(self.root, self.directory, self.stem)
+
+    def load(self) -> Stored | None:
+        """Read the value with its record, None when it does not exist; `InvalidPayloadError` when it is damaged."""
+        while True:
+            try:
+                with open(self.path, "rb") as opened:
+                    text, updated = opened.read(), os.fstat(opened.fileno()).st_mtime_ns
+            except FileNotFoundError:
+                return None
+            known = load_records(self.records) if self.layout.timed or self.layout.ordered else {}
+            record = known.get(digest(text), {})
+            if record or not known or read_file(self.path) == text:  # else it was replaced twice between the two reads
+                break
+        value, removed = self.parse(text)
+        when = record["when"] if "when" in record else _when_in_payload(self.layout, value)
+        return Stored(value, removed, when, record.get("created", updated), updated)
+
+    def store(
+        self, write: Write, *, old: bytes | None, replaced: Path | None, now: Callable[[], int], flush: bool
+    ) -> Times:
+        """Store a value: its record first, then the value.
+
+        `old` is the text in this file, and `replaced` the file of the value that is replaced, which may be another
+        one. `now` returns the creation time for a `write` without one, in ns since the epoch.
+        """
+        known = load_records(self.records)
+        old_record = {} if old is None else known.get(digest(old), {})
+        record: dict[str, int] = {} if write.when is None else {"when": write.when}
+        if replaced is not None and self.layout.ordered:
+            record["created"] = old_record.get("created", replaced.stat().st_mtime_ns)
+        records = {} if old is None else {digest(old): old_record}
+        records[digest(write.text)] = record
+        records = {key: fields for key, fields in records.items() if fields}
+        if records != known:
+            store_records(self.records, records, flush=flush)
+        if old == write.text:
+            updated = self.path.stat().st_mtime_ns
+        else:
+            updated = now() if write.created is None else write.created
+            replace_file(self.path, write.text, mtime_ns=updated, flush=flush)
+        return Times(record.get("created", updated), updated)
+
+    def parse(self, text: bytes) -> tuple[Any, bool]:
+        """Return the value of a text and whether it is a tombstone; `InvalidPayloadError` when it is damaged."""
+        try:
+            content = codec.loads(text)
+            tombstone = self.layout.removable and members(content).keys() == {codec.LITERAL, "removed"}
+            value: Any = codec.decode(content[codec.LITERAL] if tombstone else content)
+            if not isinstance(value, _TYPES[self.layout.shape]):
+                raise ValueError(f"it holds no {'array' if self.layout.shape is Shape.LIST else 'object'}")
+            removed = (
+                content["removed"] if tombstone else self.layout.removable and members(value).get("removed") is True
+            )
+            return value, bool(removed)
+        except (RecursionError, ValueError) as error:
+            problem = "nested too deep" if isinstance(error, RecursionError) else error
+            raise InvalidPayloadError(f"The file {self.path} is damaged: {problem}. Repair or remove it.") from None
+
+
+def value_stems(directory: Path) -> list[str]:
+    """List the stems of the value files in a directory, in no order; [] when it does not exist."""
+    try:
+        with os.scandir(directory) as entries:
+            return [
+                entry.name.removesuffix(SUFFIX)
+                for entry in entries
+                if entry.name.endswith(SUFFIX) and not entry.name.startswith(TEMPORARY) and entry.is_file()
+            ]
+    except FileNotFoundError:
+        return []
+
+
+def members(value: Any) -> dict[str, Any]:
+    """Return the members of an object; {} for anything else."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """Return a sort key that puts 2 before 10, the order in which the framework lists its files."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d{1,18})", name) if part]
+
+
+def _when_in_payload(layout: Layout, value: Any) -> int:
+    """Return the `when` that a payload of the framework contains, as ISO 8601 text or in ms; 0 without a valid one."""
+    when = members(value).get(layout.stated_by) if layout.stated_by else None
+    if isinstance(when, str):
+        try:
+            when = datetime.fromisoformat(when)
+        except ValueError:
+            return 0
+    try:
+        return to_millis(int(when) if isinstance(when, float) else cast("When", when))
+    except (InvalidWhenError, OverflowError, ValueError):
+        return 0

@@ -1,0 +1,102 @@
+"""``initiate``, ``migrate`` and ``doctor``: the commands on the servers themselves."""
+
+import dataclasses
+from collections import Counter
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from backtest_persist import operations
+from backtest_persist.cli.command import Flag, open_container, print_json
+from backtest_persist.operations import Diagnosis, Level, examine, find_narrow_indexes
+
+__all__ = ("doctor", "initiate", "migrate")
+
+_COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
+
+
+async def initiate(*, member: str = "localhost:27017") -> int:
+    """Make the mongod of the CC_* settings a replica set of one member, if it is not in a replica set yet.
+
+    Majority writes that survive a crash, sessions and retryable writes need a replica set. Start mongod with
+    --replSet rs0 and let the connection string say directConnection=true.
+
+    Parameters
+    ----------
+    member
+        The host and port under which clients find this server.
+
+    """
+    async with open_container() as container:
+        replica_set = await operations.initiate(container, member)
+    text = f"The replica set {replica_set.name} is ready; its member is {', '.join(replica_set.members)}."
+    if member not in replica_set.members:
+        text += f" It was initiated before; {member} is not in it."
+    Console().print(text)
+    return 0
+
+
+async def migrate(*, dry_run: bool = False) -> int:
+    """Show and drop the narrow unique indexes of an older release, in the database of the CC_* settings.
+
+    Under them a second exchange (candles) or a second symbol (sessions) could not be stored. No document is touched.
+    Make sure that no bot of that release is running on this database: it would recreate them.
+
+    Parameters
+    ----------
+    dry_run
+        Only show what would be dropped.
+
+    """
+    console = Console()
+    async with open_container() as container:
+        narrow = await find_narrow_indexes(container)
+        if not narrow:
+            console.print("Nothing to migrate: no narrow unique index is left.")
+            return 0
+        table = Table("collection", "narrow unique index", title="Indexes of an older release")
+        for collection, names in narrow.items():
+            for name in names:
+                table.add_row(collection, name)
+        console.print(table)
+        if dry_run:
+            console.print("Nothing was dropped (--dry-run).")
+            return 0
+        report = await operations.migrate(container)
+    dropped = sum(map(len, report.dropped.values()))
+    console.print(f"Dropped {dropped}; the unique indexes of all domains are in place.")
+    return 0
+
+
+async def doctor(*, json: Flag = False) -> int:
+    """Examine the servers of the CC_* settings: one line for each check, with what to do; writes nothing.
+
+    Reachability, versions, replica set, write concern, rights, indexes, clocks, latencies, and a sample of the ids in
+    Redis. Exits with 1 when there is a problem, and with 0 when there are warnings at most.
+
+    Parameters
+    ----------
+    json
+        Print the findings as JSON on standard output.
+
+    """
+    async with open_container() as container:
+        diagnosis = await examine(container)
+    if json:
+        print_json({"level": diagnosis.level, **dataclasses.asdict(diagnosis)})
+    else:
+        _show_diagnosis(diagnosis)
+    return 1 if diagnosis.level is Level.PROBLEM else 0
+
+
+def _show_diagnosis(diagnosis: Diagnosis) -> None:
+    console = Console(highlight=False)
+    width = max(len(finding.check) for finding in diagnosis.findings)
+    for finding in diagnosis.findings:
+        level = f"[{_COLOURS[finding.level]}]{finding.level:8}[/]"
+        console.print(f"{level} {finding.check:{width}}  {escape(finding.text)}", soft_wrap=True)
+        if finding.advice:
+            console.print(f"{'':8} {'':{width}}  -> {escape(finding.advice)}", soft_wrap=True)
+    levels = Counter(finding.level for finding in diagnosis.findings)
+    console.print(", ".join(f"{level}: {levels[level]}" for level in Level))

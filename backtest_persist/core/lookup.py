@@ -1,0 +1,101 @@
+"""Lookup: the cache-first, verified read. Whether an id of Redis is a hit is decided here, and nowhere else."""
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from backtest_persist.connections import Collection, Document, MongoState
+from backtest_persist.core.batching import Batcher, Call
+from backtest_persist.core.id_index import IdIndex
+from backtest_persist.core.listing import find_each, find_ids
+from backtest_persist.core.row import Context, Row
+from backtest_persist.core.schema import Schema
+from backtest_persist.errors import BacktestPersistError, InvalidPayloadError
+
+__all__ = ("Lookup", "Stats")
+
+C = TypeVar("C", bound=Context)
+R = TypeVar("R", bound=Row)
+
+_MAX_IN_FLIGHT = 2
+
+
+@dataclass
+class Stats:
+    """Counts what a db service has done since it was built, for reports; no timings."""
+
+    reads: int = 0
+    """Reads of any kind: by context, by filter, lists."""
+    lookups: int = 0
+    """Reads by context, which ask the cache first."""
+    hits: int = 0
+    """Lookups that the cache answered with the right document."""
+    writes: int = 0
+    """Documents written."""
+
+
+class Lookup(Batcher[C, R | None], Generic[C, R]):
+    """Answers reads by context in one event loop; those that wait at the same time share their commands."""
+
+    def __init__(self, schema: Schema[C, R], state: MongoState, ids: IdIndex, stats: Stats, *, max_size: int) -> None:
+        super().__init__(
+            self._send_batch,
+            max_in_flight=_MAX_IN_FLIGHT,
+            max_size=max_size,
+            timeout=state.seconds,
+            timed_out=lambda context: state.timed_out(schema.operation("find", context)),
+            limit=state.limit,
+        )
+        self._schema = schema
+        self._state = state
+        self._ids = ids
+        self._stats = stats
+
+    async def _send_batch(self, calls: Sequence[Call[C, R | None]], seconds: float) -> None:
+        """Answer calls: a lone one by GET and a find by id, many by MGET and one find."""
+        keys = [call.item.cache_key for call in calls]
+        contexts = {key: call.item for key, call in zip(keys, calls, strict=True)}
+        operation = self._schema.operation("find", calls[0].item if len(calls) == 1 else None)
+        try:
+            async with self._state.deadline(operation, seconds, cut=False):
+                documents, hits = await self.documents(contexts)
+        except BacktestPersistError as error:
+            for call in calls:
+                call.fail(error.copy())
+            return
+        for key, call in zip(keys, calls, strict=True):
+            self._stats.hits += key in hits
+            document = documents.get(key)
+            try:
+                call.resolve(None if document is None else self._schema.row_type.from_document(document))
+            except InvalidPayloadError as error:
+                call.fail(error)
+
+    async def documents(self, contexts: Mapping[str, C]) -> tuple[dict[str, Document], Set[str]]:
+        """Find the documents of contexts, by cache key, and tell for which keys Redis had the right id.
+
+        An id is believed only if the context of its document is the same. Contexts to which no id leads are queried,
+        and their ids put right in Redis.
+        """
+        if not contexts:  # nor is Redis asked: its silence would count as an answer
+            return {}, frozenset()
+        collection = self._schema.of(self._state)
+        known = {id: key for key, id in zip(contexts, await self._ids.get_many(list(contexts)), strict=True) if id}
+        hits: dict[str, Document] = {}
+        for document in await find_ids(collection, list(known)):
+            key = known[document["_id"]]
+            if contexts[key].matches(document):
+                hits[key] = document
+        misses = {key: context for key, context in contexts.items() if key not in hits}
+        if not misses:
+            return hits, hits.keys()
+        found = await self._query(collection, misses)
+        await self._ids.remember_many([(key, document["_id"]) for key, document in found.items()])
+        return hits | found, hits.keys()
+
+    async def _query(self, collection: Collection, contexts: Mapping[str, C]) -> dict[str, Document]:
+        """Find documents by their contexts, by one query on the unique index."""
+        filters = {key: context.to_filter() for key, context in contexts.items()}
+        keys = {tuple(filter.values()): key for key, filter in filters.items()}
+        documents = await find_each(collection, list(filters.values()))
+        return {keys[tuple(document[name] for name in self._schema.fields)]: document for document in documents}

@@ -1,0 +1,121 @@
+"""The comparison of ids in Redis with documents in MongoDB, in batches: memory stays flat on millions of ids."""
+
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from enum import Enum
+
+from bson import ObjectId
+
+from backtest_persist.core.base_map import SeenKeys
+from backtest_persist.core.keys import to_object_id
+from backtest_persist.operations.cache.collection import BATCH, CachedCollection
+from backtest_persist.operations.cache.ids import CachedIds
+
+__all__ = ("IdCounts", "check_keys", "iterate_keys", "missing_ids")
+
+
+@dataclass
+class IdCounts:
+    """The result of a comparison, of one domain or of a sample."""
+
+    right: int = 0
+    """Ids in Redis that lead to the document of their context."""
+    stale: int = 0
+    """Ids in Redis of documents that are gone."""
+    foreign: int = 0
+    """Keys in Redis with the id of another context's document, or with a value that is not an id."""
+    missing: int = 0
+    """Documents whose context has no key in Redis."""
+    fixed: int = 0
+    """The number of stale, foreign and missing ids that were corrected."""
+
+    @property
+    def wrong(self) -> int:
+        """The number of stale, foreign and missing ids that were not corrected."""
+        return self.stale + self.foreign + self.missing - self.fixed
+
+
+class _Verdict(Enum):
+    RIGHT = "right"
+    STALE = "stale"
+    FOREIGN = "foreign"
+
+
+async def iterate_keys(
+    ids: CachedIds, collections: Sequence[CachedCollection], *, steps: int | None = None
+) -> AsyncGenerator[tuple[CachedCollection, list[bytes]]]:
+    """Iterate over the keys in Redis, each once, in batches of one collection; with `steps`, over a part of them.
+
+    Keys that belong to no collection are left out. `steps` is the largest number of SCAN commands.
+    """
+    owners = {collection.namespace: collection for collection in collections}
+    pending: dict[bytes, list[bytes]] = defaultdict(list)
+    seen = SeenKeys()
+    scanned = 0
+    async with aclosing(ids.scan()) as scan:
+        async for keys in scan:
+            for key in keys:
+                namespace = key[: key.find(b":", len(ids.prefix)) + 1]
+                if namespace in owners and seen.add(key):
+                    pending[namespace].append(key)
+            for namespace, batch in pending.items():
+                while len(batch) >= BATCH:
+                    yield owners[namespace], batch[:BATCH]
+                    del batch[:BATCH]
+            scanned += 1
+            if scanned == steps:
+                break
+    for namespace, batch in pending.items():
+        if batch:
+            yield owners[namespace], batch
+
+
+async def check_keys(
+    collection: CachedCollection, ids: CachedIds, keys: Sequence[bytes], counts: IdCounts, *, fix: bool
+) -> None:
+    """Add the verdicts on these keys to `counts`; with `fix`, correct or remove the keys that are wrong."""
+    verdicts = await _judge(collection, ids, keys)
+    wrong = [key for key, verdict in verdicts.items() if verdict is not _Verdict.RIGHT]
+    counts.right += len(verdicts) - len(wrong)
+    counts.stale += sum(verdict is _Verdict.STALE for verdict in verdicts.values())
+    counts.foreign += sum(verdict is _Verdict.FOREIGN for verdict in verdicts.values())
+    if fix:
+        contexts = [context for key in wrong if (context := collection.context_of(key)) is not None]
+        right = await collection.by_context(contexts)
+        await ids.store(right)
+        await ids.remove([key for key in wrong if key not in right])
+        counts.fixed += len(wrong)
+
+
+async def missing_ids(ids: CachedIds, documents: Mapping[bytes, ObjectId]) -> dict[bytes, ObjectId]:
+    """Return those of the documents, by full Redis key, whose key does not exist."""
+    values = zip(documents, await ids.values(list(documents)), strict=True)
+    without_string = [key for key, value in values if value is None]
+    existing = await ids.existing(without_string)
+    return {key: documents[key] for key in without_string if key not in existing}
+
+
+async def _judge(collection: CachedCollection, ids: CachedIds, keys: Sequence[bytes]) -> dict[bytes, _Verdict]:
+    """Judge each key by the check that a read makes; a key that was removed meanwhile is left out."""
+    values = dict(zip(keys, await ids.values(keys), strict=True))
+    existing = await ids.existing([key for key, value in values.items() if value is None])
+    known = {key: id for key, value in values.items() if (id := _to_id(value)) is not None}
+    documents = await collection.by_id(list(set(known.values())))
+    verdicts: dict[bytes, _Verdict] = {}
+    for key, value in values.items():
+        context, id = collection.context_of(key), known.get(key)
+        if value is None and key not in existing:
+            continue
+        if context is None or id is None:
+            verdicts[key] = _Verdict.FOREIGN
+        elif id not in documents:
+            verdicts[key] = _Verdict.STALE
+        else:
+            verdicts[key] = _Verdict.RIGHT if context.matches(documents[id]) else _Verdict.FOREIGN
+    return verdicts
+
+
+def _to_id(value: bytes | None) -> ObjectId | None:
+    return None if value is None else to_object_id(value.decode(errors="replace"))

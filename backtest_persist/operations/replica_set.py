@@ -1,0 +1,50 @@
+"""The replica set that a mongod has to be in, and how a fresh one gets into it."""
+
+import asyncio
+from dataclasses import dataclass
+
+from pymongo.errors import OperationFailure
+
+from backtest_persist.connections import mongo_errors
+from backtest_persist.container import Container
+from backtest_persist.errors import StoreUnavailableError
+
+__all__ = ("ReplicaSet", "initiate")
+
+_ALREADY_INITIALIZED = 23
+_ELECTION_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class ReplicaSet:
+    """The report of `initiate`."""
+
+    name: str
+    members: tuple[str, ...]
+    """The host and port of each member."""
+
+
+async def initiate(container: Container, member: str) -> ReplicaSet:
+    """Make the mongod of a container a replica set with `member`, a host and port, as its only member.
+
+    A mongod that is in a replica set already is left as it is, so `member` can be missing in the report. Returns when
+    the replica set has a primary; `StoreUnavailableError` when it has none within 30 s.
+    """
+    admin = container.mongo_service.client.admin
+    with mongo_errors("Initiating the replica set", write=True):
+        try:
+            members = [{"_id": 0, "host": member}]
+            await admin.command("replSetInitiate", {"_id": "rs0", "members": members})
+        except OperationFailure as error:
+            if error.code != _ALREADY_INITIALIZED:
+                raise
+        try:
+            async with asyncio.timeout(_ELECTION_SECONDS):
+                while not (hello := await admin.command("hello"))["isWritablePrimary"]:  # noqa: ASYNC110  # no event
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise StoreUnavailableError(
+                f"The replica set has no primary after {_ELECTION_SECONDS} s; mongod has to be able to reach itself as "
+                f"{member}."
+            ) from None
+    return ReplicaSet(hello["setName"], tuple(hello["hosts"]))
