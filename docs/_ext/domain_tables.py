@@ -5,7 +5,8 @@ A fence such as ::
     ```{domains} files
     ```
 
-becomes the table of that name, in the pages and in the copies of their sources that llms.txt links.
+becomes the table of that name, in the pages and in the copies of their sources that llms.txt links. Tests call `expand`
+without Sphinx.
 """
 
 import inspect
@@ -14,16 +15,18 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
-from sphinx.application import Sphinx
 
 import backtest_persist
 from backtest_persist import contracts
 from backtest_persist.core.domain import Domain, Family
 from backtest_persist.core.row import Row, to_wire
 from backtest_persist.domains import DOMAINS
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 FENCE = re.compile(r"^```\{domains\} (\S+)\n```$", re.MULTILINE)
 
@@ -89,7 +92,7 @@ def is_read(name: str) -> bool:
 
 
 def placeholder(domain: Domain, field: str) -> str:
-    return "{mode}" if is_flag(domain, field) else f"{{{field}}}"
+    return "{mode}" if is_flag(domain, field) else f"{{{field.removesuffix('_name').removesuffix('_id')}}}"
 
 
 def is_flag(domain: Domain, field: str) -> bool:
@@ -122,7 +125,7 @@ def documents(domain: Domain) -> Iterator[str]:
 @table("Domain", "Key")
 def redis_keys(domain: Domain) -> Iterator[str]:
     def key(backtest: bool) -> list[str]:
-        fields = {name: f"{{{name}}}" for name in domain.context_type.model_fields}
+        fields = {name: placeholder(domain, name) for name in domain.context_type.model_fields}
         flags = {name: backtest for name in fields if is_flag(domain, name)}
         return domain.context_type.model_construct(**fields | flags).cache_key.split(":")
 
@@ -239,7 +242,7 @@ GENERATED: dict[str, Callable[[], Iterator[str]]] = {
 }
 
 
-def expand_page(app: Sphinx, docname: str, source: list[str]) -> None:
+def expand_page(app: "Sphinx", docname: str, source: list[str]) -> None:
     expanded = expand(source[0])
     if expanded != source[0]:
         source[0] = expanded
@@ -247,14 +250,14 @@ def expand_page(app: Sphinx, docname: str, source: list[str]) -> None:
             app.env.note_dependency(str(sys.modules[module].__file__), docname=docname)
 
 
-def expand_sources(app: Sphinx, exception: Exception | None) -> None:
+def expand_sources(app: "Sphinx", exception: Exception | None) -> None:
     for copied in Path(app.outdir).glob("_sources/**/*.md.txt"):
         text = copied.read_text()
         if FENCE.search(text):
             copied.write_text(expand(text))
 
 
-def setup(app: Sphinx) -> dict[str, Any]:
+def setup(app: "Sphinx") -> dict[str, Any]:
     app.connect("source-read", expand_page)
     app.connect("build-finished", expand_sources)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -27,9 +27,10 @@ from tests.support.cases import CASES, PAYLOAD, Case
 from tests.support.containers import open_container
 from tests.support.dumps import ORIGINAL, write_dump
 from tests.support.locked_servers import ADMIN, replace_in_mongo_uri, replace_in_redis_url
+from tests.support.pages import expanded
 from tests.support.public_calls import PublicCall, adapter_calls, cache_calls, db_calls, run_to_end
 
-PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+PAGE = expanded("security.md")
 PASSWORD = "s3cret"
 BY_ONE_DRIVER = pytest.mark.parametrize("driver", ["pymongo"], indirect=True)
 """For what the servers decide, and many tests of it."""
