@@ -16,12 +16,12 @@ from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Registry, Settings
 from backtest_persist.testing import Conformance
-from tests.support.funding import FUNDING
+from tests.own_domain.funding import FUNDING
 from tests.support.reference_backend import Funding, Reference, Store
 
 
 class TestReference(Conformance):
-    """A backend of one's own."""
+    """The backend of a user."""
 
     def use(self, persist: Registry, place: Path) -> None:
         persist.use(Reference(Store(place)).factories())
@@ -43,16 +43,10 @@ class TestOwnDomainByReference(Conformance):
         persist.use({"funding": partial(Funding, Store(place), "funding")})
 
 
-class TestOwnDomainByJson(TestJson):
-    """JSON files, for a domain that is not of the package."""
-
-    domains = (FUNDING,)
-
-
 class OnMongo(Conformance):
     """MongoDB with Redis in front: each place is a database, and a prefix in Redis.
 
-    Where the servers are is in the environment, for the other processes of a test.
+    The environment leads the other processes of a test to the servers.
     """
 
     driver: ClassVar[str]

@@ -10,8 +10,8 @@ from bson import ObjectId
 from pymongo import MongoClient
 
 from backtest_persist import Container, Settings, SignalRow, WriteOutcomeUnknownError
-from tests.faults.conftest import Failing
-from tests.support.commands import Commands, monitored_client
+from tests.support.commands import Commands, close_client, monitored_client
+from tests.support.fail_points import Failing
 
 NOT_MET = {"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}}
 """Added to a reply without any error of a single write: applied by the primary, but not replicated in time."""
@@ -115,9 +115,7 @@ async def removing(settings: Settings, driver: str) -> AsyncGenerator[tuple[Cont
         yield container, commands
     finally:
         await container.close()
-        closing = client.close()
-        if closing is not None:
-            await closing
+        await close_client(client)
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])

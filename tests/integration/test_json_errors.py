@@ -9,7 +9,8 @@ import pytest
 
 from backtest_persist import InvalidPayloadError, StoreUnavailableError, WriteOutcomeUnknownError, WriteRejectedError
 from tests.support.dumps import write_dump
-from tests.support.json_backend import CANDLE, LATE, open_dump, run_program, temporary_files
+from tests.support.json_backend import CANDLE, LATE, open_dump, temporary_files
+from tests.support.processes import run_program
 
 
 async def test_a_full_disk_is_a_typed_error_and_the_old_value_stays(
@@ -129,8 +130,14 @@ async def test_a_damaged_candle_is_a_typed_error(tmp_path: Path) -> None:
     path = "data/candle/b/BTC/1m/1600000020000.json"
     for text in ("null", "[]", '{"timestamp":1600000020000}', json.dumps({**CANDLE, "timestamp": 1_600_000_080_000})):
         write_dump(tmp_path, {path: text})
-        with pytest.raises(InvalidPayloadError, match=r"damaged|another candle"):
-            await (await open_dump(tmp_path).candle("BTC", "1m", "b")).read_candles_data(1, 1_600_000_020_000)
+        adapter: Any = await open_dump(tmp_path).candle("BTC", "1m", "b")
+        for reading in (
+            adapter.read_candles_data(1, 1_600_000_020_000),
+            adapter.db.find_by_context("BTC", "1m", "b", 1_600_000_020_000),
+            adapter.db.find_range("BTC", "1m", "b", 1_600_000_020_000, 1),
+        ):
+            with pytest.raises(InvalidPayloadError, match=r"damaged|another candle"):
+                await reading
 
 
 @pytest.mark.parametrize("text", ["", "{", "\x00", "null", "[]", "5", '{"x":1}', '["A",1]'])

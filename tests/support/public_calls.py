@@ -43,7 +43,8 @@ _ARGUMENTS: Mapping[str, Any] = {
     "value": "v",
     "when": WHEN,
 }
-_CLASS_METHODS = {"bind"}
+_NOT_FOR_USERS = {"bind", "encoded", "encoded_entry", "encoded_living", "operation", "schema"}
+"""Methods for domains and for the container."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ async def run_to_end(result: Any) -> Any:
 
 def _calls(subject: Any, good: Mapping[str, Any]) -> Iterator[PublicCall]:
     for name, method in inspect.getmembers(subject, inspect.ismethod):
-        if not name.startswith("_") and name not in _CLASS_METHODS:
+        if not name.startswith("_") and name not in _NOT_FOR_USERS:
             names = inspect.signature(method).parameters
             yield PublicCall(name, method, {name: good[name] for name in names})
 

@@ -8,7 +8,7 @@ from pydantic import create_model
 
 from backtest_persist import extend
 from backtest_persist.testing.subjects import SUBJECTS, Subject, has_many_contexts, is_packaged
-from tests.support.funding import FUNDING, FundingRow
+from tests.own_domain.funding import FUNDING, FundingRow
 
 
 def domain_with(parts: dict[str, Any], *, contents: str = "payload", family: Any = extend.Family.LATEST_VALUE) -> Any:
