@@ -1,4 +1,4 @@
-"""What is measured: single reads and writes under load, candle windows, lists, iteration, a runner's minute, growth."""
+"""Workloads: single reads and writes under load, candle windows, lists, iteration, a runner's minute, growth."""
 
 import asyncio
 import gc

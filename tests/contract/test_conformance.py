@@ -19,7 +19,7 @@ from tests.support.reference_backend import Reference, Store
 
 
 class TestReference(Conformance):
-    """A backend of one's own."""
+    """The backend of a user."""
 
     def use(self, persist: Registry, place: Path) -> None:
         persist.use(Reference(Store(place)).factories())
@@ -35,7 +35,7 @@ class TestJson(Conformance):
 class OnMongo(Conformance):
     """MongoDB with Redis in front: each place is a database, and a prefix in Redis.
 
-    Where the servers are is in the environment, for the other processes of a test.
+    The environment leads the other processes of a test to the servers.
     """
 
     driver: ClassVar[str]

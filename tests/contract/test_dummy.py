@@ -24,7 +24,7 @@ async def test_every_dummy_satisfies_its_contract(persist: Registry, domain: str
 
 
 async def test_writes_vanish_and_reads_find_nothing(persist: Registry) -> None:
-    """After a write in every domain each read gives what stands for nothing there."""
+    """After a write in every domain each read returns the empty value of that domain."""
     candle = {"timestamp": 0, "open": 1.0, "high": 1.0, "low": 1.0, "close": 1.0, "volume": 1.0}
     for domain in ("signal", "schedule"):
         latest = await getattr(persist, domain)(*ADAPTER_CONTEXTS[domain])

@@ -62,7 +62,7 @@ Results = dict[str, dict[str, list[str]]]
 
 
 def run(*arguments: str, cwd: Path, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run pytest in a process of its own, with this package and `path` importable, but not the working directory."""
+    """Run pytest in another process, with this package and `path` importable, but not the working directory."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV_"))}
     return subprocess.run(
         [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
@@ -77,7 +77,7 @@ def run(*arguments: str, cwd: Path, path: Path = ROOT) -> subprocess.CompletedPr
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What the kit says of the broken backends."""
+    """Run the kit on the broken backends, and return the results of its tests."""
     report = tmp_path_factory.mktemp("report") / "report.xml"
     base = tmp_path_factory.mktemp("base") / "temp"
     ran = run("tests/support/broken_backends.py", "--tb=line", f"--junitxml={report}", f"--basetemp={base}", cwd=ROOT)

@@ -1,4 +1,4 @@
-"""The registry: which class stands behind an entry, one instance per context, initialised once."""
+"""The registry: the class behind an entry, one instance per context, initialised once."""
 
 import asyncio
 import inspect
@@ -21,7 +21,7 @@ BAD_FLAGS: list[Any] = [1, 1.0, 0, "true", None, [True]]
 
 
 class Recorder:
-    """A signal adapter of one's own; it keeps its row in the instance."""
+    """A user's signal adapter, which keeps its row in the instance."""
 
     def __init__(self, symbol: str, strategy_name: str, exchange_name: str) -> None:
         self.context = symbol, strategy_name, exchange_name
@@ -51,7 +51,7 @@ def backends(place: Path) -> list[contracts.Backend]:
     return [MongoBackend(Container()), JsonBackend(place), DummyBackend()]
 
 
-def test_every_backend_builds_adapters_of_all_contracts_without_any_io(tmp_path: Path) -> None:
+def test_every_backend_builds_an_adapter_for_every_domain_without_any_io(tmp_path: Path) -> None:
     """All satisfy their runtime-checkable protocols, are called by position, and touch neither servers nor disk."""
     place = tmp_path / "not yet"
     for backend in backends(place):
@@ -91,7 +91,7 @@ async def test_an_instance_is_initialised_once_before_anybody_has_it(persist: Re
 
 
 async def test_use_swaps_one_domain_and_forgets_its_instances(persist: Registry, container: Container) -> None:
-    """A class of one's own stands behind its domain only, until another backend takes all domains."""
+    """A user's class replaces the adapter of its domain, until another backend replaces those of every domain."""
     signal, schedule = await persist.signal("s", "t", "e"), await persist.schedule("s", "t", "e")
     persist.signal.use(Recorder)
     mine = await persist.signal("s", "t", exchange_name="e")
@@ -115,7 +115,7 @@ async def test_use_swaps_one_domain_and_forgets_its_instances(persist: Registry,
 
 
 async def test_use_takes_any_mapping_of_domains_to_factories(persist: Registry) -> None:
-    """What was not swapped behaves as the backend says; factories are called with the context by position."""
+    """Domains that are not overridden behave as those of the mapping; factories get the context by position."""
     persist.use({**DummyBackend(), "signal": Recorder})
     assert isinstance(await persist.signal("s", "t", "e"), Recorder)
     assert await (await persist.log()).read_log_data() == []
@@ -133,7 +133,7 @@ async def test_a_domain_that_a_backend_lacks_is_named_when_it_is_asked_for(persi
 
 
 async def test_two_registries_share_nothing(tmp_path: Path) -> None:
-    """Two registries of one process have instances, classes and stores of their own."""
+    """Two registries of one process have different instances, classes and stores."""
     one, two = Registry(), Registry()
     one.use_json(tmp_path / "one")
     two.use_json(tmp_path / "two")
@@ -166,7 +166,7 @@ async def test_a_failed_initialisation_is_tried_again(persist: Registry) -> None
 
 
 async def test_a_context_that_equals_a_memoised_one_is_still_checked(tmp_path: Path) -> None:
-    """1 is not True: it is refused after True was used as well as before, and does not stand in its way."""
+    """1 is not True: it is refused after True was used as well as before."""
     persist = Registry()
     persist.use_json(tmp_path)
     bad: Any = 1

@@ -10,7 +10,7 @@ from bson import ObjectId
 from pymongo import MongoClient
 
 from backtest_persist import Container, Settings, SignalRow, WriteOutcomeUnknownError
-from tests.support.commands import Commands, monitored_client
+from tests.support.commands import Commands, close_client, monitored_client
 from tests.support.fail_points import Failing
 
 NOT_MET = {"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}}
@@ -115,9 +115,7 @@ async def removing(settings: Settings, driver: str) -> AsyncGenerator[tuple[Cont
         yield container, commands
     finally:
         await container.close()
-        closing = client.close()
-        if closing is not None:
-            await closing
+        await close_client(client)
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])

@@ -1,4 +1,4 @@
-"""Cancelled writes: one that is already in the server never lands after a later one, and nothing complains or leaks."""
+"""Cancelled writes: one that the server has received is never applied after a later one, and nothing leaks."""
 
 import asyncio
 import concurrent.futures
@@ -70,7 +70,7 @@ WRITES: dict[str, tuple[str, Write, Write, Read]] = {
 
 @pytest.mark.parametrize("configured_anew", [False, True])
 @pytest.mark.parametrize("kind", WRITES)
-async def test_a_write_cancelled_in_the_server_never_lands_last(
+async def test_a_write_cancelled_in_the_server_is_never_applied_last(
     container: Container, settings: Settings, failing: Failing, kind: str, configured_anew: bool
 ) -> None:
     """The server is slow with write A, whose caller is cancelled; write B is acknowledged, and stays."""
@@ -103,7 +103,7 @@ async def test_a_write_cancelled_in_the_server_never_lands_last(
 
 
 @pytest.mark.parametrize("kind", WRITES)
-async def test_a_write_cut_off_by_the_end_of_its_loop_never_lands_last(
+async def test_a_write_cut_off_by_the_end_of_its_loop_is_never_applied_last(
     settings: Settings, failing: Failing, kind: str
 ) -> None:
     """The server is slow with write A when `asyncio.run` ends; write B, in the next one, is acknowledged, and stays."""
@@ -157,8 +157,8 @@ async def test_a_list_that_ends_while_a_batch_hangs(
 ) -> None:
     """Who gives up a list while the server is at work on it gets CancelledError or TimeoutError, whatever else fails.
 
-    The server is silent for longer than the deadline, also when it is told that nobody wants the rest; or the threads
-    of Motor are busy, and nobody tells it.
+    The server is silent for longer than the deadline, also when the cursor is closed; or all threads of Motor are busy,
+    so that the cursor is not closed.
     """
     monkeypatch.setattr(mongo_store, "LIST_BATCH", 10)
 

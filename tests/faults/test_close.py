@@ -25,7 +25,7 @@ from tests.support.servers import is_running_command, wait_until
 from tests.support.stopwatch import GRACE, timed
 
 
-async def nobody_is_connected(settings: Settings) -> None:
+async def wait_until_disconnected(settings: Settings) -> None:
     """Wait until mongod has no connection of the clients of this test."""
     name = settings.redis_key_prefix.rstrip(":")
     uri = settings.mongo_connection_string.get_secret_value()
@@ -145,13 +145,13 @@ async def test_close_in_a_cancelled_task(settings: Settings, failing: Failing) -
     assert container.mongo_service._states.current_value is None
     with pytest.raises(ClosedError):
         await container.signal_db_service.find_by_context("s", "t", "e")
-    await nobody_is_connected(settings)
+    await wait_until_disconnected(settings)
     async with Container(settings) as other:
         assert await other.signal_db_service.find_by_context("s", "t", "e")
 
 
-async def test_the_last_words_at_the_end_of_a_loop_are_stored(settings: Settings, failing: Failing) -> None:
-    """Twelve strategies are in a write, or wait for their turn, when `asyncio.run` ends; each writes in `finally`."""
+async def test_writes_in_finally_at_the_end_of_a_loop_are_stored(settings: Settings, failing: Failing) -> None:
+    """Twelve strategies have a write in flight or pending when `asyncio.run` ends; each writes again in `finally`."""
     container = Container(settings)
     db = container.signal_db_service
     acknowledged: dict[str, str] = {}
@@ -166,9 +166,9 @@ async def test_the_last_words_at_the_end_of_a_loop_are_stored(settings: Settings
 
     async def main() -> None:
         await db.wait_for_init()
-        running.extend(asyncio.create_task(strategy(f"flies{n}")) for n in range(6))
+        running.extend(asyncio.create_task(strategy(f"sent{n}")) for n in range(6))
         await wait_until(lambda: is_running_command(settings, "update"))
-        running.extend(asyncio.create_task(strategy(f"waits{n}")) for n in range(6))
+        running.extend(asyncio.create_task(strategy(f"pending{n}")) for n in range(6))
         await asyncio.sleep(0)
 
     for _ in range(3):  # who is cancelled first is a matter of luck
@@ -224,7 +224,7 @@ async def test_nothing_can_be_called_after_close(settings: Settings, case: Case)
 
 
 async def test_a_write_to_a_client_that_others_closed(settings: Settings, driver: str) -> None:
-    """What the driver says of a closed client is an outcome unknown for a write, and for a read a ClosedError."""
+    """A client that somebody else closed is an unknown outcome for a write, and a ClosedError for a read."""
     container = Container(settings)
     await container.signal_db_service.wait_for_init()
     await close_client(container.mongo_service.client)

@@ -1,4 +1,4 @@
-"""Databases that change under a warm Redis: what an id of Redis no longer leads to is never shown."""
+"""Databases that change under a warm Redis: a stale id in Redis never leads to a row."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -177,7 +177,7 @@ async def test_what_a_bulk_has_stored_is_not_denied(database: Any) -> None:
 async def test_what_is_told_of_the_second_attempt_of_a_bulk_is_of_that_alone(
     settings: Settings, failing: Failing, refused: str
 ) -> None:
-    """What the first attempt has stored is acknowledged, though the connection breaks while the others are repeated."""
+    """Writes of the first attempt are acknowledged, though the connection breaks while the others are repeated."""
     uri = settings.mongo_connection_string.get_secret_value()
     async with AsyncMongoClient[dict[str, Any]](uri, retryWrites=False) as client:
         items = client.get_default_database()["items"]

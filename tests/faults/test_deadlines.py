@@ -31,7 +31,7 @@ def settings(settings: Settings) -> Settings:
 
 
 async def outcome(operation: Awaitable[Any]) -> tuple[type[Any], float]:
-    """How an operation ends, and after how many seconds."""
+    """Return the type of the result or error of an operation, and the seconds it took."""
     result, seconds = await timed(operation)
     return cast("type[Any]", type(result)), seconds
 
@@ -142,14 +142,14 @@ KINDS: dict[str, list[dict[str, Any]]] = {
     "dates": [{"createDate": date} for date in (MISSING, None, MISSING, 5, "2024", "2024-01-01T00:00:00Z", True)]
     + [{}, {}],
 }
-"""What other programs store in place of an id or a date, in the order of the server."""
+"""Values that other programs store as an id or a date, in the order of the server."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_list_goes_on_behind_values_of_another_type(
     container: Container, failing: Failing, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever time is over, it ends neither behind the last id that is text nor behind the last date that is none."""
+    """Wherever the time of the server ends, the list continues behind ids and dates of every type."""
     monkeypatch.setattr(mongo_store, "LIST_BATCH", 1)
     log = container.log_db_service
     await log.wait_for_init()

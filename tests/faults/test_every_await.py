@@ -98,7 +98,7 @@ def drivers() -> Iterator[Drivers]:
 
 @pytest.fixture
 async def witness(settings: Settings) -> AsyncIterator[Container]:
-    """Another client of the same database, with a part of Redis of its own."""
+    """Another client of the same database, with another prefix in Redis."""
     other = Container(settings.model_copy(update={"redis_key_prefix": f"{settings.redis_key_prefix}witness:"}))
     yield other
     await other.close()
@@ -262,7 +262,7 @@ def _adapter_operations(subject: Subject) -> list[Operation]:
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=str)
 async def test_every_adapter(container: Container, witness: Container, drivers: Drivers, subject: Subject) -> None:
-    """Reads and writes of the adapter of each domain."""
+    """Reads and writes of every adapter keep their promises, wherever they are disturbed."""
     ours, theirs = Registry(container), Registry(witness)
     numbers = count()
 
@@ -380,7 +380,7 @@ _SERVICES = [
 
 @pytest.mark.parametrize(("driver", "case"), _SERVICES, indirect=["driver"])
 async def test_every_db_service(container: Container, witness: Container, drivers: Drivers, case: Case) -> None:
-    """Reads, lists and writes of the fifteen db services, those of many rows included."""
+    """Reads, lists and writes of every db service keep their promises, those of many rows included."""
     numbers = count()
 
     async def place() -> tuple[Place, Place]:

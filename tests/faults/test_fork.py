@@ -1,4 +1,4 @@
-"""A process that forks while it has connections: the child has its own, or is told what to do; nobody hangs."""
+"""A process that forks while it has connections: the child opens new ones, or gets an error; neither hangs."""
 
 import asyncio
 import os
@@ -71,7 +71,7 @@ async def _run(settings: Settings, where: str) -> tuple[int | None, str]:
     return process.returncode, said.decode()
 
 
-async def test_a_forked_child_in_a_loop_of_its_own_has_its_own_connections(settings: Settings) -> None:
+async def test_a_forked_child_in_a_new_loop_opens_its_own_connections(settings: Settings) -> None:
     """A child that a coroutine forked works by asyncio.run, next to its parent: each reads what it has written."""
     assert await _run(settings, "inside") == (0, "")
 

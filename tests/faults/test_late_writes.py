@@ -1,4 +1,4 @@
-"""Writes that the network holds back until nobody waits for them any more: what was written later stays."""
+"""Writes that the network holds back until their callers have given up: a later write is never undone."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -10,37 +10,37 @@ from pydantic import SecretStr
 
 from backtest_persist import Container, Settings, StoreUnavailableError, WriteOutcomeUnknownError
 from backtest_persist.domains.signal import SignalRow
-from tests.support.proxy import DEADLINE, Proxy, behind_proxy, bounded
+from tests.support.proxy import DEADLINE, Proxy, behind_proxy, with_short_deadline
 from tests.support.servers import disable_sessions, wait_until
 from tests.support.stopwatch import GRACE, Stopwatch
 
 T = TypeVar("T")
 
 GONE = {"late": WriteOutcomeUnknownError, "cancelled": asyncio.CancelledError}
-"""Why a caller waits no more, and what it is told."""
+"""How a caller stops waiting, and the error it gets."""
 
 
 def write(container: Container, n: str) -> Coroutine[Any, Any, SignalRow]:
-    """Write the document that these tests are about."""
+    """Write the one document of these tests."""
     return container.signal_db_service.upsert("s", "t", "e", {"n": n})
 
 
-async def stands(settings: Settings, row: SignalRow) -> bool:
-    """Whether that is what another reader finds."""
+async def is_stored(settings: Settings, row: SignalRow) -> bool:
+    """Whether another reader finds this row."""
     async with Container(settings) as witness:
         return await witness.signal_db_service.find_by_context("s", "t", "e") == row
 
 
 async def hold_back(proxy: Proxy, call: Coroutine[Any, Any, T], part: bytes = b"zombie") -> asyncio.Task[T]:
-    """Begin a call; its command, which has that part, does not reach the server."""
-    proxy.held = part
+    """Begin a call whose command contains `part`, and hold the command back from the server."""
+    proxy.hold_back = part
     calling = asyncio.create_task(call)
-    await proxy.holds.wait()
+    await proxy.is_holding.wait()
     return calling
 
 
-async def leave(calling: asyncio.Task[Any], gone: str = "late") -> None:
-    """Wait for it no more."""
+async def abandon(calling: asyncio.Task[Any], gone: str = "late") -> None:
+    """Let a caller time out, or cancel it."""
     if gone == "cancelled":
         calling.cancel()
     with pytest.raises(GONE[gone]):
@@ -48,7 +48,7 @@ async def leave(calling: asyncio.Task[Any], gone: str = "late") -> None:
 
 
 async def acknowledged(call: Callable[[], Awaitable[T]]) -> T:
-    """Call again until it is: who waits behind a write that is held back may run out of time."""
+    """Call again until it succeeds: a call behind a write that is held back may time out."""
     async with asyncio.timeout(10):
         while True:
             with suppress(StoreUnavailableError, WriteOutcomeUnknownError):
@@ -56,27 +56,27 @@ async def acknowledged(call: Callable[[], Awaitable[T]]) -> T:
 
 
 async def some_turns() -> None:
-    """Let what was called just now depart."""
+    """Let the calls that were just submitted be sent."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
 async def test_after_another(settings: Settings) -> None:
-    """Its caller gives up and writes again."""
-    async with behind_proxy(bounded(settings)) as (proxy, container):
+    """The caller of a write times out and writes again."""
+    async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         await write(container, "old")
-        await leave(await hold_back(proxy, write(container, "zombie")))
+        await abandon(await hold_back(proxy, write(container, "zombie")))
         row = await write(container, "later")
-    assert await stands(settings, row)
+    assert await is_stored(settings, row)
 
 
 @pytest.mark.parametrize("gone", GONE)
 async def test_a_deletion(settings: Settings, gone: str) -> None:
-    """`clear_bucket` is held back, its caller waits no more and writes."""
-    async with behind_proxy(bounded(settings)) as (proxy, container):
+    """`clear_bucket` is held back, and its caller times out or is cancelled, and writes."""
+    async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         db = container.interval_db_service
         await db.upsert("b", "k", {"n": "old"}, 0)
-        await leave(await hold_back(proxy, db.clear_bucket("b"), b"delete"), gone)
+        await abandon(await hold_back(proxy, db.clear_bucket("b"), b"delete"), gone)
         row = await acknowledged(lambda: db.upsert("b", "k", {"n": "later"}, 0))
     async with Container(settings) as witness:
         assert await witness.interval_db_service.find_by_context("b", "k") == row
@@ -85,15 +85,15 @@ async def test_a_deletion(settings: Settings, gone: str) -> None:
 @pytest.mark.parametrize("gone", ["late", "cancelled", "import"])
 async def test_after_a_deletion_of_nothing(settings: Settings, gone: str) -> None:
     """A first write, or that of an import, is held back; `clear_bucket` finds nothing."""
-    async with behind_proxy(bounded(settings)) as (proxy, container):
+    async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         db = container.interval_db_service
         await db.upsert("another", "k", {}, 0)
         if gone == "import":
             context = db.context_type(bucket="b", entry_key="k")
             fields = {"payload": {"n": "zombie"}, "removed": False, "when": 0}
-            await leave(await hold_back(proxy, db.mongo_store.restore([(context, fields)])))
+            await abandon(await hold_back(proxy, db.mongo_store.restore([(context, fields)])))
         else:
-            await leave(await hold_back(proxy, db.upsert("b", "k", {"n": "zombie"}, 0)), gone)
+            await abandon(await hold_back(proxy, db.upsert("b", "k", {"n": "zombie"}, 0)), gone)
         assert await acknowledged(lambda: db.clear_bucket("b")) == 0
     async with Container(settings) as witness:
         assert await witness.interval_db_service.count({"bucket": "b"}) == 0
@@ -105,18 +105,18 @@ async def test_after_the_end_of_its_loop(settings: Settings) -> None:
         under_way: list[asyncio.Task[object]] = []
 
         async def held_back() -> bool:
-            return proxy.holds.is_set()
+            return proxy.is_holding.is_set()
 
         async def first() -> None:
             await write(container, "old")
-            proxy.held = b"zombie"
+            proxy.hold_back = b"zombie"
             under_way.append(asyncio.create_task(write(container, "zombie")))
             await wait_until(held_back)
 
         await asyncio.to_thread(lambda: asyncio.run(first()))
         assert under_way[0].cancelled()
         row = await asyncio.to_thread(lambda: asyncio.run(write(container, "later")))
-    assert await stands(settings, row)
+    assert await is_stored(settings, row)
 
 
 # --- connections that take no sessions ---
@@ -124,30 +124,30 @@ async def test_after_the_end_of_its_loop(settings: Settings) -> None:
 
 async def test_after_a_connection_took_no_sessions(settings: Settings) -> None:
     """The next write meets one, and goes on by another."""
-    async with behind_proxy(bounded(settings)) as (proxy, container):
+    async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         await write(container, "old")
-        await leave(await hold_back(proxy, write(container, "zombie")))
+        await abandon(await hold_back(proxy, write(container, "zombie")))
         await container.signal_db_service.count()  # by a connection of its own
         assert disable_sessions(container)
         row = await acknowledged(lambda: write(container, "later"))
-    assert await stands(settings, row)
+    assert await is_stored(settings, row)
 
 
 async def test_before_the_end_of_a_connection_that_took_no_sessions(settings: Settings) -> None:
     """It is cut while it is left: writes go on by another, and closing closes."""
-    async with behind_proxy(bounded(settings)) as (proxy, container):
+    async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         db = container.signal_db_service
         row = await write(container, "old")
         assert disable_sessions(container)
-        proxy.cut = b"ping\0"
+        proxy.drop_reply_to = b"ping\0"
         await asyncio.gather(*(db.upsert("s", "t", f"e{n}", {"n": 1}) for n in range(3)))
         assert await db.count({"payload.n": 1}) == 3
-        await leave(await hold_back(proxy, write(container, "zombie")))
+        await abandon(await hold_back(proxy, write(container, "zombie")))
         await db.count()
         assert disable_sessions(container)
-        proxy.cut = b"ping\0"
+        proxy.drop_reply_to = b"ping\0"
         await container.close()
-    assert await stands(settings, row)
+    assert await is_stored(settings, row)
 
 
 # --- new settings ---
@@ -156,55 +156,55 @@ async def test_before_the_end_of_a_connection_that_took_no_sessions(settings: Se
 @pytest.mark.parametrize("gone", GONE)
 async def test_after_new_settings(settings: Settings, gone: str) -> None:
     """The container is configured anew, and writes."""
-    async with behind_proxy(bounded(settings)) as (proxy, container):
+    async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         await write(container, "old")
-        await leave(await hold_back(proxy, write(container, "zombie")), gone)
+        await abandon(await hold_back(proxy, write(container, "zombie")), gone)
         container.configure(container.settings)
         row = await acknowledged(lambda: write(container, "later"))
-    assert await stands(settings, row)
+    assert await is_stored(settings, row)
 
 
 async def test_after_new_settings_while_it_closes(settings: Settings) -> None:
     """The container closes and is opened again meanwhile."""
-    async with behind_proxy(bounded(settings)) as (proxy, container):
+    async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         await write(container, "old")
-        await leave(await hold_back(proxy, write(container, "zombie")))
-        proxy.held, proxy.delay = b"", 0.1
+        await abandon(await hold_back(proxy, write(container, "zombie")))
+        proxy.hold_back, proxy.delay = b"", 0.1
         closing = asyncio.create_task(container.close())
         await some_turns()
         container.configure(container.settings)
         row = await acknowledged(lambda: write(container, "later"))
         await closing
-    assert await stands(settings, row)
+    assert await is_stored(settings, row)
 
 
 async def test_after_new_settings_behind_another_write(settings: Settings) -> None:
-    """One is in the air and slow, and one behind it is held back: the next waits for both."""
-    async with behind_proxy(bounded(settings)) as (proxy, container):
+    """A write is in flight and slow, and one behind it is held back: the next waits for both."""
+    async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         db = container.signal_db_service
         await write(container, "old")
         await db.upsert("s", "t", "another", {"n": "old"})
         proxy.delay = 0.15
         slow = asyncio.create_task(db.upsert("s", "t", "another", {"n": "slow"}))
         await some_turns()
-        proxy.held = b"zombie"
+        proxy.hold_back = b"zombie"
         behind = asyncio.create_task(write(container, "zombie"))
         await some_turns()
         container.configure(settings)
         row = await acknowledged(lambda: write(container, "later"))
         await asyncio.gather(slow, behind, return_exceptions=True)
-        assert proxy.holds.is_set()
-    assert await stands(settings, row)
+        assert proxy.is_holding.is_set()
+    assert await is_stored(settings, row)
 
 
 async def test_new_settings_while_the_network_is_silent(settings: Settings) -> None:
-    """What was sent before may still arrive: the next write waits in time, with an error, until it cannot any more.
+    """An earlier write may still arrive, so the next ones fail within their deadline until the network is back.
 
-    As long as the driver does not take the server for gone, which it finds out by its heartbeat.
+    This holds as long as the driver believes in the server, which it checks by its heartbeat.
     """
     uri = settings.mongo_connection_string.get_secret_value()
     slowly = SecretStr(uri.replace("heartbeatFrequencyMS=500", "heartbeatFrequencyMS=10000"))
-    async with behind_proxy(bounded(settings).model_copy(update={"mongo_connection_string": slowly})) as (
+    async with behind_proxy(with_short_deadline(settings).model_copy(update={"mongo_connection_string": slowly})) as (
         proxy,
         container,
     ):
@@ -212,7 +212,7 @@ async def test_new_settings_while_the_network_is_silent(settings: Settings) -> N
         proxy.passing.clear()
         with pytest.raises(WriteOutcomeUnknownError):
             await write(container, "zombie")
-        container.configure(bounded(settings))
+        container.configure(with_short_deadline(settings))
         for _ in range(2):  # the server is silent to the second attempt as well
             with (
                 Stopwatch() as watch,
@@ -222,7 +222,7 @@ async def test_new_settings_while_the_network_is_silent(settings: Settings) -> N
             assert watch.seconds < DEADLINE + GRACE
         proxy.passing.set()
         row = await acknowledged(lambda: write(container, "later"))
-    assert await stands(settings, row)
+    assert await is_stored(settings, row)
 
 
 async def test_new_settings_wait_for_the_collection_in_question_alone(settings: Settings) -> None:
@@ -252,7 +252,7 @@ async def test_everything_is_cancelled_while_new_settings_are_waited_for(setting
         await asyncio.wait(calls)
         assert [call.cancelled() for call in calls] == [True, True]
         row = await write(container, "later")
-    assert await stands(settings, row)
+    assert await is_stored(settings, row)
 
 
 async def test_new_settings_in_place_of_a_write_concern_that_nobody_can_meet(settings: Settings) -> None:
@@ -281,4 +281,4 @@ async def test_close_drains_one_of_other_settings_that_needs_its_index_again(set
         await closing
         row = await writing
         assert row.payload == {"n": "zombie"}
-    assert await stands(settings, row)
+    assert await is_stored(settings, row)

@@ -1,4 +1,4 @@
-"""What mongod answers when something is wrong with it: retried by the driver, or one of our errors."""
+"""Errors of mongod: retried by the driver, or one of our errors."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,7 +27,7 @@ RETRYABLE = [91, 189, 262, 10107, 11600, 11602]
 
 
 async def increment(container: Container) -> None:
-    """Count one up: what shows a write that is applied twice."""
+    """Count one up, by which a write that is applied twice is seen."""
     states = container.state_db_service
     context = states.context_type(signal_id="s", bucket_name="b")
     await states.mongo_store.update(context, {"$inc": {"payload.n": 1}}, upsert=True)
@@ -132,7 +132,7 @@ async def test_a_write_that_may_have_been_applied_says_so(container: Container, 
 async def test_what_the_driver_does_not_expect_is_a_typed_error(
     container: Container, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error from inside the driver that is not one of its own says that a write may have been applied."""
+    """An unexpected error from inside the driver is an unknown outcome of a write."""
     db = container.signal_db_service
     await db.upsert("s", "t", "e", {"n": 1})
 

@@ -21,7 +21,7 @@ from backtest_persist import (
 )
 from backtest_persist.core import write_queue
 from tests.support.fail_points import Failing
-from tests.support.load import working
+from tests.support.load import under_load
 from tests.support.servers import PrivateMongo, suspended, wait_until, without_primary
 from tests.support.stopwatch import GRACE, pauses, timed
 
@@ -35,7 +35,7 @@ def settings(settings: Settings) -> Settings:
 
 
 async def test_a_stopped_mongod_leaves_the_event_loop_free(container: Container) -> None:
-    """Mongod stands still for three seconds: typed errors within the deadline, and other tasks run as before."""
+    """Mongod is suspended for three seconds: typed errors within the deadline, and other tasks run as before."""
     db = container.signal_db_service
     row = await db.upsert("s", "t", "e", {"n": 1})
     pid = (await container.mongo_service.database.command("serverStatus"))["pid"]
@@ -62,11 +62,11 @@ async def test_a_stopped_mongod_leaves_the_event_loop_free(container: Container)
 async def test_a_mongod_killed_under_load_loses_nothing(mongo_settings: Settings, mongo: PrivateMongo) -> None:
     """Five times mongod dies and is started again: each acknowledged write is there, and work goes on in 3 s."""
     impatient = mongo_settings.model_copy(update={"mongo_timeout_ms": 500})  # mongod needs longer to start
-    async with Container(impatient) as container, working(impatient, container) as load:
+    async with Container(impatient) as container, under_load(impatient, container) as load:
         for _ in range(5):
             await mongo.kill()
-            await asyncio.gather(load.fails(), mongo.start())
-            assert await load.goes_on() < 3
+            await asyncio.gather(load.wait_for_an_error(), mongo.start())
+            assert await load.wait_for_successes() < 3
         kinds = {type(error) for error in load.errors}
         assert kinds <= {StoreUnavailableError, WriteOutcomeUnknownError, WriteRejectedError}
 
@@ -157,7 +157,7 @@ async def test_a_small_pool_in_front_of_a_slow_server_never_blocks_for_good(
 ) -> None:
     """500 operations by two connections, each command delayed: all end, with a result or a typed error in time.
 
-    Half of them come later, while others are under way, and nobody comes after them.
+    Half of them come later, while others are in flight, and no call comes after them.
     """
     slow = settings.model_copy(update={"mongo_max_pool_size": 2})
 

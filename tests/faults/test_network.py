@@ -1,4 +1,4 @@
-"""What a network does: replies that are late, lost or cut off, connections that hang or break."""
+"""Faults of the network: replies that are late, lost or cut off, connections that hang or break."""
 
 import asyncio
 from collections import Counter
@@ -11,7 +11,7 @@ from backtest_persist import (
     Settings,
     base_map,
 )
-from tests.support.proxy import DEADLINE, behind_proxy, bounded, mongo_proxy, redis_proxy
+from tests.support.proxy import DEADLINE, behind_proxy, mongo_proxy, redis_proxy, with_short_deadline
 from tests.support.stopwatch import GRACE, Stopwatch, pauses, timed
 
 
@@ -47,21 +47,21 @@ async def test_a_write_whose_reply_is_lost_is_applied_once(settings: Settings) -
         await db.upsert("s", "b", {"n": 0}, 0)
         context = db.context_type(signal_id="s", bucket_name="b")
         for n in range(1, 4):
-            proxy.cut = b"findAndModify"
+            proxy.drop_reply_to = b"findAndModify"
             row = await db.mongo_store.update(context, {"$inc": {"payload.n": 1}}, upsert=True)
-            assert proxy.cut == b""
+            assert proxy.drop_reply_to == b""
             assert row is not None
             assert row.payload == {"n": n}
-        proxy.cut = b"update"
+        proxy.drop_reply_to = b"update"
         rows = await asyncio.gather(*(db.upsert("s", f"b{n}", {"n": n}, 0) for n in range(20)))
-        assert proxy.cut == b""
+        assert proxy.drop_reply_to == b""
         assert [row.payload for row in rows] == [{"n": n} for n in range(20)]
         assert await db.count() == 21
 
 
 async def test_a_black_hole_keeps_the_deadline(settings: Settings) -> None:
     """Whatever is under way when mongod falls silent ends with a typed error in time; nothing is left open."""
-    async with behind_proxy(bounded(settings)) as (proxy, container):
+    async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         signals, storage, candles = (
             container.signal_db_service,
             container.storage_db_service,
@@ -154,8 +154,8 @@ async def test_a_slow_network_is_only_slow(settings: Settings) -> None:
 
 @pytest.mark.parametrize("passing", [True, False])
 async def test_closing_leaves_the_loop_free(settings: Settings, passing: bool) -> None:
-    """The goodbye to a server that is far away, or silent, is bounded and holds up nobody else in the event loop."""
-    async with behind_proxy(bounded(settings)) as (proxy, container):
+    """Closing connections to a slow or silent server takes bounded time, and blocks no other task of the event loop."""
+    async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         await container.signal_db_service.upsert("s", "t", "e", {})
         if not passing:
             proxy.passing.clear()
@@ -167,7 +167,7 @@ async def test_closing_leaves_the_loop_free(settings: Settings, passing: bool) -
 
 async def test_closing_many_clients_takes_as_long_as_closing_one(settings: Settings) -> None:
     """Each configuration has left one, and the server is silent to all."""
-    async with behind_proxy(bounded(settings)) as (proxy, container):
+    async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         for n in range(5):
             container.configure(container.settings)
             await container.signal_db_service.upsert("s", "t", "e", {"n": n})

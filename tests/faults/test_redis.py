@@ -105,7 +105,7 @@ async def test_one_caller_probes(container: Container) -> None:
 async def test_a_long_outage_costs_a_deadline_for_each_probe(
     container: Container, warned: Warned, monkeypatch: pytest.MonkeyPatch, seconds: float, probes: int
 ) -> None:
-    """While Redis stands still it is asked at first, and then after pauses of 0.5, 1, 2 and 4 seconds."""
+    """While Redis is suspended it is asked at first, and then after pauses of 0.5, 1, 2 and 4 seconds."""
     db, redis = container.signal_db_service, container.redis_service
     await db.upsert("s", "t", "e", {"n": 0})
     asked, command = 0, redis.command

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Settings
-from tests.support.load import working
+from tests.support.load import under_load
 from tests.support.servers import PrivateRedis, wait_until
 from tests.support.stopwatch import timed
 
@@ -30,7 +30,7 @@ def driver() -> str:
 
 @pytest.fixture
 async def redis(tmp_path: Path) -> AsyncIterator[PrivateRedis]:
-    """A redis-server of the test's own."""
+    """A redis-server for this test."""
     redis = PrivateRedis(tmp_path)
     await redis.start()
     yield redis
@@ -94,13 +94,13 @@ async def test_redis_killed_under_load_is_no_error(
     settings: Settings, container: Container, redis: PrivateRedis
 ) -> None:
     """Redis dies without a goodbye and comes back empty: no operation fails, and it is in use again within 6 s."""
-    async with working(settings, container) as load:
+    async with under_load(settings, container) as load:
         for _ in range(2):
             await redis.kill()
-            await load.goes_on()
+            await load.wait_for_successes()
             await redis.start()
             await cache_is_used(container, 6)
-            await load.goes_on()
+            await load.wait_for_successes()
         assert load.errors == []
         assert await redis.command("DBSIZE") > 0
 

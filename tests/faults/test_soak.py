@@ -1,4 +1,4 @@
-"""Work that goes on for long leaves nothing behind."""
+"""Long work: it leaves no memory, task or file descriptor behind."""
 
 import asyncio
 import gc
@@ -16,6 +16,7 @@ import pytest
 from backtest_persist import Container, InvalidKeyError, Settings
 from backtest_persist.core.batching import Batcher
 from backtest_persist.testing.subjects import START, candle
+from tests.support.cases import CASES
 from tests.support.stopwatch import timed
 
 TASKS = 16
@@ -36,12 +37,12 @@ def settings(settings: Settings) -> Settings:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What this process holds between two rounds."""
+    """The resources of this process between two rounds."""
 
     keys: int
     seconds: float = field(default_factory=time.monotonic)
     blocks: int = field(default_factory=sys.getallocatedblocks)
-    """Of memory for Python objects: each leak takes one at least."""
+    """Blocks of memory for Python objects; each leak takes one at least."""
     memory: float = field(default_factory=lambda: _resident() * resource.getpagesize() / 1e6)
     """MB."""
     files: int = field(default_factory=lambda: len(os.listdir("/proc/self/fd")))
@@ -53,22 +54,22 @@ def _resident() -> int:
 
 
 def held(container: Container) -> dict[str, int]:
-    """How much is in the sets and maps of a container that work fills and empties."""
+    """Count what is in the sets and maps of a container that work fills and empties."""
     mongo, redis = container.mongo_service._states.get(), container.redis_service._states.get()
-    pending: list[Any] = list(mongo._drainables.values())
-    flights: list[Batcher[Any, Any]] = [part for each in pending for part in (each.lookup, each.writes)]
+    drainables: list[Any] = list(mongo._drainables.values())
+    batchers: list[Batcher[Any, Any]] = [part for each in drainables for part in (each.lookup, each.writes)]
     return {
         "services": len(mongo._drainables),
         "locks": len(mongo._locks),
         "under way in MongoDB": mongo._calls,
-        "waiting": sum(len(each._pending) for each in flights),
-        "flying": sum(len(each._in_flight) for each in flights),
+        "pending": sum(len(each._pending) for each in batchers),
+        "in flight": sum(len(each._in_flight) for each in batchers),
         "limits": len(mongo._timer._limits) + len(redis._timer._limits),
     }
 
 
-HELD = {"services": 4, "locks": 15, "under way in MongoDB": 0, "waiting": 0, "flying": 0, "limits": 0}
-"""By the four services that work, and the fifteen that are prepared."""
+HELD = {"services": 4, "locks": len(CASES), "under way in MongoDB": 0, "pending": 0, "in flight": 0, "limits": 0}
+"""Of the four services that are used, and of every service that was prepared."""
 
 
 class Work:

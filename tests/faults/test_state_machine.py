@@ -36,7 +36,7 @@ SPOILS = st.sampled_from(["swap", "flush", "", "junk", "f" * 24, "ü", "x" * 100
 
 
 class Store(RuleBasedStateMachine):
-    """The rules; a subclass says where the store is. Each example has contexts of its own."""
+    """The rules; a subclass names the store. Each example has different contexts."""
 
     runner: ClassVar[asyncio.Runner]
     registries: ClassVar[tuple[Registry, Registry]]
@@ -96,7 +96,7 @@ class Store(RuleBasedStateMachine):
 
     @rule(client=clients)
     def read_everything(self, client: int) -> None:
-        """One after the other, each by a command of its own."""
+        """Read one value after the other, each by its own command."""
         for subject in SUBJECTS:
             for key in range(3):
                 found = self.run(subject.read(self.registries[client], self.parts(subject, key)))
@@ -164,7 +164,7 @@ class Store(RuleBasedStateMachine):
 
 @dataclass(frozen=True)
 class Servers:
-    """What stands behind the registries of a store that things happen to."""
+    """The servers behind the registries of a store, which rules disturb."""
 
     container: Container
     redis: PrivateRedis

@@ -1,4 +1,4 @@
-"""Reads and writes that wait together: few commands, everyone's own answer, and no promise given up for it."""
+"""Batches of reads and writes: few commands, an answer for each caller, and every promise kept."""
 
 import asyncio
 from collections import Counter
@@ -16,7 +16,7 @@ CALLERS = 64
 
 @pytest.fixture
 async def listened(settings: Settings, driver: str) -> AsyncIterator[tuple[Container, Commands]]:
-    """A container whose MongoDB commands are recorded."""
+    """A container that is prepared, and whose MongoDB commands are recorded from now on."""
     async with monitored_container(settings, driver) as (container, commands):
         await container.signal_db_service.wait_for_init()
         commands.names.clear()
@@ -63,7 +63,7 @@ async def test_reads_that_wait_together_share_their_commands(listened: tuple[Con
 
 
 async def test_writes_that_wait_together_share_their_commands(listened: tuple[Container, Commands]) -> None:
-    """Sixty-four writes at once take a handful of commands, new and standing documents alike; the ids reach Redis."""
+    """Sixty-four writes at once take a handful of commands, of new and of old documents; the ids reach Redis."""
     container, commands = listened
     rows: list[SignalRow] = []
     for turn in range(2):
@@ -94,8 +94,8 @@ async def test_every_caller_gets_a_row_of_its_own(container: Container) -> None:
         levels.append(2)
 
 
-async def test_a_context_that_holds_nothing_is_none_among_others(container: Container) -> None:
-    """In one flight some are found by id, some by context, and some not at all."""
+async def test_a_context_without_a_document_is_none_among_others(container: Container) -> None:
+    """In one batch some are found by id, some by context, and some not at all."""
     db = container.signal_db_service
     await write_all(container, [{"n": number} for number in range(10)])
     for number in range(0, 10, 2):
@@ -105,8 +105,8 @@ async def test_a_context_that_holds_nothing_is_none_among_others(container: Cont
     assert await db.find_by_context(*context(99)) is None
 
 
-async def test_poisoned_ids_lead_nobody_astray(container: Container) -> None:
-    """With the ids swapped, junk and gone ones among them, each still finds its own, and Redis is put right."""
+async def test_wrong_ids_mislead_no_reader(container: Container) -> None:
+    """With ids swapped, malformed or deleted, each reader still finds its own row, and Redis is corrected."""
     rows = await write_all(container, [{"n": number} for number in range(20)])
     cache = container.signal_cache_service
     for number, row in enumerate(rows):
@@ -119,7 +119,7 @@ async def test_poisoned_ids_lead_nobody_astray(container: Container) -> None:
 
 
 async def test_a_damaged_document_is_the_error_of_its_reader_alone(container: Container) -> None:
-    """The others of the flight get their rows."""
+    """The other readers of the batch get their rows."""
     await write_all(container, [{"n": number} for number in range(8)])
     await container.mongo_service.collection("signal-items").update_one(
         {"symbol": "S3"}, {"$set": {"createDate": "yesterday"}}
@@ -150,7 +150,7 @@ async def test_a_write_that_the_server_refuses_fails_alone(container: Container)
 
 
 async def test_writes_of_one_context_keep_their_order(container: Container) -> None:
-    """Of many that wait the last one stands, removals and revivals in their turn, and each caller gets its own row."""
+    """The last of many pending writes is what is stored, removals in their turn, and each caller gets its own row."""
     db = container.memory_db_service
     key = ("sig", "notes", "m")
     for _ in range(5):
@@ -203,7 +203,7 @@ async def test_the_last_of_several_upserts_of_a_context_is_stored(
 
 @pytest.mark.parametrize("damage", [{"$set": {"createDate": "garbage"}}, {"$unset": {"createDate": ""}}], ids=str)
 async def test_a_damaged_document_fails_its_own_writer_alone(container: Container, damage: dict[str, Any]) -> None:
-    """What another program has spoilt is named to who writes it, with id; all who write with him get their rows."""
+    """The writer of a document that another program damaged gets its id; the others of the batch get their rows."""
     db = container.signal_db_service
     rows = await write_all(container, [{"n": number} for number in range(4)])
     await container.mongo_service.collection(db.collection).update_one({"symbol": rows[1].symbol}, damage)
@@ -218,7 +218,7 @@ async def test_a_damaged_document_fails_its_own_writer_alone(container: Containe
     assert [row.payload for row in others] == [{"n": "new"}] * 5
 
 
-async def test_a_read_that_starts_after_a_write_never_sees_what_was_before(container: Container) -> None:
+async def test_a_read_that_starts_after_a_write_never_sees_an_older_value(container: Container) -> None:
     """Under many readers, each read that begins after an acknowledged write finds that write or a later one."""
     db = container.state_db_service
     acknowledged, done = 0, False
@@ -245,8 +245,8 @@ async def test_a_read_that_starts_after_a_write_never_sees_what_was_before(conta
     assert violations == []
 
 
-async def test_a_cancelled_write_never_lands_after_a_later_one(container: Container) -> None:
-    """Whenever it was cancelled, what it wrote is there before the next write is, or never."""
+async def test_a_cancelled_write_is_never_applied_after_a_later_one(container: Container) -> None:
+    """Whenever it was cancelled, it is applied before the next write or never."""
     db = container.state_db_service
     for delay in range(40):
         first = asyncio.create_task(db.upsert("s", "b", {"n": f"cancelled {delay}"}, 0))
@@ -261,7 +261,7 @@ async def test_a_cancelled_write_never_lands_after_a_later_one(container: Contai
         assert found.payload == {"n": delay}
 
 
-async def test_a_cancelled_caller_leaves_the_others_of_its_flight(container: Container) -> None:
+async def test_a_cancelled_caller_leaves_the_others_of_its_batch(container: Container) -> None:
     """Half of the readers and writers give up; the other half gets its answers."""
     await write_all(container, [{"n": number} for number in range(CALLERS)])
     db = container.signal_db_service

@@ -77,7 +77,7 @@ async def test_a_window_is_whole_or_none(container: Container) -> None:
 
 
 async def test_a_candle_between_the_times_of_a_window_stands_for_none(container: Container) -> None:
-    """What another program stored at other times than multiples of the interval neither fills nor spoils a window."""
+    """Candles that another program stored at other times than multiples of the interval do not affect a window."""
     adapter = PersistCandleInstance("BTC/USDT:USDT", "1m", "binance", ioc=container)
     await adapter.write_candles_data([candle(0), candle(2)])
     stored = container.mongo_service.database["candle-items"]
@@ -116,7 +116,7 @@ NO_NUMBERS: list[Any] = [None, ..., "x", [1.0], {}, datetime.now(UTC)]
 
 @pytest.mark.parametrize("field", ["timestamp", "open", "volume"])
 async def test_a_damaged_candle_is_named_by_every_read(container: Container, field: str) -> None:
-    """Rows, windows and columns name the document; a time that is none closes no gap."""
+    """Rows, windows and columns name the damaged document, and an invalid time does not close a gap."""
     candles = container.candle_db_service
     await candles.create_many(*KEY, [candle(0), candle(1)])
     stored = container.mongo_service.database["candle-items"]
@@ -133,7 +133,7 @@ async def test_a_damaged_candle_is_named_by_every_read(container: Container, fie
 
 
 async def test_fractions_of_a_time_close_no_gap(container: Container) -> None:
-    """Wherever they stand among candles and holes; nor do they stand for a candle that is written."""
+    """Wherever they are among candles and gaps, they fill no gap and keep no candle from being written."""
     candles = container.candle_db_service
     stored = container.mongo_service.database["candle-items"]
     await candles.wait_for_init()

@@ -82,7 +82,7 @@ async def test_the_same_ioc_works_in_one_asyncio_run_after_another(settings: Set
 
 
 async def test_loops_in_two_threads_share_an_ioc(settings: Settings) -> None:
-    """Two loops that run at the same time have clients of their own and see each other's writes."""
+    """Two loops that run at the same time have separate clients and see each other's writes."""
     setup(settings)
 
     async def many(start: int) -> None:
@@ -101,7 +101,7 @@ async def test_loops_in_two_threads_share_an_ioc(settings: Settings) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_loop_of_the_test_s_own_works(settings: Settings) -> None:
+async def test_a_function_scoped_loop_works(settings: Settings) -> None:
     """Ioc works in a function-scoped loop next to the session-scoped one."""
     setup(settings)
     await roundtrip(3)
@@ -131,7 +131,7 @@ async def test_a_closed_container_says_so(settings: Settings) -> None:
 
 
 async def test_an_injected_redis_client_stays_open(settings: Settings, servers: Settings) -> None:
-    """What was opened elsewhere is used and not closed."""
+    """A client that was opened elsewhere is used and not closed."""
     mine = Container(settings)
     client: Redis = mine.redis_service.client
     async with Container(settings, redis_client=client) as container:
@@ -249,7 +249,7 @@ async def test_a_redis_url_that_cannot_work_is_found_before_anything_is_written(
 
 
 async def test_a_warm_container_that_is_given_an_unusable_redis_url_writes_nothing(container: Container) -> None:
-    """What was stored before stays as it is, and usable settings make the container work again."""
+    """Stored documents stay as they are, and usable settings make the container work again."""
     db, settings = container.signal_db_service, container.settings
     row = await db.upsert("s", "t", "e", {"n": 1})
     container.configure(settings.model_copy(update={"redis_url": SecretStr(UNUSABLE[0])}))
@@ -320,7 +320,7 @@ async def test_the_deadline_is_the_setting_s_unless_the_uri_has_one(options: str
     await container.close()
 
 
-async def test_the_write_concern_is_majority_unless_the_uri_says_otherwise(settings: Settings) -> None:
+async def test_the_write_concern_is_majority_unless_the_uri_has_another(settings: Settings) -> None:
     """Majority is the default, a w of the URI is kept, and reads go to the primary whatever the URI says."""
     uri = settings.mongo_connection_string.get_secret_value()
     joint = "&" if "?" in uri else "?"

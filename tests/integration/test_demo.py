@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
@@ -21,10 +20,10 @@ from backtest_persist.demo.bars import load
 from backtest_persist.demo.strategy import SmaCross
 from backtest_persist.operations.transfer.importing import import_dump
 from tests.support.cases import CASES
+from tests.support.processes import CLI_PROGRAM, start_program
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use price instead:DeprecationWarning")  # basana's own use of it
 
-ROOT = Path(__file__).parents[2]
 BARS = 450
 """Enough of AAPL for an entry that expires, limit and market entries, a stop, a breakeven stop and an open end."""
 
@@ -46,11 +45,11 @@ class Outcome:
 
 
 async def start(*arguments: str, prelude: str = "", **environment: str) -> asyncio.subprocess.Process:
-    """Start the console script's entry point in a process of its own."""
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", f"{prelude}\nfrom backtest_persist.cli import main; main()", *arguments),
-        cwd=ROOT,
-        env={**os.environ, "CC_REDIS_TIMEOUT_MS": "5000", **environment},
+    """Start the command line in another process, after `prelude`."""
+    return await start_program(
+        f"{prelude}\n{CLI_PROGRAM}",
+        *arguments,
+        environment={"CC_REDIS_TIMEOUT_MS": "5000", **environment},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -64,7 +64,7 @@ def test_the_pages_have_code() -> None:
 
 
 def test_the_settings_page_is_complete() -> None:
-    """Every setting stands in a table of the page, with its default."""
+    """Every setting is in a table of the page, with its default."""
     rows = dict(re.findall(r"^\| `(CC_\w+)` \| (\S+)", (DOCS / "settings.md").read_text(), re.MULTILINE))
     for name, field in Settings.model_fields.items():
         default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default

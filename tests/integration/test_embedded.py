@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import stat
-import sys
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -25,9 +24,9 @@ from redis.asyncio import Redis
 from backtest_persist.embedded_servers import embedded
 from backtest_persist.errors import SettingsError, StoreUnavailableError
 from backtest_persist.settings import Settings
+from tests.support.processes import start_program
 
 MODULE = importlib.import_module("backtest_persist.embedded_servers")  # the package has a function of this name
-ROOT = Path(__file__).parents[2]
 
 CHILD = """
 import asyncio, os, signal, sys
@@ -140,9 +139,7 @@ async def eventually(condition: Callable[[], bool], seconds: float = 20) -> None
 
 @asynccontextmanager
 async def child(*arguments: str) -> AsyncGenerator[tuple[asyncio.subprocess.Process, Settings]]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", CHILD, *arguments), cwd=ROOT, stdout=-1, start_new_session=True
-    )
+    process = await start_program(CHILD, *arguments, stdout=-1, start_new_session=True)
     try:
         assert process.stdout is not None
         mongo, redis = (await process.stdout.readline()).decode().split()

@@ -102,7 +102,7 @@ async def test_an_index_that_does_harm_is_named_with_the_command_that_drops_it(
     await container.close()
 
 
-async def test_an_index_of_another_kind_disturbs_nobody(database: Any, settings: Settings) -> None:
+async def test_an_index_of_another_kind_is_no_conflict(database: Any, settings: Settings) -> None:
     """An index of the user's own, with a collation as well, is left alone as long as it refuses no document."""
     collation = {"locale": "en", "strength": 2}
     await database["signal-items"].create_index([("symbol", 1)], collation=collation)

@@ -9,7 +9,8 @@ import pytest
 
 from backtest_persist import InvalidPayloadError, StoreUnavailableError, WriteOutcomeUnknownError, WriteRejectedError
 from tests.support.dumps import write_dump
-from tests.support.json_backend import CANDLE, LATE, open_dump, run_program, temporary_files
+from tests.support.json_backend import CANDLE, LATE, open_dump, temporary_files
+from tests.support.processes import run_program
 
 
 async def test_a_full_disk_is_a_typed_error_and_the_old_value_stays(

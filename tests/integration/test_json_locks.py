@@ -21,9 +21,8 @@ from tests.support.json_backend import (
     CANDLE,
     candles_from_start,
     open_dump,
-    run_program,
-    start_program,
 )
+from tests.support.processes import run_program, start_program
 from tests.support.stopwatch import Stopwatch
 
 

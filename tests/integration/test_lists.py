@@ -106,7 +106,7 @@ class Sym(str, Enum):  # noqa: UP042  # whose str() is the name of the member
 
 
 async def test_a_filter_takes_enums_by_value_and_ids_inside_operators(container: Container) -> None:
-    """What a payload or a key may be given as, a filter may be as well; an id is one as str, in operators, too."""
+    """A filter takes the types that a payload or a key takes, and an id as text, in operators as well."""
     db = container.signal_db_service
     first = await db.upsert(Sym.BTC, "t", "e", {"side": Side.LONG, "n": 1})
     second = await db.upsert("ETH", "t", "e", {"side": Side.LONG, "n": 2})
@@ -167,7 +167,7 @@ BAD_QUERIES: dict[str, dict[str, Any]] = {
 async def test_a_query_that_mongo_does_not_understand_is_a_typed_error(
     container: Container, query: dict[str, Any]
 ) -> None:
-    """A filter or a sort that is none is the caller's, not the server's, mistake."""
+    """An invalid filter or sort is an InvalidKeyError, and not an error of the server."""
     db = container.signal_db_service
     with pytest.raises(InvalidKeyError):
         await db.find_all(**query)
@@ -234,7 +234,7 @@ async def test_an_entry_of_a_list_is_never_none(container: Container) -> None:
 
 
 async def test_an_id_finds_its_row_and_a_malformed_one_finds_none(container: Container) -> None:
-    """find_by_id casts to ObjectId; anything that is none gives None."""
+    """`find_by_id` casts to ObjectId, and returns None for a malformed id."""
     row = await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
     assert await container.signal_db_service.find_by_id(row.id) == row
     for bad in ("", "junk", "g" * 24, "f" * 24, "1" * 12):

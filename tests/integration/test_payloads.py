@@ -52,7 +52,7 @@ class Point:
 
 
 async def test_models_enums_numpy_and_dataclasses_come_back_as_plain_data(container: Container) -> None:
-    """What is not plain goes in by value: models by alias, enums, numpy scalars, dataclasses, tuples."""
+    """Objects are stored by value: models by alias, enums, numpy scalars, dataclasses, tuples."""
     model = Model(price_open=Decimal("1.10"), side=Side.LONG)
     row = await container.signal_db_service.upsert("s", "t", "e", model)
     assert row.payload == {"priceOpen": Decimal("1.10"), "side": "long"}
@@ -211,7 +211,7 @@ async def test_a_payload_changed_after_the_call_is_stored_as_it_was(container: C
 
 
 async def test_a_foreign_date_beyond_the_years_of_datetime_is_its_ms(container: Container) -> None:
-    """What JavaScript can write and datetime cannot hold does not make a list unreadable: it is an int in ms."""
+    """A date that JavaScript can write and datetime cannot hold is an int in ms, and leaves a list readable."""
     await container.signal_db_service.upsert("s", "t", "e", {"at": 1})
     far = DatetimeMS(8_640_000_000_000_000)
     collection = container.mongo_service.collection("signal-items")

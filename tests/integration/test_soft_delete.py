@@ -1,4 +1,4 @@
-"""What tombstones look like to the db services: a removed entry keeps its document."""
+"""Tombstones in the db services: a removed entry keeps its document."""
 
 from backtest_persist import Container, Registry
 

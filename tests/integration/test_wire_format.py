@@ -1,4 +1,4 @@
-"""What is written stands in both stores exactly as the contract spells it, and what others wrote is read."""
+"""The wire format: values are stored exactly as the contract spells them, and values of other writers are read."""
 
 import asyncio
 import math
@@ -176,7 +176,7 @@ async def test_a_document_that_lacks_a_field_is_a_typed_error(container: Contain
 
 
 async def insert(container: Container, case: Case, changes: dict[str, Any]) -> ObjectId:
-    """Put a document of the case into the database, as another program left it: `...` stands for a missing field."""
+    """Put a document of the case into the database, as another program left it; `...` marks a missing field."""
     now = datetime.now(UTC)
     object_id = ObjectId()
     document = {**case.document, "_id": object_id, "createDate": now, "updatedDate": now, **changes}
@@ -263,7 +263,7 @@ async def test_numbers_of_a_payload_come_back_as_plain_int_and_float(container: 
 
 
 async def read_by_adapter(persist: Registry, case: Case) -> Any:
-    """What strategy code sees of the stored case."""
+    """Return the stored case as strategy code sees it."""
     context, args = case.context, case.args
     match case.domain:
         case "candle":

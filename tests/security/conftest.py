@@ -1,4 +1,4 @@
-"""Servers of these tests' own, which let nobody in without a password and nothing without TLS."""
+"""Servers that require a password and TLS."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

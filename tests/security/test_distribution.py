@@ -32,7 +32,7 @@ def test_compose_publishes_the_ports_of_the_two_servers() -> None:
 
 
 def test_compose_has_no_default_secret() -> None:
-    """There is no password in it, no token, no user in a URI; and the runner is nobody."""
+    """It has no password, no token and no user in a URI, and the runner is an unprivileged user."""
     text = (ROOT / "compose.yaml").read_text()
     assert not re.search(r"passw|secret|token|requirepass|://[^/\s]*@", text, re.IGNORECASE)
     assert "USER 65534" in (ROOT / "Dockerfile").read_text()

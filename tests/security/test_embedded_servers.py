@@ -1,4 +1,4 @@
-"""What is not in tests/integration/test_embedded.py, namely another Unix user."""
+"""Embedded servers and another Unix user."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ for path in sys.argv[1:]:
 
 
 async def as_nobody(*paths: Path) -> list[str]:
-    """What another user gets who connects to these sockets."""
+    """Connect to sockets as another user, and return how each attempt ends."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-S", "-c", CONNECT, *map(str, paths)), stdout=-1, cwd="/"
     )

@@ -1,4 +1,4 @@
-"""A component that is no key is refused in every place before anything is sent."""
+"""Unusable components are refused in every place, before anything is sent."""
 
 import asyncio
 import re
@@ -22,11 +22,11 @@ PLACES = {
 LISTS = {"entries", "notifications", "payloads", "signals"}
 """Lists of payloads, each with its key in ``id``."""
 WITHOUT_CONTEXT = {"dispose", "wait_for_init"}
-"""What an adapter does without looking at its context; the registry has checked that."""
+"""Methods of an adapter that do not check its context, as the registry has."""
 
 
 class Silent:
-    """Two servers that nobody should connect to: they count who does, and hang up."""
+    """Two servers that count the connections to them, and close each at once."""
 
     def __init__(self, directory: Path, driver: str) -> None:
         self.connections = 0
@@ -63,7 +63,7 @@ async def silent(driver: str) -> AsyncIterator[Silent]:
 
 
 def unusable(call: PublicCall) -> Iterator[tuple[str, Any]]:
-    """Every place of a call that takes a component, with everything that is none."""
+    """Yield every place of a call that takes a component, with each unusable value."""
     for place in sorted(PLACES & call.arguments.keys()):
         yield from ((place, bad) for bad in BAD if not (call.name == "get" and bad is None))
     for place in sorted(LISTS & call.arguments.keys()):
@@ -71,7 +71,7 @@ def unusable(call: PublicCall) -> Iterator[tuple[str, Any]]:
 
 
 async def outcome(call: PublicCall, place: str, bad: Any) -> type[Any]:
-    """What comes of a call with something unusable in one place."""
+    """Return the type of the error of a call with an unusable component in one place."""
     try:
         await run_to_end(call.make(**{**call.arguments, place: bad}))
     except Exception as error:
@@ -100,4 +100,4 @@ async def test_no_call_sends_an_unusable_component(silent: Silent, case: Case) -
     assert len(tried) > 90
     with pytest.raises(StoreUnavailableError):
         await container.redis_service.ping()
-    assert silent.connections  # they would have noticed
+    assert silent.connections  # so the servers count

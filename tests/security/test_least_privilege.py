@@ -24,8 +24,9 @@ from backtest_persist.operations import Level, examine
 from backtest_persist.operations.transfer.exporting import export_dump
 from backtest_persist.operations.transfer.importing import import_dump
 from tests.support.cases import CASES, PAYLOAD, Case
+from tests.support.containers import open_container
 from tests.support.dumps import ORIGINAL, write_dump
-from tests.support.locked_servers import ADMIN, replace_in_mongo_uri, replace_in_redis_url, unconnected_container
+from tests.support.locked_servers import ADMIN, replace_in_mongo_uri, replace_in_redis_url
 from tests.support.pages import expanded
 from tests.support.public_calls import PublicCall, adapter_calls, cache_calls, db_calls, run_to_end
 
@@ -64,7 +65,7 @@ class Users:
         await self.database.command("updateUser", self.name, roles=[role])
 
     async def lacks(self, action: str) -> None:
-        """Take an action out of both roles; a privilege of no action is none."""
+        """Remove an action from both roles, and privileges that have no action left."""
         for role in roles(self.database.name):
             wanted = [
                 {**privilege, "actions": [name for name in privilege["actions"] if name != action]}
@@ -80,7 +81,7 @@ class Users:
 
 @pytest.fixture
 async def users(settings: Settings, container: Container) -> AsyncIterator[Users]:
-    """A user of the test's own; what it needs of MongoDB and Redis is at first the whole of the page."""
+    """A user for this test, who has every right of the page on MongoDB and Redis at first."""
     users = Users(settings, container.mongo_service.database, container.redis_service.client)
     for role in roles(users.database.name):
         await users.database.command(role)
@@ -104,7 +105,7 @@ async def failures(calls: list[PublicCall]) -> list[str]:
 
 
 def everything(container: Container, case: Case) -> list[PublicCall]:
-    """What the db service and the adapter of a domain can do; again at the end, when there is something to find."""
+    """Return the calls of a db service and its adapter, and those of the db service again, which then find it."""
     return [*db_calls(container, case), *adapter_calls(container, case), *db_calls(container, case)]
 
 
@@ -112,10 +113,10 @@ def everything(container: Container, case: Case) -> list[PublicCall]:
 async def test_every_domain_works_with_the_role_and_the_rule(
     users: Users, warned: Callable[[], list[str]], pattern: str
 ) -> None:
-    """Every call of the fifteen domains, with no fault of Redis either, and of every map."""
+    """Every call of every domain and of every map succeeds, and Redis refuses none of its commands."""
     assert f"`{pattern}`" in PAGE
     await users.has_rule(rules()[-1].replace("~research:*", pattern))
-    async with unconnected_container(users.settings) as container:
+    async with open_container(users.settings) as container:
         for case in CASES:
             assert await failures(everything(container, case)) == []
             db: Any = getattr(container, f"{case.domain}_db_service")
@@ -131,7 +132,7 @@ async def test_every_domain_works_with_the_role_and_the_rule(
 async def test_import_and_export_work_with_the_role(users: Users, tmp_path: Path) -> None:
     """A dump goes in and comes out again."""
     write_dump(tmp_path / "in", ORIGINAL)
-    async with unconnected_container(users.settings) as container:
+    async with open_container(users.settings) as container:
         imported = await import_dump(container, tmp_path / "in")
         assert (imported.skipped, sum(count.new for count in imported.domains.values())) == ([], len(ORIGINAL))
         exported = await export_dump(container, tmp_path / "out")
@@ -152,7 +153,7 @@ async def test_no_action_of_the_roles_can_be_left_out(users: Users, action: str)
         for privilege in role["privileges"]
         if action in privilege["actions"]
     }
-    async with unconnected_container(users.settings) as container:
+    async with open_container(users.settings) as container:
         broken = {case.collection for case in CASES if await failures(everything(container, case))}
     assert broken == having
 
@@ -160,7 +161,7 @@ async def test_no_action_of_the_roles_can_be_left_out(users: Users, action: str)
 async def test_the_smaller_role_is_enough_when_the_indexes_exist(users: Users, container: Container) -> None:
     """Before that the first operation says what is missing; afterwards every domain works."""
     await users.has_role("backtestPersist")
-    async with unconnected_container(users.settings) as runner:
+    async with open_container(users.settings) as runner:
         with pytest.raises(IndexConflictError, match="createIndex"):
             await runner.signal_db_service.count()
         await container.wait_for_init()
@@ -171,7 +172,7 @@ async def test_the_smaller_role_is_enough_when_the_indexes_exist(users: Users, c
 async def test_the_doctor_asks_for_no_more(users: Users, container: Container) -> None:
     """With a role and the smaller rule all is well; that the smaller role cannot store anything yet is a problem."""
     await users.has_rule(rules()[0])
-    async with unconnected_container(users.settings) as runner:
+    async with open_container(users.settings) as runner:
         assert (await examine(runner)).level is Level.OK
         await users.has_role("backtestPersist")
         lacking = {f"mongodb.indexes.{case.domain}" for case in CASES}
@@ -183,9 +184,9 @@ async def test_the_doctor_asks_for_no_more(users: Users, container: Container) -
 
 
 async def test_the_roles_reach_no_other_collection(users: Users) -> None:
-    """What else lies in the database, and who else may use it, is out of reach."""
+    """Other collections and other users of the database are out of reach."""
     await users.database["others"].insert_one({"secret": 1})
-    async with unconnected_container(users.settings) as container:
+    async with open_container(users.settings) as container:
         database = container.mongo_service.database
         for attempt in (
             database["others"].find_one(),
@@ -207,7 +208,7 @@ async def test_no_command_of_the_rules_can_be_left_out(
 
     async def fails() -> bool:
         before = len(warned())
-        async with unconnected_container(users.settings) as container:
+        async with open_container(users.settings) as container:
             db = container.storage_db_service
             failed = await failures(everything(container, case))
             await asyncio.gather(*(db.find_by_context(True, f"s-{n}") for n in range(20)))
@@ -229,8 +230,8 @@ async def test_no_command_of_the_rules_can_be_left_out(
 
 
 async def test_the_rule_reaches_no_other_key(users: Users, container: Container) -> None:
-    """A key without the prefix is neither read nor written, and nobody is administered."""
-    async with unconnected_container(users.settings) as runner:
+    """A key without the prefix is neither read nor written, and no user can be changed."""
+    async with open_container(users.settings) as runner:
         redis: Any = runner.redis_service.client
         for command in (("GET", "other"), ("SET", "other", "x"), ("FLUSHALL",), ("KEYS", "*"), ("CONFIG", "GET", "*")):
             with pytest.raises(NoPermissionError):
@@ -244,7 +245,7 @@ async def test_a_numbered_database_of_redis_needs_select(users: Users, warned: C
     for extra, expected in (("", ["redis.refuses"]), (" +select", [])):
         before = len(warned())
         await users.has_rule(rules()[0] + extra)
-        async with unconnected_container(settings) as container:
+        async with open_container(settings) as container:
             await container.signal_db_service.upsert("s", "t", "e", PAYLOAD)
         assert warned()[before:] == expected
 
@@ -254,7 +255,7 @@ async def test_migrate_needs_the_right_to_drop(users: Users) -> None:
     assert "`dropIndex`" in PAGE
     fields = ["exchangeName", "frameName", "strategyName"]
     await users.database["session-items"].create_index([(field, 1) for field in fields], unique=True)
-    async with unconnected_container(users.settings) as container:
+    async with open_container(users.settings) as container:
         with pytest.raises(WriteRejectedError, match="grant"):
             await container.session_db_service.drop_narrow_indexes()
         (_, owner) = roles(users.database.name)
@@ -267,7 +268,7 @@ async def test_migrate_needs_the_right_to_drop(users: Users) -> None:
 
 
 async def test_new_settings_in_place_of_a_user_who_has_lost_its_rights(users: Users, settings: Settings) -> None:
-    """What it sent is refused, and so is what it may have sent; nothing waits for that."""
+    """Commands that it sent are refused, and those that it may have sent as well; no call waits for that."""
     container = Container(users.settings)
     try:
         await container.signal_db_service.upsert("s", "t", "e", {"n": 0})

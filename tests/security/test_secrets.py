@@ -22,7 +22,8 @@ from backtest_persist import (
     SettingsError,
 )
 from tests.support.cases import CASES, PAYLOAD
-from tests.support.locked_servers import ADMIN, replace_in_mongo_uri, replace_in_redis_url, unconnected_container
+from tests.support.containers import open_container
+from tests.support.locked_servers import ADMIN, replace_in_mongo_uri, replace_in_redis_url
 from tests.support.public_calls import adapter_calls, cache_calls, db_calls, run_to_end
 
 CANARIES = ("can@ry", "c%4nary", "canary:option", "canary-redis", "canary-kérberos")
@@ -137,7 +138,7 @@ async def test_no_secret_shows_while_nothing_works(place: str, driver: str, witn
     settings = Settings(mongo_driver=driver, mongo_timeout_ms=200, **PLACES[place])  # pyright: ignore[reportArgumentType]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        async with unconnected_container(settings) as container:
+        async with open_container(settings) as container:
             await use(container, witness)
     witness.texts += [str(warning.message) for warning in warned]
     witness.texts += [repr(settings), str(settings), settings.model_dump_json(), repr(settings.model_dump())]
@@ -152,7 +153,7 @@ async def test_no_secret_shows_when_a_password_is_wrong(
     """With servers that answer, and refuse; the drivers log at DEBUG what they send, but for passwords."""
     wrong = replace_in_mongo_uri if server == "mongo" else replace_in_redis_url
     settings = settings.model_copy(update={"mongo_timeout_ms": 5000})
-    async with unconnected_container(wrong(settings, f":{ADMIN[1]}@", f":{MONGO}@")) as container:
+    async with open_container(wrong(settings, f":{ADMIN[1]}@", f":{MONGO}@")) as container:
         await use(container, witness)
         if server == "redis":
             assert await container.signal_db_service.upsert("s", "t", "e", PAYLOAD)
@@ -165,9 +166,9 @@ async def test_no_secret_shows_when_a_password_is_wrong(
 async def test_the_drivers_log_payloads_at_debug_and_no_password(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the page says of the loggers of the drivers; ours never logs a payload."""
+    """The loggers of the drivers are as the page describes them; ours never logs a payload."""
     caplog.set_level(logging.DEBUG)
-    async with unconnected_container(settings) as container:
+    async with open_container(settings) as container:
         await container.signal_db_service.upsert("s", "t", "e", {"note": "a payload"})
     lines = [(record.name, record.getMessage()) for record in caplog.records]
     assert "pymongo.command" in {name for name, text in lines if "a payload" in text}

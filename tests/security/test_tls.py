@@ -8,11 +8,11 @@ import pytest
 
 from backtest_persist import Container, Settings, StoreUnavailableError
 from tests.support.cases import CASES
+from tests.support.containers import open_container
 from tests.support.locked_servers import (
     LockedServers,
     replace_in_mongo_uri,
     replace_in_redis_url,
-    unconnected_container,
 )
 from tests.support.stopwatch import GRACE, Stopwatch
 
@@ -56,7 +56,7 @@ async def test_every_domain_works_over_tls(container: Container) -> None:
 @pytest.mark.parametrize("problem", PROBLEMS)
 async def test_mongo_is_not_spoken_to(settings: Settings, locked: LockedServers, problem: str) -> None:
     """An operation is a StoreUnavailableError within its deadline of 3 s, and says what to do."""
-    async with unconnected_container(wrong_mongo(settings, problem, locked)) as container:
+    async with open_container(wrong_mongo(settings, problem, locked)) as container:
         with Stopwatch() as watch, pytest.raises(StoreUnavailableError, match=PROBLEMS[problem]):
             await container.signal_db_service.count()
         assert watch.seconds < 3 + GRACE
@@ -67,7 +67,7 @@ async def test_redis_is_not_spoken_to(
     settings: Settings, locked: LockedServers, problem: str, warned: Callable[[], list[str]]
 ) -> None:
     """For a db service it is a cache that misses, reported once; a map says what to do, in bounded time."""
-    async with unconnected_container(wrong_redis(settings, problem, locked)) as container:
+    async with open_container(wrong_redis(settings, problem, locked)) as container:
         db = container.signal_db_service
         started = time.monotonic()
         for n in range(20):

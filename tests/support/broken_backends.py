@@ -1,6 +1,6 @@
-"""Backends that are broken on purpose, each in one place, behind the capability that has to see it.
+"""Backends that are broken on purpose, each in one place, with the capability of the kit that has to fail on it.
 
-Not collected by itself; `test_kit` runs it in a process of its own and looks at what has failed.
+pytest does not collect this module by itself; `test_kit` runs it in another process and reads which tests failed.
 """
 
 import atexit
@@ -39,11 +39,11 @@ class OnStore(Suite):
 
 
 class TestUnbroken(OnStore, LatestValue, Tombstones, Candles):
-    """Nothing is broken, so nothing may fail."""
+    """The reference itself, on which nothing may fail."""
 
 
 class KeepsTheFirst(Store):
-    """A value that was written stays."""
+    """Keeps the first value of a name."""
 
     def put(self, context: str, entries: Sequence[Entry], *, replace: bool = True) -> None:
         super().put(context, entries, replace=False)
@@ -54,7 +54,7 @@ class TestKeepsTheFirst(OnStore, LatestValue):
 
 
 class ListsTheRemoved(Store):
-    """The lists of one domain do not look at tombstones."""
+    """Lists tombstones of one domain as if they were alive."""
 
     def all(self, context: str) -> list[Entry]:
         entries = super().all(context)
@@ -66,7 +66,7 @@ class TestListsTheRemoved(OnStore, Tombstones):
 
 
 class HasACap(Store):
-    """A list ends after a thousand entries."""
+    """Ends a list after a thousand entries."""
 
     def all(self, context: str) -> list[Entry]:
         return super().all(context)[:1000]
@@ -77,7 +77,7 @@ class TestHasACap(OnStore, Lists):
 
 
 class OrdersByName(Store):
-    """A list is in the order of its names."""
+    """Lists entries in the order of their names."""
 
     def all(self, context: str) -> list[Entry]:
         return sorted(super().all(context), key=lambda entry: entry[0])
@@ -88,7 +88,7 @@ class TestOrdersByName(OnStore, Lists):
 
 
 class ReplacesCandles(Store):
-    """The last write of a candle stands."""
+    """Keeps the last write of a candle."""
 
     def put(self, context: str, entries: Sequence[Entry], *, replace: bool = True) -> None:
         super().put(context, entries)
@@ -99,7 +99,7 @@ class TestReplacesCandles(OnStore, Candles):
 
 
 class LeavesGaps(Reference):
-    """A window has the candles that there are."""
+    """Returns a window with gaps in it."""
 
     def candle(self, symbol: str, interval: CandleInterval, exchange_name: str) -> Candle:
         return CandleWithGaps(self.store, symbol, interval, exchange_name)
@@ -119,7 +119,7 @@ class TestLeavesGaps(OnStore, Candles):
 
 
 class SeesTheFuture(Store):
-    """A reader's time does not matter."""
+    """Shows values that are later than the time of the reader."""
 
     def visible(self, entry: Entry | None, horizon: int) -> bool:
         return entry is not None
@@ -130,7 +130,7 @@ class TestSeesTheFuture(OnStore, LookAhead):
 
 
 class Remembers(Store):
-    """A value that was read or written here is not asked for again."""
+    """Remembers values that were read or written in this process, and never asks for them again."""
 
     def __init__(self, place: Path) -> None:
         super().__init__(place)
@@ -151,7 +151,7 @@ class TestRemembers(OnStore, ReadAfterWrite):
 
 
 class JoinsNames(Store):
-    """Names are joined with what may be a part of them."""
+    """Joins names with a character that may be part of them."""
 
     def join(self, *parts: str) -> str:
         return "_".join(parts)
@@ -162,7 +162,7 @@ class TestJoinsNames(OnStore, Isolation):
 
 
 class WritesJson(Store):
-    """What JSON has no word for becomes a text."""
+    """Stores values that JSON cannot express as text."""
 
     def encode(self, value: Any) -> bytes:
         return json.dumps(value, default=str).encode()
@@ -176,7 +176,7 @@ class TestWritesJson(OnStore, Fidelity):
 
 
 class WritesBehind(Store):
-    """Writes wait in memory until somebody here reads, or the process ends properly."""
+    """Keeps writes in memory until this process reads, or ends properly."""
 
     waiting: ClassVar[list[tuple[Store, str, Sequence[Entry], bool]]] = []
 
@@ -202,13 +202,13 @@ class TestWritesBehind(OnStore, Crash):
 
 
 class WritesInTwoSteps(Store):
-    """For a while there is half a value."""
+    """Stores half of a value first, and all of it a moment later."""
 
     def put(self, context: str, entries: Sequence[Entry], *, replace: bool = True) -> None:
         halves = [(name, self.half(value), at, gone) for name, value, at, gone in entries]
         if halves != entries:
             super().put(context, halves, replace=replace)
-            time.sleep(0.05)  # long enough to be seen, on a busy machine too
+            time.sleep(0.05)  # long enough for a reader to see it, on a busy machine too
         super().put(context, entries, replace=replace or halves != entries)
 
     def half(self, value: Any) -> Any:

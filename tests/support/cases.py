@@ -10,21 +10,21 @@ __all__ = ("ADAPTER_CONTEXTS", "CASES", "PAYLOAD", "WHEN", "Case")
 
 @dataclass(frozen=True)
 class Case:
-    """One domain, as it must stand in Redis and in MongoDB."""
+    """One domain, as it has to be stored in Redis and in MongoDB."""
 
     domain: str
     collection: str
     context: dict[str, Any]
-    """Arguments of the context, in the order in which they are passed."""
+    """Arguments of the context, in the order of the signature."""
     index: tuple[str, ...]
     """Fields of the unique index, in index order."""
     redis_key: str
     document: dict[str, Any]
     """The stored document without _id and dates."""
     written: tuple[Any, ...]
-    """What `upsert` takes after the context (for candles: what `create` takes)."""
+    """Arguments of `upsert` after the context (for candles, of `create`)."""
     foreign: dict[str, Any]
-    """The same document as a TypeScript writer may leave it: int32, int64 and double mixed."""
+    """The same document as a TypeScript writer may store it, with int32, int64 and double mixed."""
 
     def __str__(self) -> str:
         return self.domain
@@ -300,4 +300,4 @@ ADAPTER_CONTEXTS: dict[str, tuple[Any, ...]] = {
     "storage": (True,),
     "strategy": ("s", "t", "e"),
 }
-"""Arguments of the entries of a registry."""
+"""Arguments for each entry of a registry."""

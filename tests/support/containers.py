@@ -13,7 +13,10 @@ __all__ = ("open_container", "with_uri")
 
 @asynccontextmanager
 async def open_container(settings: Settings, **changes: Any) -> AsyncGenerator[Container]:
-    """Yield a container with changed settings, and close it; no index is created."""
+    """Yield a container with changed settings without connecting it, and close it after the block.
+
+    A container that is entered asks the servers at once, and fails there when they refuse it.
+    """
     container = Container(settings.model_copy(update=changes))
     try:
         yield container

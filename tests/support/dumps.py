@@ -1,4 +1,4 @@
-"""Dumps for the tests: one that the TypeScript framework wrote, how to write one, and what import and export did."""
+"""Dumps: one that the TypeScript framework wrote, how to write one, and what import and export did."""
 
 import json
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ __all__ = (
 ORIGINAL: Mapping[str, str] = json.loads(
     (Path(__file__).parent / "data" / "backtest-kit-19.5.0-dump.json").read_text(encoding="utf-8")
 )
-"""Path -> text, as backtest-kit 19.5.0 wrote them through its file-based classes; nothing was changed since."""
+"""Path -> text, as the file-based classes of backtest-kit 19.5.0 wrote them; unchanged since."""
 
 ORIGINAL_WHEN = 1_700_000_000_000
-"""The `when` of all its writes."""
+"""The `when` of every write in `ORIGINAL`."""
 
 MINUTE = 60_000
 CANDLE_TIME = 1_600_000_020_000
@@ -37,7 +37,7 @@ CANDLE_TEXT = '{"timestamp":%d,"open":10,"high":12,"low":9,"close":11,"volume":1
 
 
 def write_dump(root: Path, files: Mapping[str, str]) -> None:
-    """Write the files of a dump."""
+    """Write a dump to a directory."""
     for path, text in files.items():
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def write_dump(root: Path, files: Mapping[str, str]) -> None:
 
 
 def files_of(root: Path, *, hidden: bool = False) -> dict[str, str]:
-    """Return path -> text of a dump, without the hidden tree unless asked for."""
+    """Read a dump as path -> text, without its hidden tree unless `hidden`."""
     return {
         str(file.relative_to(root)): file.read_text(encoding="utf-8")
         for file in sorted(root.rglob("*"))

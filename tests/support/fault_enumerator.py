@@ -1,8 +1,8 @@
-"""The await enumerator: disturbs an operation at its first, second, ... last point, until there is no such point.
+"""Faults at every point of an operation: the first, the second, and so on until it has no more points.
 
 There are two kinds of points: the awaits of the calling task, and the calls of the drivers, in whichever task they are
-made (writes and lookups travel in tasks of their own). At an await the caller is cancelled or its time is up; at a call
-the caller is cancelled, or the driver reports a lost connection or a timeout, before or after the server has acted.
+made (batches are sent by other tasks). At an await the caller is cancelled or its timeout expires; at a call the caller
+is cancelled, or the driver reports a lost connection or a timeout, before or after the server has acted.
 """
 
 import asyncio
@@ -37,19 +37,19 @@ _ERRORS: dict[tuple[str, Server], Callable[[], Exception]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens, and when."""
+    """A fault, and the moment of a point at which it happens."""
 
     what: Literal["cancelled", "timeout", "lost", "late"]
-    """The caller is cancelled or its `asyncio.timeout` ends; the driver reports a lost connection or a timeout."""
+    """The caller is cancelled or its `asyncio.timeout` expires; the driver reports a lost connection or a timeout."""
     when: Literal["waits", "wakes", "before", "after", "held"]
-    """As the caller begins or ends to wait; before or after the server acts, or while the request is held back."""
+    """When the caller begins to wait or is woken; before or after the server acts, or while a request is held back."""
 
     def __str__(self) -> str:
         return f"{self.what}-{self.when}"
 
     @property
     def at_await(self) -> bool:
-        """Whether its points are the awaits of the caller, and not the calls of the drivers."""
+        """Whether its points are the awaits of the caller rather than the calls of the drivers."""
         return self.when in ("waits", "wakes")
 
 
@@ -70,10 +70,10 @@ FAULTS = (
 
 @dataclass
 class Outcome:
-    """How a disturbed operation has ended."""
+    """The end of a disturbed operation."""
 
     met: bool
-    """Whether the operation has as many points; if not, it was not disturbed."""
+    """Whether the operation has that many points; if not, it was not disturbed."""
     value: Any = None
     error: BaseException | None = None
 
@@ -87,7 +87,7 @@ class _Point:
 
 
 class _Disturbed:
-    """Awaits a coroutine, and does something as that suspends for the n-th time."""
+    """Awaits a coroutine, and calls `disturb` when it suspends for the n-th time."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], number: int, disturb: Callable[[Any], None]) -> None:
         self._coroutine = coroutine
@@ -114,14 +114,14 @@ class _Disturbed:
 
 @dataclass
 class Drivers:
-    """The calls of both drivers of a test, counted, and disturbed on demand."""
+    """Counts the calls of both drivers, and disturbs one of them on demand."""
 
     released: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set it to let a request go on that was held back."""
+    """Set to let a request go on that was held back."""
     _point: _Point | None = None
 
     async def attempt(self, fault: Fault, number: int, operation: Callable[[], Coroutine[Any, Any, Any]]) -> Outcome:
-        """Run an operation in a task of its own and disturb it at its point of that number."""
+        """Run an operation in a new task and disturb it at its point of that number."""
         self.released.clear()
         run = self._at_await if fault.at_await else self._at_call
         return await run(fault, number, operation)
@@ -158,7 +158,7 @@ class Drivers:
         return outcome
 
     async def pass_on(self, server: Server, call: Call) -> Any:
-        """Make a call of a driver, unless its turn has come to be disturbed."""
+        """Make a call of a driver, or disturb it if it is the point of the current attempt."""
         point = self._point
         if point is None:
             return await call()
@@ -174,7 +174,7 @@ class Drivers:
         if fault.when == "held":
             point.caller.cancel()
             holding = asyncio.create_task(self._hold(call))
-            holding.add_done_callback(lambda held: held.cancelled() or held.exception())  # nobody may hear of it
+            holding.add_done_callback(lambda held: held.cancelled() or held.exception())  # its exception is retrieved
             return await (asyncio.shield(holding) if server == "mongo" else holding)  # a Redis connection is cut
         if fault.when == "before":
             point.caller.cancel()
@@ -184,7 +184,7 @@ class Drivers:
         return result
 
     async def _hold(self, call: Call) -> Any:
-        """What Motor does, and the server: they go on with what nobody waits for any more."""
+        """Make a call later, as Motor and the server do, which go on with a call whose caller has gone."""
         await self.released.wait()
         return await call()
 
@@ -202,7 +202,7 @@ async def _end(caller: "asyncio.Task[Any]") -> Outcome:
 
 
 class _Cursor:
-    """A cursor of either driver whose batches count as calls."""
+    """A cursor of either driver, each batch of which counts as a call."""
 
     def __init__(self, drivers: Drivers, open_cursor: Callable[[], Any]) -> None:
         self._drivers = drivers
@@ -245,13 +245,13 @@ _CALLS = (
     "insert_many",
 )
 _inside = ContextVar("_inside", default=False)
-"""Whether a driver calls itself."""
+"""Whether the current call is one that a driver makes itself."""
 _CURSORS = ("aggregate", "aggregate_raw_batches", "find", "find_raw_batches", "list_indexes")
 
 
 @contextmanager
 def intercepted_drivers() -> Generator[Drivers]:
-    """Count the calls of the drivers while this is open."""
+    """Count the calls of the drivers in the block."""
     drivers = Drivers()
 
     def counted(server: Server, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

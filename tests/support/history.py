@@ -1,7 +1,7 @@
-"""The history checker: what concurrent clients did and saw, and whether one register for each key explains it.
+"""Histories of concurrent clients, and a check whether one register for each key explains them.
 
-Run as a program it is one of the processes whose clients write and read at random, and notes what they do, one JSON
-object a line. Its times are those of `time.monotonic`, which all processes of a machine share.
+Run as a program, this module is one of the processes whose clients write and read at random; it records each call as a
+line of JSON. Times are those of `time.monotonic`, which all processes of a machine share.
 """
 
 import asyncio
@@ -30,17 +30,17 @@ CLIENTS = 6
 
 @dataclass(frozen=True)
 class Event:
-    """One call. Values are unique: no two writes of a key have the same."""
+    """One call; no two writes of a key have the same value."""
 
     client: str
     kind: Literal["write", "read"]
     key: str
     value: str | None
-    """What was written or read; None of a read is that nothing is there."""
+    """The value that was written or read; None if a read found nothing."""
     began: float
     ended: float
     outcome: Literal["ok", "refused", "unknown"] = "ok"
-    """Acknowledged or answered; certainly not applied; or neither, as after a cancellation."""
+    """Acknowledged or answered; certainly not applied; or neither is known, as after a cancellation."""
 
 
 def read_events(files: Iterable[Path]) -> list[Event]:
@@ -49,7 +49,7 @@ def read_events(files: Iterable[Path]) -> list[Event]:
 
 
 def violations(events: Sequence[Event]) -> list[str]:
-    """What contradicts the promises, key by key; empty for a history that is right."""
+    """Return the contradictions in a history, key by key; none if it is right."""
     keys = sorted({event.key for event in events})
     return [f"{key}: {problem}" for key in keys for problem in _check([event for event in events if event.key == key])]
 
@@ -66,8 +66,8 @@ def _check(events: Sequence[Event]) -> list[str]:
     if problems:
         return problems
 
-    # A value lives from when it was surely there (its write had returned, or somebody had read it) to when it was
-    # surely there still (its last read began). In a register no two values can each have been there before the other.
+    # A value is certainly stored from the first moment that proves it (its write returned, or a read found it) to the
+    # last one (the beginning of its last read). In a register no two values can each be stored before the other.
     seen: dict[str | None, list[Event]] = {}
     for read in reads:
         seen.setdefault(read.value, []).append(read)
@@ -83,7 +83,7 @@ def _check(events: Sequence[Event]) -> list[str]:
             if there_too >= still:
                 break
             if there < still_too:
-                problems.append(f"{value} and {other} were each there before the other, {still - there_too:.3f} s")
+                problems.append(f"{value} and {other} were each stored before the other, {still - there_too:.3f} s")
 
     # A client's write that was cancelled or failed never comes after its next acknowledged one.
     for value, write in writes.items():

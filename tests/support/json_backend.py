@@ -1,7 +1,5 @@
-"""Helpers for the tests of the JSON backend: registries on a directory, candles, and programs in other processes."""
+"""Registries on a directory, candles to write there, and what the JSON backend leaves in it."""
 
-import asyncio
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,6 @@ __all__ = (
     "candles_from_start",
     "collect",
     "open_dump",
-    "run_program",
-    "start_program",
     "temporary_files",
 )
 
@@ -44,16 +40,3 @@ async def collect(items: AsyncIterator[Any]) -> list[Any]:
 def temporary_files(directory: Path) -> list[Path]:
     """List the temporary files anywhere below a directory."""
     return list(directory.rglob(".tmp-*"))
-
-
-async def start_program(code: str, *arguments: object, **options: Any) -> asyncio.subprocess.Process:
-    """Start a Python program in which this package can be imported."""
-    root = Path(__file__).parents[2]
-    return await asyncio.create_subprocess_exec(sys.executable, "-c", code, *map(str, arguments), cwd=root, **options)
-
-
-async def run_program(code: str, *arguments: object) -> None:
-    """Run such a program to its end, which has to come within a minute, without an error."""
-    process = await start_program(code, *arguments)
-    async with asyncio.timeout(60):
-        assert await process.wait() == 0

@@ -1,4 +1,4 @@
-"""Work that goes on while a test disturbs the servers, and what every such test checks of it."""
+"""Work that goes on while a test disturbs the servers, and the checks that hold whatever happens to them."""
 
 import asyncio
 import time
@@ -9,13 +9,13 @@ from typing import Any
 from backtest_persist import BacktestPersistError, Container, Settings
 from tests.support.stopwatch import GRACE, timed
 
-__all__ = ("Load", "working")
+__all__ = ("Load", "under_load")
 
 TASKS = 8
 
 
 class Load:
-    """Tasks that each count in one row, and read it after every write."""
+    """Tasks that each count in one row and read it after every write."""
 
     def __init__(self, container: Container) -> None:
         self._container = container
@@ -26,7 +26,7 @@ class Load:
         self.successes = 0
         self.errors: list[BacktestPersistError] = []
         self.wrong: list[str] = []
-        """Reads that showed something else than the acknowledged number or a later attempt."""
+        """Reads that found neither the acknowledged number nor that of a later attempt."""
         self.longest = 0.0
 
     async def _operation(self, operation: Awaitable[Any]) -> Any:
@@ -34,7 +34,7 @@ class Load:
         self.longest = max(self.longest, seconds)
         if isinstance(result, BacktestPersistError):
             self.errors.append(result)
-            await asyncio.sleep(0.01)  # an error can come at once
+            await asyncio.sleep(0.01)  # so that errors that come at once do not keep the loop busy
         else:
             self.successes += 1
         return result
@@ -56,15 +56,15 @@ class Load:
         if not self.acknowledged[task] <= number <= self.attempted[task]:
             self.wrong.append(f"e{task}: {number}, not {self.acknowledged[task]} to {self.attempted[task]}")
 
-    async def goes_on(self, operations: int = 50, seconds: float = 10) -> float:
-        """Wait until so many more operations have succeeded; returns how long it took."""
+    async def wait_for_successes(self, operations: int = 50, seconds: float = 10) -> float:
+        """Wait until that many more operations have succeeded, and return how many seconds it took."""
         started, until = time.monotonic(), self.successes + operations
         async with asyncio.timeout(seconds):
             while self.successes < until:
                 await asyncio.sleep(0.005)
         return time.monotonic() - started
 
-    async def fails(self) -> None:
+    async def wait_for_an_error(self) -> None:
         """Wait until an operation ends with an error."""
         known = len(self.errors)
         async with asyncio.timeout(10):
@@ -78,11 +78,11 @@ class Load:
                 group.create_task(self._work(task))
 
     def stop(self) -> None:
-        """Let each task end after what it is doing."""
+        """Let each task end after its current operation."""
         self._stopping = True
 
     async def check(self, witness: Container, deadline: float) -> None:
-        """What holds whatever happened: acknowledged is there, also for others, once; nothing took too long."""
+        """Check that another client finds every acknowledged write, each row once, and that nothing took too long."""
         for task in range(TASKS):
             self._check(task, await witness.signal_db_service.find_by_context("s", "t", f"e{task}"))
         assert self.wrong == []
@@ -91,13 +91,13 @@ class Load:
 
 
 @asynccontextmanager
-async def working(settings: Settings, container: Container) -> AsyncGenerator[Load]:
-    """Work for the time of the block, then check."""
+async def under_load(settings: Settings, container: Container) -> AsyncGenerator[Load]:
+    """Work for the length of the block, then check."""
     await container.signal_db_service.wait_for_init()
     load = Load(container)
     running = asyncio.create_task(load.run())
     try:
-        await load.goes_on()
+        await load.wait_for_successes()
         yield load
     finally:
         load.stop()

@@ -6,7 +6,7 @@ listen on free ports of the loopback address.
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 from redis.asyncio import Redis
 
-from backtest_persist import Container, Settings, embedded
+from backtest_persist import Settings, embedded
 
 __all__ = (
     "ADMIN",
@@ -26,7 +26,6 @@ __all__ = (
     "locked_servers",
     "replace_in_mongo_uri",
     "replace_in_redis_url",
-    "unconnected_container",
 )
 
 ADMIN = ("admin", "correct-horse")
@@ -116,19 +115,6 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                 await writer.drain()
     finally:
         writer.transport.abort()
-
-
-@asynccontextmanager
-async def unconnected_container(settings: Settings | Mapping[str, Any]) -> AsyncGenerator[Container]:
-    """Build a container without connecting it, and close it after the block.
-
-    A container that is entered asks the servers at once, and fails there when they refuse it.
-    """
-    container = Container(settings)
-    try:
-        yield container
-    finally:
-        await container.close()
 
 
 def replace_in_mongo_uri(settings: Settings, old: str, new: str) -> Settings:

@@ -10,12 +10,13 @@ from typing import Any
 
 from backtest_persist import Settings
 
-__all__ = ("ROOT", "run_cli", "settings_environment", "start_python")
+__all__ = ("CLI_PROGRAM", "ROOT", "run_cli", "run_program", "settings_environment", "start_program", "start_python")
 
 ROOT = Path(__file__).parents[2]
 """The directory of the repository."""
 
-_CLI = "from backtest_persist.cli import main; main()"
+CLI_PROGRAM = "from backtest_persist.cli import main; main()"
+"""The program of the console script."""
 
 
 def settings_environment(settings: Settings, *, timeouts: bool = True) -> dict[str, str]:
@@ -49,6 +50,18 @@ async def start_python(
     )
 
 
+async def start_program(code: str, *arguments: object, **options: Any) -> asyncio.subprocess.Process:
+    """Start a Python program that is given as text; `options` are those of `start_python`."""
+    return await start_python("-c", code, *map(str, arguments), **options)
+
+
+async def run_program(code: str, *arguments: object) -> None:
+    """Run a Python program that is given as text; it has to end within a minute, without an error."""
+    process = await start_program(code, *arguments)
+    async with asyncio.timeout(60):
+        assert await process.wait() == 0
+
+
 async def run_cli(*arguments: str, settings: Settings, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run ``backtest-persist`` to its end, on the servers of the settings, without colours and in wide lines.
 
@@ -58,7 +71,7 @@ async def run_cli(*arguments: str, settings: Settings, cwd: Path) -> subprocess.
     environment |= settings_environment(settings, timeouts=False)
     return await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-c", _CLI, *arguments],
+        [sys.executable, "-c", CLI_PROGRAM, *arguments],
         capture_output=True,
         text=True,
         env=environment,

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server: what passes can be delayed, held back, cut off after it was forwarded, or reset."""
+"""A TCP proxy in front of a server, which can delay traffic, hold requests back, drop replies and reset connections."""
 
 import asyncio
 import gc
@@ -13,35 +13,35 @@ from pydantic import SecretStr
 
 from backtest_persist import Container, Settings
 
-__all__ = ("DEADLINE", "Proxy", "behind_proxy", "bounded", "mongo_proxy", "redis_proxy")
+__all__ = ("DEADLINE", "Proxy", "behind_proxy", "mongo_proxy", "redis_proxy", "with_short_deadline")
 
 DEADLINE = 1.0
-"""Seconds that an operation may take by `bounded` settings."""
+"""Seconds that an operation may take with settings of `with_short_deadline`."""
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Proxy:
-    """Passes bytes on between clients and one server, as its attributes say at that moment."""
+    """Forwards bytes between clients and one server, as its attributes say at that moment."""
 
     def __init__(self, connect: Callable[[], Awaitable[Streams]]) -> None:
         self._connect = connect
         self._clients: set[asyncio.StreamWriter] = set()
         self.port = 0
         self.delay = 0.0
-        """Seconds by which everything is late, in each direction."""
+        """Seconds by which everything is delayed, in each direction."""
         self.passing = asyncio.Event()
-        """Cleared, it is a black hole: what is sent stays here until it is set again."""
+        """While it is cleared, nothing is forwarded; what was sent is kept until it is set again."""
         self.passing.set()
-        self.held = b""
-        """A request with these bytes waits here for `released`, even when its client has gone."""
-        self.holds = asyncio.Event()
+        self.hold_back = b""
+        """A request that contains these bytes waits for `released`, even when its client has disconnected."""
+        self.is_holding = asyncio.Event()
         self.released = asyncio.Event()
-        self.cut = b""
-        """The next request with these bytes is forwarded; its reply is dropped, and its connection closed."""
+        self.drop_reply_to = b""
+        """The next request that contains these bytes is forwarded; its reply is dropped and its connection closed."""
 
     async def wait_until_disconnected(self) -> None:
-        """Wait until no connection of a client is left."""
+        """Wait until no client is connected."""
         async with asyncio.timeout(3):
             while self._clients:
                 gc.collect()
@@ -78,11 +78,11 @@ class Proxy:
         with suppress(OSError):
             while data := await reader.read(1 << 20):
                 await self._wait()
-                if self.held and self.held in data:
-                    self.holds.set()
+                if self.hold_back and self.hold_back in data:
+                    self.is_holding.set()
                     await self.released.wait()
-                if self.cut and self.cut in data:
-                    self.cut = b""
+                if self.drop_reply_to and self.drop_reply_to in data:
+                    self.drop_reply_to = b""
                     dropped.set()
                 server.write(data)
                 await server.drain()
@@ -125,7 +125,7 @@ async def _listening(connect: Callable[[], Awaitable[Streams]]) -> AsyncGenerato
 
 @asynccontextmanager
 async def mongo_proxy(settings: Settings) -> AsyncGenerator[tuple[Proxy, Settings]]:
-    """A proxy in front of the mongod of the settings, and settings that lead through it."""
+    """Start a proxy in front of the mongod of the settings; yields it and settings that lead through it."""
     parts = urlsplit(settings.mongo_connection_string.get_secret_value())
     async with _listening(lambda: _connect(unquote(parts.netloc))) as proxy:
         uri = parts._replace(netloc=f"127.0.0.1:{proxy.port}").geturl()
@@ -134,7 +134,7 @@ async def mongo_proxy(settings: Settings) -> AsyncGenerator[tuple[Proxy, Setting
 
 @asynccontextmanager
 async def behind_proxy(settings: Settings) -> AsyncGenerator[tuple[Proxy, Container]]:
-    """A container and the proxy in front of its mongod; in the end what was held back arrives, and all clients go."""
+    """Start a proxy in front of the mongod of a container; after the block it forwards what it has held back."""
     async with mongo_proxy(settings) as (proxy, through):
         container = Container(through)
         try:
@@ -147,14 +147,14 @@ async def behind_proxy(settings: Settings) -> AsyncGenerator[tuple[Proxy, Contai
         await proxy.wait_until_disconnected()
 
 
-def bounded(settings: Settings) -> Settings:
-    """The settings with a short deadline."""
+def with_short_deadline(settings: Settings) -> Settings:
+    """Return the settings with `DEADLINE` for MongoDB."""
     return settings.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)})
 
 
 @asynccontextmanager
 async def redis_proxy(settings: Settings) -> AsyncGenerator[tuple[Proxy, Settings]]:
-    """A proxy in front of the redis-server of the settings, and settings that lead through it."""
+    """Start a proxy in front of the redis-server of the settings; yields it and settings that lead through it."""
     assert settings.redis_url is not None
     parts = urlsplit(settings.redis_url.get_secret_value())
     async with _listening(lambda: _connect(unquote(parts.path or parts.netloc))) as proxy:

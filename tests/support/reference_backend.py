@@ -1,6 +1,6 @@
-"""A backend of one's own, as a user would write it: fifteen adapters over one SQLite table.
+"""A user's backend: an adapter for each domain over one SQLite table.
 
-The conformance kit has to pass on it, and has to fail on its copies that `broken` breaks in one place each.
+The conformance kit passes on it, and fails on the copies in `broken_backends`, each of which is broken in one place.
 """
 
 import json
@@ -39,7 +39,7 @@ Entry = tuple[str, Any, int, bool]
 
 
 class Store:
-    """The table; what `broken` breaks."""
+    """The table, with the methods that `broken_backends` overrides."""
 
     def __init__(self, place: Path) -> None:
         self.file = place / "store.db"
@@ -91,7 +91,7 @@ class Store:
 
 
 class Adapter:
-    """What the fifteen have in common."""
+    """Methods that the adapters of all domains share."""
 
     removable = False
 
@@ -100,7 +100,7 @@ class Adapter:
         self.context = store.join(domain, *(checked_name(part, "name") for part in parts))
 
     async def wait_for_init(self, initial: bool) -> None:
-        """The table is made by the first transaction."""
+        """Do nothing: the first transaction creates the table."""
 
     def _put(self, name: str, payload: PayloadInput | None, when: When = 0) -> None:
         value: Payload | None = plain(encode_payload(payload, "a payload"))
@@ -322,7 +322,7 @@ class Storage(Adapter):
 
 
 class Reference:
-    """Builds the adapters of all domains."""
+    """Builds an adapter for each domain; see `contracts.Backend`."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -387,7 +387,7 @@ def mode(backtest: bool) -> str:
 
 
 def plain(value: Any) -> Any:
-    """What the SDK's own check of a payload returns, without the types of MongoDB in it."""
+    """Return an encoded payload without the types of MongoDB in it."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in cast("Payload", value).items()}
     if isinstance(value, list):

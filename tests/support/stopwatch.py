@@ -1,4 +1,4 @@
-"""A stopwatch that a busy machine does not disturb: bounds on time speak of the program, not of what runs beside it."""
+"""Time as the event loop sees it: bounds on it hold on a busy machine, where other processes take turns."""
 
 import asyncio
 import time
@@ -11,12 +11,12 @@ from backtest_persist import BacktestPersistError
 __all__ = ("GRACE", "Stopwatch", "pauses", "timed")
 
 GRACE = 0.25
-"""Seconds by which an operation may end after its deadline."""
+"""Seconds that an operation may take longer than its deadline."""
 TICK = 0.01
 
 
 class _Clock:
-    """Ticks in one event loop while somebody looks at it; of the time between two ticks two ticks count at most."""
+    """Ticks in an event loop while a stopwatch runs there; at most two ticks count of the time between two of them."""
 
     def __init__(self) -> None:
         self._counted = 0.0
@@ -44,9 +44,9 @@ _clocks: WeakKeyDictionary[asyncio.AbstractEventLoop, _Clock] = WeakKeyDictionar
 
 
 class Stopwatch:
-    """Counts `seconds` in which the event loop of this block was free to see an answer.
+    """Counts the `seconds` of a block in which its event loop was free to see an answer.
 
-    What the loop itself was busy with does not count either: `pauses` looks for that.
+    Time in which the loop was busy itself does not count either; `pauses` finds that.
     """
 
     def __enter__(self) -> Self:
@@ -61,7 +61,7 @@ class Stopwatch:
 
 
 async def timed(operation: Awaitable[Any]) -> tuple[Any, float]:
-    """What an operation returns, or its typed error, and after how many seconds; any other error is raised."""
+    """Return the result of an operation or its typed error, and the seconds it took; any other error is raised."""
     with Stopwatch() as watch:
         try:
             result = await operation
@@ -71,7 +71,7 @@ async def timed(operation: Awaitable[Any]) -> tuple[Any, float]:
 
 
 async def pauses(done: asyncio.Future[Any]) -> list[float]:
-    """For how long the event loop did not run another task, each time until something is done; the longest last."""
+    """Return for how many seconds each time, until `done`, the event loop ran no other task; the longest last."""
     found, last = list[float](), time.monotonic()
     while not done.done():
         await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""What a key in Redis says: the context it was made of, or nothing."""
+"""Keys in Redis, read back as the context that they were made of."""
 
 from typing import Any
 
@@ -60,5 +60,5 @@ def test_any_context_is_read_back_from_its_key(case: Case, data: st.DataObject) 
     ],
 )
 def test_a_key_that_no_context_has_says_nothing(domain: str, key: bytes) -> None:
-    """Too few parts, bytes that are no text, a mode or a number that nobody writes: None."""
+    """Too few parts, bytes that are no text, and unknown modes and numbers give None."""
     assert COLLECTIONS[domain].context_of(COLLECTIONS[domain].namespace + key) is None

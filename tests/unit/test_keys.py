@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bson import ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backtest_persist import CandleRow, InvalidKeyError, SignalRow
-from backtest_persist.core.keys import checked_limit, checked_name, checked_timestamp, join_key
+from backtest_persist.core.keys import checked_limit, checked_name, checked_timestamp, join_key, to_object_id
 from backtest_persist.domains.candle import CandleContext
 from backtest_persist.domains.session import SessionContext
 from backtest_persist.domains.signal import SignalContext
@@ -25,7 +26,7 @@ def test_different_components_never_share_a_key(one: tuple[str, ...], other: tup
 
 
 def test_all_but_the_last_component_are_encoded() -> None:
-    """Percent and colon are encoded in the head and stand as they are in the tail."""
+    """Percent and colon are encoded in the head and left as they are in the last component."""
     assert join_key("a:b", "50%", "BTC/USDT:USDT%") == "a%3Ab:50%25:BTC/USDT:USDT%"
 
 
@@ -76,7 +77,7 @@ def test_a_timestamp_is_an_int_of_64_bits(bad: Any) -> None:
 
 
 def test_a_limit_is_a_whole_number_from_zero() -> None:
-    """0 is a limit; less, or no int, is none."""
+    """0 is a limit; a negative number or another type is refused."""
     assert checked_limit(0) == 0
     assert type(checked_limit(np.int64(5))) is int
     for bad in (*NO_INTS, -1, 1.0, 2**63):
@@ -130,3 +131,20 @@ def test_rows_are_built_without_a_server() -> None:
     with pytest.raises(ValueError, match="frozen"):
         row.symbol = "x"  # pyright: ignore[reportAttributeAccessIssue]
     assert issubclass(CandleRow, CandleContext)
+
+
+ID = ObjectId("65a1b2c3d4e5f60718293a4b")
+
+
+@pytest.mark.parametrize("spelling", [str(ID), str(ID).upper(), ID], ids=["lower", "upper", "id"])
+def test_24_hex_digits_are_an_id(spelling: Any) -> None:
+    """An id may be given as text in either case, or as it is."""
+    assert to_object_id(spelling) == ID
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", "f" * 23, "f" * 25, "g" * 24, "\uff11" * 24, b"f" * 12, 5, ["f" * 24]], ids=repr
+)
+def test_nothing_else_is_an_id(value: Any) -> None:
+    """A malformed id leads nowhere; it is no error, as Redis may hold one."""
+    assert to_object_id(value) is None

@@ -1,4 +1,4 @@
-"""What a payload becomes before it is sent, and what is refused."""
+"""Payloads before they are sent: what each value becomes, and which are refused."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -111,7 +111,7 @@ def test_what_is_not_plain_goes_in_by_value(value: Any, plain: Any) -> None:
 
 
 def test_a_root_model_of_a_mapping_is_a_payload() -> None:
-    """What counts is what it holds."""
+    """A RootModel is encoded as the mapping that it holds."""
     assert encode_payload(RootModel[dict[str, int]]({"a": 1}), "here") == {"a": 1}
 
 

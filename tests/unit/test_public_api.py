@@ -35,7 +35,7 @@ DOMAINS = [
 
 
 def test_the_package_names_what_a_user_types() -> None:
-    """Everything in __all__ exists; the registry, the container and the fifteen of each kind are among it."""
+    """Every name in __all__ exists; the registry, the container and four classes of every domain are among them."""
     assert all(hasattr(backtest_persist, name) for name in backtest_persist.__all__)
     assert {"ioc", "persist", "setup", "Mode", "Container", "Settings", "base_map", "embedded"} <= set(
         backtest_persist.__all__
@@ -78,7 +78,7 @@ def test_each_cache_service_has_exactly_three_methods_of_its_own() -> None:
 
 
 def test_every_error_has_one_root() -> None:
-    """All errors derive from BacktestPersistError, are exported, and stand in the drawing at the top of the module."""
+    """All errors derive from BacktestPersistError, are exported, and are in the drawing at the top of the module."""
     for name in errors.__all__:
         error = getattr(errors, name)
         assert getattr(backtest_persist, name) is error

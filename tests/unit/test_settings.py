@@ -138,7 +138,7 @@ async def test_a_redis_url_that_cannot_work_is_a_settings_error(url: str) -> Non
 
 
 async def test_what_this_package_relies_on_wins_over_the_redis_url() -> None:
-    """Answers stay bytes and the pool keeps its size; the rest of the URL stands."""
+    """Answers stay bytes and the pool keeps its size; the rest of the URL applies."""
     container = Container({"redis_url": "redis://h:7/3?decode_responses=True&max_connections=1&client_name=me"})
     client: Any = container.redis_service.client
     pool = client.connection_pool
@@ -156,7 +156,7 @@ async def test_an_injected_redis_client_returns_bytes() -> None:
 
 
 def test_an_env_file_that_cannot_be_read_is_named(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory in its place is none; one that this user may not read is an error."""
+    """A directory of that name is ignored; a file that this user may not read is an error."""
     (nowhere / ".env").write_text("CC_REDIS_HOST=x")
     real: Any = open
 

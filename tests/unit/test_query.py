@@ -1,0 +1,215 @@
+"""Filters and sorts: translated to the names and types of the wire, or refused before anything is sent."""
+
+from collections import OrderedDict
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import pytest
+from bson import ObjectId
+
+from backtest_persist import InvalidKeyError, SignalDbService
+from backtest_persist.core.query import to_query, to_sort
+
+SIGNALS = SignalDbService.schema()
+ID = ObjectId("65a1b2c3d4e5f60718293a4b")
+
+
+def translated(filter: Any) -> dict[str, Any]:
+    """Translate a filter of the signals."""
+    return to_query(filter, SIGNALS)
+
+
+def ordered(sort: Any) -> list[tuple[str, int]]:
+    """Translate a sort of the signals, whose context is the exchange, the strategy and the symbol."""
+    return to_sort(sort, SIGNALS)
+
+
+class Venue(Enum):
+    BINANCE = "binance"
+
+
+# --- filters ---
+
+
+@pytest.mark.parametrize(
+    ("filter", "query"),
+    [
+        ({}, {}),
+        ({"symbol": "s"}, {"symbol": "s"}),
+        ({"strategy_name": "t", "exchangeName": "e"}, {"strategyName": "t", "exchangeName": "e"}),
+        ({"create_date": {"$gt": 1}}, {"createDate": {"$gt": 1}}),
+        ({"payload.price_open": 1}, {"payload.price_open": 1}),
+        ({"payload.id": "a"}, {"payload.id": "a"}),
+        ({"not_a_field": 1}, {"not_a_field": 1}),
+        ({"payload": {"strategy_name": "t"}}, {"payload": {"strategy_name": "t"}}),
+    ],
+    ids=str,
+)
+def test_names_of_fields_are_translated(filter: Any, query: Any) -> None:
+    """Both spellings of a field work; a path into a payload and a name that is no field stay as they are."""
+    assert translated(filter) == query
+
+
+@pytest.mark.parametrize("combining", ["$and", "$or", "$nor"])
+def test_names_inside_of_combined_filters_are_translated(combining: str) -> None:
+    """Filters of a list are filters, at any depth, beside other fields."""
+    inner = {"$or": ({"strategy_name": "t"}, {"id": str(ID)})}
+    assert translated({"symbol": "s", combining: [inner, {"exchange_name": "e"}]}) == {
+        "symbol": "s",
+        combining: [{"$or": [{"strategyName": "t"}, {"_id": ID}]}, {"exchangeName": "e"}],
+    }
+
+
+@pytest.mark.parametrize("name", ["id", "_id"])
+@pytest.mark.parametrize(
+    ("value", "operand"),
+    [
+        (str(ID), ID),
+        (ID, ID),
+        ({"$ne": str(ID)}, {"$ne": ID}),
+        ({"$in": [str(ID), "junk", None]}, {"$in": [ID, "junk", None]}),
+        ({"$not": {"$gt": str(ID)}}, {"$not": {"$gt": ID}}),
+        ("junk", "junk"),
+        ({"$exists": True}, {"$exists": True}),
+    ],
+    ids=str,
+)
+def test_an_id_may_be_text(name: str, value: Any, operand: Any) -> None:
+    """MongoDB stores an ObjectId, which no text equals; what is no id is sent as it is, and matches nothing."""
+    assert translated({name: value}) == {"_id": operand}
+
+
+def test_text_that_looks_like_an_id_is_text_in_other_fields() -> None:
+    """The symbol of a signal may have 24 hex digits."""
+    assert translated({"symbol": str(ID), "payload.id": {"$in": [str(ID)]}}) == {
+        "symbol": str(ID),
+        "payload.id": {"$in": [str(ID)]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "operand"),
+    [
+        (Venue.BINANCE, "binance"),
+        ({"$in": (Venue.BINANCE, "kraken")}, {"$in": ["binance", "kraken"]}),
+        ({"$not": {"$eq": Venue.BINANCE}}, {"$not": {"$eq": "binance"}}),
+    ],
+    ids=str,
+)
+def test_a_member_of_an_enum_is_its_value(value: Any, operand: Any) -> None:
+    """The value is what is stored, and is compared in operators and lists as well."""
+    assert translated({"exchange_name": value}) == {"exchangeName": operand}
+
+
+def test_a_filter_is_not_changed() -> None:
+    """The caller may use it again."""
+    filter = {"id": {"$in": [str(ID)]}, "$or": [{"exchange_name": Venue.BINANCE}]}
+    translated(filter)
+    assert filter == {"id": {"$in": [str(ID)]}, "$or": [{"exchange_name": Venue.BINANCE}]}
+
+
+def test_any_mapping_is_a_filter() -> None:
+    """The order of its names is kept, which matters in a document that is compared as a whole."""
+    assert list(translated(OrderedDict(strategy_name="t", symbol="s"))) == ["strategyName", "symbol"]
+
+
+def endless() -> dict[str, Any]:
+    filter: dict[str, Any] = {}
+    filter["$and"] = [filter]
+    return filter
+
+
+UNUSABLE_FILTERS: dict[str, Any] = {
+    "text": "symbol",
+    "a list": [("symbol", "s")],
+    "nothing": None,
+    "text in a combined filter": {"$or": ["symbol"]},
+    "a list in a combined filter": {"$and": [[]]},
+    "a set": {"symbol": {"s"}},
+    "an object": {"symbol": object()},
+    "a number beyond 64 bits": {"payload.n": 2**63},
+    "NUL in a name": {"a\0b": 1},
+    "a name that is no text": {5: 1},
+    "a lone surrogate": {"symbol": "\ud800"},
+    "a cycle": endless(),
+}
+
+
+@pytest.mark.parametrize("filter", UNUSABLE_FILTERS.values(), ids=UNUSABLE_FILTERS)
+def test_an_unusable_filter_is_refused(filter: Any) -> None:
+    """It is an InvalidKeyError that names the collection, before a server sees it."""
+    with pytest.raises(InvalidKeyError, match="signal-items"):
+        translated(filter)
+
+
+# --- sorts ---
+
+
+@pytest.mark.parametrize(
+    ("sort", "order"),
+    [
+        (None, [("createDate", 1), ("_id", 1)]),
+        ([], [("createDate", 1), ("_id", 1)]),
+        ([("strategy_name", -1)], [("strategyName", -1), ("_id", 1)]),
+        ((("updatedDate", 1), ["payload.n", -1]), [("updatedDate", 1), ("payload.n", -1), ("_id", 1)]),
+        ([("symbol", np.int64(-1))], [("symbol", -1), ("_id", 1)]),
+    ],
+    ids=str,
+)
+def test_a_sort_is_translated_and_ends_with_the_id(sort: Any, order: Any) -> None:
+    """Rows of equal values have one order, as pages of them have to; without a sort the oldest comes first."""
+    assert ordered(sort) == order
+    assert [type(direction) for _, direction in ordered(sort)] == [int] * len(order)
+
+
+@pytest.mark.parametrize(
+    ("sort", "order"),
+    [
+        ([("id", -1)], [("_id", -1)]),
+        ([("create_date", -1), ("_id", -1)], [("createDate", -1), ("_id", -1)]),
+        (
+            [("exchange_name", 1), ("strategyName", -1), ("symbol", 1)],
+            [("exchangeName", 1), ("strategyName", -1), ("symbol", 1)],
+        ),
+    ],
+    ids=str,
+)
+def test_a_sort_that_is_total_is_left_alone(sort: Any, order: Any) -> None:
+    """By the id or by the whole context no two rows are equal, and an index may serve it."""
+    assert ordered(sort) == order
+
+
+def test_a_sort_by_a_part_of_the_context_is_not_total() -> None:
+    """Two signals may share all but one component."""
+    assert ordered([("exchange_name", 1), ("symbol", 1)])[-1] == ("_id", 1)
+
+
+UNUSABLE_SORTS: dict[str, Any] = {
+    "text": "symbol",
+    "a mapping": {"symbol": 1},
+    "a set of pairs": {("symbol", 1)},
+    "a name alone": ["symbol"],
+    "a number": [5],
+    "a pair that is a set": [{"symbol", 1}],
+    "a pair that is text": ["ab"],
+    "three parts": [("symbol", 1, 1)],
+    "no direction": [("symbol",)],
+    "zero": [("symbol", 0)],
+    "two": [("symbol", 2)],
+    "a float": [("symbol", 1.0)],
+    "a bool": [("symbol", True)],
+    "a word": [("symbol", "asc")],
+    "an empty name": [("", 1)],
+    "NUL in a name": [("a\0b", 1)],
+    "a lone surrogate": [("\ud800", 1)],
+    "a name that is no text": [(5, 1)],
+    "one bad pair among others": [("symbol", 1), ("strategy_name", 0)],
+}
+
+
+@pytest.mark.parametrize("sort", UNUSABLE_SORTS.values(), ids=UNUSABLE_SORTS)
+def test_an_unusable_sort_is_refused(sort: Any) -> None:
+    """It is an InvalidKeyError, before a server sees it."""
+    with pytest.raises(InvalidKeyError, match="sort"):
+        ordered(sort)
