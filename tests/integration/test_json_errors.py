@@ -130,8 +130,14 @@ async def test_a_damaged_candle_is_a_typed_error(tmp_path: Path) -> None:
     path = "data/candle/b/BTC/1m/1600000020000.json"
     for text in ("null", "[]", '{"timestamp":1600000020000}', json.dumps({**CANDLE, "timestamp": 1_600_000_080_000})):
         write_dump(tmp_path, {path: text})
-        with pytest.raises(InvalidPayloadError, match=r"damaged|another candle"):
-            await (await open_dump(tmp_path).candle("BTC", "1m", "b")).read_candles_data(1, 1_600_000_020_000)
+        adapter: Any = await open_dump(tmp_path).candle("BTC", "1m", "b")
+        for reading in (
+            adapter.read_candles_data(1, 1_600_000_020_000),
+            adapter.db.find_by_context("BTC", "1m", "b", 1_600_000_020_000),
+            adapter.db.find_range("BTC", "1m", "b", 1_600_000_020_000, 1),
+        ):
+            with pytest.raises(InvalidPayloadError, match=r"damaged|another candle"):
+                await reading
 
 
 @pytest.mark.parametrize("text", ["", "{", "\x00", "null", "[]", "5", '{"x":1}', '["A",1]'])

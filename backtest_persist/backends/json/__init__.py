@@ -1,1 +1,1 @@
-"""The JSON backend: the fifteen domains as a tree of files."""
+"""The JSON backend: the rows of all domains as a tree of files."""

@@ -16,9 +16,9 @@ from backtest_persist.core.keys import mode_word
 from backtest_persist.core.row import to_wire
 from backtest_persist.domains import DOMAINS
 
-__all__ = ("LAYOUTS", "MODES", "Layout", "Segment", "Shape")
+__all__ = ("LAYOUTS", "Layout", "Segment", "Shape")
 
-MODES = {mode_word(backtest): backtest for backtest in (True, False)}
+_FLAGS = {mode_word(backtest): backtest for backtest in (True, False)}
 
 
 class Shape(Enum):
@@ -157,7 +157,7 @@ class Layout:
             parts = [*first, *rest.rsplit("_", len(self.file) - before - 1)]
         if len(parts) != len(self.file) or not all(parts):
             return None
-        found = {field: self._value(field, part) for field, part in zip(self.file, parts, strict=True)}
+        found = {field: self.parse(field, part) for field, part in zip(self.file, parts, strict=True)}
         return None if None in found.values() else found
 
     @cached_property
@@ -165,15 +165,20 @@ class Layout:
         """The fields of the name of a file that may contain ``_``."""
         return tuple(field for field in self.file if self._type(field) not in (bool, int))
 
-    def _type(self, field: str) -> Any:
-        return self.domain.context_type.model_fields[field].annotation
-
-    def _value(self, field: str, part: str) -> Any:
-        if self._type(field) is bool:
-            return MODES.get(part)
+    def parse(self, field: str, part: str) -> Any:
+        """Return the value of a field from its part of a name; None for a part that no value has."""
+        if self.is_flag(field):
+            return _FLAGS.get(part)
         if self._type(field) is int:
             return int(part) if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", part) else None
         return part
+
+    def is_flag(self, field: str) -> bool:
+        """Whether a field is a bool, which is one word in a name."""
+        return self._type(field) is bool
+
+    def _type(self, field: str) -> Any:
+        return self.domain.context_type.model_fields[field].annotation
 
     def _segment(self, fields: tuple[str, ...], context: Mapping[str, Any]) -> Segment:
         parts = tuple(part for field in fields if (part := _part(context[field])))

@@ -1,9 +1,10 @@
 """The conversion between the documents of MongoDB and the files of a dump, for one value."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from backtest_persist.backends.json import codec
+from backtest_persist.backends.json import codec, rows
+from backtest_persist.backends.json.layout import Shape
 from backtest_persist.backends.json.value_file import Stored, members
 from backtest_persist.core.domain import Family
 from backtest_persist.core.keys import STORED
@@ -22,17 +23,15 @@ def to_document(domain: DomainServices, context: Mapping[str, Any], stored: Stor
 
     `InvalidKeyError` or `InvalidPayloadError` for a value that no document can hold.
     """
-    value, row_fields = stored.value, domain.db.row_type.model_fields
-    fields: dict[str, Any] = {"when": wire_when(stored.when)} if domain.layout.timed else {}
-    if "positions" in row_fields:
-        fields["positions"] = encode_list([] if value is None else value, domain.name)
-    else:
-        payload = fields["payload"] = encode_payload(value, domain.name)
-        if "removed" in row_fields:
-            fields["removed"] = stored.removed
-        else:
-            check_id(domain, context, payload)
-    return domain.db.context_type.model_validate(context, context=STORED), fields
+    checked = domain.db.context_type.model_validate(context, context=STORED)
+    fields = rows.to_fields(domain.layout, stored)
+    fields |= {name: _encode(name, fields[name], domain.name) for name in domain.layout.contents if name in fields}
+    if "when" in fields:
+        fields["when"] = wire_when(stored.when)
+    check_id(domain, context, fields.get("payload"))
+    if domain.layout.shape is Shape.OBJECT:
+        rows.to_row(domain.layout, checked.parts(), stored)  # which says what is missing
+    return checked, fields
 
 
 def to_text(domain: DomainServices, row: Row) -> bytes:
@@ -45,18 +44,27 @@ def to_text(domain: DomainServices, row: Row) -> bytes:
         return codec.dumps(checked_candle(row.symbol, row.interval, row.exchange_name, row.data()))
     if getattr(row, "frame_name", None) == "" and getattr(row, "backtest", False):
         raise InvalidKeyError(f"{description}: frame_name must not be empty in a backtest.")
-    positions = getattr(row, "positions", None)
-    if positions is not None:
-        return codec.dumps(codec.encode(encode_list(positions, description)))
-    payload = encode_payload(getattr(row, "payload", None), description)
-    marked = payload is not None and payload.get("removed") is True
-    removed = getattr(row, "removed", marked)
-    if removed != marked:
-        return codec.dumps({codec.LITERAL: codec.encode(payload), "removed": removed})
-    return codec.dumps(codec.encode(payload))
+    layout = domain.layout
+    fields = {
+        wire: _encode(wire, getattr(row, name), description)
+        for name, wire in zip(layout.domain.contents, layout.contents, strict=True)
+    }
+    if layout.removable:
+        fields["removed"] = getattr(row, "removed", False)
+    return rows.to_text(layout, fields)
+
+
+def _encode(name: str, value: Any, description: str) -> Any:
+    if name == "payload":
+        return encode_payload(value, description)
+    if isinstance(value, list):
+        return encode_list(cast("list[Any]", value), description)
+    return cast("dict[str, Any]", encode_payload({name: value}, description))[name]
 
 
 def check_id(domain: DomainServices, context: Mapping[str, Any], payload: Any) -> None:
     """Refuse an entry of a list whose name differs from the 'id' in its payload, by which it is found."""
-    if domain.family is Family.LIST and members(payload).get("id") != context[domain.layout.file[0]]:
+    layout = domain.layout
+    by_id = domain.family is Family.LIST and layout.shape is Shape.PAYLOAD and len(layout.file) == 1
+    if by_id and members(payload).get("id") != context[layout.file[0]]:
         raise InvalidPayloadError("Its name is not the 'id' in its payload.")

@@ -6,7 +6,6 @@ the names around it do not.
 """
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backtest_persist.backends.json.atomic import TEMPORARY
-from backtest_persist.backends.json.layout import MODES, Layout
+from backtest_persist.backends.json.layout import Layout
 from backtest_persist.backends.json.names import unescape
 from backtest_persist.backends.json.sidecar import HIDDEN, parts_of
 from backtest_persist.backends.json.value_file import SUFFIX
@@ -140,7 +139,7 @@ def _contexts(root: Path, layout: Layout, path: Path, stems: Sequence[str]) -> I
             same = shape[: len(directories)] == directories
             known = [*labels, *[None] * (len(shape) - len(directories))] if same else [None] * len(shape)
             readings = _readings(layout, shape, known)
-        file = _file(layout, name) if inside else None
+        file = layout.parse_name(name) if inside else None
         yield (
             ()
             if file is None
@@ -158,7 +157,7 @@ def _readings(layout: Layout, directories: Sequence[str], labels: Sequence[list[
         return []
     contexts: list[Context] = [{}]
     for fields, segment, parts in zip(layout.directories, directories, labels, strict=True):
-        options = list(_splits(fields, segment)) if parts is None else [_labelled(fields, parts)]
+        options = list(_splits(layout, fields, segment)) if parts is None else [_labelled(layout, fields, parts)]
         contexts = [{**context, **option} for context in contexts for option in options]
     return contexts
 
@@ -192,63 +191,52 @@ def _unnested(layout: Layout, directories: Sequence[str], name: str) -> tuple[li
     return shape, name
 
 
-def _file(layout: Layout, name: str) -> Context | None:
-    """Return the part of the context that the name of a file tells; None when no file can have this name."""
-    if not layout.file:
-        return {} if name == layout.fixed_file else None
-    if layout.file == ("timestamp",):
-        return {"timestamp": int(name)} if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", name) else None
-    if len(layout.file) == 1:
-        return {layout.file[0]: name}
-    symbol, _, mode = name.rpartition("_")
-    return {"symbol": symbol, "backtest": MODES[mode]} if symbol and mode in MODES else None
-
-
-def _labelled(fields: tuple[str, ...], parts: list[str]) -> Context:
+def _labelled(layout: Layout, fields: Sequence[str], parts: list[str]) -> Context:
     if len(parts) < len(fields) and "frame_name" in fields:
         at = fields.index("frame_name")
         parts = [*parts[:at], "", *parts[at:]]
-    context: Context = dict(zip(fields, parts, strict=False))
-    if len(parts) != len(fields) or ("backtest" in context and context["backtest"] not in MODES):
+    context = {field: layout.parse(field, part) for field, part in zip(fields, parts, strict=False)}
+    if len(parts) != len(fields) or None in context.values():
         raise InvalidPayloadError(f"the names of its directory, kept in {HIDDEN}, are damaged")
-    if "backtest" in context:
-        context["backtest"] = MODES[context["backtest"]]
     return context
 
 
-def _splits(fields: tuple[str, ...], segment: str) -> Iterator[Context]:
+def _splits(layout: Layout, fields: Sequence[str], segment: str) -> Iterator[Context]:
     """Iterate over the readings of a joined name, the most probable first."""
-    if fields == ("backtest",):
-        if segment in MODES:
-            yield {"backtest": MODES[segment]}
-        return
     if len(fields) == 1:
-        yield {fields[0]: unescape(segment)}
+        value = layout.parse(fields[0], unescape(segment))
+        if value is not None:
+            yield {fields[0]: value}
         return
-    parts, fixed = segment.split("_"), Context()
-    free = [field for field in fields if field != "backtest"]
-    if len(free) < len(fields):
-        mode = parts.pop()
-        if mode not in MODES:
-            return
-        fixed["backtest"] = MODES[mode]
-        if not fixed["backtest"]:  # the TypeScript framework trades live without a frame
-            yield from _cuts([field for field in free if field != "frame_name"], parts, {**fixed, "frame_name": ""})
-    yield from _cuts(free, parts, fixed)
+    names, parts, flags = list(fields), segment.split("_"), Context()
+    for end in (-1, 0):  # a flag is one word
+        while names and parts and layout.is_flag(names[end]):
+            name = names.pop(end)
+            flags[name] = layout.parse(name, parts.pop(end))
+    if None in flags.values() or bool(names) != bool(parts):
+        return
+    if "frame_name" in names and len(names) > 1 and not flags.get("backtest", True):
+        # the TypeScript framework trades live without a frame
+        frameless = [name for name in names if name != "frame_name"]
+        yield from _cuts(layout, frameless, parts, {**flags, "frame_name": ""})
+    if names:
+        yield from _cuts(layout, names, parts, flags)
+    else:
+        yield flags
 
 
-def _cuts(fields: Sequence[str], parts: Sequence[str], fixed: Mapping[str, Any]) -> Iterator[Context]:
+def _cuts(layout: Layout, fields: Sequence[str], parts: Sequence[str], known: Context) -> Iterator[Context]:
     found: list[tuple[int, Context]] = []
     for cuts in combinations(range(1, len(parts)), len(fields) - 1):
         bounds = [0, *cuts, len(parts)]
         groups = [parts[start:end] for start, end in pairwise(bounds)]
         names = [unescape("_".join(group)) for group in groups]
-        if all(names):
-            context = dict(zip(fields, names, strict=True))
+        context = {field: layout.parse(field, name) for field, name in zip(fields, names, strict=True)}
+        if all(names) and None not in context.values():
             wide = sum(
                 len(group) - 1
                 for field, group in zip(fields, groups, strict=True)
                 if field not in ("strategy_name", "risk_name")
             )
-            found.append((wide, {**context, **fixed}))
+            found.append((wide, {**context, **known}))
     yield from (context for _, context in sorted(found, key=lambda option: option[0]))
