@@ -152,7 +152,7 @@ def calls(domain: Domain) -> Iterator[str]:
     yield codes(f"{name}{shown(signature)}" for name, signature in found.items() if not is_read(name))
 
 
-@table("Domain", "File below the directory", "Field that holds `when`")
+@table("Domain", "File below the directory", "`when`")
 def files(domain: Domain) -> Iterator[str]:
     layout = domain.files
     parts = ["_".join(placeholder(domain, name) for name in names) for names in (*layout.directories, layout.file)]

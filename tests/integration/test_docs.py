@@ -154,6 +154,14 @@ async def test_a_call_goes_the_way_that_contributing_lists(
     assert set(stack) <= named
 
 
+def test_the_tests_that_the_page_of_promises_names_exist() -> None:
+    """Every module in its tables is below tests/, tests/faults/ or the conformance kit."""
+    roots = (ROOT / "tests", ROOT / "tests" / "faults", ROOT / "backtest_persist")
+    named = set(re.findall(r"`([\w/]+\.py)`", (DOCS / "reliability.md").read_text()))
+    assert len(named) > 20
+    assert {name for name in named if not any((root / name).is_file() for root in roots)} == set()
+
+
 def test_llms_txt_lists_every_page() -> None:
     """llms.txt links every page, and nothing that is not there."""
     linked = set(re.findall(r"\]\((?:_sources/)?([\w/-]+)\.(?:md\.txt|html)\)", (DOCS / "llms.txt").read_text()))
