@@ -163,10 +163,10 @@ def test_a_directory_that_cannot_be_read_is_reported() -> None:
 
 async def test_what_is_no_persisted_data_is_counted(container: Container, tmp_path: Path) -> None:
     """Other things the framework writes into its dump directory are named, and left alone."""
-    others = {"report/a.jsonl": "", "report/b/c.jsonl": "", "data/strategy/A_B_C/A.json": "{}", "notes.txt": ""}
+    others = {"report/a.jsonl": "", "report/b/c.jsonl": "", "data/other/A_B_C/A.json": "{}", "notes.txt": ""}
     write_dump(tmp_path, {**ORIGINAL, **others})
     report = await import_dump(container, tmp_path)
-    assert report.ignored == {"data/strategy": 1, "report": 2, "notes.txt": 1}
+    assert report.ignored == {"data/other": 1, "report": 2, "notes.txt": 1}
     assert report.skipped == []
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from backtest_persist.backends.json import codec
+from backtest_persist.backends.json import codec, rows
+from backtest_persist.backends.json.layout import Shape
 from backtest_persist.backends.json.value_file import Stored, members
 from backtest_persist.core.domain import Family
 from backtest_persist.core.keys import STORED
 from backtest_persist.core.ohlcv import checked_candle
 from backtest_persist.core.payload import encode_list, encode_payload
-from backtest_persist.core.row import Context, Row, wire_when
+from backtest_persist.core.row import Context, Row, to_wire, wire_when
 from backtest_persist.domains.candle import CandleRow
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
 from backtest_persist.operations.domains import DomainServices
@@ -22,16 +23,18 @@ def to_document(domain: DomainServices, context: Mapping[str, Any], stored: Stor
 
     `InvalidKeyError` or `InvalidPayloadError` for a value that no document can hold.
     """
-    value, row_fields = stored.value, domain.db.row_type.model_fields
-    fields: dict[str, Any] = {"when": wire_when(stored.when)} if domain.layout.timed else {}
-    if "positions" in row_fields:
-        fields["positions"] = encode_list([] if value is None else value, domain.name)
-    else:
-        payload = fields["payload"] = encode_payload(value, domain.name)
-        if "removed" in row_fields:
-            fields["removed"] = stored.removed
-        else:
-            check_id(domain, context, payload)
+    layout = domain.layout
+    if layout.shape is Shape.OBJECT:
+        rows.to_row(layout, context, stored)  # refuses fields that are missing or of another type
+    fields = rows.to_fields(layout, stored)
+    if layout.timed:
+        fields["when"] = wire_when(stored.when)
+    for name in layout.contents:
+        if layout.shape is Shape.LIST:
+            fields[name] = encode_list([] if stored.value is None else stored.value, domain.name)
+        elif layout.shape is Shape.PAYLOAD:
+            fields[name] = encode_payload(stored.value, domain.name)
+            check_id(domain, context, fields[name])
     return domain.db.context_type.model_validate(context, context=STORED), fields
 
 
@@ -45,15 +48,13 @@ def to_text(domain: DomainServices, row: Row) -> bytes:
         return codec.dumps(checked_candle(row.symbol, row.interval, row.exchange_name, row.data()))
     if getattr(row, "frame_name", None) == "" and getattr(row, "backtest", False):
         raise InvalidKeyError(f"{description}: frame_name must not be empty in a backtest.")
-    positions = getattr(row, "positions", None)
-    if positions is not None:
-        return codec.dumps(codec.encode(encode_list(positions, description)))
-    payload = encode_payload(getattr(row, "payload", None), description)
-    marked = payload is not None and payload.get("removed") is True
-    removed = getattr(row, "removed", marked)
-    if removed != marked:
-        return codec.dumps({codec.LITERAL: codec.encode(payload), "removed": removed})
-    return codec.dumps(codec.encode(payload))
+    fields = {to_wire(name): getattr(row, name) for name in domain.db.row_type.model_fields}
+    for name in domain.layout.contents:
+        if domain.layout.shape is Shape.LIST:
+            fields[name] = encode_list(fields[name], description)
+        elif domain.layout.shape is Shape.PAYLOAD:
+            fields[name] = encode_payload(fields[name], description)
+    return rows.to_text(domain.layout, fields)
 
 
 def check_id(domain: DomainServices, context: Mapping[str, Any], payload: Any) -> None:
