@@ -86,7 +86,7 @@ class Order(Document):
 
 
 class Session(Document):
-    """All that a resumed run starts from, as of the close of its last bar."""
+    """The state from which a run is resumed, as of the close of its last bar."""
 
     bars: int = 0
     last_bar: int = -1
@@ -103,7 +103,7 @@ class Session(Document):
 
 
 class SmaCross:
-    """The strategy; `persist` is all it knows of the store."""
+    """The strategy; it uses the store through `persist` alone."""
 
     def __init__(self, persist: Registry, mode: Mode, pair: Pair, frame: str) -> None:
         self.persist = persist
@@ -121,12 +121,13 @@ class SmaCross:
     # --- start, or start again ---
 
     async def restore(self) -> Session:
-        """Open the adapters and take up the session where its last bar left it."""
+        """Open the adapters and read the session as its last bar has left it."""
         persist, symbol, account, backtest = self.persist, self.symbol, self.account, self.mode.backtest
         self.candles = await persist.candle(symbol, "1d", MARKET)
         self.signals = await persist.signal(symbol, STRATEGY, account)
         self.schedule = await persist.schedule(symbol, STRATEGY, account)
         self.risk = await persist.risk(f"one-position-in-{symbol}", account)
+        self.deferred = await persist.strategy(symbol, STRATEGY, account)
         self.partial = await persist.partial(symbol, STRATEGY, account)
         self.breakeven = await persist.breakeven(symbol, STRATEGY, account)
         self.storage = await persist.storage(backtest)
@@ -186,7 +187,7 @@ class SmaCross:
                 self.session.pullback = max(CENT, (swings / 5).quantize(CENT))
 
     async def measure_averages(self, bar: Bar, when: datetime) -> tuple[Literal["up", "down"] | None, Decimal]:
-        """Which way the averages have crossed since the last bar, and the slow one; both are kept per day."""
+        """Return how the averages have crossed since the last bar, and the slow one; both are stored per day."""
         if len(self.closes) < SLOW:
             return None, Decimal(0)
         closes = list(self.closes)
@@ -204,7 +205,7 @@ class SmaCross:
         return None, slow
 
     async def take_stock(self, bar: Bar) -> None:
-        """Read the account after what was traded during this bar."""
+        """Read the account after the trades of this bar."""
         session = self.session
         balances = await self.exchange.get_balances()
         session.cash = balances[self.pair.quote_symbol].total.quantize(CENT)  # 0 and 0.00 are two values of BSON
@@ -215,7 +216,7 @@ class SmaCross:
         session.drawdown = max(session.drawdown, fall.quantize(CENT))
 
     async def settle(self, when: datetime) -> None:
-        """Learn what became of the working order during this bar."""
+        """Look up the result of the working order after this bar."""
         order, signal = self.session.order, self.session.signal
         if order is None or signal is None:
             return
@@ -225,6 +226,7 @@ class SmaCross:
                 await self.cancel(signal, f"the price did not come back within {PATIENCE} bars", when)
             return
         self.session.order = None
+        await self.deferred.write_strategy_data(None)
         if result.fills and order.purpose == "entry":
             await self.opened(signal, result, when)
         elif result.fills:
@@ -264,7 +266,7 @@ class SmaCross:
         await self.publish(signal, bar.close, when)
 
     async def opened(self, signal: Signal, result: OrderInfo, when: datetime) -> None:
-        """The entry was filled: what was an idea is a position now."""
+        """Turn the signal into a position, after its entry was filled."""
         price = result.fills[0].price
         signal.status = "open"
         signal.opened_at = result.fills[0].when
@@ -276,6 +278,8 @@ class SmaCross:
         await self.decided("opened", f"bought at {price}, stop {signal.price_stop_loss}", when)
         memory = await self.persist.memory(signal.id, "notes")
         await memory.write_memory_data({"why": signal.note, "price": price}, "entry", when)
+        levels = await self.persist.dictionary(signal.id, "levels")
+        await levels.write_dictionary_data({"stop": signal.price_stop_loss, "target": signal.price_take_profit}, when)
         position = {"signalId": signal.id, "symbol": self.symbol, "amount": signal.amount, "priceOpen": price}
         await self.risk.write_position_data([position], when)
         await self.partial.write_partial_data({"profitLevels": []}, signal.id, when)
@@ -313,6 +317,8 @@ class SmaCross:
             safe = True
             await self.notify("breakeven", f"the stop of {self.symbol} moves to its entry price", when)
             await self.decided("breakeven", f"{profit} % up: the stop moves to {signal.price_open}", when)
+            levels = await self.persist.dictionary(signal.id, "levels")
+            await levels.write_dictionary_data({"stop": signal.price_open, "target": signal.price_take_profit}, when)
             await self.breakeven.write_breakeven_data({"reached": True, "price": signal.price_open}, signal.id, when)
 
         if crossed == "down":
@@ -354,6 +360,7 @@ class SmaCross:
         if self.session.order is not None:
             await self.exchange.cancel_order(self.order_id)
             self.session.order = None
+            await self.deferred.write_strategy_data(None)
         signal.status = "cancelled"
         signal.closed_at = when
         signal.why_closed = reason
@@ -372,6 +379,7 @@ class SmaCross:
         if self.session.order is not None:
             await self.exchange.cancel_order(self.order_id)
         self.session.order = order
+        await self.deferred.write_strategy_data(order)
         await self.submit(order)
 
     async def submit(self, order: Order | None) -> None:
@@ -390,7 +398,7 @@ class SmaCross:
     # --- what others see ---
 
     async def publish(self, signal: Signal, price: Decimal, when: datetime) -> None:
-        """Keep the public snapshot: what a dashboard shows."""
+        """Store the public snapshot, which a dashboard shows."""
         snapshot = {**signal.model_dump(by_alias=True, exclude_none=True), "price": price}
         await self.recent.write_recent_data(snapshot, when)
 
@@ -413,14 +421,14 @@ class SmaCross:
             await self.months.write_interval_data({"equity": self.session.equity}, month, when)
 
     async def trades(self) -> list[Signal]:
-        """The closed positions of this run, oldest first."""
+        """Return the closed positions of this run, oldest first."""
         payloads = [p for p in await self.storage.read_storage_data() if p["id"].startswith(f"{self.run}:")]
         signals = sorted((Signal.model_validate(payload) for payload in payloads), key=lambda signal: signal.id)
         return [signal for signal in signals if signal.status == "closed"]
 
 
 def candle(bar: Bar) -> CandleData:
-    """The candle of a bar; candles hold floats, which hold cents exactly enough to come back as they were."""
+    """Return the candle of a bar; its floats represent cents exactly enough to come back as they were."""
     return CandleData(
         timestamp=millis(bar.begin),
         open=float(bar.open),
@@ -432,5 +440,5 @@ def candle(bar: Bar) -> CandleData:
 
 
 def percent(price: Decimal, base: Decimal) -> Decimal:
-    """How far a price lies above another, in percent."""
+    """Return how far a price lies above another, in percent."""
     return (100 * (price / base - 1)).quantize(CENT)

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from backtest_persist.connections import Document, Operation
 from backtest_persist.container import Container
-from backtest_persist.core.domain import Family
 from backtest_persist.core.keys import STORED, mode_word
 from backtest_persist.core.listing import Batches, Listing
 from backtest_persist.core.row import Context
+from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import InvalidKeyError
 from backtest_persist.operations.domains import DomainServices, domain_services
 
@@ -28,7 +28,7 @@ class CachedCollection:
 
     def __init__(self, container: Container, domain: DomainServices) -> None:
         self.name = domain.name
-        self.is_cached = domain.family is not Family.SERIES or container.settings.candle_cache
+        self.is_cached = container.settings.candle_cache or not isinstance(domain.db, CandleDbService)
         """Whether the id of every document is meant to be in Redis."""
         self.context_type: type[Context] = domain.db.context_type
         self._collection = domain.collection

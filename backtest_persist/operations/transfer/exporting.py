@@ -39,9 +39,8 @@ async def export_dump(
     root = Path(directory)
     await run_sync(_check_empty, root)
     domains = domain_services(container)
-    exporter = _Exporter(
-        DumpFiles(root, container.domains), Exported(dict.fromkeys((domain.name for domain in domains), 0))
-    )
+    report = Exported({domain.name: 0 for domain in domains})
+    exporter = _Exporter(DumpFiles(root, container.domains), report)
     progress.begin(sum([await domain.db.count() for domain in domains]))
     for domain in domains:
         async with aclosing(domain.db.mongo_store.sift(sort=_sort(domain))) as batches:
@@ -50,8 +49,8 @@ async def export_dump(
                 exporter.skip(domain, refused)
                 progress.advance(len(rows) + len(refused))
     await run_sync(os.sync)
-    exporter.report.seconds = time.perf_counter() - started
-    return exporter.report
+    report.seconds = time.perf_counter() - started
+    return report
 
 
 @dataclass
@@ -75,7 +74,7 @@ class _Exporter:
             except BacktestPersistError as error:
                 self.skip(domain, [(row.id, error)])
                 continue
-            key = tuple(context[name] for fields in layout.directories for name in fields)
+            key = tuple(context[name] for name in layout.directory_fields)
             folders.setdefault(key, (context, []))[1].append(write)
         for context, writes in folders.values():
             folder = self.dump.folder(domain.name, **context)

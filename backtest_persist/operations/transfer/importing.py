@@ -17,11 +17,11 @@ from backtest_persist.backends.json.layout import Layout
 from backtest_persist.backends.json.value_file import SUFFIX, Stored, ValueFile, members, natural
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.domain import Family
 from backtest_persist.core.keys import checked_name
 from backtest_persist.core.mongo_store import Restored
 from backtest_persist.core.ohlcv import checked_candle, closed_candles
 from backtest_persist.core.row import Context
+from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import BacktestPersistError, InvalidKeyError, SettingsError
 from backtest_persist.operations.domains import DomainServices, domain_services
 from backtest_persist.operations.progress import NoProgress, Progress
@@ -80,7 +80,7 @@ async def import_dump(
     importer.progress.begin(sum(map(len, dump.found.values())))
     for name, files in dump.found.items():
         report.domains[name].files = len(files) + len(dump.skipped[name])
-        if domains[name].family is Family.SERIES:
+        if isinstance(domains[name].db, CandleDbService):
             await importer.import_candles(name, files)
         else:
             await importer.import_values(domains[name], files)
