@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).with_name("_ext")))
 
 from pydantic import BaseModel
 from sphinx.application import Sphinx
@@ -18,8 +19,8 @@ author = "the backtest-persist contributors"
 copyright = author  # the name that Sphinx reads
 release = version = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
-exclude_patterns = ["_build", "_diagrams"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "domain_tables"]
+exclude_patterns = ["_build", "_diagrams", "_ext"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 

@@ -24,7 +24,7 @@ from pymongo.errors import PyMongoError
 from backtest_persist.connections.deadlines import Deadline, StepTimer, driver_timeout
 from backtest_persist.connections.drivers import Client, Collection, driver_of, open_client
 from backtest_persist.connections.per_loop import LoopAffinity, PerLoop, closed_error
-from backtest_persist.connections.translation import Described, Endpoint, Operation, mongo_errors, timed_out
+from backtest_persist.connections.translation import Endpoint, Operation, mongo_errors, timed_out
 from backtest_persist.connections.values import CODEC_OPTIONS, Document
 from backtest_persist.connections.workarounds import close_next_connection, is_sessionless
 from backtest_persist.errors import (
@@ -106,20 +106,19 @@ class MongoState:
         """Start an explicit session."""
         return await self._driver.start_session(self.client)
 
-    def errors(self, operation: Described) -> AbstractContextManager[None]:
+    def errors(self, operation: Operation) -> AbstractContextManager[None]:
         """Turn driver errors into ours, as `mongo_errors` does, with the address of this server."""
         return mongo_errors(operation, endpoint=self._endpoint)
 
-    def timed_out(self, operation: Described) -> BacktestPersistError:
+    def timed_out(self, operation: Operation) -> BacktestPersistError:
         """Return the error of an operation that has not ended within its deadline."""
         return timed_out(operation, endpoint=self._endpoint)
 
     def deadline(
         self,
-        operation: Described,
+        operation: Operation,
         seconds: float | None = None,
         *,
-        write: bool = False,
         cut: bool = True,
     ) -> AbstractAsyncContextManager[None]:
         """End what is asked of MongoDB after so many seconds, by default those of one operation.
@@ -129,7 +128,7 @@ class MongoState:
         """
         seconds = self.seconds if seconds is None else seconds
         limit = self._timer.limit(seconds) if cut and self._driver.bears_timers else nullcontext()
-        return Deadline(self.client, seconds, limit, mongo_errors(operation, write=write, endpoint=self._endpoint))
+        return Deadline(self.client, seconds, limit, mongo_errors(operation, endpoint=self._endpoint))
 
     @contextmanager
     def track(self) -> Generator[Self]:
@@ -252,18 +251,15 @@ class _TrackedOperation(AbstractAsyncContextManager[None]):
     A class, as a generator that is left open at the end of its event loop is closed at any moment.
     """
 
-    __slots__ = ("_accept", "_deadline", "_operation", "_tracked", "_write")
+    __slots__ = ("_accept", "_deadline", "_operation", "_tracked")
 
-    def __init__(
-        self, accept: Callable[[], AbstractContextManager[MongoState]], operation: Described, write: bool
-    ) -> None:
+    def __init__(self, accept: Callable[[], AbstractContextManager[MongoState]], operation: Operation) -> None:
         self._accept = accept
         self._operation = operation
-        self._write = write
 
     async def __aenter__(self) -> None:
         self._tracked = self._accept()
-        self._deadline = self._tracked.__enter__().deadline(self._operation, write=self._write)
+        self._deadline = self._tracked.__enter__().deadline(self._operation)
         await self._deadline.__aenter__()
 
     async def __aexit__(self, *raised: Any) -> None:
@@ -353,9 +349,9 @@ class MongoService:
         """Begin something that `close` waits for; refused after `close`."""
         return self._open_state().track()
 
-    def operation(self, operation: Described, *, write: bool = False) -> AbstractAsyncContextManager[None]:
+    def operation(self, operation: Operation) -> AbstractAsyncContextManager[None]:
         """Begin one operation: `accept` with its deadline; errors name the operation."""
-        return _TrackedOperation(self.accept, operation, write)
+        return _TrackedOperation(self.accept, operation)
 
     async def prepared(
         self, name: str, prepare: Callable[[MongoState], Awaitable[None]], *, patience: float | None = None

@@ -107,36 +107,29 @@ class Endpoint:
     hosts: Callable[[], str | None]
 
 
-Described = Operation | str | Callable[[], str]
-"""An operation, or the text that opens the message of its errors."""
-
-
-def mongo_errors(
-    operation: Described, *, write: bool = False, endpoint: Endpoint | None = None
-) -> AbstractContextManager[None]:
+def mongo_errors(operation: Operation, *, endpoint: Endpoint | None = None) -> AbstractContextManager[None]:
     """Turn driver errors into ours, which name the operation and carry its collection and context."""
-    return _MongoErrors(operation, write, endpoint)
+    return _MongoErrors(operation, endpoint)
 
 
-def timed_out(operation: Described, *, write: bool = False, endpoint: Endpoint | None = None) -> BacktestPersistError:
+def timed_out(operation: Operation, *, endpoint: Endpoint | None = None) -> BacktestPersistError:
     """Return the error of an operation that has not ended within its deadline."""
-    return _translated(TimeoutError(), operation, write, endpoint)
+    return _translated(TimeoutError(), operation, endpoint)
 
 
 class _MongoErrors(AbstractContextManager[None]):
     """A class, as this is entered around every command: a generator would cost several times as much."""
 
-    __slots__ = ("_endpoint", "_operation", "_write")
+    __slots__ = ("_endpoint", "_operation")
 
-    def __init__(self, operation: Described, write: bool, endpoint: Endpoint | None) -> None:
+    def __init__(self, operation: Operation, endpoint: Endpoint | None) -> None:
         self._operation = operation
-        self._write = write
         self._endpoint = endpoint
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if not isinstance(error, Exception) or isinstance(error, BacktestPersistError):
             return
-        ours = _translated(error, self._operation, self._write, self._endpoint)
+        ours = _translated(error, self._operation, self._endpoint)
         raise ours from (None if _quotes_data(error) else error)
 
 
@@ -266,11 +259,8 @@ _ABOUT_A_SERVER = (StoreUnavailableError, WriteOutcomeUnknownError, WriteRejecte
 _UNUSABLE_BY_THIS_USER = (ErrorReason.NOT_PERMITTED, ErrorReason.UNAUTHENTICATED)
 
 
-def _translated(error: Exception, described: Described, write: bool, endpoint: Endpoint | None) -> BacktestPersistError:
-    operation = described
-    if not isinstance(operation, Operation):
-        operation = Operation(operation if isinstance(operation, str) else operation(), write=write)
-    access = Access.WRITE if operation.write or write else Access.READ
+def _translated(error: Exception, operation: Operation, endpoint: Endpoint | None) -> BacktestPersistError:
+    access = Access.WRITE if operation.write else Access.READ
     rule = next(rule for rule in MONGO_RULES if _fits(rule, error, access))
     reason = _mongo_reason(error) if issubclass(rule.raised, _ABOUT_A_SERVER) else None
     text = rule.message.format_map(_Facts(error, reason))

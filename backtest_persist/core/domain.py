@@ -74,6 +74,8 @@ class Domain:
     """What stands between ``read_`` and ``_data`` in the adapter's methods; `name` unless given."""
     deletes: bool = False
     """Whether its db service deletes documents, for which a role needs ``remove``."""
+    append_only: bool = False
+    """Whether an entry of a list stays as it was first written."""
     _parts: type[Wire] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

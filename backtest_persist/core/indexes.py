@@ -8,7 +8,7 @@ import pymongo
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
-from backtest_persist.connections import Collection, list_indexes, mongo_errors
+from backtest_persist.connections import Collection, Operation, list_indexes, mongo_errors
 from backtest_persist.errors import ErrorReason, IndexConflictError
 
 __all__ = (
@@ -45,7 +45,7 @@ class _Found:
 
 
 async def _found(collection: Collection) -> list[_Found]:
-    with mongo_errors(f"Reading the indexes of {collection.name}"):
+    with mongo_errors(Operation("reading the indexes", collection.name)):
         documents = await list_indexes(collection)
     return [
         _Found(
@@ -83,7 +83,7 @@ async def drop_narrow_indexes(collection: Collection, fields: Sequence[str]) -> 
     """Drop the unique indexes on only a part of `fields` and return their names; no document is touched."""
     names = await narrow_indexes(collection, fields)
     for name in names:
-        with mongo_errors(f"Dropping the index {name} of {collection.name}", write=True):
+        with mongo_errors(Operation(f"dropping the index {name}", collection.name, write=True)):
             await collection.drop_index(name)
     return names
 
@@ -154,11 +154,11 @@ async def prepare_indexes(
         with pymongo.timeout(seconds):
             missing = await missing_indexes(collection, fields, secondary)
         if missing:
-            with pymongo.timeout(BUILD_SECONDS), mongo_errors(f"Creating the indexes of {collection.name}"):
+            with pymongo.timeout(BUILD_SECONDS), mongo_errors(Operation("creating the indexes", collection.name)):
                 await _create(collection, fields, missing)
         if usable:
             return
-        with pymongo.timeout(seconds), mongo_errors(f"Waiting for the unique index of {collection.name}"):
+        with pymongo.timeout(seconds), mongo_errors(Operation("waiting for the unique index", collection.name)):
             usable = await _is_usable(collection, fields)
         if not usable:  # or somebody has dropped it
             await asyncio.sleep(_LOOK_SECONDS)

@@ -98,4 +98,5 @@ LOG = Domain(
     LogDbService,
     PersistLogInstance,
     FileLayout("data/log/log", (), ("entry_id",)),
+    append_only=True,
 )

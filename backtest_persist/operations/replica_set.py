@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pymongo.errors import OperationFailure
 
-from backtest_persist.connections import mongo_errors
+from backtest_persist.connections import Operation, mongo_errors
 from backtest_persist.container import Container
 from backtest_persist.errors import StoreUnavailableError
 
@@ -31,7 +31,7 @@ async def initiate(container: Container, member: str) -> ReplicaSet:
     the replica set has a primary; `StoreUnavailableError` when it has none within 30 s.
     """
     admin = container.mongo_service.client.admin
-    with mongo_errors("Initiating the replica set", write=True):
+    with mongo_errors(Operation("initiating the replica set", write=True)):
         try:
             members = [{"_id": 0, "host": member}]
             await admin.command("replSetInitiate", {"_id": "rs0", "members": members})

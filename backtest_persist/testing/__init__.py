@@ -21,8 +21,8 @@ pytest.register_assert_rewrite(
     *(
         f"{__name__}.{module}"
         for module in (
-            *("candles", "crash", "domains", "fidelity", "isolation", "latest_value", "lists", "look_ahead"),
-            *("read_after_write", "tombstones", "writer"),
+            *("candles", "crash", "fidelity", "isolation", "latest_value", "lists", "look_ahead"),
+            *("read_after_write", "subjects", "tombstones", "writer"),
         )
     )
 )

@@ -1,4 +1,4 @@
-"""Candles: a stored candle never changes, and a window is whole or None."""
+"""Candles: a stored candle never changes, and a window is complete or None."""
 
 import asyncio
 import time
@@ -10,16 +10,17 @@ import pytest
 from pydantic import BaseModel
 
 from backtest_persist.contracts import CandleInterval
+from backtest_persist.domains.candle import CANDLE
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
-from backtest_persist.testing.domains import DAY, MINUTE, START, candle
-from backtest_persist.testing.suite import Suite
+from backtest_persist.testing.subjects import DAY, MINUTE, START, candle
+from backtest_persist.testing.suite import Suite, requires
 
 __all__ = ("Candles",)
 
 _CONTEXT = ("BTC/USDT:USDT", "1m", "binance")
 _UNITS = {"m": MINUTE, "h": 60 * MINUTE, "d": DAY}
 
-_UNREAL: list[dict[str, Any]] = [
+_IMPOSSIBLE_CHANGES: list[dict[str, Any]] = [
     {"timestamp": START + MINUTE + 1},
     {"timestamp": None},
     {"timestamp": True},
@@ -47,10 +48,11 @@ class _Candle(BaseModel):
 
 
 class Candles(Suite):
-    """A stored candle never changes, and a window is whole or None."""
+    """A stored candle never changes, and a window is complete or None."""
 
-    async def test_a_window_is_whole_or_none(self, tmp_path: Path) -> None:
-        """With every candle there it comes in order, in whatever order they were written; else it is None."""
+    @requires(CANDLE)
+    async def test_a_window_is_complete_or_none(self, tmp_path: Path) -> None:
+        """A complete window is in order, in whatever order its candles were written; any other is None."""
         async with self.open(tmp_path) as persist:
             adapter = await persist.candle(*_CONTEXT)
             await adapter.write_candles_data([candle(n) for n in reversed(range(10)) if n != 7])
@@ -64,8 +66,9 @@ class Candles(Suite):
             await adapter.write_candles_data([candle(7)])
             assert await adapter.read_candles_data(10, START) == [candle(n) for n in range(10)]
 
+    @requires(CANDLE)
     async def test_a_window_of_no_candles_is_empty(self, tmp_path: Path) -> None:
-        """A limit of 0 is [], whatever is stored and whatever `until_timestamp` says; writing no candles is fine."""
+        """A limit of 0 returns [], whatever is stored and whatever `until_timestamp` is; [] can be written."""
         async with self.open(tmp_path) as persist:
             adapter = await persist.candle(*_CONTEXT)
             await adapter.write_candles_data([])
@@ -73,8 +76,9 @@ class Candles(Suite):
             assert await adapter.read_candles_data(0, START, 0) == []
             assert await adapter.read_candles_data(1, START) is None
 
-    async def test_a_long_window_comes_back_whole(self, tmp_path: Path) -> None:
-        """Two thousand candles of one call, one window, from any instance: there is no cap."""
+    @requires(CANDLE)
+    async def test_a_long_window_comes_back_complete(self, tmp_path: Path) -> None:
+        """Any instance reads two thousand candles of one call as one window: there is no limit."""
         async with self.open(tmp_path) as persist:
             await (await persist.candle(*_CONTEXT)).write_candles_data([candle(n) for n in range(2000)])
         async with self.open(tmp_path) as persist:
@@ -82,8 +86,9 @@ class Candles(Suite):
             assert await adapter.read_candles_data(2000, START) == [candle(n) for n in range(2000)]
             assert await adapter.read_candles_data(2001, START) is None
 
-    async def test_the_first_write_of_a_candle_stands(self, tmp_path: Path) -> None:
-        """A second candle of one opening time changes nothing: of a later call, the same one, or another instance."""
+    @requires(CANDLE)
+    async def test_the_first_write_of_a_candle_wins(self, tmp_path: Path) -> None:
+        """A second candle of one opening time changes nothing, in a later call, the same one, or another instance."""
         changed: dict[str, Any] = {"close": 9.5, "volume": 99.0}
         async with self.open(tmp_path) as persist, self.open(tmp_path) as other:
             adapter, same = await persist.candle(*_CONTEXT), await other.candle(*_CONTEXT)
@@ -94,8 +99,9 @@ class Candles(Suite):
             assert await adapter.read_candles_data(4, START) == expected
             assert await same.read_candles_data(4, START) == expected
 
-    async def test_of_two_that_write_at_once_one_stands_for_all(self, tmp_path: Path) -> None:
-        """Whichever of two candles it is, every reader has the same one, and it is one of the two entirely."""
+    @requires(CANDLE)
+    async def test_concurrent_writes_of_a_candle_leave_one_of_them(self, tmp_path: Path) -> None:
+        """Every reader finds the same candle, all of which was written by one call."""
         changed: dict[str, Any] = {"open": 20.0, "high": 22.0, "low": 19.0, "close": 21.0, "volume": 99.0}
         async with self.open(tmp_path) as persist, self.open(tmp_path) as other:
             adapter, same = await persist.candle(*_CONTEXT), await other.candle(*_CONTEXT)
@@ -109,8 +115,9 @@ class Candles(Suite):
             for number, found in enumerate(window):
                 assert found in (candle(number), candle(number, **changed))
 
+    @requires(CANDLE)
     async def test_a_candle_that_closes_after_until_is_missing(self, tmp_path: Path) -> None:
-        """At its close it is there; one ms before, the window that needs it is None, and shorter ones are not."""
+        """Up to one ms before its close a window that needs it is None, and shorter ones are not."""
         async with self.open(tmp_path) as persist:
             adapter = await persist.candle(*_CONTEXT)
             await adapter.write_candles_data([candle(n) for n in range(3)])
@@ -121,8 +128,9 @@ class Candles(Suite):
             assert await adapter.read_candles_data(1, START, START) is None
             assert await adapter.read_candles_data(1, START, 0) is None
 
+    @requires(CANDLE)
     async def test_a_candle_that_has_not_closed_is_skipped(self, tmp_path: Path) -> None:
-        """That of the coming day is not stored; the closed ones of the same call are, and no error is raised."""
+        """The candle of the coming day is not stored, the closed ones of its call are, and no error is raised."""
         now = int(time.time() * 1000)
         coming = now - now % DAY + DAY  # it cannot close while this test runs
         async with self.open(tmp_path) as persist:
@@ -134,20 +142,22 @@ class Candles(Suite):
             assert await adapter.read_candles_data(1, coming) is None
             assert await adapter.read_candles_data(1, coming + DAY) is None
 
-    async def test_a_candle_that_cannot_be_real_is_refused(self, tmp_path: Path) -> None:
-        """One of them among good ones is an InvalidPayloadError, and none of the call is stored."""
+    @requires(CANDLE)
+    async def test_an_impossible_candle_is_refused_with_its_call(self, tmp_path: Path) -> None:
+        """One among good ones is an InvalidPayloadError, and no candle of the call is stored."""
         partial = [{name: value for name, value in candle(1).items() if name != left_out} for left_out in candle(1)]
         bad: Any
         async with self.open(tmp_path) as persist:
             adapter = await persist.candle(*_CONTEXT)
-            for bad in (*partial, *(candle(1, **changes) for changes in _UNREAL), "text", None, 5):
+            for bad in (*partial, *(candle(1, **changes) for changes in _IMPOSSIBLE_CHANGES), "text", None, 5):
                 with pytest.raises(InvalidPayloadError):
                     await adapter.write_candles_data([candle(0), bad, candle(2)])
                 for number in range(3):
                     assert await adapter.read_candles_data(1, START + number * MINUTE) is None
 
-    async def test_the_borders_of_what_is_real_are_stored(self, tmp_path: Path) -> None:
-        """A flat candle, one without volume, one with whole numbers, and one of the first minute of 1970."""
+    @requires(CANDLE)
+    async def test_extreme_but_possible_candles_are_stored(self, tmp_path: Path) -> None:
+        """A flat candle, one without volume, one of whole numbers and one of the first minute of 1970 come back."""
         flat: dict[str, Any] = {"open": 10.0, "high": 10.0, "low": 10.0, "close": 10.0}
         async with self.open(tmp_path) as persist:
             adapter = await persist.candle(*_CONTEXT)
@@ -160,8 +170,9 @@ class Candles(Suite):
             assert repr(sorted(window[2].items())) == repr(sorted(candle(2, volume=0.0).items()))
             assert await adapter.read_candles_data(1, 0) == [candle(0, timestamp=0)]
 
+    @requires(CANDLE)
     async def test_candles_may_be_models_and_numbers_come_back_exactly(self, tmp_path: Path) -> None:
-        """A pydantic model goes in like a mapping; a float comes back to its last digit, as a plain dict."""
+        """A pydantic model is stored like a mapping; floats keep their last digit, and each candle is a plain dict."""
         numbers: dict[str, Any] = {
             "open": 0.1 + 0.2,
             "high": 1e300,
@@ -177,8 +188,9 @@ class Candles(Suite):
             assert window == [candle(0, **numbers), candle(1, **numbers)]
             assert [type(found) for found in window] == [dict, dict]
 
+    @requires(CANDLE)
     async def test_a_bad_window_is_refused(self, tmp_path: Path) -> None:
-        """A limit that is negative or no int, and a start between two candles, is an InvalidKeyError."""
+        """A limit that is negative or no int, and a start between two candles, are InvalidKeyErrors."""
         bad: Any
         async with self.open(tmp_path) as persist:
             adapter = await persist.candle(*_CONTEXT)
@@ -193,8 +205,9 @@ class Candles(Suite):
             with pytest.raises(InvalidKeyError):
                 await daily.read_candles_data(1, START + MINUTE)
 
-    async def test_every_interval_is_a_series_of_its_own(self, tmp_path: Path) -> None:
-        """All eleven intervals keep their candles apart, though they open at the same time."""
+    @requires(CANDLE)
+    async def test_every_interval_is_a_separate_series(self, tmp_path: Path) -> None:
+        """Candles of different intervals are kept apart, though they open at the same time."""
         intervals: tuple[CandleInterval, ...] = get_args(CandleInterval)
         async with self.open(tmp_path) as persist:
             for position, interval in enumerate(intervals):
@@ -209,8 +222,9 @@ class Candles(Suite):
                 assert window == [candle(n, step, volume=float(position)) for n in range(3)]
                 assert await adapter.read_candles_data(3, START, START + 3 * step - 1) is None
 
+    @requires(CANDLE)
     async def test_a_window_belongs_to_its_reader(self, tmp_path: Path) -> None:
-        """What a reader changes in a window, or a writer in what it has handed over, changes nothing stored."""
+        """Neither changing a window that was read, nor a candle that was passed to a write, changes a stored candle."""
         given = candle(0)
         async with self.open(tmp_path) as persist:
             adapter = await persist.candle(*_CONTEXT)

@@ -1,4 +1,4 @@
-"""Crash: what was acknowledged outlives its process, however that ends; nothing is ever half there."""
+"""Crash: acknowledged writes survive the end of their process, whatever ends it, and no value is ever torn."""
 
 import signal
 from pathlib import Path
@@ -7,163 +7,186 @@ from typing import Any
 import pytest
 
 from backtest_persist.registry import Registry
-from backtest_persist.testing.domains import DOMAINS, MINUTE, OVERWRITTEN, SIGNAL, START, candle
-from backtest_persist.testing.suite import Suite
-from backtest_persist.testing.writer import BULK, COPIES, OTHER, Writer, bulk, running
+from backtest_persist.testing.subjects import (
+    MINUTE,
+    START,
+    Subject,
+    candle,
+    has_many_contexts,
+    is_append_only,
+    is_candle_series,
+    is_list,
+    is_overwritten,
+    is_removable,
+    is_replacing_list,
+    is_value,
+    keeps_marks,
+    keeps_positions,
+)
+from backtest_persist.testing.suite import Suite, first_of_each, for_first
+from backtest_persist.testing.writer import BULK, Writer, bulk_entries, repeated, running
 
 __all__ = ("Crash",)
 
 
-def _whole(number: int) -> dict[str, Any]:
-    return {"n": number, "copies": [number] * COPIES}
+def _has_many_overwritten(subject: Subject) -> bool:
+    return is_overwritten(subject) and has_many_contexts(subject)
 
 
 class Crash(Suite):
-    """What was acknowledged outlives its process, and nothing is ever half there."""
+    """Acknowledged writes survive the end of their process, and no value is ever torn."""
 
     async def test_what_was_written_is_there_after_the_writer_was_killed(self, tmp_path: Path) -> None:
-        """In every domain: the process has died by SIGKILL right after its writes, which could do nothing any more."""
+        """A process that dies by SIGKILL right after its writes leaves them in every domain."""
         async with self.open(tmp_path) as before:
-            for domain in OVERWRITTEN:
-                await domain.write(before, domain.sample, {"n": 1})
-            async with running(self, tmp_path, "everywhere killed") as writer:
-                await writer.is_killed()
-            for domain in DOMAINS:
-                assert await domain.read(before, domain.sample) == {"n": 2}
+            for subject in filter(is_overwritten, self.subjects):
+                await subject.write(before, subject.sample, {"n": 1})
+            async with running(self, tmp_path, "write each and die", self.subjects) as writer:
+                await writer.wait_for_suicide()
+            for subject in self.subjects:
+                assert await subject.read(before, subject.sample) == {"n": 2}
         async with self.open(tmp_path) as persist:
-            for domain in DOMAINS:
-                assert await domain.read(persist, domain.sample) == {"n": 2}
+            for subject in self.subjects:
+                assert await subject.read(persist, subject.sample) == {"n": 2}
 
-    async def test_a_kill_between_two_writes_keeps_the_first_and_leaves_the_second(self, tmp_path: Path) -> None:
-        """What was overwritten before the kill is new, what was to follow is old; both can be written again."""
-        async with running(self, tmp_path, "between") as writer:
-            await writer.is_killed()
+    @for_first(_has_many_overwritten)
+    async def test_a_kill_between_two_writes_keeps_the_first_and_leaves_the_second(
+        self, tmp_path: Path, subject: Subject
+    ) -> None:
+        """A value overwritten before the kill is new, one that was to follow is old; both can be written again."""
+        other = subject.numbered(2)
+        async with running(self, tmp_path, "die between writes", [subject]) as writer:
+            await writer.wait_for_suicide()
         async with self.open(tmp_path) as persist:
-            assert await SIGNAL.read(persist, SIGNAL.sample) == {"n": 2}
-            assert await SIGNAL.read(persist, OTHER) == {"n": 1}
-            for parts in (SIGNAL.sample, OTHER):
-                await SIGNAL.write(persist, parts, {"n": 3})
-                assert await SIGNAL.read(persist, parts) == {"n": 3}
+            assert await subject.read(persist, subject.sample) == {"n": 2}
+            assert await subject.read(persist, other) == {"n": 1}
+            for parts in (subject.sample, other):
+                await subject.write(persist, parts, {"n": 3})
+                assert await subject.read(persist, parts) == {"n": 3}
 
-    async def test_a_kill_before_all_entries_are_checked_leaves_none(self, tmp_path: Path) -> None:
-        """A call stores nothing until it has seen its last entry; what was written before it is there."""
-        async with running(self, tmp_path, "checking") as writer:
-            await writer.is_killed()
+    @for_first(is_append_only, is_replacing_list)
+    async def test_a_kill_before_all_entries_are_checked_leaves_none(self, tmp_path: Path, subject: Subject) -> None:
+        """A call stores nothing until it has seen its last entry; an entry written before it is there."""
+        async with running(self, tmp_path, "die while entries are checked", [subject]) as writer:
+            await writer.wait_for_suicide()
         async with self.open(tmp_path) as persist:
-            assert await (await persist.storage(True)).read_storage_data() == []
-            assert await (await persist.log()).read_log_data() == [{"id": "before"}]
+            assert await subject.read_result(persist, subject.sample) == [{"id": "before"}]
 
-    async def test_a_kill_amid_many_entries_leaves_whole_ones_in_order(self, tmp_path: Path) -> None:
-        """Killed as soon as one of them is seen: those that are there are whole, and the call can be made again."""
-        async with self.open(tmp_path) as before, running(self, tmp_path, "bulk") as writer:
-            log = await before.log()
-            await writer.acknowledges()
+    @for_first(is_append_only, is_replacing_list)
+    async def test_a_kill_amid_many_entries_leaves_whole_ones_in_order(self, tmp_path: Path, subject: Subject) -> None:
+        """Killed as soon as an entry is seen: those that are there are whole, and the call can be made again."""
+        async with self.open(tmp_path) as before, running(self, tmp_path, "write bulk", [subject]) as writer:
+            await writer.wait_for_acknowledgements()
 
-            async def begun() -> bool:
-                return bool(await log.read_log_data())
+            async def has_begun() -> bool:
+                return bool(await subject.read_result(before, subject.sample))
 
-            await writer.sees(begun)
+            await writer.wait_until(has_begun)
             await writer.kill()
         async with self.open(tmp_path) as persist:
-            log = await persist.log()
-            found = await log.read_log_data()
+            found = await subject.read_result(persist, subject.sample)
             stored = {entry["id"] for entry in found}
-            assert found == [entry for entry in bulk() if entry["id"] in stored]
+            assert found == [entry for entry in bulk_entries() if entry["id"] in stored]
             assert len(found) == BULK or writer.acknowledged != ["begin", "end"]
-            await log.write_log_data(bulk())
-            again = await log.read_log_data()
+            await subject.write_entries(persist, subject.sample, bulk_entries())
+            again = await subject.read_result(persist, subject.sample)
             assert again[: len(found)] == found
             assert sorted(entry["n"] for entry in again) == list(range(BULK))
 
     @pytest.mark.parametrize(
         ("moment", "by"), [(1, signal.SIGKILL), (10, signal.SIGTERM), (42, signal.SIGKILL), (83, signal.SIGTERM)]
     )
-    async def test_a_kill_at_any_moment_loses_nothing_and_halves_nothing(
+    async def test_a_kill_at_any_moment_loses_no_write_and_tears_no_value(
         self, tmp_path: Path, moment: int, by: signal.Signals
     ) -> None:
         """Every acknowledged write is there, at most one more is, every value is whole, and the store can be used."""
+        subjects = self._one_of_each_kind()
         async with self.open(tmp_path) as before:
-            assert await (await before.state("s", "b")).read_state_data() is None
-            async with running(self, tmp_path, "counting") as writer:
-                await writer.acknowledges(moment)
+            for subject in subjects:
+                assert await subject.read(before, subject.sample) is None
+            async with running(self, tmp_path, "count", subjects) as writer:
+                await writer.wait_for_acknowledgements(moment)
                 await writer.kill(by)
-            await self._nothing_is_lost(before, writer)
+            for subject in subjects:
+                await self._check_nothing_is_lost(before, writer, subject)
         async with self.open(tmp_path) as persist:
-            await self._nothing_is_lost(persist, writer)
-            await self._can_be_used(persist)
+            for subject in subjects:
+                await self._check_nothing_is_lost(persist, writer, subject)
+                await self._check_it_can_be_used(persist, subject)
 
-    @pytest.mark.parametrize(("moment", "domain"), [(1, "log"), (10, "state"), (14, "storage")])
-    async def test_a_kill_as_soon_as_a_write_is_seen_finds_it_whole(
-        self, tmp_path: Path, moment: int, domain: str
-    ) -> None:
-        """The write after an acknowledged one is looked for, and its writer killed when there is a trace of it."""
+    @for_first(is_value, is_append_only, is_replacing_list)
+    async def test_a_kill_as_soon_as_a_write_is_seen_finds_it_whole(self, tmp_path: Path, subject: Subject) -> None:
+        """The writer is killed as soon as there is a trace of the write that follows an acknowledged one."""
+        subjects = self._one_of_each_kind()
+        moment = len(subjects) + subjects.index(subject)  # the next write is the second one of this domain
         async with self.open(tmp_path) as before:
-            async with running(self, tmp_path, "counting") as writer:
-                await writer.acknowledges(moment)
-                known = writer.acknowledged.count(domain)
+            async with running(self, tmp_path, "count", subjects) as writer:
+                await writer.wait_for_acknowledgements(moment)
+                known = writer.acknowledged.count(subject.name)
 
-                async def goes_on() -> bool:
-                    return await self._latest(before, domain) > known
+                async def is_continued() -> bool:
+                    return await self._read_latest_number(before, subject) > known
 
-                await writer.sees(goes_on)
+                await writer.wait_until(is_continued)
                 await writer.kill()
-            await self._nothing_is_lost(before, writer)
+            for other in subjects:
+                await self._check_nothing_is_lost(before, writer, other)
         async with self.open(tmp_path) as persist:
-            await self._nothing_is_lost(persist, writer)
+            for other in subjects:
+                await self._check_nothing_is_lost(persist, writer, other)
 
-    async def _latest(self, persist: Registry, domain: str) -> int:
-        match domain:
-            case "state":
-                value = await (await persist.state("s", "b")).read_state_data()
-                values = [value] if value else []
-            case "log":
-                values = await (await persist.log()).read_log_data()
-            case _:
-                values = await (await persist.storage(False)).read_storage_data()
+    def _one_of_each_kind(self) -> tuple[Subject, ...]:
+        kinds = (is_value, is_append_only, is_removable, is_candle_series, is_replacing_list)
+        return first_of_each(self.subjects, *kinds, keeps_marks, keeps_positions)
+
+    async def _read_latest_number(self, persist: Registry, subject: Subject) -> int:
+        result = await subject.read_result(persist, subject.sample)
+        values = result if is_list(subject) else [result] if result else []
         for value in values:
-            assert value["copies"] == _whole(value["n"])["copies"]
+            assert value["copies"] == repeated(value["n"])["copies"]
         return max((value["n"] for value in values), default=0)
 
-    async def _nothing_is_lost(self, persist: Registry, writer: Writer) -> None:
-        def possible(domain: str) -> tuple[int, int]:
-            return writer.acknowledged.count(domain), writer.acknowledged.count(domain) + 1
+    async def _check_nothing_is_lost(self, persist: Registry, writer: Writer, subject: Subject) -> None:
+        acknowledged = writer.acknowledged.count(subject.name)
+        possible, parts = (acknowledged, acknowledged + 1), subject.sample
+        match subject.kind:
+            case "list" if is_append_only(subject):
+                entries = await subject.read_result(persist, parts)
+                assert len(entries) in possible
+                assert entries == [{"id": str(n), **repeated(n)} for n in range(1, len(entries) + 1)]
+            case "list":
+                entries = await subject.read_result(persist, parts)
+                assert [entry["id"] for entry in entries] == list("abc")[: len(entries)] or acknowledged == 0
+                assert len(entries) == 3 or acknowledged == 0
+                for entry in entries:
+                    assert entry in [{"id": entry["id"], **repeated(n)} for n in possible]
+            case "candles":
+                certain = 2 * acknowledged
+                assert await subject.read_window(persist, parts, certain, START) == [candle(n) for n in range(certain)]
+                for n in range(certain, certain + 4):
+                    window = await subject.read_window(persist, parts, 1, START + n * MINUTE)
+                    assert window is None or (window == [candle(n)] and n < certain + 2)
+            case "removable":
+                payload = await subject.read(persist, parts)
+                assert payload in [repeated(n) if n % 2 else None for n in possible]
+                assert await subject.keys(persist, parts) == [parts[-1]] * (payload is not None)
+            case _:
+                assert await subject.read(persist, parts) in [repeated(n) if n else None for n in possible]
 
-        state = await (await persist.state("s", "b")).read_state_data()
-        assert state in [_whole(n) if n else None for n in possible("state")]
-
-        log = await (await persist.log()).read_log_data()
-        assert len(log) in possible("log")
-        assert log == [{"id": str(n), **_whole(n)} for n in range(1, len(log) + 1)]
-
-        measure = await persist.measure("b")
-        answer = await measure.read_measure_data("k")
-        assert answer in [_whole(n) if n % 2 else None for n in possible("measure")]
-        assert [key async for key in measure.list_measure_data()] == ["k"] * (answer is not None)
-
-        series = await persist.candle("BTCUSDT", "1m", "binance")
-        surely = 2 * possible("candle")[0]
-        assert await series.read_candles_data(surely, START) == [candle(n) for n in range(surely)]
-        for n in range(surely, surely + 4):
-            found = await series.read_candles_data(1, START + n * MINUTE)
-            assert found is None or (found == [candle(n)] and n < surely + 2)
-
-        storage = await (await persist.storage(False)).read_storage_data()
-        assert [entry["id"] for entry in storage] == list("abc")[: len(storage)] or possible("storage")[0] == 0
-        assert len(storage) == 3 or possible("storage")[0] == 0
-        for entry in storage:
-            assert entry in [{"id": entry["id"], **_whole(n)} for n in possible("storage")]
-
-    async def _can_be_used(self, persist: Registry) -> None:
-        state, log, measure = await persist.state("s", "b"), await persist.log(), await persist.measure("b")
-        await state.write_state_data({"after": 1}, 0)
-        assert await state.read_state_data() == {"after": 1}
-        entries = await log.read_log_data()
-        await log.write_log_data([{"id": "after"}])
-        assert await log.read_log_data() == [*entries, {"id": "after"}]
-        await measure.write_measure_data({"after": 1}, "k", 0)
-        assert await measure.read_measure_data("k") == {"after": 1}
-        series, storage = await persist.candle("BTCUSDT", "1m", "binance"), await persist.storage(False)
-        await series.write_candles_data([candle(n) for n in range(200)])
-        assert await series.read_candles_data(200, START) == [candle(n) for n in range(200)]
-        await storage.write_storage_data([{"id": name} for name in "abcd"])
-        assert sorted(entry["id"] for entry in await storage.read_storage_data()) == list("abcd")
+    async def _check_it_can_be_used(self, persist: Registry, subject: Subject) -> None:
+        payload: Any = {"after": 1}
+        match subject.kind:
+            case "list" if is_append_only(subject):
+                entries = await subject.read_result(persist, subject.sample)
+                await subject.write_entries(persist, subject.sample, [{"id": "after"}])
+                assert await subject.read_result(persist, subject.sample) == [*entries, {"id": "after"}]
+            case "list":
+                await subject.write_entries(persist, subject.sample, [{"id": name} for name in "abcd"])
+                assert sorted(await subject.keys(persist, subject.sample)) == list("abcd")
+            case "candles":
+                candles = [candle(n) for n in range(200)]
+                await subject.write_entries(persist, subject.sample, candles)
+                assert await subject.read_window(persist, subject.sample, 200, START) == candles
+            case _:
+                await subject.write(persist, subject.sample, payload)
+                assert await subject.read(persist, subject.sample) == payload

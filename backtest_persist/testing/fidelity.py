@@ -14,14 +14,21 @@ import pytest
 from pydantic import BaseModel
 
 from backtest_persist.errors import InvalidPayloadError
-from backtest_persist.testing.domains import KEPT, OVERWRITTEN, REMOVABLE, STATE, Domain
-from backtest_persist.testing.suite import Suite
+from backtest_persist.testing.subjects import (
+    Subject,
+    is_list,
+    is_overwritten,
+    is_single_payload,
+    keeps_payloads,
+    stores_removed_as_data,
+)
+from backtest_persist.testing.suite import Suite, for_each, for_first
 
 __all__ = ("Fidelity",)
 
 _INF = float("inf")
 
-_PLAIN: dict[str, Any] = {
+_PLAIN_PAYLOAD: dict[str, Any] = {
     "none": None,
     "flags": [True, False, 1, 0, 1.0, 0.0, -0.0],
     "ints": [0, -1, 2**31, 2**53 + 1, 2**63 - 1, -(2**63)],
@@ -147,7 +154,7 @@ def _deep(levels: int) -> dict[str, Any]:
     return value
 
 
-_REFUSED: dict[str, Any] = {
+_REFUSED_VALUES: dict[str, Any] = {
     "naive datetime": datetime(2024, 1, 1),
     "datetime finer than a ms": datetime(2024, 1, 1, microsecond=1, tzinfo=UTC),
     "int beyond 64 bits": 2**63,
@@ -169,7 +176,7 @@ _REFUSED: dict[str, Any] = {
     "inside a dataclass": _Point(1, {1}),
 }
 
-_BORDERS: dict[str, Any] = {
+_LIMIT_VALUES: dict[str, Any] = {
     "100 levels": _deep(100),
     "key with NUL": {"a\0b": 1},
     "Decimal of 35 digits": Decimal("1" * 35),
@@ -178,12 +185,12 @@ _BORDERS: dict[str, Any] = {
 }
 
 
-def _exact(value: Any) -> Any:
-    """A form that is equal only for equal values of the same plain types; NaN equals itself, 0.0 is not -0.0."""
+def _exact_form(value: Any) -> Any:
+    """Return a form that is equal only for equal values of equal types; NaN equals itself, 0.0 is not -0.0."""
     if type(value) is dict:
-        return {key: _exact(item) for key, item in cast("dict[Any, Any]", value).items()}
+        return {key: _exact_form(item) for key, item in cast("dict[Any, Any]", value).items()}
     if type(value) is list:
-        return [_exact(item) for item in cast("list[Any]", value)]
+        return [_exact_form(item) for item in cast("list[Any]", value)]
     if isinstance(value, datetime):
         return "datetime", value.isoformat()
     return type(value).__name__, repr(value)
@@ -192,48 +199,51 @@ def _exact(value: Any) -> Any:
 class Fidelity(Suite):
     """A payload comes back exactly, or is refused."""
 
-    @pytest.mark.parametrize("domain", KEPT, ids=str)
-    async def test_plain_data_comes_back_exactly(self, tmp_path: Path, domain: Domain) -> None:
-        """Values of every plain type under keys of every kind, types and all; from a store opened again as well."""
+    @for_each(keeps_payloads)
+    async def test_plain_data_comes_back_exactly(self, tmp_path: Path, subject: Subject) -> None:
+        """Values of every plain type, under keys of every kind, keep their types, also in a store opened again."""
         async with self.open(tmp_path) as persist:
-            await domain.write(persist, domain.sample, _PLAIN)
-            assert _exact(await domain.read(persist, domain.sample)) == _exact(_PLAIN)
+            await subject.write(persist, subject.sample, _PLAIN_PAYLOAD)
+            assert _exact_form(await subject.read(persist, subject.sample)) == _exact_form(_PLAIN_PAYLOAD)
         async with self.open(tmp_path) as persist:
-            assert _exact(await domain.read(persist, domain.sample)) == _exact(_PLAIN)
+            assert _exact_form(await subject.read(persist, subject.sample)) == _exact_form(_PLAIN_PAYLOAD)
 
-    @pytest.mark.parametrize("domain", KEPT, ids=str)
-    async def test_data_that_looks_like_an_encoding_is_data(self, tmp_path: Path, domain: Domain) -> None:
-        """Whether it is the whole payload or inside of one, what resembles another format's tag is a plain dict."""
+    @for_each(keeps_payloads)
+    async def test_data_that_looks_like_an_encoding_is_data(self, tmp_path: Path, subject: Subject) -> None:
+        """A dict that resembles the tag of another format is a plain dict, as the whole payload or inside of one."""
         async with self.open(tmp_path) as persist:
-            payloads = [*_LOOKALIKES, {"inner": [*_LOOKALIKES, *({"more": value} for value in _LOOKALIKES)]}]
+            payloads = [
+                *_LOOKALIKES,
+                {"inner": [*_LOOKALIKES, *({"more": value} for value in _LOOKALIKES)]},
+            ]
             for n, payload in enumerate(payloads):
-                parts = domain.numbered(n)
-                await domain.write(persist, parts, payload)
-                assert _exact(await domain.read(persist, parts)) == _exact(payload)
+                parts = subject.numbered(n)
+                await subject.write(persist, parts, payload)
+                assert _exact_form(await subject.read(persist, parts)) == _exact_form(payload)
 
-    @pytest.mark.parametrize("domain", [domain for domain in KEPT if domain not in REMOVABLE], ids=str)
-    async def test_without_tombstones_removed_is_a_word_like_any_other(self, tmp_path: Path, domain: Domain) -> None:
-        """A payload that says ``removed: true`` is read and listed where nothing can be removed."""
+    @for_each(stores_removed_as_data)
+    async def test_without_tombstones_a_key_named_removed_is_data(self, tmp_path: Path, subject: Subject) -> None:
+        """A payload with ``removed: true`` is read and listed where nothing can be removed."""
         marks: list[dict[str, Any]] = [{"removed": True, "n": 1}, {"removed": True, "$literal": {"n": 1}}]
         async with self.open(tmp_path) as persist:
             for n, payload in enumerate(marks):
-                parts = domain.numbered(n)
-                await domain.write(persist, parts, payload)
-                assert await domain.read(persist, parts) == payload
+                parts = subject.numbered(n)
+                await subject.write(persist, parts, payload)
+                assert await subject.read(persist, parts) == payload
 
-    @pytest.mark.parametrize("domain", KEPT, ids=str)
-    async def test_an_endless_estimate_is_not_an_unknown_one(self, tmp_path: Path, domain: Domain) -> None:
+    @for_each(keeps_payloads)
+    async def test_an_infinite_estimate_is_not_an_unknown_one(self, tmp_path: Path, subject: Subject) -> None:
         """Under ``minuteEstimatedTime`` None stays None and infinity stays infinity, at any depth."""
         async with self.open(tmp_path) as persist:
             for n, value in enumerate((None, _INF, -_INF, float("nan"), 0, 60, 1.5, "inf", [_INF, None], {"a": _INF})):
                 payload = {"minuteEstimatedTime": value, "other": value, "deep": [{"minuteEstimatedTime": value}]}
-                parts = domain.numbered(n)
-                await domain.write(persist, parts, payload)
-                assert _exact(await domain.read(persist, parts)) == _exact(payload)
+                parts = subject.numbered(n)
+                await subject.write(persist, parts, payload)
+                assert _exact_form(await subject.read(persist, parts)) == _exact_form(payload)
 
-    @pytest.mark.parametrize("domain", KEPT, ids=str)
-    async def test_what_is_not_plain_comes_back_as_plain_data(self, tmp_path: Path, domain: Domain) -> None:
-        """Models, dataclasses, enums, tuples and other mappings go in by value; datetimes come back in UTC."""
+    @for_each(keeps_payloads)
+    async def test_other_values_come_back_as_plain_data(self, tmp_path: Path, subject: Subject) -> None:
+        """Models, dataclasses, enums, tuples and other mappings are stored by value; datetimes come back in UTC."""
         eastern = timezone(timedelta(hours=-5, minutes=-30))
         at = datetime(2024, 1, 1, 20, tzinfo=eastern)
         model = _Model(price=Decimal("1.10"), side=_Side.LONG, at=at)
@@ -256,12 +266,12 @@ class Fidelity(Suite):
             "mapping": {"a": {"b": 1}},
         }
         async with self.open(tmp_path) as persist:
-            await domain.write(persist, domain.sample, payload)
-            assert _exact(await domain.read(persist, domain.sample)) == _exact(expected)
+            await subject.write(persist, subject.sample, payload)
+            assert _exact_form(await subject.read(persist, subject.sample)) == _exact_form(expected)
 
-    @pytest.mark.parametrize("domain", KEPT, ids=str)
-    async def test_a_payload_may_be_a_model_or_a_dataclass(self, tmp_path: Path, domain: Domain) -> None:
-        """As the whole payload they are read as the dict of their fields."""
+    @for_each(keeps_payloads)
+    async def test_a_payload_may_be_a_model_or_a_dataclass(self, tmp_path: Path, subject: Subject) -> None:
+        """As the whole payload either is read as the dict of its fields."""
 
         class Model(BaseModel):
             id: str
@@ -276,78 +286,82 @@ class Fidelity(Suite):
             for number, payload in enumerate(
                 (Model(id="0", n=1), Point(id="1", n=2), MappingProxyType({"id": "2", "n": 3}))
             ):
-                parts = (*domain.sample[:-1], str(number)) if domain.kind == "list" else domain.numbered(number)
-                await domain.write(persist, parts, payload)
-                expected = {"n": number + 1} if domain.kind == "list" else {"id": str(number), "n": number + 1}
-                assert _exact(await domain.read(persist, parts)) == _exact(expected)
+                parts = (*subject.sample[:-1], str(number)) if is_list(subject) else subject.numbered(number)
+                await subject.write(persist, parts, payload)
+                expected = {"n": number + 1} if is_list(subject) else {"id": str(number), "n": number + 1}
+                assert _exact_form(await subject.read(persist, parts)) == _exact_form(expected)
 
-    @pytest.mark.parametrize("domain", KEPT, ids=str)
-    async def test_a_payload_is_copied_when_the_call_is_made(self, tmp_path: Path, domain: Domain) -> None:
-        """What the caller changes while the write is under way, or afterwards, changes nothing stored."""
+    @for_each(keeps_payloads)
+    async def test_a_payload_is_copied_when_the_call_is_made(self, tmp_path: Path, subject: Subject) -> None:
+        """A change by the caller during the write, or afterwards, is not stored."""
         async with self.open(tmp_path) as persist:
             payload: dict[str, Any] = {"items": [1, {"a": 1}]}
-            instance = await domain.instance(persist, domain.sample)
-            writing = asyncio.ensure_future(domain.call(instance, domain.sample, payload))
+            adapter = await subject.adapter(persist, subject.sample)
+            writing = asyncio.ensure_future(subject.call(adapter, subject.sample, payload))
             await asyncio.sleep(0)
             payload["items"][1]["a"] = 2
             payload["items"].append(3)
             await writing
-            assert await domain.read(persist, domain.sample) == {"items": [1, {"a": 1}]}
+            assert await subject.read(persist, subject.sample) == {"items": [1, {"a": 1}]}
             payload["items"].clear()
-            assert await domain.read(persist, domain.sample) == {"items": [1, {"a": 1}]}
+            assert await subject.read(persist, subject.sample) == {"items": [1, {"a": 1}]}
 
-    @pytest.mark.parametrize("domain", KEPT, ids=str)
-    async def test_what_a_read_returns_belongs_to_the_caller(self, tmp_path: Path, domain: Domain) -> None:
-        """Changing it changes neither what is stored nor what another read has returned."""
+    @for_each(keeps_payloads)
+    async def test_the_result_of_a_read_belongs_to_the_caller(self, tmp_path: Path, subject: Subject) -> None:
+        """Changing it changes neither the stored value nor the result of another read."""
         async with self.open(tmp_path) as persist:
-            await domain.write(persist, domain.sample, {"items": [1, {"a": 1}]})
-            first = await domain.read(persist, domain.sample)
-            second = await domain.read(persist, domain.sample)
+            await subject.write(persist, subject.sample, {"items": [1, {"a": 1}]})
+            first = await subject.read(persist, subject.sample)
+            second = await subject.read(persist, subject.sample)
             first["items"][1]["a"] = 2
             first["items"].append(3)
             assert second == {"items": [1, {"a": 1}]}
-            assert await domain.read(persist, domain.sample) == {"items": [1, {"a": 1}]}
+            assert await subject.read(persist, subject.sample) == {"items": [1, {"a": 1}]}
 
-    @pytest.mark.parametrize("domain", OVERWRITTEN, ids=str)
-    async def test_what_cannot_come_back_is_refused_and_the_old_value_stays(
-        self, tmp_path: Path, domain: Domain
+    @for_each(is_overwritten)
+    async def test_a_value_that_cannot_come_back_is_refused_and_the_old_one_stays(
+        self, tmp_path: Path, subject: Subject
     ) -> None:
-        """It is an InvalidPayloadError wherever it is in the payload; nothing of it is stored."""
+        """It is an InvalidPayloadError, wherever it is in the payload; nothing of the payload is stored."""
         async with self.open(tmp_path) as persist:
-            for bad in _REFUSED.values():
+            for bad in _REFUSED_VALUES.values():
                 with pytest.raises(InvalidPayloadError):
-                    await domain.write(persist, domain.sample, {"good": 1, "bad": bad})
-            assert await domain.read(persist, domain.sample) is None
-            await domain.write(persist, domain.sample, {"old": 1})
-            for bad in _REFUSED.values():
+                    await subject.write(persist, subject.sample, {"good": 1, "bad": bad})
+            assert await subject.read(persist, subject.sample) is None
+            await subject.write(persist, subject.sample, {"old": 1})
+            for bad in _REFUSED_VALUES.values():
                 with pytest.raises(InvalidPayloadError):
-                    await domain.write(persist, domain.sample, {"good": 1, "inner": [{"bad": [bad]}]})
-            assert await domain.read(persist, domain.sample) == {"old": 1}
+                    await subject.write(persist, subject.sample, {"good": 1, "inner": [{"bad": [bad]}]})
+            assert await subject.read(persist, subject.sample) == {"old": 1}
 
-    @pytest.mark.parametrize("domain", [domain for domain in KEPT if domain.kind != "positions"], ids=str)
-    async def test_a_payload_that_is_no_mapping_is_refused(self, tmp_path: Path, domain: Domain) -> None:
+    @for_each(is_single_payload)
+    async def test_a_payload_that_is_no_mapping_is_refused(self, tmp_path: Path, subject: Subject) -> None:
         """A list, a text, a number or a class is an InvalidPayloadError, and nothing is stored."""
         async with self.open(tmp_path) as persist:
             for bad in ([1], "text", b"bytes", 5, 1.5, True, _Point, _Model, {1}):
                 with pytest.raises(InvalidPayloadError):
-                    await domain.write(persist, domain.sample, bad)
-            assert await domain.read(persist, domain.sample) is None
+                    await subject.write(persist, subject.sample, bad)
+            assert await subject.read(persist, subject.sample) is None
 
-    @pytest.mark.parametrize("name", _BORDERS)
-    async def test_what_only_some_stores_can_keep_is_kept_exactly_or_refused(self, tmp_path: Path, name: str) -> None:
-        """A store may have limits of its own, but it says so with an InvalidPayloadError, and keeps the old value."""
-        payload = {"border": _BORDERS[name]}
+    @for_first(is_overwritten)
+    @pytest.mark.parametrize("name", _LIMIT_VALUES)
+    async def test_a_value_at_the_limits_is_kept_exactly_or_refused(
+        self, tmp_path: Path, name: str, subject: Subject
+    ) -> None:
+        """A store with narrower limits raises InvalidPayloadError, and keeps the old value."""
+        payload = {"border": _LIMIT_VALUES[name]}
         async with self.open(tmp_path) as persist:
-            await STATE.write(persist, STATE.sample, {"old": 1})
+            await subject.write(persist, subject.sample, {"old": 1})
             try:
-                await STATE.write(persist, STATE.sample, payload)
+                await subject.write(persist, subject.sample, payload)
             except InvalidPayloadError:
                 payload = {"old": 1}
-            assert _exact(await STATE.read(persist, STATE.sample)) == _exact(payload)
+            assert _exact_form(await subject.read(persist, subject.sample)) == _exact_form(payload)
 
-    async def test_a_large_payload_comes_back_whole(self, tmp_path: Path) -> None:
-        """A megabyte of text, ten thousand members, and fifty levels are nothing special."""
+    @for_first(keeps_payloads)
+    async def test_a_large_payload_comes_back_whole(self, tmp_path: Path, subject: Subject) -> None:
+        """It has a megabyte of text, ten thousand members, and fifty levels."""
         payload = {"text": "é" * 500_000, "many": {str(n): [n, n / 7] for n in range(10_000)}, "deep": _deep(50)}
         async with self.open(tmp_path) as persist:
-            await STATE.write(persist, STATE.sample, payload)
-            assert _exact(await STATE.read(persist, STATE.sample)) == _exact(payload)
+            await subject.write(persist, subject.sample, payload)
+            assert _exact_form(await subject.read(persist, subject.sample)) == _exact_form(payload)

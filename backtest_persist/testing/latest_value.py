@@ -6,9 +6,20 @@ from typing import Any
 import pytest
 
 from backtest_persist import contracts
+from backtest_persist.domains.risk import RISK
 from backtest_persist.errors import InvalidPayloadError
-from backtest_persist.testing.domains import DOMAINS, EARLY, LATE, OVERWRITTEN, VALUES, Domain, pick
-from backtest_persist.testing.suite import Suite
+from backtest_persist.testing.subjects import (
+    EARLY,
+    LATE,
+    Subject,
+    is_disposable,
+    is_overwritten,
+    is_packaged,
+    is_removable,
+    is_value,
+    tells_presence,
+)
+from backtest_persist.testing.suite import Suite, for_each, requires
 
 __all__ = ("LatestValue",)
 
@@ -16,89 +27,72 @@ __all__ = ("LatestValue",)
 class LatestValue(Suite):
     """A context holds what was written last."""
 
-    async def test_every_adapter_has_the_methods_of_its_contract(self, tmp_path: Path) -> None:
-        """The registry gives fifteen instances that satisfy the fifteen protocols."""
+    @for_each(is_packaged)
+    async def test_every_adapter_has_the_methods_of_its_contract(self, tmp_path: Path, subject: Subject) -> None:
+        """The registry returns an instance of the protocol that is named after the domain."""
+        contract: Any = getattr(contracts, f"{subject.name.title()}Adapter")
         async with self.open(tmp_path) as persist:
-            instances = {
-                contracts.BreakevenAdapter: await persist.breakeven("s", "t", "e"),
-                contracts.CandleAdapter: await persist.candle("s", "1m", "e"),
-                contracts.IntervalAdapter: await persist.interval("b"),
-                contracts.LogAdapter: await persist.log(),
-                contracts.MeasureAdapter: await persist.measure("b"),
-                contracts.MemoryAdapter: await persist.memory("sig", "b"),
-                contracts.NotificationAdapter: await persist.notification(True),
-                contracts.PartialAdapter: await persist.partial("s", "t", "e"),
-                contracts.RecentAdapter: await persist.recent("s", "t", "e", "f", True),
-                contracts.RiskAdapter: await persist.risk("r", "e"),
-                contracts.ScheduleAdapter: await persist.schedule("s", "t", "e"),
-                contracts.SessionAdapter: await persist.session("t", "e", "f", "s", True),
-                contracts.SignalAdapter: await persist.signal("s", "t", "e"),
-                contracts.StateAdapter: await persist.state("sig", "b"),
-                contracts.StorageAdapter: await persist.storage(True),
-            }
-            assert len(instances) == 15
-            for contract, instance in instances.items():
-                assert isinstance(instance, contract)
+            assert isinstance(await subject.adapter(persist, subject.sample), contract)
 
-    @pytest.mark.parametrize("domain", DOMAINS, ids=str)
-    async def test_where_nothing_is_stored_a_read_says_so(self, tmp_path: Path, domain: Domain) -> None:
-        """None, {} or [] before the first write, also after wait_for_init was called in every way; never an error."""
-        words: dict[str, Any] = {"marks": {}, "positions": [], "list": []}
-        nothing = words.get(domain.kind)
+    @for_each()
+    async def test_a_read_before_the_first_write_finds_nothing(self, tmp_path: Path, subject: Subject) -> None:
+        """It returns None, {} or [], also after wait_for_init was called in every way, and never raises."""
+        empty_results: dict[str, Any] = {"marks": {}, "positions": [], "list": []}
+        empty = empty_results.get(subject.kind)
         async with self.open(tmp_path) as persist:
-            instance = await domain.instance(persist, domain.sample)
+            adapter = await subject.adapter(persist, subject.sample)
             for initial in (True, False, True):
-                await instance.wait_for_init(initial)
-                found = await domain.read_as_is(persist, domain.sample)
-                assert (found, type(found)) == (nothing, type(nothing))
-                if domain.kind == "removable":
-                    assert await domain.keys(persist, domain.sample) == []
-                if domain.name == "memory":
-                    assert await instance.has_memory_data("m-1") is False
+                await adapter.wait_for_init(initial)
+                found = await subject.read_result(persist, subject.sample)
+                assert (found, type(found)) == (empty, type(empty))
+                if is_removable(subject):
+                    assert await subject.keys(persist, subject.sample) == []
+                if tells_presence(subject):
+                    assert await subject.was_written(persist, subject.sample) is False
 
-    @pytest.mark.parametrize("domain", OVERWRITTEN, ids=str)
-    async def test_the_last_write_stands_and_nothing_is_merged(self, tmp_path: Path, domain: Domain) -> None:
-        """Each write replaces the whole payload, however alike the two are; {} is a payload, too."""
+    @for_each(is_overwritten)
+    async def test_the_last_write_replaces_the_whole_payload(self, tmp_path: Path, subject: Subject) -> None:
+        """Nothing is merged, however alike two payloads are; {} is a payload, too."""
         payloads: list[dict[str, Any]] = [{"a": 1, "b": {"c": 1, "d": [1, 2]}}, {"b": {"e": 1, "d": [3]}}, {}, {"a": 2}]
         async with self.open(tmp_path) as persist:
             for payload in payloads:
-                await domain.write(persist, domain.sample, payload)
-                assert await domain.read(persist, domain.sample) == (payload or self._empty(domain))
+                await subject.write(persist, subject.sample, payload)
+                assert await subject.read(persist, subject.sample) == (payload or self._empty(subject))
 
-    @pytest.mark.parametrize("domain", VALUES, ids=str)
-    async def test_none_says_that_nothing_is_open_any_more(self, tmp_path: Path, domain: Domain) -> None:
+    @for_each(is_value)
+    async def test_none_replaces_a_payload_like_any_other(self, tmp_path: Path, subject: Subject) -> None:
         """Reading gives None after None was written, and the next payload after that."""
         async with self.open(tmp_path) as persist:
             for payload in (None, {"id": "a", "priceOpen": 1.5}, None, {}, {"id": "b"}):
-                await domain.write(persist, domain.sample, payload)
-                assert await domain.read(persist, domain.sample) == payload
+                await subject.write(persist, subject.sample, payload)
+                assert await subject.read(persist, subject.sample) == payload
 
-    @pytest.mark.parametrize("domain", DOMAINS, ids=str)
-    async def test_what_was_written_is_there_when_the_store_is_opened_again(
-        self, tmp_path: Path, domain: Domain
-    ) -> None:
-        """The registry that has written is gone; another one finds the value, however often it gets ready for it."""
+    @for_each()
+    async def test_a_value_is_read_after_the_store_is_opened_again(self, tmp_path: Path, subject: Subject) -> None:
+        """Another registry finds what a closed one has written, however often it is initialised."""
         async with self.open(tmp_path) as persist:
-            await domain.write(persist, domain.sample, {"n": 1})
+            await subject.write(persist, subject.sample, {"n": 1})
         async with self.open(tmp_path) as persist:
-            instance = await domain.instance(persist, domain.sample)
+            adapter = await subject.adapter(persist, subject.sample)
             for initial in (True, False):
-                assert await domain.read(persist, domain.sample) == {"n": 1}
-                await instance.wait_for_init(initial)
-            assert await domain.read(persist, domain.sample) == {"n": 1}
+                assert await subject.read(persist, subject.sample) == {"n": 1}
+                await adapter.wait_for_init(initial)
+            assert await subject.read(persist, subject.sample) == {"n": 1}
 
-    @pytest.mark.parametrize("domain", pick("memory", "session", "state"), ids=str)
-    async def test_a_disposed_instance_can_still_be_used(self, tmp_path: Path, domain: Domain) -> None:
-        """What is stored stays, and the instance reads and writes as before; disposing twice is fine."""
+    @for_each(is_disposable)
+    async def test_a_disposed_adapter_can_still_be_used(self, tmp_path: Path, subject: Subject) -> None:
+        """What is stored stays, and the adapter reads and writes as before; it may be disposed twice."""
         async with self.open(tmp_path) as persist:
-            await domain.write(persist, domain.sample, {"n": 1})
-            instance = await domain.instance(persist, domain.sample)
-            await instance.dispose()
-            await instance.dispose()
-            assert await domain.read(persist, domain.sample) == {"n": 1}
-            await domain.write(persist, domain.sample, {"n": 2})
-            assert await domain.read(persist, domain.sample) == {"n": 2}
+            await subject.write(persist, subject.sample, {"n": 1})
+            adapter = await subject.adapter(persist, subject.sample)
+            await adapter.dispose()
+            await adapter.dispose()
+            assert await subject.read(persist, subject.sample) == {"n": 1}
+            if is_overwritten(subject):
+                await subject.write(persist, subject.sample, {"n": 2})
+                assert await subject.read(persist, subject.sample) == {"n": 2}
 
+    @requires(RISK)
     async def test_the_positions_of_a_risk_profile_are_a_list_of_any_shape(self, tmp_path: Path) -> None:
         """They are replaced as a whole; a tuple is a list, and anything else is refused and changes nothing."""
         positions: list[Any] = [["BTCUSDT", {"opened": EARLY}], {"n": 1}, None, "text", 1.5, [], [[[]]]]
@@ -117,6 +111,6 @@ class LatestValue(Suite):
             assert await risk.read_position_data(LATE) == []
 
     @staticmethod
-    def _empty(domain: Domain) -> Any:
-        """How a read shows {}: the marks of a signal have no other word for nothing."""
-        return None if domain.kind == "marks" else {}
+    def _empty(subject: Subject) -> Any:
+        """Return how a read shows {}: for marks, it is the same as nothing."""
+        return None if subject.kind == "marks" else {}

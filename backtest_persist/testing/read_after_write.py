@@ -1,14 +1,19 @@
-"""ReadAfterWrite: a write that has returned is seen by every later read, whoever reads, however many write at once."""
+"""ReadAfterWrite: a write that has returned is seen by every later read, also among concurrent writes."""
 
 import asyncio
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from backtest_persist.testing.domains import DOMAINS, LISTS, OVERWRITTEN, REMOVABLE, STATE, Domain
-from backtest_persist.testing.suite import Suite
+from backtest_persist.testing.subjects import (
+    Subject,
+    has_many_contexts,
+    is_list,
+    is_listed,
+    is_overwritten,
+    is_removable,
+)
+from backtest_persist.testing.suite import Suite, for_each, for_first
 from backtest_persist.testing.writer import running
 
 __all__ = ("ReadAfterWrite",)
@@ -17,128 +22,138 @@ __all__ = ("ReadAfterWrite",)
 class ReadAfterWrite(Suite):
     """A write that has returned is seen by every later read."""
 
-    @pytest.mark.parametrize("domain", OVERWRITTEN, ids=str)
-    async def test_a_write_is_seen_by_the_next_read_of_another_instance(self, tmp_path: Path, domain: Domain) -> None:
-        """Two registries on one store write in turn; after each write both read it, also by instances made anew."""
+    @for_each(is_overwritten)
+    async def test_a_write_is_seen_by_the_next_read_of_another_instance(self, tmp_path: Path, subject: Subject) -> None:
+        """Two registries on one store write in turn; after each write both read it, also through new instances."""
         async with self.open(tmp_path) as one, self.open(tmp_path) as two:
             for reader in (one, two):
-                assert await domain.read(reader, domain.sample) is None
+                assert await subject.read(reader, subject.sample) is None
             for n in range(10):
-                await domain.write((one, two)[n // 2 % 2], domain.sample, {"n": n})
+                await subject.write((one, two)[n // 2 % 2], subject.sample, {"n": n})
                 for reader in (one, two):
-                    assert await domain.read(reader, domain.sample) == {"n": n}
+                    assert await subject.read(reader, subject.sample) == {"n": n}
                 if n % 3 == 2:
-                    getattr(two, domain.name).clear()
+                    two.entry(subject.domain).clear()
 
-    @pytest.mark.parametrize("domain", REMOVABLE, ids=str)
-    async def test_a_removal_is_seen_by_the_next_read_of_another_instance(self, tmp_path: Path, domain: Domain) -> None:
-        """So is the write that revives, in reads and lists."""
+    @for_each(is_removable)
+    async def test_a_removal_is_seen_by_the_next_read_of_another_instance(
+        self, tmp_path: Path, subject: Subject
+    ) -> None:
+        """So is the write that revives the value, in reads and lists."""
         async with self.open(tmp_path) as one, self.open(tmp_path) as two:
             for n in range(6):
                 writer = (one, two)[n // 2 % 2]
-                await domain.write(writer, domain.sample, {"n": n})
+                await subject.write(writer, subject.sample, {"n": n})
                 for reader in (one, two):
-                    assert await domain.read(reader, domain.sample) == {"n": n}
-                    assert await domain.keys(reader, domain.sample) == [domain.sample[-1]]
-                await domain.remove(writer, domain.sample)
+                    assert await subject.read(reader, subject.sample) == {"n": n}
+                    assert await subject.keys(reader, subject.sample) == [subject.sample[-1]]
+                await subject.remove(writer, subject.sample)
                 for reader in (one, two):
-                    assert await domain.read(reader, domain.sample) is None
-                    assert await domain.keys(reader, domain.sample) == []
+                    assert await subject.read(reader, subject.sample) is None
+                    assert await subject.keys(reader, subject.sample) == []
 
     async def test_a_write_of_another_process_is_seen_by_the_next_read(self, tmp_path: Path) -> None:
-        """A reader that knows the old values of all domains reads the new ones once the other process has told."""
+        """A reader of the old values of all domains reads the new ones once the other process acknowledges them."""
         async with self.open(tmp_path) as persist:
-            for domain in OVERWRITTEN:
-                await domain.write(persist, domain.sample, {"n": 1})
-                assert await domain.read(persist, domain.sample) == {"n": 1}
-            async with running(self, tmp_path, "everywhere") as writer:
-                for number, domain in enumerate(DOMAINS, start=1):
-                    await writer.acknowledges(number)
-                    assert writer.acknowledged[-1] == domain.name
-                await writer.ends()
-            for domain in DOMAINS:
-                assert await domain.read(persist, domain.sample) == {"n": 2}
+            for subject in filter(is_overwritten, self.subjects):
+                await subject.write(persist, subject.sample, {"n": 1})
+                assert await subject.read(persist, subject.sample) == {"n": 1}
+            async with running(self, tmp_path, "write each", self.subjects) as writer:
+                for number, subject in enumerate(self.subjects, start=1):
+                    await writer.wait_for_acknowledgements(number)
+                    assert writer.acknowledged[-1] == subject.name
+                await writer.wait_for_exit()
+            for subject in self.subjects:
+                assert await subject.read(persist, subject.sample) == {"n": 2}
 
-    async def test_a_write_of_another_event_loop_is_seen_by_the_next_read(self, tmp_path: Path) -> None:
-        """A thread with a loop of its own opens the store, and each sees what the other has written."""
+    @for_first(is_overwritten)
+    async def test_a_write_of_another_event_loop_is_seen_by_the_next_read(
+        self, tmp_path: Path, subject: Subject
+    ) -> None:
+        """A thread with another loop opens the store, and each sees what the other has written."""
 
-        async def elsewhere() -> Any:
+        async def replace() -> Any:
             async with self.open(tmp_path) as other:
-                seen = await STATE.read(other, STATE.sample)
-                await STATE.write(other, STATE.sample, {"n": 2})
+                seen = await subject.read(other, subject.sample)
+                await subject.write(other, subject.sample, {"n": 2})
                 return seen
 
         async with self.open(tmp_path) as persist:
-            await STATE.write(persist, STATE.sample, {"n": 1})
-            assert await asyncio.to_thread(asyncio.run, elsewhere()) == {"n": 1}
-            assert await STATE.read(persist, STATE.sample) == {"n": 2}
+            await subject.write(persist, subject.sample, {"n": 1})
+            assert await asyncio.to_thread(asyncio.run, replace()) == {"n": 1}
+            assert await subject.read(persist, subject.sample) == {"n": 2}
 
-    @pytest.mark.parametrize("domain", OVERWRITTEN, ids=str)
-    async def test_of_first_writes_at_once_one_stands_for_all(self, tmp_path: Path, domain: Domain) -> None:
-        """Twenty first writes of one context, by two registries, make one value, the same for every reader."""
+    @for_each(is_overwritten)
+    async def test_concurrent_first_writes_leave_one_value(self, tmp_path: Path, subject: Subject) -> None:
+        """After twenty first writes of one context by two registries every reader finds the same value."""
         async with self.open(tmp_path) as one, self.open(tmp_path) as two:
             payloads = [{"n": n, "copies": [n] * 20} for n in range(20)]
             await asyncio.gather(
-                *(domain.write((one, two)[n % 2], domain.sample, payload) for n, payload in enumerate(payloads))
+                *(subject.write((one, two)[n % 2], subject.sample, payload) for n, payload in enumerate(payloads))
             )
-            found = await domain.read(one, domain.sample)
+            found = await subject.read(one, subject.sample)
             assert found in payloads
-            assert await domain.read(two, domain.sample) == found
-            if domain.kind in ("removable", "list"):
-                assert await domain.keys(two, domain.sample) == [domain.sample[-1]]
-            await domain.write(two, domain.sample, {"n": -1})
-            assert await domain.read(one, domain.sample) == {"n": -1}
+            assert await subject.read(two, subject.sample) == found
+            if is_listed(subject):
+                assert await subject.keys(two, subject.sample) == [subject.sample[-1]]
+            await subject.write(two, subject.sample, {"n": -1})
+            assert await subject.read(one, subject.sample) == {"n": -1}
 
-    async def test_writes_of_many_contexts_at_once_do_not_mix(self, tmp_path: Path) -> None:
-        """Ten contexts of each domain are written by tasks at once: each reads its own, from both registries."""
-        many = [(domain, domain.numbered(n), {"n": n}) for n in range(10) for domain in DOMAINS]
+    async def test_concurrent_writes_of_many_contexts_do_not_mix(self, tmp_path: Path) -> None:
+        """Ten contexts of each domain are written at once: each has its value, in both registries."""
+        subjects = list(filter(has_many_contexts, self.subjects))
+        many = [(subject, subject.numbered(n), {"n": n}) for n in range(10) for subject in subjects]
         async with self.open(tmp_path) as one, self.open(tmp_path) as two:
             await asyncio.gather(
-                *(domain.write((one, two)[payload["n"] % 2], parts, payload) for domain, parts, payload in many)
+                *(subject.write((one, two)[payload["n"] % 2], parts, payload) for subject, parts, payload in many)
             )
             for reader in (one, two):
-                found = await asyncio.gather(*(domain.read(reader, parts) for domain, parts, _ in many))
+                found = await asyncio.gather(*(subject.read(reader, parts) for subject, parts, _ in many))
                 assert found == [payload for _, _, payload in many]
 
-    @pytest.mark.parametrize("domain", LISTS, ids=str)
-    async def test_entries_appended_at_once_are_all_there_once(self, tmp_path: Path, domain: Domain) -> None:
-        """Sixteen calls of forty entries by two registries: none is lost or doubled, each call is in order."""
+    @for_each(is_list)
+    async def test_entries_appended_concurrently_are_each_there_once(self, tmp_path: Path, subject: Subject) -> None:
+        """Sixteen calls of forty entries by two registries: no entry is lost or doubled, and each call is in order."""
         async with self.open(tmp_path) as one, self.open(tmp_path) as two:
-            instances = [await domain.instance(registry, domain.sample) for registry in (one, two)]
-            write = f"write_{domain.name}_data"
             calls = [[{"id": f"{call}-{n}", "call": call, "n": n} for n in range(40)] for call in range(16)]
             await asyncio.gather(
-                *(getattr(instances[number % 2], write)(entries) for number, entries in enumerate(calls))
+                *(
+                    subject.write_entries((one, two)[number % 2], subject.sample, entries)
+                    for number, entries in enumerate(calls)
+                )
             )
             for reader in (one, two):
-                found = await domain.read_as_is(reader, domain.sample)
+                found = await subject.read_result(reader, subject.sample)
                 assert len(found) == 640
                 for number, entries in enumerate(calls):
                     assert [entry for entry in found if entry["call"] == number] == entries
 
-    @pytest.mark.parametrize("domain", LISTS, ids=str)
-    async def test_the_same_ids_written_at_once_make_one_entry_each(self, tmp_path: Path, domain: Domain) -> None:
-        """Eight calls with the same forty ids: each id has one entry, which one call has written entirely."""
+    @for_each(is_list)
+    async def test_the_same_ids_written_concurrently_make_one_entry_each(
+        self, tmp_path: Path, subject: Subject
+    ) -> None:
+        """Eight calls with the same forty ids: each id has one entry, all of which was written by one call."""
         async with self.open(tmp_path) as one, self.open(tmp_path) as two:
-            instances = [await domain.instance(registry, domain.sample) for registry in (one, two)]
-            write = f"write_{domain.name}_data"
             calls = [[{"id": str(n), "call": call, "copies": [call] * 20} for n in range(40)] for call in range(8)]
             await asyncio.gather(
-                *(getattr(instances[number % 2], write)(entries) for number, entries in enumerate(calls))
+                *(
+                    subject.write_entries((one, two)[number % 2], subject.sample, entries)
+                    for number, entries in enumerate(calls)
+                )
             )
-            found = await domain.read_as_is(one, domain.sample)
-            assert await domain.read_as_is(two, domain.sample) == found
+            found = await subject.read_result(one, subject.sample)
+            assert await subject.read_result(two, subject.sample) == found
             assert Counter(entry["id"] for entry in found) == Counter(str(n) for n in range(40))
             for entry in found:
                 assert entry["copies"] == [entry["call"]] * 20
 
-    @pytest.mark.parametrize("domain", OVERWRITTEN, ids=str)
-    async def test_a_reader_among_writes_sees_whole_values_and_no_old_ones(
-        self, tmp_path: Path, domain: Domain
+    @for_each(is_overwritten)
+    async def test_a_reader_during_writes_sees_whole_values_and_no_old_ones(
+        self, tmp_path: Path, subject: Subject
     ) -> None:
-        """While one registry overwrites a value, the other reads: always one whole, never older than acknowledged."""
+        """Another registry reads one whole value, never older than the last acknowledged one."""
         async with self.open(tmp_path) as one, self.open(tmp_path) as two:
-            await domain.write(one, domain.sample, {"n": 0, "copies": [0] * 200})
+            await subject.write(one, subject.sample, {"n": 0, "copies": [0] * 200})
             acknowledged = 0
             done = asyncio.Event()
 
@@ -146,7 +161,7 @@ class ReadAfterWrite(Suite):
                 nonlocal acknowledged
                 try:
                     for n in range(1, 21):
-                        await domain.write(one, domain.sample, {"n": n, "copies": [n] * 200})
+                        await subject.write(one, subject.sample, {"n": n, "copies": [n] * 200})
                         acknowledged = n
                         await asyncio.sleep(0)
                 finally:
@@ -155,17 +170,19 @@ class ReadAfterWrite(Suite):
             async def read() -> None:
                 while not done.is_set():
                     known = acknowledged
-                    found = await domain.read(two, domain.sample)
+                    found = await subject.read(two, subject.sample)
                     assert found == {"n": found["n"], "copies": [found["n"]] * 200}
                     assert known <= found["n"] <= acknowledged + 1
                     await asyncio.sleep(0)
 
             await asyncio.gather(write(), read(), read())
-            assert await domain.read(two, domain.sample) == {"n": 20, "copies": [20] * 200}
+            assert await subject.read(two, subject.sample) == {"n": 20, "copies": [20] * 200}
 
-    @pytest.mark.parametrize("domain", LISTS, ids=str)
-    async def test_a_reader_among_appends_sees_all_that_were_acknowledged(self, tmp_path: Path, domain: Domain) -> None:
-        """A list that is being appended to is read without gaps, in order."""
+    @for_each(is_list)
+    async def test_a_reader_during_appends_sees_all_acknowledged_entries(
+        self, tmp_path: Path, subject: Subject
+    ) -> None:
+        """The list is read without gaps, in order."""
         async with self.open(tmp_path) as one, self.open(tmp_path) as two:
             acknowledged = 0
             done = asyncio.Event()
@@ -174,7 +191,7 @@ class ReadAfterWrite(Suite):
                 nonlocal acknowledged
                 try:
                     for n in range(30):
-                        await domain.write(one, (*domain.sample[:-1], str(n)), {"n": n})
+                        await subject.write(one, (*subject.sample[:-1], str(n)), {"n": n})
                         acknowledged = n + 1
                         await asyncio.sleep(0)
                 finally:
@@ -183,10 +200,10 @@ class ReadAfterWrite(Suite):
             async def read() -> None:
                 while not done.is_set():
                     known = acknowledged
-                    found = await domain.keys(two, domain.sample)
+                    found = await subject.keys(two, subject.sample)
                     assert found == [str(n) for n in range(len(found))]
                     assert known <= len(found) <= acknowledged + 1
                     await asyncio.sleep(0)
 
             await asyncio.gather(write(), read())
-            assert len(await domain.keys(two, domain.sample)) == 30
+            assert len(await subject.keys(two, subject.sample)) == 30

@@ -1,7 +1,7 @@
-"""The writer: another process on the store of a test; it tells what it has written, and may be killed at any instant.
+"""The writer: another process on the store of a test, which acknowledges its writes and may be killed at any instant.
 
-What it does is one of the programs below. It acknowledges a write, once that has returned, by a line on its standard
-output. The test knows it as a `Writer`.
+It runs one of the programs below, and acknowledges a write that has returned by a line on its standard output. The test
+talks to it through a `Writer`.
 """
 
 import asyncio
@@ -12,24 +12,22 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
 from backtest_persist.registry import Registry
-from backtest_persist.testing.domains import DOMAINS, EARLY, SIGNAL, candle
+from backtest_persist.testing.subjects import Subject, candle, is_append_only
 from backtest_persist.testing.suite import Suite
 
-__all__ = ("BULK", "COPIES", "OTHER", "Writer", "bulk", "main", "running")
+__all__ = ("BULK", "Writer", "bulk_entries", "main", "repeated", "running")
 
 BULK = 1500
-"""How many entries the program ``bulk`` writes in one call."""
-COPIES = 300
-"""How often a value repeats its number, so that half a value is seen to be one."""
-OTHER = SIGNAL.numbered(2)
+"""How many entries `bulk_entries` returns."""
 
+_COPIES = 300  # so that half a value is seen to be one
 _WAIT_SECONDS = 120.0  # only a store that hangs takes that long
 
 
@@ -40,64 +38,65 @@ class Writer:
         self._process = process
         self._errors = errors
         self.acknowledged: list[str] = []
-        """What it has told, in order."""
+        """The lines that were received, in order."""
 
-    async def acknowledges(self, number: int = 1) -> None:
-        """Wait until it has told so many things in all; fails when it ends before."""
+    async def wait_for_acknowledgements(self, number: int = 1) -> None:
+        """Wait until so many lines were received in all; fails when the process ends before."""
         while len(self.acknowledged) < number:
-            line = await self._line()
-            assert line, f"the writer has ended too early:\n{await self._end()}"
+            line = await self._read_line()
+            assert line, f"the writer has ended too early:\n{await self._wait_for_end()}"
             self.acknowledged.append(line)
 
-    async def ends(self) -> None:
-        """Wait until it has ended by itself and without an error."""
-        problems = await self._end()
+    async def wait_for_exit(self) -> None:
+        """Wait until the process ends by itself; fails when it ends with an error."""
+        problems = await self._wait_for_end()
         assert self._process.returncode == 0, f"the writer has failed:\n{problems}"
 
-    async def is_killed(self) -> None:
-        """Wait until it is dead; killing itself is part of the program."""
-        problems = await self._end()
+    async def wait_for_suicide(self) -> None:
+        """Wait until the process has killed itself, as some programs do."""
+        problems = await self._wait_for_end()
         assert self._process.returncode == -signal.SIGKILL, f"the writer was to be killed, but has failed:\n{problems}"
 
-    async def sees(self, seen: Callable[[], Awaitable[bool]]) -> None:
-        """Wait until something can be seen of what it does, or it has ended."""
+    async def wait_until(self, seen: Callable[[], Awaitable[bool]]) -> None:
+        """Wait until something can be seen of a write, or the process has ended."""
         async with asyncio.timeout(_WAIT_SECONDS):
             while self._process.returncode is None and not await seen():  # noqa: ASYNC110  # a store has no event
                 await asyncio.sleep(0)
 
     async def kill(self, by: signal.Signals = signal.SIGKILL) -> None:
-        """Kill it and wait until it is dead; what it has told before counts. It may have ended, but not failed."""
+        """Kill the process and wait for its end; it may have ended by itself, but not with an error."""
         problems = await self.stop(by)
         assert self._process.returncode in (0, -by), f"the writer has failed:\n{problems}"
 
     async def stop(self, by: signal.Signals = signal.SIGKILL) -> str:
-        """Kill it and wait until it is dead; returns what it has written to its standard error."""
+        """Kill the process and wait for its end; returns what it has written to its standard error."""
         if self._process.returncode is None:
             self._process.send_signal(by)
-        return await self._end()
+        return await self._wait_for_end()
 
-    async def _end(self) -> str:
-        while line := await self._line():
+    async def _wait_for_end(self) -> str:
+        while line := await self._read_line():
             self.acknowledged.append(line)
         async with asyncio.timeout(_WAIT_SECONDS):
             await self._process.wait()
         self._errors.seek(0)
         return self._errors.read().decode(errors="replace")
 
-    async def _line(self) -> str:
+    async def _read_line(self) -> str:
         assert self._process.stdout is not None
         async with asyncio.timeout(_WAIT_SECONDS):
             return (await self._process.stdout.readline()).decode().strip()
 
 
 @asynccontextmanager
-async def running(suite: Suite, place: Path, program: str) -> AsyncGenerator[Writer]:
-    """Run a program in another process, on the store that the class of a test has at a place; at the end it is dead."""
+async def running(suite: Suite, place: Path, program: str, subjects: Sequence[Subject]) -> AsyncGenerator[Writer]:
+    """Run a program on some domains in another process, on the store of a suite at a place; kill it at the end."""
     of = type(suite)
     assert "<locals>" not in of.__qualname__, (
         f"{of.__qualname__} has to be at the top level, for another process to see"
     )
-    arguments = (of.__module__, inspect.getfile(of), of.__qualname__, str(place), program)
+    names = [subject.name for subject in subjects]
+    arguments = (of.__module__, inspect.getfile(of), of.__qualname__, str(place), program, *names)
     code = f"from {__name__} import main; main()"  # not -m, which finds the module imported by its own package
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, map(os.path.abspath, sys.path)))}
     with tempfile.TemporaryFile() as errors:
@@ -115,20 +114,32 @@ async def running(suite: Suite, place: Path, program: str) -> AsyncGenerator[Wri
             await writer.stop()
 
 
+def bulk_entries() -> list[dict[str, Any]]:
+    """Return the entries that the programs for lists write."""
+    return [{"id": f"e-{n}", "n": n, "copies": [n] * 10} for n in range(BULK)]
+
+
+def repeated(number: int) -> dict[str, Any]:
+    """Return a payload that repeats its number, so that half of it can be told from all of it."""
+    return {"n": number, "copies": [number] * _COPIES}
+
+
 # --- in the other process ---
 
 
 def main() -> None:
-    """Run the program that the arguments name: module, file, class, place, program."""
-    module, file, qualname, place, program = sys.argv[1:]
+    """Run the program that the arguments name: module, file, class, place, program, domains."""
+    module, file, qualname, place, program, *names = sys.argv[1:]
     of: Any = _import(module, file)
     for name in qualname.split("."):
         of = getattr(of, name)
-    asyncio.run(_run(of(), Path(place), _PROGRAMS[program]))
+    suite: Suite = of()
+    subjects = [subject for name in names for subject in suite.subjects if subject.name == name]
+    asyncio.run(_run(suite, Path(place), _PROGRAMS[program], subjects))
 
 
 def _import(name: str, file: str) -> Any:
-    """The module of a test: by its name, or by its file where pytest has not made it importable."""
+    """Import the module of a test by its name, or by its file where pytest has not made it importable."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -140,92 +151,95 @@ def _import(name: str, file: str) -> Any:
         return module
 
 
-async def _run(suite: Suite, place: Path, program: Callable[[Registry], Awaitable[None]]) -> None:
+Program = Callable[[Registry, Sequence[Subject]], Awaitable[None]]
+
+
+async def _run(suite: Suite, place: Path, program: Program, subjects: Sequence[Subject]) -> None:
     async with suite.open(place) as persist:
-        await program(persist)
+        await program(persist, subjects)
 
 
 def _acknowledge(what: str) -> None:
-    os.write(1, f"{what}\n".encode())  # one call: a line is told entirely or not at all
+    os.write(1, f"{what}\n".encode())  # one call: a line is written entirely or not at all
 
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def _everywhere(persist: Registry) -> None:
-    """Write into every domain, and end."""
-    for domain in DOMAINS:
-        await domain.write(persist, domain.sample, {"n": 2})
-        _acknowledge(domain.name)
+async def _write_each(persist: Registry, subjects: Sequence[Subject]) -> None:
+    """Write into each domain, and end."""
+    for subject in subjects:
+        await subject.write(persist, subject.sample, {"n": 2})
+        _acknowledge(subject.name)
 
 
-async def _everywhere_killed(persist: Registry) -> None:
-    """Write into every domain, and die at once."""
-    for domain in DOMAINS:
-        await domain.write(persist, domain.sample, {"n": 2})
+async def _write_each_and_die(persist: Registry, subjects: Sequence[Subject]) -> None:
+    """Write into each domain, and die at once."""
+    for subject in subjects:
+        await subject.write(persist, subject.sample, {"n": 2})
     _die()
 
 
-async def _between(persist: Registry) -> None:
+async def _die_between_writes(persist: Registry, subjects: Sequence[Subject]) -> None:
     """Write two values, overwrite the first, and die before the second is overwritten."""
-    await SIGNAL.write(persist, SIGNAL.sample, {"n": 1})
-    await SIGNAL.write(persist, OTHER, {"n": 1})
-    await SIGNAL.write(persist, SIGNAL.sample, {"n": 2})
-    _die()
-    await SIGNAL.write(persist, OTHER, {"n": 2})
+    for subject in subjects:
+        await subject.write(persist, subject.sample, {"n": 1})
+        await subject.write(persist, subject.numbered(2), {"n": 1})
+        await subject.write(persist, subject.sample, {"n": 2})
+        _die()
+        await subject.write(persist, subject.numbered(2), {"n": 2})
 
 
-async def _checking(persist: Registry) -> None:
-    """Hand over entries that end with the death of the process."""
+async def _die_while_entries_are_checked(persist: Registry, subjects: Sequence[Subject]) -> None:
+    """Write one entry, then pass entries of which one ends the process."""
 
     def entries() -> Iterator[dict[str, Any]]:
-        yield from bulk()[:50]
+        yield from bulk_entries()[:50]
         _die()
 
-    storage, log = await persist.storage(True), await persist.log()
-    await log.write_log_data([{"id": "before"}])
-    await storage.write_storage_data(entries())
+    for subject in subjects:
+        await subject.write_entries(persist, subject.sample, [{"id": "before"}])
+        await subject.write_entries(persist, subject.sample, entries())
 
 
-async def _bulk(persist: Registry) -> None:
+async def _write_bulk(persist: Registry, subjects: Sequence[Subject]) -> None:
     """Write many entries in one call, and end."""
-    log = await persist.log()
-    _acknowledge("begin")
-    await log.write_log_data(bulk())
-    _acknowledge("end")
+    for subject in subjects:
+        await subject.adapter(persist, subject.sample)
+        _acknowledge("begin")
+        await subject.write_entries(persist, subject.sample, bulk_entries())
+        _acknowledge("end")
 
 
-async def _counting(persist: Registry) -> None:
-    """Count in five domains, until somebody kills this."""
-    state, log, measure = await persist.state("s", "b"), await persist.log(), await persist.measure("b")
-    series, storage = await persist.candle("BTCUSDT", "1m", "binance"), await persist.storage(False)
-    for n in count(1):
-        await state.write_state_data({"n": n, "copies": [n] * COPIES}, EARLY)
-        _acknowledge("state")
-        await log.write_log_data([{"id": str(n), "n": n, "copies": [n] * COPIES}])
-        _acknowledge("log")
-        if n % 2:
-            await measure.write_measure_data({"n": n, "copies": [n] * COPIES}, "k", EARLY)
-        else:
-            await measure.remove_measure_data("k")
-        _acknowledge("measure")
-        await series.write_candles_data([candle(2 * n - 2), candle(2 * n - 1)])
-        _acknowledge("candle")
-        await storage.write_storage_data([{"id": name, "n": n, "copies": [n] * COPIES} for name in "abc"])
-        _acknowledge("storage")
+async def _count(persist: Registry, subjects: Sequence[Subject]) -> None:
+    """Write 1, 2, 3, … into each domain, until the process is killed."""
+    for number in count(1):
+        for subject in subjects:
+            await _write_number(subject, persist, number)
+            _acknowledge(subject.name)
 
 
-def bulk() -> list[dict[str, Any]]:
-    """The entries of the programs ``bulk`` and ``checking``."""
-    return [{"id": f"e-{n}", "n": n, "copies": [n] * 10} for n in range(BULK)]
+async def _write_number(subject: Subject, persist: Registry, number: int) -> None:
+    payload, parts = repeated(number), subject.sample
+    match subject.kind:
+        case "list" if is_append_only(subject):
+            await subject.write_entries(persist, parts, [{"id": str(number), **payload}])
+        case "list":
+            await subject.write_entries(persist, parts, [{"id": name, **payload} for name in "abc"])
+        case "candles":
+            await subject.write_entries(persist, parts, [candle(2 * number - 2), candle(2 * number - 1)])
+        case "removable" if number % 2 == 0:
+            await subject.remove(persist, parts)
+        case _:
+            await subject.write(persist, parts, payload)
 
 
-_PROGRAMS = {
-    "everywhere": _everywhere,
-    "everywhere killed": _everywhere_killed,
-    "between": _between,
-    "checking": _checking,
-    "bulk": _bulk,
-    "counting": _counting,
+_PROGRAMS: dict[str, Program] = {
+    "write each": _write_each,
+    "write each and die": _write_each_and_die,
+    "die between writes": _die_between_writes,
+    "die while entries are checked": _die_while_entries_are_checked,
+    "write bulk": _write_bulk,
+    "count": _count,
 }

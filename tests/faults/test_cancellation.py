@@ -13,6 +13,7 @@ from anyio import move_on_after
 from motor.frameworks.asyncio import _EXECUTOR
 
 from backtest_persist import Container, Settings
+from backtest_persist.connections import Operation
 from backtest_persist.core import mongo_store
 from tests.support.fail_points import Failing
 from tests.support.processes import settings_environment, start_python
@@ -226,7 +227,7 @@ async def test_a_cancellation_that_the_driver_forgets(container: Container) -> N
     """An operation whose answer comes as its caller is cancelled is cancelled all the same, and a timeout ends it."""
 
     async def forgetful() -> None:
-        async with container.mongo_service.operation("Test"):
+        async with container.mongo_service.operation(Operation("Test")):
             with suppress(asyncio.CancelledError):  # asyncio.wait_for does this, if the answer is there
                 await asyncio.Event().wait()
 

@@ -24,7 +24,7 @@ from backtest_persist import (
 )
 from backtest_persist.core import indexes
 from backtest_persist.core.bulk import write_bulk
-from backtest_persist.testing.domains import START, candle
+from backtest_persist.testing.subjects import START, candle
 from tests.support.fail_points import Failing
 from tests.support.servers import PrivateRedis, wait_until
 

@@ -15,7 +15,7 @@ from backtest_persist.core import mongo_store
 from backtest_persist.core.query import to_sort
 from backtest_persist.operations import IdCounts, rebuild, verify
 from backtest_persist.operations.cache import collection
-from backtest_persist.testing.domains import candle
+from backtest_persist.testing.subjects import candle
 from tests.support.commands import monitored_container
 from tests.support.fail_points import Failing
 from tests.support.servers import is_running_command, suspended_mongo, wait_until

@@ -24,7 +24,7 @@ from backtest_persist import (
     base_map,
 )
 from backtest_persist.connections.circuit import CircuitBreaker
-from backtest_persist.testing.domains import DOMAINS, LISTS, REMOVABLE, Domain, Parts
+from backtest_persist.testing.subjects import SUBJECTS, Parts, Subject, is_listed, is_overwritten, is_removable
 from tests.support.cases import CASES, Case
 from tests.support.commands import Commands, close_client, monitored_client
 from tests.support.fault_enumerator import FAULTS, HELD, Drivers, Fault, intercepted_drivers
@@ -210,7 +210,7 @@ async def check_cache(container: Container, name: str) -> None:
 class AdapterPlace:
     """A context of a domain, through its adapter."""
 
-    domain: Domain
+    subject: Subject
     container: Container
     registry: Registry
     parts: Parts
@@ -218,23 +218,23 @@ class AdapterPlace:
 
     @property
     def first_wins(self) -> bool:
-        return self.domain.name in ("candle", "log")
+        return not is_overwritten(self.subject)
 
     async def write(self, number: int) -> None:
-        await self.domain.write(self.registry, self.parts, {"n": number})
+        await self.subject.write(self.registry, self.parts, {"n": number})
 
     async def read(self) -> int | None:
-        value = await self.domain.read(self.registry, self.parts)
+        value = await self.subject.read(self.registry, self.parts)
         return None if value is None else int(value["n"])
 
     async def forget(self) -> None:
-        await getattr(self.container, f"{self.domain.name}_cache_service").clear()
+        await getattr(self.container, f"{self.subject.name}_cache_service").clear()
 
     async def remove(self) -> None:
-        await self.domain.remove(self.registry, self.parts)
+        await self.subject.remove(self.registry, self.parts)
 
     async def keys(self) -> None:
-        keys = await self.domain.keys(self.registry, self.parts)
+        keys = await self.subject.keys(self.registry, self.parts)
         assert self.parts[-1] in keys
 
 
@@ -247,36 +247,36 @@ REMOVE = Operation("remove", lambda place: place.remove(), before=OLD, after=Non
 KEYS = Operation("keys", lambda place: place.keys(), before=OLD, after=OLD)
 
 
-def _adapter_operations(domain: Domain) -> list[Operation]:
+def _adapter_operations(subject: Subject) -> list[Operation]:
     operations = [FIRST_WRITE, READ]
-    if domain.name not in ("candle", "log"):
+    if is_overwritten(subject):
         operations.append(OVERWRITE)
-    if domain.kind not in ("candles", "list"):
+    if subject.kind not in ("candles", "list"):
         operations += [COLD_READ, READ_NOTHING]
-    if domain in REMOVABLE:
+    if is_removable(subject):
         operations.append(REMOVE)
-    if domain in REMOVABLE or domain in LISTS:
+    if is_listed(subject):
         operations.append(KEYS)
     return operations
 
 
-@pytest.mark.parametrize("domain", DOMAINS, ids=str)
-async def test_every_adapter(container: Container, witness: Container, drivers: Drivers, domain: Domain) -> None:
+@pytest.mark.parametrize("subject", SUBJECTS, ids=str)
+async def test_every_adapter(container: Container, witness: Container, drivers: Drivers, subject: Subject) -> None:
     """Reads and writes of every adapter keep their promises, wherever they are disturbed."""
     ours, theirs = Registry(container), Registry(witness)
     numbers = count()
 
     async def place() -> tuple[Place, Place]:
-        parts = domain.numbered(next(numbers))
-        return AdapterPlace(domain, container, ours, parts), AdapterPlace(domain, witness, theirs, parts)
+        parts = subject.numbered(next(numbers))
+        return AdapterPlace(subject, container, ours, parts), AdapterPlace(subject, witness, theirs, parts)
 
     first, other = await place()
     await first.write(OLD)
     await other.read()
-    for operation in _adapter_operations(domain):
+    for operation in _adapter_operations(subject):
         points = await enumerate_points(drivers, operation, place)
         assert min(points.values()) >= 1, points
-    await check_cache(container, domain.name)
+    await check_cache(container, subject.name)
 
 
 # --- db services ---

@@ -15,7 +15,7 @@ import pytest
 
 from backtest_persist import Container, InvalidKeyError, Settings
 from backtest_persist.core.batching import Batcher
-from backtest_persist.testing.domains import START, candle
+from backtest_persist.testing.subjects import START, candle
 from tests.support.cases import CASES
 from tests.support.stopwatch import timed
 

@@ -17,19 +17,19 @@ from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Registry, Settings
 from backtest_persist.connections.circuit import CircuitBreaker
-from backtest_persist.testing.domains import MEMORY, SIGNAL, START, STATE, STORAGE, Domain, Parts, candle, pick
+from backtest_persist.testing.subjects import START, Parts, Subject, candle, subject_named
 from tests.support.servers import PrivateMongo, PrivateRedis, without_primary
 
-(MEASURE,) = pick("measure")
-(RISK,) = pick("risk")
-KEPT = (SIGNAL, STATE, RISK, MEASURE, MEMORY, STORAGE)
+SIGNAL, STATE, RISK = map(subject_named, ("signal", "state", "risk"))
+MEASURE, MEMORY, STORAGE = map(subject_named, ("measure", "memory", "storage"))
+SUBJECTS = (SIGNAL, STATE, RISK, MEASURE, MEMORY, STORAGE)
 """One domain of each kind."""
 CANDLES = 4
 PATIENCE = 0.02
 """For how many seconds an operation may end without a primary; it must not."""
 
 clients = st.integers(0, 1)
-domains = st.sampled_from(KEPT)
+subjects = st.sampled_from(SUBJECTS)
 keys = st.integers(0, 2)
 whens = st.integers(1, 3)
 SPOILS = st.sampled_from(["swap", "flush", "", "junk", "f" * 24, "ü", "x" * 1000])
@@ -44,8 +44,8 @@ class Store(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.values: dict[tuple[Domain, int], tuple[dict[str, Any], int]] = {}
-        self.removed: set[tuple[Domain, int]] = set()
+        self.values: dict[tuple[Subject, int], tuple[dict[str, Any], int]] = {}
+        self.removed: set[tuple[Subject, int]] = set()
         self.candles: dict[int, float] = {}
         self.number = count(1)
 
@@ -56,72 +56,77 @@ class Store(RuleBasedStateMachine):
     @initialize(empty=st.booleans())
     def begin(self, empty: bool) -> None:
         self.example = next(self.examples)
-        for domain in () if empty else KEPT:
-            self.write_all_at_once(domain=domain, client=0, when=2)
+        for subject in () if empty else SUBJECTS:
+            self.write_all_at_once(subject=subject, client=0, when=2)
 
-    def parts(self, domain: Domain, key: int) -> Parts:
+    def parts(self, subject: Subject, key: int) -> Parts:
         """A context of this example; lists have no context but the mode, and are told apart by their ids."""
-        names = [f"{name}-{self.example}-" if isinstance(name, str) else name for name in domain.sample]
+        names = [f"{name}-{self.example}-" if isinstance(name, str) else name for name in subject.sample]
         position = max(index for index, name in enumerate(names) if isinstance(name, str))
         names[position] = f"{names[position]}{key}"
         return tuple(names)
 
-    def expected(self, domain: Domain, key: int, when: int = 3) -> dict[str, Any] | None:
-        value, since = self.values.get((domain, key), (None, 0))
-        return value if not domain.timed or since <= when else None
+    def expected(self, subject: Subject, key: int, when: int = 3) -> dict[str, Any] | None:
+        value, since = self.values.get((subject, key), (None, 0))
+        return value if not subject.timed or since <= when else None
 
-    @rule(domain=domains, key=keys, client=clients, when=whens)
-    def write(self, domain: Domain, key: int, client: int, when: int) -> None:
+    @rule(subject=subjects, key=keys, client=clients, when=whens)
+    def write(self, subject: Subject, key: int, client: int, when: int) -> None:
         value = {"n": next(self.number)}
-        self.run(domain.write(self.registries[client], self.parts(domain, key), value, when))
-        self._remember(domain, key, value, when)
+        self.run(subject.write(self.registries[client], self.parts(subject, key), value, when))
+        self._remember(subject, key, value, when)
 
-    def _remember(self, domain: Domain, key: int, value: dict[str, Any], when: int) -> None:
-        self.values[domain, key] = value, when
-        self.removed.discard((domain, key))
+    def _remember(self, subject: Subject, key: int, value: dict[str, Any], when: int) -> None:
+        self.values[subject, key] = value, when
+        self.removed.discard((subject, key))
 
-    @rule(domain=domains, client=clients, when=whens)
-    def write_all_at_once(self, domain: Domain, client: int, when: int) -> None:
+    @rule(subject=subjects, client=clients, when=whens)
+    def write_all_at_once(self, subject: Subject, client: int, when: int) -> None:
         writes = {key: {"n": next(self.number)} for key in range(3)}
 
         async def together() -> None:
             registry = self.registries[client]
             await asyncio.gather(
-                *(domain.write(registry, self.parts(domain, key), value, when) for key, value in writes.items())
+                *(subject.write(registry, self.parts(subject, key), value, when) for key, value in writes.items())
             )
 
         self.run(together())
         for key, value in writes.items():
-            self._remember(domain, key, value, when)
+            self._remember(subject, key, value, when)
 
     @rule(client=clients)
     def read_everything(self, client: int) -> None:
         """Read one value after the other, each by its own command."""
-        for domain in KEPT:
+        for subject in SUBJECTS:
             for key in range(3):
-                found = self.run(domain.read(self.registries[client], self.parts(domain, key)))
-                assert found == self.expected(domain, key), (domain.name, key)
+                found = self.run(subject.read(self.registries[client], self.parts(subject, key)))
+                assert found == self.expected(subject, key), (subject.name, key)
 
-    @rule(domain=st.sampled_from([domain for domain in KEPT if domain.timed]), key=keys, client=clients, when=whens)
-    def read_in_the_past(self, domain: Domain, key: int, client: int, when: int) -> None:
-        found = self.run(domain.read(self.registries[client], self.parts(domain, key), when=when))
-        assert found == self.expected(domain, key, when)
+    @rule(
+        subject=st.sampled_from([subject for subject in SUBJECTS if subject.timed]),
+        key=keys,
+        client=clients,
+        when=whens,
+    )
+    def read_in_the_past(self, subject: Subject, key: int, client: int, when: int) -> None:
+        found = self.run(subject.read(self.registries[client], self.parts(subject, key), when=when))
+        assert found == self.expected(subject, key, when)
 
-    @rule(domain=domains, client=clients)
-    def read_all_at_once(self, domain: Domain, client: int) -> None:
-        found = self.run(domain.read_many(self.registries[client], [self.parts(domain, key) for key in range(3)]))
-        assert found == [self.expected(domain, key) for key in range(3)]
+    @rule(subject=subjects, client=clients)
+    def read_all_at_once(self, subject: Subject, client: int) -> None:
+        found = self.run(subject.read_many(self.registries[client], [self.parts(subject, key) for key in range(3)]))
+        assert found == [self.expected(subject, key) for key in range(3)]
 
-    @rule(domain=st.sampled_from([MEASURE, MEMORY]), key=keys, client=clients)
-    def remove(self, domain: Domain, key: int, client: int) -> None:
-        self.run(domain.remove(self.registries[client], self.parts(domain, key)))
-        if self.values.pop((domain, key), None):
-            self.removed.add((domain, key))
+    @rule(subject=st.sampled_from([MEASURE, MEMORY]), key=keys, client=clients)
+    def remove(self, subject: Subject, key: int, client: int) -> None:
+        self.run(subject.remove(self.registries[client], self.parts(subject, key)))
+        if self.values.pop((subject, key), None):
+            self.removed.add((subject, key))
 
-    @rule(domain=st.sampled_from([MEASURE, MEMORY, STORAGE]), client=clients)
-    def list_keys(self, domain: Domain, client: int) -> None:
-        listed = self.run(domain.keys(self.registries[client], self.parts(domain, 0)))
-        living = {self.parts(domain, key)[-1] for other, key in self.values if other is domain}
+    @rule(subject=st.sampled_from([MEASURE, MEMORY, STORAGE]), client=clients)
+    def list_keys(self, subject: Subject, client: int) -> None:
+        listed = self.run(subject.keys(self.registries[client], self.parts(subject, 0)))
+        living = {self.parts(subject, key)[-1] for other, key in self.values if other is subject}
         assert {key for key in listed if f"-{self.example}-" in key} == living
         assert len(set(listed)) == len(listed)
 
@@ -188,9 +193,9 @@ class OnServers(Store):
             if how == "flush":
                 await self.servers.redis.flush()
                 return
-            for domain in KEPT:
-                rows = await getattr(self.servers.container, f"{domain.name}_db_service").find_all()
-                cache = getattr(self.servers.container, f"{domain.name}_cache_service")
+            for subject in SUBJECTS:
+                rows = await getattr(self.servers.container, f"{subject.name}_db_service").find_all()
+                cache = getattr(self.servers.container, f"{subject.name}_cache_service")
                 own = [row for row in rows if f"-{self.example}-" in row.cache_key]
                 for row, other in zip(own, [*own[1:], *own[:1]], strict=True):
                     await cache.set(row.cache_key, other.id if how == "swap" else how)
@@ -212,30 +217,30 @@ class OnServers(Store):
         self.run(self.servers.redis.start())
         self.redis_is_up = True
 
-    @rule(domain=domains)
-    def delete_all_documents(self, domain: Domain) -> None:
+    @rule(subject=subjects)
+    def delete_all_documents(self, subject: Subject) -> None:
         """Another program drops what this example has stored in a domain, under a warm Redis."""
 
         async def drop() -> None:
-            db = getattr(self.servers.container, f"{domain.name}_db_service")
+            db = getattr(self.servers.container, f"{subject.name}_db_service")
             await self.servers.container.mongo_service.collection(db.collection).delete_many({})
 
         self.run(drop())
-        self.values = {place: value for place, value in self.values.items() if place[0] is not domain}
-        self.removed = {place for place in self.removed if place[0] is not domain}
+        self.values = {place: value for place, value in self.values.items() if place[0] is not subject}
+        self.removed = {place for place in self.removed if place[0] is not subject}
 
-    @rule(domain=domains, client=clients, when=whens, early=st.booleans())
-    def step_down(self, domain: Domain, client: int, when: int, early: bool) -> None:
+    @rule(subject=subjects, client=clients, when=whens, early=st.booleans())
+    def step_down(self, subject: Subject, client: int, when: int, early: bool) -> None:
         """The primary steps down after or before writes and reads are sent: they wait for the next one."""
         writes = {key: {"n": next(self.number)} for key in range(3)}
 
         def send() -> list[asyncio.Task[Any]]:
             ours, theirs = self.registries[client], self.registries[1 - client]
-            parts = [self.parts(domain, key) for key in writes]
+            parts = [self.parts(subject, key) for key in writes]
             writing = [
-                domain.write(ours, part, value, when) for part, value in zip(parts, writes.values(), strict=True)
+                subject.write(ours, part, value, when) for part, value in zip(parts, writes.values(), strict=True)
             ]
-            return [asyncio.create_task(call) for call in (*writing, *(domain.read(theirs, part) for part in parts))]
+            return [asyncio.create_task(call) for call in (*writing, *(subject.read(theirs, part) for part in parts))]
 
         async def across() -> list[Any]:
             sent = send() if early else []
@@ -248,8 +253,8 @@ class OnServers(Store):
 
         found = self.run(across())[len(writes) :]
         for (key, value), seen in zip(writes.items(), found, strict=True):
-            assert seen in (value, self.expected(domain, key)), (domain.name, key)
-            self._remember(domain, key, value, when)
+            assert seen in (value, self.expected(subject, key)), (subject.name, key)
+            self._remember(subject, key, value, when)
 
 
 def explore(store: type[Store], examples: int) -> None:

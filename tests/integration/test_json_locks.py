@@ -133,7 +133,6 @@ async def test_others_write_while_a_call_writes_many_values(tmp_path: Path, monk
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", slow)
-    monkeypatch.setattr(locks, "_TIMEOUT_SECONDS", 1.0)
     persist, other = open_dump(tmp_path), open_dump(tmp_path)  # the other one waits for the lock like another process
     own, foreign = await persist.candle("A", "1m", "x"), await other.candle("A", "1m", "x")
     signal = await persist.signal("A", "t", "x")

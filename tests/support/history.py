@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backtest_persist import BacktestPersistError, Container, Registry, StoreUnavailableError, WriteRejectedError
-from backtest_persist.testing.domains import SIGNAL, STATE, STORAGE
+from backtest_persist.testing.subjects import subject_named
 
 __all__ = ("Event", "read_events", "violations")
 
-DOMAINS = (SIGNAL, STATE, STORAGE)
+SUBJECTS = tuple(map(subject_named, ("signal", "state", "storage")))
 KEYS = 3
 """Contexts of each domain."""
 CLIENTS = 6
@@ -105,15 +105,15 @@ async def _client(persist: Registry, name: str, until: float, log: Any, choice: 
     for number in count():
         if time.monotonic() > until:
             return
-        domain = choice.choice(DOMAINS)
+        subject = choice.choice(SUBJECTS)
         index = choice.randrange(KEYS)
-        parts, key = domain.numbered(index), f"{domain}-{index}"
+        parts, key = subject.numbered(index), f"{subject}-{index}"
         if choice.random() < 0.5:
             value = f"{name}-{number}"
-            call: Any = domain.write(persist, parts, {"value": value})
+            call: Any = subject.write(persist, parts, {"value": value})
         else:
             value = None
-            call = domain.read(persist, parts)
+            call = subject.read(persist, parts)
         kind: Literal["write", "read"] = "write" if value else "read"
         began = time.monotonic()
         task = asyncio.create_task(call)

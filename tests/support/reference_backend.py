@@ -294,6 +294,25 @@ class State(Adapter):
         pass
 
 
+class Strategy(Adapter):
+    async def read_strategy_data(self) -> Payload | None:
+        return self._get("latest")
+
+    async def write_strategy_data(self, row: PayloadInput | None) -> None:
+        self._put("latest", row)
+
+
+class Dictionary(Adapter):
+    async def read_dictionary_data(self, *, when: When | None = None) -> Payload | None:
+        return self._get("latest", when)
+
+    async def write_dictionary_data(self, data: PayloadInput | None, when: When) -> None:
+        self._put("latest", data, when)
+
+    async def dispose(self) -> None:
+        pass
+
+
 class Storage(Adapter):
     async def read_storage_data(self) -> list[Payload]:
         return [value for _, value in self._list()]
@@ -352,6 +371,12 @@ class Reference:
 
     def state(self, signal_id: str, bucket_name: str) -> State:
         return State(self.store, "state", signal_id, bucket_name)
+
+    def strategy(self, symbol: str, strategy_name: str, exchange_name: str) -> Strategy:
+        return Strategy(self.store, "strategy", symbol, strategy_name, exchange_name)
+
+    def dictionary(self, signal_id: str, dictionary_name: str) -> Dictionary:
+        return Dictionary(self.store, "dictionary", signal_id, dictionary_name)
 
     def storage(self, backtest: bool) -> Storage:
         return Storage(self.store, "storage", mode(backtest))

@@ -116,7 +116,7 @@ async def test_a_deadline_bounds_the_driver_and_the_caller() -> None:
 
 async def test_a_deadline_without_a_limit_lets_the_driver_exceed_it() -> None:
     """For a driver that does not bear to be cancelled by a timer."""
-    async with Deadline(client(), 0.01, nullcontext(), mongo_errors("Find")):
+    async with Deadline(client(), 0.01, nullcontext(), mongo_errors(Operation("Find"))):
         await asyncio.sleep(0.05)
 
 
@@ -124,7 +124,7 @@ async def test_a_cancellation_within_a_deadline_is_not_translated() -> None:
     """Nor swallowed, if the driver has swallowed it."""
 
     async def forget() -> None:
-        async with Deadline(client(), 5, nullcontext(), mongo_errors("Find")):
+        async with Deadline(client(), 5, nullcontext(), mongo_errors(Operation("Find"))):
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:

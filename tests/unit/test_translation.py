@@ -350,13 +350,6 @@ def test_the_text_of_an_operation_is_made_for_errors_only() -> None:
         pass
 
 
-@pytest.mark.parametrize("operation", ["Find", lambda: "Find"], ids=["text", "callable"])
-def test_an_operation_can_be_described_by_its_text(operation: Any) -> None:
-    """Where there is no collection to name."""
-    with pytest.raises(WriteOutcomeUnknownError, match=r"^Find: "), mongo_errors(operation, write=True):
-        raise AutoReconnect("reset")
-
-
 TLS = {
     "CERTIFICATE_VERIFY_FAILED: Hostname mismatch": "connect under a name that is in its certificate",
     "CERTIFICATE_VERIFY_FAILED: unable to get local issuer": "name the CA that signed its certificate",

@@ -29,7 +29,7 @@ _FRAMEWORK_LEFTOVER_SECONDS = 120
 _serial_numbers = count()
 
 
-def read_file(file: Path) -> bytes | None:
+def read_file(file: str | Path) -> bytes | None:
     """Return the content of a file, or None when it does not exist."""
     try:
         with open(file, "rb") as opened:

@@ -16,9 +16,9 @@ from anyio.to_thread import run_sync
 
 from backtest_persist.backends.json import codec
 from backtest_persist.backends.json.atomic import find_leftovers, read_file, remove_leftovers
-from backtest_persist.backends.json.layout import Layout, Segment
+from backtest_persist.backends.json.layout import Layout
 from backtest_persist.backends.json.locks import POLL_SECONDS, LoopLock, WriterThread, directory_lock
-from backtest_persist.backends.json.paths import ContextPaths, name_segment
+from backtest_persist.backends.json.paths import ContextPaths, value_stem
 from backtest_persist.backends.json.sidecar import label_directory, record_directory
 from backtest_persist.backends.json.value_file import (
     CreationClock,
@@ -97,7 +97,7 @@ class Folder:
 
     async def read(self, name: str) -> Stored | None:
         """Read the value of a name, None when it does not exist; `InvalidPayloadError` for a damaged file."""
-        return await run_sync(partial(self._read, name_segment(name)))
+        return await run_sync(partial(self._read, name))
 
     async def read_many(self, names: Iterable[str], *, max_missing: int) -> tuple[list[tuple[str, Stored]], int]:
         """Read values until more than `max_missing` of them do not exist.
@@ -145,13 +145,13 @@ class Folder:
     async def remove(self, name: str) -> bool:
         """Turn the value of a name into a tombstone; False when it does not exist."""
         async with self._write_lock.get():
-            return await self._writer.run(partial(self._remove, name_segment(name)))
+            return await self._writer.run(partial(self._remove, name))
 
     # --- in a thread ---
 
-    def _read(self, segment: Segment) -> Stored | None:
+    def _read(self, name: str) -> Stored | None:
         with self._read_errors():
-            return self._load(self._directory(), segment)
+            return self._load(self._directory(), name)
 
     def _read_many(self, names: Iterable[str], max_missing: int) -> tuple[list[tuple[str, Stored]], int]:
         found: list[tuple[str, Stored]] = []
@@ -160,7 +160,7 @@ class Folder:
             directory = self._directory()
             for name in names:
                 tried += 1
-                stored = self._load(directory, name_segment(name))
+                stored = self._load(directory, name)
                 if stored is not None:
                     found.append((name, stored))
                 elif tried - len(found) > max_missing:
@@ -198,10 +198,10 @@ class Folder:
                 self._sweep(directory)
         return directory
 
-    def _load(self, directory: Path, segment: Segment) -> Stored | None:
+    def _load(self, directory: Path, name: str) -> Stored | None:
         """Read the value of a name, or else what the framework has stored under it."""
-        stored = self._file(directory, segment.plain).load()
-        if stored is None and (file := self._framework_file(directory, segment.parts[0])) is not None:
+        stored = self._file(directory, value_stem(name)).load()
+        if stored is None and (file := self._framework_file(directory, name)) is not None:
             return file.load()
         return stored
 
@@ -218,37 +218,33 @@ class Folder:
         effects: list[_Effect | None] = []
         with self._locked(lambda: stored_before > 0 or any(effects)) as (directory, descriptor):
             for write in writes:
-                segment = name_segment(write.name)
-                if segment.labelled:
-                    self._paths.owns(directory, segment, claim=True)
-                effects.append(self._store(directory, segment, write, replace=replace, flush=flush))
+                self._paths.label(directory, write.name)
+                effects.append(self._store(directory, write, replace=replace, flush=flush))
             if flush:
                 os.fsync(descriptor)
         return effects
 
-    def _store(
-        self, directory: Path, segment: Segment, write: Write, *, replace: bool = True, flush: bool = True
-    ) -> "_Effect | None":
-        file = self._file(directory, segment.plain)
+    def _store(self, directory: Path, write: Write, *, replace: bool = True, flush: bool = True) -> "_Effect | None":
+        file = self._file(directory, value_stem(write.name))
         old = read_file(file.path)
-        replaced = file.path if old is not None else self._paths.framework_file(directory, segment.parts[0])
+        replaced = file.path if old is not None else self._paths.framework_file(directory, write.name)
         if replaced is not None and not replace:
             return None
         times = file.store(write, old=old, replaced=replaced, now=self._clock.next, flush=flush)
         return _Effect(replaced is None, times)
 
-    def _remove(self, segment: Segment) -> bool:
+    def _remove(self, name: str) -> bool:
         with self._write_errors(lambda: False):
             directory = self._directory()
-            if not directory.is_dir() and self._paths.framework_file(directory, segment.parts[0]) is None:
+            if not directory.is_dir() and self._paths.framework_file(directory, name) is None:
                 return False
         removed = False
         with self._locked(lambda: removed) as (directory, descriptor):
-            stored = self._load(directory, segment)
+            stored = self._load(directory, name)
             if stored is None or stored.removed:
                 return stored is not None
             when = stored.when if self._layout.timed else None
-            self._store(directory, segment, Write(segment.parts[0], codec.tombstone(stored.value), when))
+            self._store(directory, Write(name, codec.tombstone(stored.value), when))
             removed = True
             os.fsync(descriptor)
         return True

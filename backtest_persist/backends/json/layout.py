@@ -118,6 +118,11 @@ class Layout:
         return Shape.LIST if [get_origin(field.annotation) for field in fields] == [list] else Shape.OBJECT
 
     @cached_property
+    def value_types(self) -> tuple[type[Any], ...]:
+        """The types that a value can be of."""
+        return {Shape.PAYLOAD: (dict, type(None)), Shape.LIST: (list,), Shape.OBJECT: (dict,)}[self.shape]
+
+    @cached_property
     def directory_fields(self) -> tuple[str, ...]:
         """The fields that name the directories of a context; together they identify it."""
         return tuple(dict.fromkeys(name for fields in self.directories for name in fields))
@@ -142,6 +147,8 @@ class Layout:
         """
         if not self.file:
             return {} if name == self.fixed_file else None
+        if len(self._free) == len(self.file) == 1:
+            return {self.file[0]: name}
         if len(self._free) > 1:
             parts = [unescape(part) for part in name.split("_")]
         else:  # all but the one free field are without "_"

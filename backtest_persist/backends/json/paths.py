@@ -11,12 +11,12 @@ from typing import Any
 
 from backtest_persist.backends.json.atomic import make_directory
 from backtest_persist.backends.json.layout import Layout, Segment
-from backtest_persist.backends.json.names import nested, unescape
+from backtest_persist.backends.json.names import escape, nested, shorten, unescape
 from backtest_persist.backends.json.sidecar import claim_name, parts_of
 from backtest_persist.backends.json.value_file import SUFFIX
 from backtest_persist.errors import SettingsError
 
-__all__ = ("ContextPaths", "name_segment")
+__all__ = ("ContextPaths", "value_stem")
 
 
 class ContextPaths:
@@ -54,6 +54,11 @@ class ContextPaths:
         if owner is None and claim:
             owner = claim_name(self._root, directory, segment.plain, list(segment.parts))
         return owner is None or owner == list(segment.parts)
+
+    def label(self, directory: Path, name: str) -> None:
+        """Write down the name of a value if it cannot be read from that of its file."""
+        if "%~" in value_stem(name):
+            self.owns(directory, Segment((name,), ambiguous=False), claim=True)
 
     def name(self, directory: Path, stem: str) -> str:
         """The name of the value in a file."""
@@ -98,6 +103,6 @@ class ContextPaths:
             )
 
 
-def name_segment(name: str) -> Segment:
-    """Return the path segment of the name of a value; `plain` is the stem of its file."""
-    return Segment((name,), ambiguous=False)
+def value_stem(name: str) -> str:
+    """Return the stem of the file of a value."""
+    return shorten(escape(name))

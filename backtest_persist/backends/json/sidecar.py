@@ -13,6 +13,7 @@ It mirrors the directories of the values:
     a stricter name.
 """
 
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -53,6 +54,7 @@ _PARTS = TypeAdapter(Annotated[list[str], Field(min_length=1)])
 _RECORDS = TypeAdapter(Records)
 
 
+@lru_cache(1000)
 def record_directory(root: Path, directory: Path) -> Path:
     """Where the records of the values of a directory are."""
     return root / HIDDEN / "records" / directory.relative_to(root)
@@ -63,9 +65,9 @@ def label_directory(root: Path, directory: Path) -> Path:
     return root / HIDDEN / "labels" / directory.relative_to(root)
 
 
-def record_file(root: Path, directory: Path, stem: str) -> Path:
-    """The file of the records of a value."""
-    return record_directory(root, directory) / f"{stem}.json"
+def record_file(root: Path, directory: Path, stem: str) -> str:
+    """The path of the records of a value."""
+    return f"{record_directory(root, directory)}/{stem}.json"
 
 
 def digest(text: bytes) -> str:
@@ -73,7 +75,7 @@ def digest(text: bytes) -> str:
     return blake2b(text, digest_size=16).hexdigest()
 
 
-def load_records(file: Path) -> Records:
+def load_records(file: str | Path) -> Records:
     """Read a file of records, {} when it does not exist; `InvalidPayloadError` when it is damaged."""
     return _load(file, _RECORDS, "its value is then read like one that another program wrote") or {}
 
@@ -104,7 +106,7 @@ def _label_file(root: Path, directory: Path, name: str) -> Path:
     return label_directory(root, directory) / f"{name}%~.json"  # no directory of labels has a name that ends like this
 
 
-def _load(file: Path, kind: TypeAdapter[T], consequence: str) -> T | None:
+def _load(file: str | Path, kind: TypeAdapter[T], consequence: str) -> T | None:
     text = read_file(file)
     try:
         return None if text is None else kind.validate_json(text, strict=True)

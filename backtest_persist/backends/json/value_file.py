@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,17 +31,11 @@ __all__ = (
 
 SUFFIX = ".json"
 
-_TYPES: Mapping[Shape, tuple[type[Any], ...]] = {
-    Shape.PAYLOAD: (dict, type(None)),
-    Shape.LIST: (list,),
-    Shape.OBJECT: (dict,),
-}
 _TICK_NS = 1000
 """The distance between two creation times, which common file systems keep apart."""
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """A value as it was found."""
 
     value: Any
@@ -100,21 +94,23 @@ class ValueFile:
         return self.directory / f"{self.stem}{SUFFIX}"
 
     @property
-    def records(self) -> Path:
-        """The file of its records."""
+    def records(self) -> str:
+        """The path of its records."""
         return record_file(self.root, self.directory, self.stem)
 
     def load(self) -> Stored | None:
         """Read the value with its record, None when it does not exist; `InvalidPayloadError` when it is damaged."""
+        path = f"{self.directory}/{self.stem}{SUFFIX}"  # a Path takes several times as long as the rest of this loop
+        recorded = self.layout.timed or self.layout.ordered
         while True:
             try:
-                with open(self.path, "rb") as opened:
+                with open(path, "rb") as opened:
                     text, updated = opened.read(), os.fstat(opened.fileno()).st_mtime_ns
             except FileNotFoundError:
                 return None
-            known = load_records(self.records) if self.layout.timed or self.layout.ordered else {}
+            known = load_records(self.records) if recorded else {}
             record = known.get(digest(text), {})
-            if record or not known or read_file(self.path) == text:  # else it was replaced twice between the two reads
+            if record or not known or read_file(path) == text:  # else it was replaced twice between the two reads
                 break
         value, removed = self.parse(text)
         when = record["when"] if "when" in record else _when_in_payload(self.layout, value)
@@ -137,7 +133,7 @@ class ValueFile:
         records[digest(write.text)] = record
         records = {key: fields for key, fields in records.items() if fields}
         if records != known:
-            store_records(self.records, records, flush=flush)
+            store_records(Path(self.records), records, flush=flush)
         if old == write.text:
             updated = self.path.stat().st_mtime_ns
         else:
@@ -151,7 +147,7 @@ class ValueFile:
             content = codec.loads(text)
             tombstone = self.layout.removable and members(content).keys() == {codec.LITERAL, "removed"}
             value: Any = codec.decode(content[codec.LITERAL] if tombstone else content)
-            if not isinstance(value, _TYPES[self.layout.shape]):
+            if not isinstance(value, self.layout.value_types):
                 raise ValueError(f"it holds no {'array' if self.layout.shape is Shape.LIST else 'object'}")
             removed = (
                 content["removed"] if tombstone else self.layout.removable and members(value).get("removed") is True
@@ -187,7 +183,9 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 def _when_in_payload(layout: Layout, value: Any) -> int:
     """Return the `when` that a payload of the framework contains, as ISO 8601 text or in ms; 0 without a valid one."""
-    when = members(value).get(layout.stated_by) if layout.stated_by else None
+    if not layout.stated_by:
+        return 0
+    when = members(value).get(layout.stated_by)
     if isinstance(when, str):
         try:
             when = datetime.fromisoformat(when)

@@ -8,7 +8,7 @@ from typing import Any
 from bson import ObjectId
 from pydantic import ValidationError
 
-from backtest_persist.connections import Document
+from backtest_persist.connections import Document, Operation
 from backtest_persist.container import Container
 from backtest_persist.core.domain import Family
 from backtest_persist.core.keys import STORED, mode_word
@@ -62,7 +62,7 @@ class CachedCollection:
 
     async def count(self) -> int:
         """Return the number of documents, as estimated by the server."""
-        async with self._mongo.operation(f"Count in {self._collection}"):
+        async with self._mongo.operation(Operation("count", self._collection)):
             return await self._mongo.collection(self._collection).estimated_document_count()
 
     def documents(self, query: Mapping[str, Any], **options: Any) -> Listing[list[Document]]:
@@ -74,7 +74,7 @@ class CachedCollection:
         async def find() -> Batches:
             return Batches(collection, query, projection=projection, batch_size=BATCH, **(options or by_id))
 
-        operation = partial(self._mongo.operation, f"List in {collection.name}")
+        operation = partial(self._mongo.operation, Operation("list", collection.name))
         return Listing(find, operation, lambda: self._mongo.has_client, list[Document])
 
     async def by_id(self, ids: Sequence[ObjectId]) -> dict[ObjectId, Document]:

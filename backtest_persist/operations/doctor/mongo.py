@@ -8,7 +8,7 @@ from typing import Any
 
 from pymongo import ReadPreference
 
-from backtest_persist.connections import Collection, MongoState, aggregate
+from backtest_persist.connections import Collection, MongoState, Operation, aggregate
 from backtest_persist.container import Container
 from backtest_persist.core.indexes import missing_indexes
 from backtest_persist.errors import BacktestPersistError, IndexConflictError
@@ -38,7 +38,7 @@ class MongoExamination:
         """Make all checks; returns False when the server does not answer or takes no writes."""
         try:
             with self.mongo.accept() as state:
-                async with state.deadline("The examination of MongoDB", 3 * state.seconds):
+                async with state.deadline(Operation("The examination of MongoDB"), 3 * state.seconds):
                     return await self.check_all(state)
         except BacktestPersistError as error:
             self.diagnosis.problem("mongodb", str(error), server_advice(error))
@@ -62,7 +62,7 @@ class MongoExamination:
 
     async def command(self, name: str, **arguments: Any) -> dict[str, Any]:
         """Send a command to the database as an operation."""
-        async with self.mongo.operation(f"{name} of MongoDB"):
+        async with self.mongo.operation(Operation(f"{name} of MongoDB")):
             return await self.mongo.database.command({name: 1, **arguments})
 
     async def version(self) -> None:
@@ -138,7 +138,7 @@ class MongoExamination:
         info = (await self.command("connectionStatus", showPrivileges=True))["authInfo"]
         if not info["authenticatedUsers"]:
             try:
-                async with self.mongo.operation("A first read"):
+                async with self.mongo.operation(Operation("A first read")):
                     await state.collection(self.domains[0].collection).find_one({}, projection={"_id": 1})
             except BacktestPersistError as error:
                 self.diagnosis.problem(at, str(error), "Put user and password into CC_MONGO_CONNECTION_STRING.")
@@ -166,7 +166,7 @@ class MongoExamination:
 
     async def indexes(self, state: MongoState) -> None:
         """Report the state of the indexes of each domain."""
-        async with self.mongo.operation("The list of collections"):
+        async with self.mongo.operation(Operation("The list of collections")):
             existing = set(await state.database.list_collection_names(authorizedCollections=True))
         self.diagnosis.findings += await asyncio.gather(
             *(self.index(state, domain, exists=domain.collection in existing) for domain in self.domains)
@@ -178,7 +178,7 @@ class MongoExamination:
         check = f"mongodb.indexes.{domain.name}"
         collection, fields = state.collection(name), domain.db.context_type.wire_names()
         try:
-            async with self.mongo.operation(f"Reading the indexes of {name}"):
+            async with self.mongo.operation(Operation("reading the indexes", name)):
                 missing = await missing_indexes(collection, fields, domain.db.secondary_indexes)
         except IndexConflictError as error:
             return Finding(
@@ -214,7 +214,7 @@ class MongoExamination:
             {"$match": {"documents": {"$gt": 1}}},
             {"$limit": 1},
         ]
-        async with self.mongo.operation(f"The search for duplicates in {collection.name}"):
+        async with self.mongo.operation(Operation("the search for duplicates", collection.name)):
             return [document async for document in aggregate(collection, pipeline)] != []
 
     async def clock(self) -> None:

@@ -39,7 +39,9 @@ async def export_dump(
     root = Path(directory)
     await run_sync(_check_empty, root)
     domains = domain_services(container)
-    exporter = _Exporter(DumpFiles(root, container.domains), Exported(dict.fromkeys((domain.name for domain in domains), 0)))
+    exporter = _Exporter(
+        DumpFiles(root, container.domains), Exported(dict.fromkeys((domain.name for domain in domains), 0))
+    )
     progress.begin(sum([await domain.db.count() for domain in domains]))
     for domain in domains:
         async with aclosing(domain.db.mongo_store.sift(sort=_sort(domain))) as batches:
