@@ -31,7 +31,7 @@ Documents = dict[str, list[dict[str, Any]]]
 
 
 class Outcome:
-    """What a demo process printed and how it ended."""
+    """The output and the exit status of a demo process."""
 
     def __init__(self, status: int, output: str, errors: str) -> None:
         self.status = status
@@ -342,7 +342,7 @@ async def test_the_dummy_runs_and_forgets() -> None:
 
 
 async def test_an_error_ends_the_run(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a handler raises leaves the run as it is, and no later bar is looked at."""
+    """An exception of a handler ends the run as it is, and no later bar is processed."""
     seen: list[Any] = []
 
     async def on_bar(self: SmaCross, event: Any) -> None:

@@ -113,7 +113,7 @@ SAME = [
     ("session/t/e/f/BTC/USDT_backtest.json", "session/t/e/f/BTC%2FUSDT_backtest.json"),
     (f"data/candle/binance/BTC/USDT/1m/{CANDLE_TIME}.json", f"data/candle/binance/BTC%2FUSDT/1m/{CANDLE_TIME}.json"),
 ]
-"""What the original and the JSON backend name the files of one context."""
+"""Paths of the original and of the JSON backend for the same context."""
 
 
 @pytest.mark.parametrize("newer", [0, 1])

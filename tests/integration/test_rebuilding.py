@@ -12,7 +12,7 @@ from tests.support.documents import fill, key_of, keys
 
 
 async def test_rebuild_fills_redis_and_leaves_other_keys_alone(container: Container, settings: Settings) -> None:
-    """What is gone, junk or a list becomes the right id; other keys stay; a second run changes nothing."""
+    """A missing, malformed or list-valued key becomes the right id; other keys stay; a second run changes nothing."""
     await fill(container, 3)
     await write_unrelated_keys(container)
     right = await keys(settings)

@@ -88,7 +88,7 @@ async def test_what_the_hidden_directory_says_may_be_damaged(container: Containe
 
 
 async def test_links_are_followed_but_not_in_circles(container: Container, tmp_path: Path) -> None:
-    """What lies behind a link is imported as the JSON backend reads it; a circle and a dead end are reported."""
+    """Files behind a link are imported as the JSON backend reads them; a circular and a broken link are reported."""
     root, elsewhere = tmp_path / "dump", tmp_path / "elsewhere"
     write_dump(root, ORIGINAL)
     elsewhere.mkdir()

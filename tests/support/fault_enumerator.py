@@ -216,7 +216,7 @@ class _Cursor:
         return self._cursor
 
     def __await__(self) -> Generator[Any, Any, Self]:
-        """What of PyMongo's is a coroutine that returns a cursor; the command is sent with the first batch."""
+        """Return the cursor itself, as some calls of PyMongo are coroutines; the first batch sends the command."""
         return self
         yield
 

@@ -1,4 +1,4 @@
-"""What errors carry besides their message, and that copies keep it."""
+"""The data that errors carry besides their message, which copies keep."""
 
 import copy
 import pickle

@@ -56,7 +56,7 @@ async def test_whether_the_event_loop_has_a_client() -> None:
 
 
 class Work:
-    """What works on a collection by itself."""
+    """A collection's calls in an event loop, which can be drained."""
 
     def __init__(self, state: MongoState) -> None:
         self.state = state

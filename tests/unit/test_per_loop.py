@@ -10,7 +10,7 @@ from backtest_persist.errors import ClosedError
 
 
 class Value:
-    """What a loop holds."""
+    """A value of one event loop, which counts how often it was closed."""
 
     def __init__(self) -> None:
         self.closed = 0

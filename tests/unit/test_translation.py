@@ -366,7 +366,7 @@ def test_advice_on_tls_and_passwords(said: str) -> None:
 
 
 def test_only_the_first_line_of_a_driver_is_passed_on() -> None:
-    """What follows can be a document."""
+    """The lines after it may quote a document."""
     error = AutoReconnect(f"first {'x' * 300}, full error: {SECRET}\n{SECRET}")
     text = str(translated(READ, error))
     assert "first" in text
