@@ -3,12 +3,12 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from backtest_persist.errors import ErrorReason, StoreUnavailableError
 
@@ -60,7 +60,7 @@ class Batcher(Generic[Item, Answer]):
 
     def __init__(
         self,
-        send: Callable[[Sequence[Call[Item, Answer]], float], Awaitable[None]],
+        send: Callable[[Sequence[Call[Item, Answer]], float], Coroutine[Any, Any, None]],
         *,
         max_in_flight: int,
         max_size: int,
@@ -153,24 +153,19 @@ class Batcher(Generic[Item, Answer]):
             if batch:
                 self._contended = len(batch) > 1 or bool(self._in_flight)
                 seconds = timeout - now + batch[0].submitted_at
-                task = asyncio.get_running_loop().create_task(self._run(batch, seconds), context=Context())
+                task = asyncio.get_running_loop().create_task(self._send(batch, seconds), context=Context())
                 self._in_flight[task] = batch
                 task.add_done_callback(self._finish)  # also of one that is cancelled before it has begun
 
     def _finish(self, task: "asyncio.Future[None]") -> None:
         batch = self._in_flight.pop(task)
-        if task.cancelled():  # the event loop shuts down
-            for call in batch:
+        for call in batch:  # that were not answered
+            if task.cancelled():  # the event loop shuts down
                 call.future.cancel()
+            elif (error := task.exception()) is not None:
+                call.fail(error)
         if self._pending:  # whose callers may be the last, and nobody has cancelled them
             self._dispatch_soon()
-
-    async def _run(self, batch: Sequence[Call[Item, Answer]], seconds: float) -> None:
-        try:
-            await self._send(batch, seconds)
-        except Exception as error:
-            for call in batch:
-                call.fail(error)
 
     def _start_timer(self, now: float) -> None:
         self._checked_at = now

@@ -119,25 +119,25 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
                         if self._session is None:
                             self._session = await self._state.start_session()
                         self._unsettled = True
-                        self._unsettled = not await self._state.by_session(partial(self._send_run, run))
+                        self._unsettled = not await self._state.by_session(self._sender(run))
                     except BacktestPersistError as error:
                         _fail(run, error)
         except BacktestPersistError as error:
             _fail(calls, error)
 
-    async def _send_run(self, calls: "Sequence[Call[Write[C] | Chunk, Any]]") -> bool:
-        """Return whether the server has acknowledged all of them."""
-        first = calls[0].item
-        if isinstance(first, Chunk):
-            calls[0].resolve(await first.send())
-            return True
+    def _sender(self, calls: "Sequence[Call[Write[C] | Chunk, Any]]") -> Callable[[], Awaitable[bool]]:
+        """Return what sends calls that go together, and tells whether the server has acknowledged all of them."""
+        if isinstance(calls[0].item, Chunk):
+            return partial(self._send_chunk, cast("Call[Chunk, int]", calls[0]))
         writes = cast("Sequence[Call[Write[C], R | None]]", calls)
-        if len({write.item.context.cache_key for write in writes}) > 1:
-            return await self._write_bulk(writes)
-        await self._write_one(writes)
+        several = len({write.item.context.cache_key for write in writes}) > 1
+        return partial(self._write_bulk if several else self._write_one, writes)
+
+    async def _send_chunk(self, call: Call[Chunk, int]) -> bool:
+        call.resolve(await call.item.send())
         return True
 
-    async def _write_one(self, calls: "Sequence[Call[Write[C], R | None]]") -> None:
+    async def _write_one(self, calls: "Sequence[Call[Write[C], R | None]]") -> bool:
         """Send one findAndModify: of several writes of one context the last, which makes up for those before it."""
         write = calls[-1].item
         context = write.context
@@ -162,6 +162,7 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
             await self._ids.remember(context.cache_key, document["_id"])
         for call in calls:
             self._resolve(call, document)
+        return True
 
     async def _write_bulk(self, calls: "Sequence[Call[Write[C], R | None]]") -> bool:
         """Send one bulk, of each context the last write; returns whether the server has acknowledged all of them."""

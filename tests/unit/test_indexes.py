@@ -218,7 +218,7 @@ async def test_an_error_while_waiting_is_passed_on(collection: Collections) -> N
     """Anything but a bad hint says nothing of the index."""
     items = collection(UNIQUE, LISTING)
     items.find_errors = [OperationFailure("no", 11601)]
-    with pytest.raises(StoreUnavailableError, match="unique index of items"):
+    with pytest.raises(StoreUnavailableError, match="unique index in items"):
         await prepare(items, usable=False)
     assert len(items.hints) == 1
 
@@ -245,5 +245,5 @@ async def test_another_error_of_creating_indexes_is_translated(collection: Colle
     """It is one of our errors, and names the collection, but is no conflict."""
     items = collection(PRIMARY)
     items.create_error = OperationFailure("no", 11601)
-    with pytest.raises((StoreUnavailableError, WriteRejectedError), match="indexes of items"):
+    with pytest.raises((StoreUnavailableError, WriteRejectedError), match="indexes in items"):
         await prepare(items)
