@@ -11,7 +11,6 @@ from backtest_persist.connections.per_loop import uncancelled
 from backtest_persist.connections.redis import RedisCommands, RedisService
 from backtest_persist.connections.translation import (
     Operation,
-    is_forbidden,
     mongo_errors,
     redis_errors,
     timed_out,
@@ -29,7 +28,6 @@ __all__ = (
     "RedisService",
     "aggregate",
     "aggregate_raw",
-    "is_forbidden",
     "list_indexes",
     "mongo_errors",
     "redis_errors",

@@ -57,7 +57,6 @@ __all__ = (
     "Operation",
     "OperationContext",
     "Rule",
-    "is_forbidden",
     "mongo_errors",
     "redis_error",
     "redis_errors",
@@ -421,8 +420,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
-
-
-def is_forbidden(error: BacktestPersistError) -> bool:
-    """Whether Redis is there, and does not let this user send this command."""
-    return error.reason is ErrorReason.NOT_PERMITTED

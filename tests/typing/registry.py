@@ -17,6 +17,13 @@ from backtest_persist import (
     ioc,
     persist,
 )
+from tests.own_domain.funding import (
+    FUNDING,
+    FundingCacheService,
+    FundingDbService,
+    FundingRow,
+    PersistFundingInstance,
+)
 
 
 async def registry() -> None:
@@ -29,6 +36,9 @@ async def registry() -> None:
     measure = await persist.measure("b")
     assert_type(measure.list_measure_data(), AsyncIterator[str])
     await persist.signal("BTCUSDT", "s")  # pyright: ignore[reportCallIssue]
+    await persist.signal("BTCUSDT", strategy="s", exchange_name="binance")  # pyright: ignore[reportCallIssue]
+    await persist.memory(signal_id="s-1", bucket_name="notes")
+    await persist.log("x")  # pyright: ignore[reportCallIssue]
     await persist.candle("BTCUSDT", "7m", "binance")  # pyright: ignore[reportArgumentType]
     await persist.session("t", "e", "f", "s", "live")  # pyright: ignore[reportArgumentType]
     await risk.write_position_data([], None)  # pyright: ignore[reportArgumentType]
@@ -44,6 +54,15 @@ async def services() -> None:
     assert_type(await ioc.signal_db_service.paginate({}, limit=1, offset=0), Page[SignalRow])
     assert_type(base_map("x"), type[BaseMap])
     await ioc.candle_db_service.upsert()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+
+async def own_domains(container: Container) -> None:
+    assert_type(container.db_service(FundingDbService), FundingDbService)
+    assert_type(container.cache_service(FundingCacheService), FundingCacheService)
+    assert_type(await container.db_service(FundingDbService).find_by_context("s", "e"), FundingRow | None)
+    assert_type(await PersistFundingInstance("s", "e", ioc=container).read_funding_data(), dict[str, Any] | None)
+    Container(domains=[FUNDING])
+    container.db_service(FundingRow)  # pyright: ignore[reportArgumentType]
 
 
 def adapters(

@@ -8,30 +8,14 @@ from typing import Any
 import pytest
 
 import backtest_persist
-from backtest_persist import errors
+from backtest_persist import domains, errors
 
 MODULES = [
     name
     for _, name, _ in pkgutil.walk_packages(backtest_persist.__path__, "backtest_persist.")
     if not name.startswith("backtest_persist.cli") and not name.endswith("__main__")
 ]
-DOMAINS = [
-    "breakeven",
-    "candle",
-    "interval",
-    "log",
-    "measure",
-    "memory",
-    "notification",
-    "partial",
-    "recent",
-    "risk",
-    "schedule",
-    "session",
-    "signal",
-    "state",
-    "storage",
-]
+DOMAINS = [domain.name for domain in domains.DOMAINS]
 
 
 def test_the_package_names_what_a_user_types() -> None:
