@@ -220,7 +220,7 @@ async def test_what_the_parts_before_a_failure_have_stored_is_not_denied(
             await write(parted)
     assert await db.count() == 0
     for parts in (2, 1):
-        await db._delete_many({})
+        await db.mongo_store.delete_many({})
         with pytest.raises(
             WriteOutcomeUnknownError, match=f"Of 25 items the first {parts * PART} are stored"
         ) as caught:

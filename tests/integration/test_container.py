@@ -295,7 +295,7 @@ def refuse(*args, **kwargs): raise AssertionError("I/O")
 socket.socket.connect = refuse
 import backtest_persist as bp
 names = [name for name in vars(bp.ioc) if name.endswith(("_cache_service", "_db_service"))]
-assert len(names) == 30, names
+assert len(names) == 2 * len(bp.ioc.domains), names
 bp.ioc.mongo_service, bp.ioc.redis_service, bp.ioc.logger_service
 bp.PersistSignalInstance("s", "t", "e"), bp.base_map("x")()
 bp.Container()
