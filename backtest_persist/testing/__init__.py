@@ -11,7 +11,7 @@ In a test module, with pytest and pytest-asyncio installed (``pip install "backt
 
 `place` is an empty directory that names the store: the same place is the same store, also in another process. A backend
 that has to be set up and closed overrides `open` instead; see `Suite`. ``domains = [FUNDING]`` in the class tests
-domains of your own that keep a payload. Each capability is a class by itself, so a backend can begin with a few of them.
+domains of your own that keep a payload. Each capability is a class by itself, so a backend can begin with a few.
 """
 # ruff: noqa: E402  # pytest can only rewrite the asserts of modules that are not imported yet
 
