@@ -29,7 +29,7 @@ Atomicity
     only some of them.
 Durability
     A write that has returned is seen by every later read, from any instance, task or process, and outlives the process
-    that made it. Of two writes of one context that do not overlap, the later stands; of two that do, either.
+    that made it. Of two writes of one context that do not overlap, the later one wins; of two that do, either.
 When
     `when` is an instant of simulation time: a timezone-aware datetime, or an int in ms since the epoch, UTC. A
     naive datetime, a float, a bool, a str, or None where a time is required, is an `InvalidWhenError`. A read that is
@@ -83,7 +83,7 @@ Payload = dict[str, Any]
 """A stored payload, as plain data."""
 
 PayloadInput = Mapping[str, Any] | BaseModel
-"""What may be written as a payload."""
+"""A payload as it may be written."""
 
 CandleInterval = Literal["1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "1d"]
 
@@ -101,7 +101,7 @@ class CandleData(TypedDict):
 
 @runtime_checkable
 class Adapter(Protocol):
-    """What all adapters have; no adapter has to be closed."""
+    """The part that all adapters have in common; no adapter has to be closed."""
 
     async def wait_for_init(self, initial: bool) -> None:
         """Get ready to read and write; the registry awaits it once for each instance, with `initial` True.
@@ -117,7 +117,7 @@ class BreakevenAdapter(Adapter, Protocol):
     """Keeps the breakeven mark of a signal, for the signals of a symbol, a strategy and an exchange."""
 
     async def read_breakeven_data(self, signal_id: str, when: When) -> Payload:
-        """What is known of the signal; {} when nothing is stored, or when it was written with a later `when`."""
+        """Return what is known of the signal; {} when nothing is stored, or when it was written with a later `when`."""
         ...
 
     async def write_breakeven_data(self, data: PayloadInput, signal_id: str, when: When) -> None:
@@ -132,7 +132,7 @@ class CandleAdapter(Adapter, Protocol):
     async def read_candles_data(
         self, limit: int, since_timestamp: int, until_timestamp: int | None = None
     ) -> list[CandleData] | None:
-        """The window of `limit` candles from `since_timestamp` on, oldest first; None when any of them is missing.
+        """Return the window of `limit` candles from `since_timestamp` on, oldest first; None when any is missing.
 
         The window holds the opening times ``since_timestamp + n * interval`` (ms UTC) for n from 0 to limit - 1; a
         `limit` of 0 is ``[]``. A candle that closes after `until_timestamp` (ms UTC) counts as missing: its prices lie
@@ -142,7 +142,7 @@ class CandleAdapter(Adapter, Protocol):
         ...
 
     async def write_candles_data(self, candles: Sequence[PayloadInput]) -> None:
-        """Store candles, each atomically; the first write of an opening time stands, also within one call.
+        """Store candles, each atomically; the first write of an opening time wins, also within one call.
 
         Those that have not closed yet by this machine's clock are skipped. `InvalidPayloadError`, before anything is
         stored, when one is not real: a timestamp that is no multiple of the interval, a number that is missing or not
@@ -153,12 +153,12 @@ class CandleAdapter(Adapter, Protocol):
 
 @runtime_checkable
 class CandleColumns(Protocol):
-    """What an adapter of candles may offer besides; those of MongoDB and of JSON files do."""
+    """An addition that an adapter of candles may offer; those of MongoDB and of JSON files do."""
 
     async def read_candle_columns(
         self, limit: int, since_timestamp: int, until_timestamp: int | None = None
     ) -> dict[str, Any] | None:
-        """What `read_candles_data` reads, as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64."""
+        """Read the same window as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64."""
         ...
 
 
@@ -167,7 +167,7 @@ class DictionaryAdapter(Adapter, Protocol):
     """Keeps a dictionary of a signal."""
 
     async def read_dictionary_data(self, *, when: When | None = None) -> Payload | None:
-        """The payload; None when nothing is stored, when None is, or when it was written with a later `when`."""
+        """Return the payload; None when nothing is stored, when None is, or when it was written with a later `when`."""
         ...
 
     async def write_dictionary_data(self, data: PayloadInput | None, when: When) -> None:
@@ -184,7 +184,7 @@ class IntervalAdapter(Adapter, Protocol):
     """Keeps the markers of one bucket, of what is done once per interval; a removed one leaves a tombstone."""
 
     async def read_interval_data(self, key: str, *, when: When | None = None) -> Payload | None:
-        """The marker; None when nothing is stored, when it is removed, or was written with a later `when`."""
+        """Return the marker; None when nothing is stored, when it is removed, or was written with a later `when`."""
         ...
 
     def list_interval_data(self, *, when: When | None = None) -> AsyncIterator[str]:
@@ -208,7 +208,7 @@ class LogAdapter(Adapter, Protocol):
     """Keeps the log of decisions, of all runs and modes: append-only."""
 
     async def read_log_data(self) -> list[Payload]:
-        """The payloads of all entries, oldest first; [] when there are none."""
+        """Return the payloads of all entries, oldest first; [] when there are none."""
         ...
 
     async def write_log_data(self, entries: Iterable[PayloadInput]) -> None:
@@ -227,7 +227,7 @@ class MeasureAdapter(Adapter, Protocol):
     """
 
     async def read_measure_data(self, key: str) -> Payload | None:
-        """The answer; None when nothing is stored, or when it is removed."""
+        """Return the answer; None when nothing is stored, or when it is removed."""
         ...
 
     def list_measure_data(self) -> AsyncIterator[str]:
@@ -251,7 +251,7 @@ class MemoryAdapter(Adapter, Protocol):
     """Keeps what a strategy remembers about a signal, in a bucket. A removed memory leaves a tombstone."""
 
     async def read_memory_data(self, memory_id: str, *, when: When | None = None) -> Payload | None:
-        """The memory; None when nothing is stored, when it is removed, or was written with a later `when`."""
+        """Return the memory; None when nothing is stored, when it is removed, or was written with a later `when`."""
         ...
 
     async def has_memory_data(self, memory_id: str, *, when: When | None = None) -> bool:
@@ -283,13 +283,13 @@ class NotificationAdapter(Adapter, Protocol):
     """Keeps the notifications of a mode."""
 
     async def read_notification_data(self) -> list[Payload]:
-        """The payloads of all notifications of the mode, oldest first; [] when there are none."""
+        """Return the payloads of all notifications of the mode, oldest first; [] when there are none."""
         ...
 
     async def write_notification_data(self, notifications: Iterable[PayloadInput]) -> None:
         """Write notifications, each under its own ``id``; those of the store that are not among them stay.
 
-        One whose id exists is replaced in its place; of two with one id the later stands. An entry whose ``id`` is
+        One whose id exists is replaced in its place; of two with one id the later wins. An entry whose ``id`` is
         missing or unusable is an `InvalidKeyError`, and none of the call is stored.
         """
         ...
@@ -300,7 +300,7 @@ class PartialAdapter(Adapter, Protocol):
     """Keeps the levels a signal has passed, for the signals of a symbol, a strategy and an exchange."""
 
     async def read_partial_data(self, signal_id: str, when: When) -> Payload:
-        """What is known of the signal; {} when nothing is stored, or when it was written with a later `when`."""
+        """Return what is known of the signal; {} when nothing is stored, or when it was written with a later `when`."""
         ...
 
     async def write_partial_data(self, data: PayloadInput, signal_id: str, when: When) -> None:
@@ -313,7 +313,7 @@ class RecentAdapter(Adapter, Protocol):
     """Keeps the latest public signal of a symbol, strategy, exchange, frame and mode."""
 
     async def read_recent_data(self, *, when: When | None = None) -> Payload | None:
-        """The payload; None when nothing is stored, when None is, or when it was written with a later `when`."""
+        """Return the payload; None when nothing is stored, when None is, or when it was written with a later `when`."""
         ...
 
     async def write_recent_data(self, row: PayloadInput | None, when: When) -> None:
@@ -326,7 +326,7 @@ class RiskAdapter(Adapter, Protocol):
     """Keeps the open positions under a risk profile."""
 
     async def read_position_data(self, when: When) -> list[Any]:
-        """The positions; [] when nothing is stored, or when they were written with a later `when`."""
+        """Return the positions; [] when nothing is stored, or when they were written with a later `when`."""
         ...
 
     async def write_position_data(self, positions: Sequence[Any], when: When) -> None:
@@ -342,7 +342,7 @@ class ScheduleAdapter(Adapter, Protocol):
     """Keeps the pending signal of a symbol, a strategy and an exchange across restarts."""
 
     async def read_schedule_data(self) -> Payload | None:
-        """The payload; None when nothing is stored, or when None is: nothing is open."""
+        """Return the payload; None when nothing is stored, or when None is: nothing is open."""
         ...
 
     async def write_schedule_data(self, row: PayloadInput | None) -> None:
@@ -355,7 +355,7 @@ class SessionAdapter(Adapter, Protocol):
     """Keeps the state of a run: of a strategy, exchange, frame, symbol and mode."""
 
     async def read_session_data(self, *, when: When | None = None) -> Payload | None:
-        """The payload; None when nothing is stored, when None is, or when it was written with a later `when`."""
+        """Return the payload; None when nothing is stored, when None is, or when it was written with a later `when`."""
         ...
 
     async def write_session_data(self, data: PayloadInput | None, when: When) -> None:
@@ -372,7 +372,7 @@ class SignalAdapter(Adapter, Protocol):
     """Keeps the open signal of a symbol, a strategy and an exchange across restarts."""
 
     async def read_signal_data(self) -> Payload | None:
-        """The payload; None when nothing is stored, or when None is: nothing is open."""
+        """Return the payload; None when nothing is stored, or when None is: nothing is open."""
         ...
 
     async def write_signal_data(self, row: PayloadInput | None) -> None:
@@ -385,7 +385,7 @@ class StateAdapter(Adapter, Protocol):
     """Keeps the state of a signal in a bucket."""
 
     async def read_state_data(self, *, when: When | None = None) -> Payload | None:
-        """The payload; None when nothing is stored, when None is, or when it was written with a later `when`."""
+        """Return the payload; None when nothing is stored, when None is, or when it was written with a later `when`."""
         ...
 
     async def write_state_data(self, data: PayloadInput | None, when: When) -> None:
@@ -402,13 +402,13 @@ class StorageAdapter(Adapter, Protocol):
     """Keeps all signals of a mode, open and closed."""
 
     async def read_storage_data(self) -> list[Payload]:
-        """The payloads of all signals of the mode, oldest first; [] when there are none."""
+        """Return the payloads of all signals of the mode, oldest first; [] when there are none."""
         ...
 
     async def write_storage_data(self, signals: Iterable[PayloadInput]) -> None:
         """Write signals, each under its own ``id``; those of the store that are not among them stay.
 
-        One whose id exists is replaced in its place; of two with one id the later stands. An entry whose ``id`` is
+        One whose id exists is replaced in its place; of two with one id the later wins. An entry whose ``id`` is
         missing or unusable is an `InvalidKeyError`, and none of the call is stored.
         """
         ...
@@ -419,7 +419,7 @@ class StrategyAdapter(Adapter, Protocol):
     """Keeps the deferred state of a strategy across restarts: queued commits and actions of the user."""
 
     async def read_strategy_data(self) -> Payload | None:
-        """The payload; None when nothing is stored, or when None is: nothing is deferred."""
+        """Return the payload; None when nothing is stored, or when None is: nothing is deferred."""
         ...
 
     async def write_strategy_data(self, row: PayloadInput | None) -> None:
@@ -428,7 +428,7 @@ class StrategyAdapter(Adapter, Protocol):
 
 
 Backend = Mapping[str, Callable[..., Adapter]]
-"""What `Registry.use` takes: by the name of each domain, what builds an adapter of it.
+"""A backend, as `Registry.use` takes it: by the name of each domain, a callable that builds an adapter of it.
 
 It is called with the arguments of the adapter's context, by position, and does no I/O. A domain that is left out cannot
 be used: a request for an adapter of it is a `SettingsError` that names it.

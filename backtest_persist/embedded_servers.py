@@ -220,7 +220,7 @@ def _create_socket_directory() -> Path:
     base = os.path.abspath(tempfile.gettempdir())
     longest = len(os.fsencode(f"{base}/backtest-persist-12345678/mongo/mongod.sock"))
     if longest > _SOCKET_PATH_BYTES:
-        base = "/tmp"  # noqa: S108  # mkdtemp makes a directory of its own there
+        base = "/tmp"  # noqa: S108  # mkdtemp makes a private directory there
     return Path(tempfile.mkdtemp(prefix="backtest-persist-", dir=base))
 
 

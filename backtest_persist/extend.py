@@ -1,4 +1,4 @@
-"""What a module needs to declare a domain of your own.
+"""Everything that a module needs to declare a domain of your own.
 
 A domain is a context (what identifies a document), a row (a document), a cache service, a db service, an adapter, and
 one `Domain` value that ties them together. Give it to a container, ``Container(settings, domains=[FUNDING])``, and

@@ -9,7 +9,7 @@ logging.getLogger("backtest_persist").addHandler(logging.NullHandler())
 
 
 class Logger(Protocol):
-    """What `LoggerService.set_logger` takes; `logging.Logger` and its adapters have it."""
+    """A logger, as `LoggerService.set_logger` takes it; `logging.Logger` and its adapters have it."""
 
     def log(self, level: int, msg: str, /, *args: Any, extra: dict[str, Any]) -> None:
         """Write one line at a level of the standard library."""

@@ -1,1 +1,1 @@
-"""What stands behind the registry: MongoDB with Redis in front, JSON files, or nothing."""
+"""The backends of a registry: MongoDB with Redis in front, JSON files, or nothing."""

@@ -1,4 +1,4 @@
-"""What the backends share: db services over stores, and the adapters over db services, for any list of domains."""
+"""Shared parts of the backends: db services over stores, and adapters over db services, for any list of domains."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial

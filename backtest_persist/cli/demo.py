@@ -51,7 +51,7 @@ async def demo(
     bars
         Take only the first bars of the sample; a later run with more of them goes on from there.
     backend
-        What stands behind the strategy: MongoDB and Redis, JSON files, or nothing.
+        The backend behind the strategy: MongoDB and Redis, JSON files, or nothing.
     servers
         Private servers for this run, or those of the CC_* settings.
     json

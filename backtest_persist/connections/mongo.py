@@ -323,7 +323,7 @@ class MongoService:
 
     @property
     def database(self) -> AsyncDatabase[Document]:
-        """The database of the running event loop: majority writes unless the URI says otherwise, primary reads."""
+        """The database of the running event loop: majority writes, or as the URI says, and primary reads."""
         return self._states.get().database
 
     def collection(self, name: str) -> Collection:
@@ -356,7 +356,7 @@ class MongoService:
     async def prepared(
         self, name: str, prepare: Callable[[MongoState], Awaitable[None]], *, patience: float | None = None
     ) -> MongoState:
-        """What the running event loop holds, after `prepare` has succeeded once for this client and this collection.
+        """Return what the running event loop holds, once `prepare` has succeeded for this client and this collection.
 
         A failed preparation is tried again by the next call; for the rest see `MongoState.prepare`.
         """

@@ -28,7 +28,7 @@ class PerLoop(Generic[T]):
     `asyncio.run`, pytest-asyncio and every other runner that calls ``loop.shutdown_asyncgens()`` closes it.
 
     A process that was forked opens its own: by the sockets and the sessions of its parent it would take the answers
-    that are for its parent, and its writes would count as repetitions of its parent's. It needs a loop of its own as
+    that are for its parent, and its writes would count as repetitions of its parent's. It needs its own loop as
     well; both would be woken by the same file.
     """
 

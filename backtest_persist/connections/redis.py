@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class RedisCommands(Protocol):
-    """What a command is sent with; answers are as the server gives them: bytes, int, lists of them."""
+    """Sends commands; answers are as the server gives them: bytes, int, lists of them."""
 
     async def execute(self, *command: str | bytes | int) -> Any:
         """Send a command and return its answer."""
@@ -64,7 +64,7 @@ class _Client:
 
 
 def _encoded(command: Sequence[str | bytes | int]) -> list[str | bytes | int]:
-    """What follows the name of a command in UTF-8, whatever encoding the client has."""
+    """Return a command with its arguments in UTF-8, whatever encoding the client has."""
     return [command[0], *(part.encode() if isinstance(part, str) else part for part in command[1:])]
 
 
@@ -182,7 +182,7 @@ class RedisService:
 
     @property
     def key_prefix(self) -> str:
-        """What stands before every key (``CC_REDIS_KEY_PREFIX``)."""
+        """The prefix of every key (``CC_REDIS_KEY_PREFIX``)."""
         return self._settings().redis_key_prefix
 
     def command(self, operation: str) -> AbstractAsyncContextManager[RedisCommands]:

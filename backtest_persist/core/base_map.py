@@ -52,7 +52,7 @@ class BaseMap:
 
     @classmethod
     def bind(cls, redis: RedisService) -> None:
-        """Set the service that maps without one of their own use."""
+        """Set the service of the maps that are given none."""
         BaseMap._bound = redis
 
     @property

@@ -43,7 +43,7 @@ class Batcher(Generic[Item, Answer]):
 
     What is submitted in one turn of the event loop is dispatched together at its end if a batch may be sent, and
     otherwise together with what is submitted until one may; there are no timers. An item never joins a batch that was
-    dispatched. Batches are tasks of their own: a caller that is cancelled leaves the others, and what it sent is not
+    dispatched. Each batch is a separate task: a caller that is cancelled leaves the others, and what it sent is not
     cut in the middle. With one batch in flight at most, items are sent in the order of their calls, each after the
     answer to the one before it.
 

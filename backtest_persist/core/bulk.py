@@ -19,7 +19,7 @@ DUPLICATE_KEY = 11000
 
 @dataclass
 class BulkOutcome:
-    """What became of a bulk write, by the position of the operations."""
+    """The outcome of a bulk write, by the position of the operations."""
 
     upserted: dict[int, ObjectId]
     """The ids of what is newly stored."""

@@ -1,4 +1,4 @@
-"""DbService: what every domain's service can be asked; the rest stands in the domain."""
+"""DbService: the queries that every domain answers; the rest is in the domain."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing

@@ -20,7 +20,7 @@ __all__ = ("Domain", "Family", "FileLayout")
 
 
 class Family(StrEnum):
-    """What kind of thing a domain keeps."""
+    """The kind of things that a domain keeps."""
 
     LATEST_VALUE = "latest value"
     """One value of a context; a write replaces it."""
@@ -71,7 +71,7 @@ class Domain:
     adapter: type[PersistInstance[Any]]
     files: FileLayout
     noun: str = ""
-    """What stands between ``read_`` and ``_data`` in the adapter's methods; `name` unless given."""
+    """The word between ``read_`` and ``_data`` in the adapter's methods; `name` unless given."""
     deletes: bool = False
     """Whether its db service deletes documents, for which a role needs ``remove``."""
     append_only: bool = False
@@ -113,7 +113,7 @@ class Domain:
 
     @cached_property
     def context_type(self) -> type[Context]:
-        """What identifies one of its documents."""
+        """The identity of one of its documents."""
         return self.db_service.schema().context_type
 
     @cached_property
@@ -144,7 +144,7 @@ class Domain:
 
     @cached_property
     def signature(self) -> inspect.Signature:
-        """What its adapter is constructed with, without the container."""
+        """The arguments of its adapter, without the container."""
         whole = inspect.signature(self.adapter)
         return whole.replace(parameters=[p for name, p in whole.parameters.items() if name != "ioc"])
 
@@ -167,7 +167,7 @@ class Domain:
 
     @property
     def actions(self) -> tuple[str, ...]:
-        """What a least-privilege role has to allow with the collection."""
+        """The actions on its collection that a least-privilege role has to allow."""
         return (
             ("find", "insert", "update", "remove", "listIndexes")
             if self.deletes

@@ -28,7 +28,7 @@ BUILD_SECONDS = 600.0
 """Building an index over an existing collection may take longer than an operation."""
 
 BAD_HINT = 2
-"""What the server answers (BadValue) to a hint that names no index, among other things."""
+"""The answer of the server (BadValue) to a hint that names no index, among other things."""
 _UNAUTHORIZED = 13
 _LOOK_SECONDS = 0.01
 
@@ -93,8 +93,8 @@ async def missing_indexes(
 ) -> list[IndexModel]:
     """Verify the indexes that are there and return those that have to be created, by one command; writes nothing.
 
-    Raises `IndexConflictError` for a narrow unique index of an older database, and for one that stands in the way,
-    refuses a context of its own or deletes documents.
+    Raises `IndexConflictError` for a narrow unique index of an older database, and for one that is in the way,
+    refuses a context by itself or deletes documents.
     """
     found = await _found(collection)
     narrow = _narrow(found, fields)

@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 
 _TIME_IS_OVER = 50
 _TYPES = ("number", "string", "object", "binData", "objectId", "bool", "date", "timestamp", "regex", "javascript")
-"""In the order of the server, which puts null and what is missing first; an array stands where its least item does."""
+"""In the order of the server, which puts null and what is missing first; an array is sorted by its least item."""
 _TYPES_AFTER: Mapping[type[Any], Sequence[str]] = {
     type(None): _TYPES,
     int: _TYPES[1:],

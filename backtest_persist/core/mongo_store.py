@@ -69,7 +69,7 @@ def as_operation(
 
 
 class Restored(Enum):
-    """What became of a document that `MongoStore.restore` was given."""
+    """The outcome for a document that `MongoStore.restore` was given."""
 
     NEW = "new"
     """It was stored, or would be."""
@@ -81,7 +81,7 @@ class Restored(Enum):
 
 @dataclass
 class _InFlight(Generic[C, R]):
-    """What an event loop has under way in one collection."""
+    """The reads and writes that an event loop has in flight in one collection."""
 
     lookup: Lookup[C, R]
     writes: WriteQueue[C, R]

@@ -57,7 +57,7 @@ def encode_entries(
     """Return id -> encoded payload of list entries, which are keyed by their own ``id``; see `encode_payload`.
 
     All are checked before any is sent. An id that is missing or no str is an `InvalidKeyError`; of two entries with
-    one id the later stands, or the first with `first_wins`.
+    one id the later wins, or the first with `first_wins`.
     """
     encoded: dict[str, dict[str, Any]] = {}
     for position, entry in enumerate(checked_entries(entries, what)):

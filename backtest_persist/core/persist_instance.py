@@ -1,4 +1,4 @@
-"""PersistInstance: what the persist adapters of all domains have in common."""
+"""PersistInstance: the common part of the persist adapters of all domains."""
 
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast, get_args
 
@@ -21,7 +21,7 @@ class Services(Protocol):
 class PersistInstance(Generic[D]):
     """An adapter that strategy code calls, over the db service ``D`` of its domain.
 
-    It is written once for all backends: what stands behind the db service is decided by `ioc`, without which the
+    It is written once for all backends: the store behind the db service is decided by `ioc`, without which the
     process-wide container is used.
     """
 

@@ -32,7 +32,7 @@ class Wire(BaseModel):
 
 
 class Context(Wire):
-    """What identifies one document of a domain; its fields are the unique index, in index order.
+    """The identity of one document of a domain; its fields are the unique index, in index order.
 
     Building one from unusable components raises `InvalidKeyError`.
     """
@@ -83,7 +83,7 @@ def _is_number(expected: Any, found: Any) -> bool:
 
 
 class Row(Wire):
-    """What every stored document has besides its context: ``id`` and two instants in UTC."""
+    """The part of a stored document that is not its context: ``id`` and two instants in UTC."""
 
     id: Annotated[str, BeforeValidator(str)]
     create_date: datetime

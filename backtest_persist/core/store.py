@@ -1,4 +1,4 @@
-"""Store: the seam below a db service. What stands behind it, MongoDB, files or nothing, is decided once, at start."""
+"""Store: the seam below a db service. Whether MongoDB, files or nothing is behind it is decided once, at start."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar

@@ -1,4 +1,4 @@
-"""What is stored: one module per domain, each read from top to bottom.
+"""The things that are stored: one module per domain, each read from top to bottom.
 
 A module holds, in this order: the context (the unique index), the row (one document), the cache service (context key
 to ``_id``, in Redis), the db service (MongoDB) and the persist adapter that strategy code calls.
@@ -10,7 +10,7 @@ to ``_id``, in Redis), the db service (MongoDB) and the persist adapter that str
 - `strategy`: what a strategy has yet to do
 - `risk`: the positions under a risk profile
 - `partial`: the profit and loss levels a signal has passed
-- `breakeven`: whether the stop of a signal stands at its entry price
+- `breakeven`: whether the stop of a signal was moved to its entry price
 - `recent`: the latest public signal, per mode
 - `state`: the free state of a signal
 - `dictionary`: snapshots of what a strategy keeps about a signal

@@ -106,7 +106,7 @@ class PersistBreakevenInstance(PersistInstance[BreakevenDbService]):
         self.exchange_name = exchange_name
 
     async def read_breakeven_data(self, signal_id: str, when: When) -> Payload:
-        """What was known of the signal at `when` (aware datetime, or ms UTC); {} when absent or later than that."""
+        """Return what was known of the signal at `when` (aware datetime, or ms UTC); {} when absent or later."""
         horizon = to_millis(when)
         row = await self.db.find_by_context(self.symbol, self.strategy_name, self.exchange_name, signal_id)
         return (row.payload or {}) if row is not None and row.when <= horizon else {}

@@ -170,7 +170,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         return cast("CandleRow", row)
 
     async def create_many(self, symbol: str, interval: str, exchange_name: str, candles: Iterable[PayloadInput]) -> int:
-        """Store candles in unordered bulks; returns how many were new. Of two at one time the first stands.
+        """Store candles in unordered bulks; returns how many were new. Of two at one time the first wins.
 
         Every candle is checked before any is sent. `InvalidPayloadError` for a timestamp that is not a multiple of the
         interval, a number that is not finite, a high or low inside the body, a negative volume. Prices may be
@@ -187,7 +187,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
     async def restore_series(
         self, symbol: str, interval: str, exchange_name: str, candles: Sequence[CandleData], *, dry_run: bool = False
     ) -> list[Restored]:
-        """What `restore` does, for candles of one series that `checked_candle` has passed."""
+        """Restore candles of one series that `checked_candle` has passed; see `MongoStore.restore`."""
         series = _Series(symbol, interval, exchange_name)
         stored = await self._find_series(
             series, [candle["timestamp"] for candle in candles], fields=tuple(NUMBERS), prepare=not dry_run
@@ -210,14 +210,14 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
     async def find_range(
         self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
     ) -> list[CandleRow]:
-        """What is stored of the window of `limit` candles from `since` (ms UTC) on: one query, oldest first."""
+        """Find what is stored of the window of `limit` candles from `since` (ms UTC) on: one query, oldest first."""
         series = _Series(symbol, interval, exchange_name)
         return CandleRow.from_documents(await self._window(series, since, limit, None))
 
     async def find_data(
         self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
     ) -> list[CandleData]:
-        """What `find_range` finds, as plain data: it builds no row, and leaves context and dates in the server."""
+        """Find the same as `find_range`, as plain data: no row is built, and context and dates stay in the server."""
         series = _Series(symbol, interval, exchange_name)
         documents = await self._window(series, since, limit, {"_id": 0, **dict.fromkeys(COLUMNS, 1)})
         for document in documents:
@@ -246,7 +246,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
     async def find_columns(
         self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
     ) -> "dict[str, NDArray[Any]]":
-        """What `find_range` finds, as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64.
+        """Find the same as `find_range`, as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64.
 
         No object is built for a candle. Needs numpy; `SettingsError` without it.
         """
@@ -283,7 +283,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
     async def find_gaps(
         self, symbol: str, interval: str, exchange_name: str, since: int, until: int
     ) -> list[tuple[int, int]]:
-        """The holes in [since, until), each as (first missing opening time, opening time after the hole), in ms UTC."""
+        """Return the holes in [since, until), each as (first missing opening time, time after the hole), in ms UTC."""
         series = _Series(symbol, interval, exchange_name)
         step = series.step
         start = checked_timestamp(_ceil(checked_timestamp(since, "since"), step), "since")
@@ -333,7 +333,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
     async def _find_series(
         self, series: "_Series", timestamps: Collection[int], *, fields: tuple[str, ...], prepare: bool = True
     ) -> dict[int, Mapping[str, Any]]:
-        """These fields of what is stored at these opening times; the timestamp alone is answered by the index."""
+        """Find these fields of the candles stored at these times; the timestamp alone is answered by the index."""
         if not timestamps:
             return {}
         first, last = min(timestamps), max(timestamps)
@@ -400,7 +400,7 @@ class PersistCandleInstance(PersistInstance[CandleDbService]):
     async def read_candle_columns(
         self, limit: int, since_timestamp: int, until_timestamp: int | None = None
     ) -> "dict[str, NDArray[Any]] | None":
-        """What `read_candles_data` reads, as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64.
+        """Read the same window as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64.
 
         None when any candle of the window is missing. No object is built for a candle. Needs numpy.
         """

@@ -81,7 +81,7 @@ class LatestValue(Suite):
 
     @for_each(is_disposable)
     async def test_a_disposed_adapter_can_still_be_used(self, tmp_path: Path, subject: Subject) -> None:
-        """What is stored stays, and the adapter reads and writes as before; it may be disposed twice."""
+        """Stored values stay, and the adapter reads and writes as before; it may be disposed twice."""
         async with self.open(tmp_path) as persist:
             await subject.write(persist, subject.sample, {"n": 1})
             adapter = await subject.adapter(persist, subject.sample)

@@ -38,7 +38,7 @@ class Finding:
     level: Level
     text: str
     advice: str = ""
-    """What to do about it."""
+    """The advice: how to put it right."""
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The measured values, for programs; times in ms."""
 
