@@ -99,6 +99,8 @@ class Domain:
             self._refuse(
                 f"{self.adapter.__name__} takes {', '.join(unknown)}, which {schema.context_type.__name__} lacks"
             )
+        if getattr(self.adapter, "service_type", None) is not self.db_service:
+            self._refuse(f"{self.adapter.__name__} has to inherit from PersistInstance[{self.db_service.__name__}]")
         infos = {name: schema.context_type.model_fields[name] for name in self.adapter_parameters}
         parts: Any = {name: (info.annotation, info) for name, info in infos.items()}
         object.__setattr__(self, "_parts", create_model(f"{self.name.title()}Parts", __base__=Wire, **parts))

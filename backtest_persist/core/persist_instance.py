@@ -26,7 +26,8 @@ class PersistInstance(Generic[D]):
     """
 
     _bound: ClassVar[Services | None] = None
-    _service_type: ClassVar[type[DbService[Any, Any]]]
+    service_type: ClassVar[type[DbService[Any, Any]]]
+    """The class of the db service."""
 
     def __init_subclass__(cls) -> None:
         """Take the class of the db service from ``PersistInstance[ItsDbService]``."""
@@ -34,7 +35,7 @@ class PersistInstance(Generic[D]):
         for base in getattr(cls, "__orig_bases__", ()):
             types = get_args(base)
             if types and isinstance(types[0], type):
-                cls._service_type = types[0]
+                cls.service_type = types[0]
 
     def __init__(self, ioc: Services | None) -> None:
         self._ioc = ioc
@@ -55,4 +56,4 @@ class PersistInstance(Generic[D]):
         services = PersistInstance._bound if self._ioc is None else self._ioc
         if services is None:
             raise SettingsError("This adapter knows no container; import backtest_persist, or pass ioc=container.")
-        return cast("D", services.db_service(self._service_type))
+        return cast("D", services.db_service(self.service_type))

@@ -20,7 +20,7 @@ from backtest_persist import (
     import_dump,
 )
 from backtest_persist.contracts import Backend
-from backtest_persist.extend import DOMAINS, BaseMap, DbService, Domain, FileLayout
+from backtest_persist.extend import DOMAINS, DbService, Domain, FileLayout
 from backtest_persist.operations import examine, rebuild, verify
 from backtest_persist.testing import Conformance
 from tests.own_domain import funding
@@ -162,7 +162,7 @@ class NoCollection(DbService[FundingContext, FundingRow]):
 
 
 class OtherDbService(FundingDbService):
-    """Has another class, and the same collection."""
+    """Is not the db service of the adapter."""
 
 
 @pytest.mark.parametrize(
@@ -170,11 +170,12 @@ class OtherDbService(FundingDbService):
     [
         ({"name": "Funding rates"}, "lower case"),
         ({"db_service": NoCollection}, "collection"),
+        ({"db_service": OtherDbService}, r"PersistInstance\[OtherDbService\]"),
         ({"files": FileLayout("data/funding", (), ("symbol",))}, "exchange_name"),
         ({"files": FileLayout("data/funding", (("symbol",),), ("exchange",))}, "exchange"),
         ({"files": FileLayout("data/funding", (("symbol", "exchange_name"),))}, "fixed name"),
     ],
-    ids=["name", "no collection", "no directory", "unknown field", "no file"],
+    ids=["name", "no collection", "another adapter", "no directory", "unknown field", "no file"],
 )
 def test_parts_that_do_not_fit_together_are_refused_when_they_are_declared(
     changes: dict[str, Any], message: str
@@ -182,10 +183,6 @@ def test_parts_that_do_not_fit_together_are_refused_when_they_are_declared(
     """A SettingsError says what is missing, before anything is opened."""
     with pytest.raises(SettingsError, match=message):
         domain(**changes)
-
-
-class OtherCacheService(BaseMap, connection_key="other_cache", ttl_expire_seconds=-1):
-    """Has another namespace."""
 
 
 @pytest.mark.parametrize(
