@@ -24,7 +24,8 @@ def domain_with(parts: dict[str, Any], *, contents: str = "payload", family: Any
     methods = "def __init__(self, {0}, *, ioc=None): pass\nasync def write_quote_data(self, data): pass"
     namespace: dict[str, Any] = {}
     exec(methods.format(", ".join(parts)), namespace)
-    adapter = new_class("PersistQuoteInstance", (extend.PersistInstance,), {}, lambda body: body.update(namespace))
+    bases = (extend.PersistInstance[db_service],)
+    adapter = new_class("PersistQuoteInstance", bases, {}, lambda body: body.update(namespace))
     return extend.Domain(
         "quote", family, extend.base_map("quote", -1), db_service, adapter, extend.FileLayout("quote", (), tuple(parts))
     )
