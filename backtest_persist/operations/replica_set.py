@@ -2,7 +2,9 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
+from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
 from backtest_persist.connections import Operation, mongo_errors
@@ -24,11 +26,12 @@ class ReplicaSet:
     """The host and port of each member."""
 
 
-async def initiate(container: Container, member: str) -> ReplicaSet:
+async def initiate(container: Container, member: str, *, rename: bool = False) -> ReplicaSet:
     """Make the mongod of a container a replica set with `member`, a host and port, as its only member.
 
-    A mongod that is in a replica set already is left as it is, so `member` can be missing in the report. Returns when
-    the replica set has a primary; `StoreUnavailableError` when it has none within 30 s.
+    A mongod that is in a replica set already is left as it is, so `member` can be missing in the report; with `rename`,
+    the only member of such a set is named like this from now on. Returns when the replica set has a primary;
+    `StoreUnavailableError` when it has none within 30 s.
     """
     admin = container.mongo_service.client.admin
     with mongo_errors(Operation("initiating the replica set", write=True)):
@@ -38,6 +41,8 @@ async def initiate(container: Container, member: str) -> ReplicaSet:
         except OperationFailure as error:
             if error.code != _ALREADY_INITIALIZED:
                 raise
+            if rename:
+                await _rename(admin, member)
         try:
             async with asyncio.timeout(_ELECTION_SECONDS):
                 while not (hello := await admin.command("hello"))["isWritablePrimary"]:  # noqa: ASYNC110  # no event
@@ -48,3 +53,13 @@ async def initiate(container: Container, member: str) -> ReplicaSet:
                 f"{member}."
             ) from None
     return ReplicaSet(hello["setName"], tuple(hello["hosts"]))
+
+
+async def _rename(admin: AsyncDatabase[dict[str, Any]], member: str) -> None:
+    """Name the only member of a replica set; it may have no primary, as that is not to be found under the old name."""
+    config = (await admin.command("replSetGetConfig"))["config"]
+    [*others, only] = config["members"]
+    if not others and only["host"] != member:
+        only["host"] = member
+        config["version"] += 1
+        await admin.command("replSetReconfig", config, force=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -88,7 +89,7 @@ async def test_the_wait_for_a_server_is_as_short_as_the_connection_string_says(d
         ) as caught:
             await mongo.ping()
         assert "TopologyDescription" not in str(caught.value)
-        assert caught.value.__cause__ is None
+        assert "site-packages" not in "".join(traceback.format_exception(caught.value))  # lines of the driver
         return time.monotonic() - started
 
     for seconds in await asyncio.gather(*(ping(pause) for pause in (0, 0.1, 0.25))):
