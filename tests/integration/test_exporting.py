@@ -10,7 +10,6 @@ import pytest
 from bson import ObjectId
 
 from backtest_persist import Container, Registry, Settings, SettingsError, export_dump, import_dump
-from backtest_persist.core.row import STORED
 from tests.support.cases import CASES
 from tests.support.dumps import (
     CANDLE_TEXT,
@@ -40,6 +39,9 @@ async def test_import_of_an_export_gives_identical_documents(
         await container.partial_db_service.upsert("A", name, "B_C", name, {"minuteEstimatedTime": float("inf")}, -5)
         await container.recent_db_service.upsert(name, "t", "e", name, False, None, 5)
         await container.session_db_service.upsert(name, "e", name, name, True, {"n": 1}, 2**62)
+        for backtest in (True, False):
+            await container.recent_db_service.upsert(name, "t", "e", "", backtest, {"n": 1}, 5)
+            await container.session_db_service.upsert(name, "e", "", name, backtest, {"n": 1}, 5)
         await container.state_db_service.upsert(name, name, odd, 7)
         await container.memory_db_service.upsert(name, "b", name, None, 7)
         await container.memory_db_service.upsert("s", "b", name, {"n": 1}, 7)
@@ -111,7 +113,6 @@ LOST: list[tuple[str, dict[str, Any], str]] = [
     ("signal", {"symbol": "no mapping", "payload": 5}, "see payload"),
     ("signal", {"symbol": "no date", "payload": {}, "createDate": None}, "see createDate"),
     ("signal", {"symbol": 5, "payload": {}}, "symbol must be a str"),
-    ("session", {"symbol": "no frame", "frameName": "", "backtest": True, "payload": {}, "when": 0}, "frame_name"),
     ("candle", {**CANDLE, "open": float("nan")}, "open must be a finite number"),
     ("candle", {**CANDLE, "high": 0.0, "symbol": "T"}, "high is below"),
     ("candle", {**CANDLE, "interval": "1w"}, "interval must be one of"),
@@ -169,13 +170,7 @@ async def test_a_long_name_beside_an_empty_frame_comes_back(
     container: Container, settings: Settings, tmp_path: Path
 ) -> None:
     """The directory that has no frame is read with what is noted of the others."""
-    sessions = container.session_db_service
-    name = "s" * 201
-    context = sessions.context_type.model_validate(
-        {"strategy_name": name, "exchange_name": "e", "frame_name": "", "symbol": "B", "backtest": False},
-        context=STORED,
-    )
-    await sessions.mongo_store.restore([(context, {"payload": {"n": 1}, "when": 5})])
+    await container.session_db_service.upsert("s" * 201, "e", "", "B", False, {"n": 1}, 5)
     before = await stored_documents(container)
     assert (await export_dump(container, tmp_path / "dump")).skipped == []
     await container.mongo_service.client.drop_database(container.mongo_service.database.name)

@@ -10,7 +10,7 @@ from bson import ObjectId
 from bson.decimal128 import Decimal128
 from bson.int64 import Int64
 
-from backtest_persist import Container, InvalidKeyError, InvalidPayloadError, Registry
+from backtest_persist import Container, InvalidPayloadError, Registry, Settings
 from backtest_persist.connections import to_plain
 from backtest_persist.core.row import Row
 from tests.support.cases import CASES, PAYLOAD, WHEN, Case
@@ -238,17 +238,37 @@ async def test_without_a_mark_the_payload_tells_whether_an_entry_is_removed(
     assert listed == ([] if gone else [key])
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.domain in ("recent", "session")], ids=str)
-async def test_documents_of_live_trading_without_a_frame_are_listed(container: Container, case: Case) -> None:
-    """The original writes an empty frameName in live trading; as an argument it is refused all the same."""
-    object_id = await insert(container, case, {"frameName": "", "backtest": False})
+LIVE_KEYS = {
+    "recent": "recent_cache:live:binance:trend%3Av2::BTC/USDT:USDT",
+    "session": "session_cache:binance:trend%3Av2::BTC/USDT%3AUSDT:live",
+}
+"""The Redis keys of live trading, whose frame is empty; the original spells them like that, but for the escapes."""
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.domain in LIVE_KEYS], ids=str)
+async def test_live_trading_has_no_frame(container: Container, settings: Settings, case: Case) -> None:
+    """Its documents, with an empty frameName, are found, cached, listed, read and written, beside one with a frame."""
+    context = {**case.context, "frame_name": "", "backtest": False}
+    object_id = str(await insert(container, case, {"frameName": "", "backtest": False}))
+    await insert(container, case, {"backtest": False})
     service = db(container, case)
-    rows = await service.find_all()
-    assert [(row.id, row.frame_name, row.payload) for row in rows] == [(str(object_id), "", PAYLOAD)]
-    assert [row async for row in service.iterate({"frame_name": ""})] == rows
-    assert await service.find_by_id(str(object_id)) == rows[0]
-    with pytest.raises(InvalidKeyError, match="frame_name"):
-        await service.find_by_context(**{**case.context, "frame_name": ""})
+    row = await service.find_by_context(**context)
+    assert (row.id, row.frame_name, row.payload) == (object_id, "", PAYLOAD)
+    redis: Any = container.redis_service.client
+    assert await redis.get(f"{settings.redis_key_prefix}{LIVE_KEYS[case.domain]}") == object_id.encode()
+    assert await getattr(cache(container, case), f"get_{case.domain}_id")(**context) == object_id
+    assert await service.find_all({"frame_name": ""}) == [row]
+    assert [found async for found in service.iterate({"frame_name": ""})] == [row]
+
+    adapter = await getattr(Registry(container), case.domain)(**context)
+    read, write = getattr(adapter, f"read_{case.domain}_data"), getattr(adapter, f"write_{case.domain}_data")
+    assert await read() == PAYLOAD
+    await write({"n": 1}, WHEN)
+    assert await read() == {"n": 1}
+    written = await container.mongo_service.collection(case.collection).find_one({"_id": ObjectId(object_id)})
+    assert written is not None
+    assert (written["frameName"], written["payload"]) == ("", {"n": 1})
+    assert await service.count() == 2
 
 
 async def test_numbers_of_a_payload_come_back_as_plain_int_and_float(container: Container) -> None:
