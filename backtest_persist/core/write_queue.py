@@ -24,6 +24,7 @@ from backtest_persist.core.id_index import IdIndex
 from backtest_persist.core.indexes import BAD_HINT
 from backtest_persist.core.listing import Batches
 from backtest_persist.core.lookup import Lookup, Stats
+from backtest_persist.core.null_payload import absent_fields, present_fields
 from backtest_persist.core.row import Context, Row, utc_now
 from backtest_persist.core.schema import Schema
 from backtest_persist.errors import (
@@ -67,12 +68,14 @@ class Chunk:
 
 def replacing(fields: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     """Return the update that sets these fields, whatever is stored."""
-    return {"$set": {**fields, "updatedDate": now}, "$setOnInsert": {"createDate": now, "__v": 0}}
+    update = {"$set": {**present_fields(fields), "updatedDate": now}, "$setOnInsert": {"createDate": now, "__v": 0}}
+    absent = absent_fields(fields)
+    return {**update, "$unset": dict.fromkeys(absent, "")} if absent else update
 
 
 def inserting(fields: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     """Return the update that stores these fields where no document is stored yet."""
-    return {"$setOnInsert": {**fields, "updatedDate": now, "createDate": now, "__v": 0}}
+    return {"$setOnInsert": {**present_fields(fields), "updatedDate": now, "createDate": now, "__v": 0}}
 
 
 class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
