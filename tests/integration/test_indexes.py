@@ -61,7 +61,8 @@ async def test_candles_under_a_narrow_index_can_be_read_but_not_written(
         {**CANDLE, "timestamp": float(60_000 * n), "volume": n, "createDate": now, "updatedDate": now}
         for n in range(30_000_000, 30_000_003)
     )
-    since, series = 30_000_000 * 60_000, ("BTCUSDT", "1m", "binance")
+    since = 30_000_000 * 60_000
+    series: tuple[Any, Any, Any] = ("BTCUSDT", "1m", "binance")
     container = Container(settings)
     db, adapter = container.candle_db_service, PersistCandleInstance(*series, ioc=container)
     row = await db.find_by_context(*series, since)

@@ -1,13 +1,14 @@
 """The comparison of ids in Redis with documents in MongoDB, in batches: memory stays flat on millions of ids."""
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum
 
 from bson import ObjectId
 
+from backtest_persist.connections import Document
 from backtest_persist.core.base_map import SeenKeys
 from backtest_persist.core.keys import to_object_id
 from backtest_persist.operations.cache.collection import BATCH, CachedCollection
@@ -82,19 +83,28 @@ async def check_keys(
     counts.stale += sum(verdict is _Verdict.STALE for verdict in verdicts.values())
     counts.foreign += sum(verdict is _Verdict.FOREIGN for verdict in verdicts.values())
     if fix:
-        contexts = [context for key in wrong if (context := collection.context_of(key)) is not None]
-        right = await collection.by_context(contexts)
+        right = await collection.by_key(wrong)
         await ids.store(right)
         await ids.remove([key for key in wrong if key not in right])
         counts.fixed += len(wrong)
 
 
-async def missing_ids(ids: CachedIds, documents: Mapping[bytes, ObjectId]) -> dict[bytes, ObjectId]:
-    """Return those of the documents, by full Redis key, whose key does not exist."""
-    values = zip(documents, await ids.values(list(documents)), strict=True)
+async def missing_ids(
+    collection: CachedCollection, ids: CachedIds, documents: Sequence[Document]
+) -> dict[bytes, ObjectId]:
+    """Return the ids of those documents to which no key leads, by full Redis key.
+
+    A key that exists is not missing, even if it is wrong; one of the framework's spelling has to have the right id.
+    """
+    by_key = collection.ids_by_key(documents)
+    values = zip(by_key, await ids.values(list(by_key)), strict=True)
     without_string = [key for key, value in values if value is None]
     existing = await ids.existing(without_string)
-    return {key: documents[key] for key in without_string if key not in existing}
+    missing = {key: by_key[key] for key in without_string if key not in existing}
+    plain = collection.ids_by_key(documents, collection.plain_key_of)
+    plain = {key: id for key, id in plain.items() if key not in by_key and id in set(missing.values())}
+    found = {id for id, value in zip(plain.values(), await ids.values(list(plain)), strict=True) if _to_id(value) == id}
+    return {key: id for key, id in missing.items() if id not in found}
 
 
 async def _judge(collection: CachedCollection, ids: CachedIds, keys: Sequence[bytes]) -> dict[bytes, _Verdict]:
@@ -108,12 +118,16 @@ async def _judge(collection: CachedCollection, ids: CachedIds, keys: Sequence[by
         context, id = collection.context_of(key), known.get(key)
         if value is None and key not in existing:
             continue
-        if context is None or id is None:
+        if id is None:
             verdicts[key] = _Verdict.FOREIGN
         elif id not in documents:
-            verdicts[key] = _Verdict.STALE
+            verdicts[key] = _Verdict.STALE if collection.readings_of(key) else _Verdict.FOREIGN
+        elif context is not None and context.matches(documents[id]):
+            verdicts[key] = _Verdict.RIGHT
         else:
-            verdicts[key] = _Verdict.RIGHT if context.matches(documents[id]) else _Verdict.FOREIGN
+            named = collection.context_in(documents[id])
+            plain = named is not None and collection.plain_key_of(named) == key
+            verdicts[key] = _Verdict.RIGHT if plain else _Verdict.FOREIGN
     return verdicts
 
 

@@ -43,7 +43,7 @@ async def sample(container: Container, size: int) -> Sampled:
         if collection.is_cached:
             async with aclosing(collection.documents({}, sort=[("_id", -1)], limit=size)) as batches:
                 async for batch in batches:
-                    sampled.counts.missing += len(await missing_ids(ids, collection.ids_by_key(batch)))
+                    sampled.counts.missing += len(await missing_ids(collection, ids, batch))
     try:
         lifetimes = await ids.for_each("ttl", [key for batch in keys.values() for key in batch])
         sampled.expiring = sum(seconds >= 0 for seconds in lifetimes)

@@ -51,7 +51,7 @@ async def verify(container: Container, *, fix: bool = False, progress: Progress 
     for collection in cached:
         async with aclosing(collection.documents({})) as batches:
             async for batch in batches:
-                missing = await missing_ids(ids, collection.ids_by_key(batch))
+                missing = await missing_ids(collection, ids, batch)
                 counts[collection.name].missing += len(missing)
                 if fix:
                     await ids.store(missing)
