@@ -10,7 +10,9 @@ import pytest
 from bson import ObjectId
 
 from backtest_persist import Container, Registry, Settings, SettingsError, export_dump, import_dump
+from backtest_persist.operations import Level, examine
 from tests.support.cases import CASES
+from tests.support.diagnoses import levels
 from tests.support.dumps import (
     CANDLE_TEXT,
     CANDLE_TIME,
@@ -20,6 +22,7 @@ from tests.support.dumps import (
     files_of,
     stored_documents,
 )
+from tests.support.processes import run_cli
 
 
 async def test_import_of_an_export_gives_identical_documents(
@@ -155,6 +158,29 @@ async def test_an_export_leaves_nothing_out_in_silence(container: Container, tmp
     ]
     again = await import_dump(container, tmp_path / "dump")
     assert file_totals(again) == (4, 0, 4, 0)
+
+
+async def test_an_export_names_the_collections_that_it_leaves_behind(
+    container: Container, settings: Settings, tmp_path: Path
+) -> None:
+    """What a newer release of the framework, or another program, has stored; an own domain is none of them."""
+    database = container.mongo_service.database
+    await database["walker-items"].insert_many([{"n": n} for n in range(3)])
+    await database["orders"].insert_one({})
+    await container.signal_db_service.upsert("a", "s", "e", {"n": 1})
+    await container.wait_for_init()
+    report = await export_dump(container, tmp_path / "dump")
+    assert (report.ignored, report.domains["signal"], report.skipped) == ({"orders": 1, "walker-items": 3}, 1, [])
+    finding = next(found for found in (await examine(container)).findings if found.check == "mongodb.collections")
+    assert (finding.level, finding.values["documents"]) == (Level.WARNING, report.ignored)
+    assert "walker-items (3)" in finding.text
+    shown = await run_cli("export-dump", "out", settings=settings, cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "walker-items belongs to no domain of this version; documents left behind: 3." in shown.stdout
+    await database["walker-items"].drop()
+    assert levels(await examine(container)) == {}
+    await database["orders"].drop()
+    assert (await export_dump(container, tmp_path / "more")).ignored == {}
 
 
 async def test_an_export_takes_dates_that_another_program_wrote_as_text(container: Container, tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ async def test_fixing_puts_right_what_is_wrong_and_nothing_else(container: Conta
     await write_unrelated_keys(container)
     documents, before = await stored(settings)
     report = await verify(container, fix=True)
+    assert report.ignored == {"other_cache": 1}
+    assert values(await examine(container))["cache.ignored"] == {"names": ["other_cache"]}
     assert report.domains == {case.domain: IdCounts(right=2, stale=2, foreign=4, missing=1, fixed=7) for case in CASES}
     assert report.wrong == 0
 

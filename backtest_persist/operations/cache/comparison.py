@@ -1,6 +1,6 @@
 """The comparison of ids in Redis with documents in MongoDB, in batches: memory stays flat on millions of ids."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,6 +15,10 @@ from backtest_persist.operations.cache.collection import BATCH, CachedCollection
 from backtest_persist.operations.cache.ids import CachedIds
 
 __all__ = ("IdCounts", "check_keys", "iterate_keys", "missing_ids")
+
+_MOST_IGNORED = 100
+_OTHERS = "others"
+"""Stands for further namespaces, of which there can be any number."""
 
 
 @dataclass
@@ -45,11 +49,16 @@ class _Verdict(Enum):
 
 
 async def iterate_keys(
-    ids: CachedIds, collections: Sequence[CachedCollection], *, steps: int | None = None
+    ids: CachedIds,
+    collections: Sequence[CachedCollection],
+    *,
+    ignored: Counter[str],
+    steps: int | None = None,
 ) -> AsyncGenerator[tuple[CachedCollection, list[bytes]]]:
     """Iterate over the keys in Redis, each once, in batches of one collection; with `steps`, over a part of them.
 
-    Keys that belong to no collection are left out. `steps` is the largest number of SCAN commands.
+    Keys that belong to no collection are left out; those of other cache services are counted in `ignored`, by their
+    namespace. `steps` is the largest number of SCAN commands.
     """
     owners = {collection.namespace: collection for collection in collections}
     pending: dict[bytes, list[bytes]] = defaultdict(list)
@@ -59,8 +68,12 @@ async def iterate_keys(
         async for keys in scan:
             for key in keys:
                 namespace = key[: key.find(b":", len(ids.prefix)) + 1]
-                if namespace in owners and seen.add(key):
-                    pending[namespace].append(key)
+                if namespace in owners:
+                    if seen.add(key):
+                        pending[namespace].append(key)
+                elif namespace.endswith(b"_cache:") and seen.add(key):
+                    name = namespace[len(ids.prefix) : -1].decode(errors="replace")
+                    ignored[name if name in ignored or len(ignored) < _MOST_IGNORED else _OTHERS] += 1
             for namespace, batch in pending.items():
                 while len(batch) >= BATCH:
                     yield owners[namespace], batch[:BATCH]
