@@ -202,7 +202,7 @@ class MongoExamination:
         if any(index.document.get("unique") for index in missing):
             try:
                 if await self.holds_duplicates(collection, fields):
-                    advice = f"Group by {', '.join(fields)} to find them, and keep one document of each context."
+                    advice = "Run `backtest-persist migrate` to see them; --keep newest resolves them."
                     problem = f"{shown}, which cannot be created: several documents have the same context"
                     return Finding(check, Level.PROBLEM, problem, advice, {**values, "state": "duplicates"})
             except BacktestPersistError as error:
