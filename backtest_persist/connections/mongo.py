@@ -87,6 +87,8 @@ class MongoState:
         self.database = database
         self.seconds = seconds
         self.prepared: set[str] = set()
+        self.read_only: set[str] = set()
+        """Those of the prepared collections that cannot be written to, by their indexes."""
         self._endpoint = endpoint
         self._owned = owned
         self._driver = driver_of(client)
@@ -341,6 +343,11 @@ class MongoService:
     def settings(self) -> Settings:
         """The settings in force."""
         return self._settings()
+
+    @property
+    def logger(self) -> LoggerService:
+        """The logger of the container."""
+        return self._logger
 
     @property
     def client(self) -> Client:

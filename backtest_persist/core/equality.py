@@ -7,14 +7,18 @@ from typing import Any, cast
 from bson import BSON
 
 from backtest_persist.connections import CODEC_OPTIONS, Document, to_plain
+from backtest_persist.core.null_payload import absent_fields, present_fields
 
 __all__ = ("holds",)
 
 
 def holds(document: Document, fields: Mapping[str, Any]) -> bool:
     """Whether a document holds these fields as they would come back from the server."""
-    sent = to_plain(BSON.encode(fields).decode(CODEC_OPTIONS))
-    return all(name in document and _equal(document[name], value) for name, value in sent.items())
+    absent = absent_fields(fields)
+    sent = to_plain(BSON.encode(present_fields(fields)).decode(CODEC_OPTIONS))
+    return all(document.get(name) is None for name in absent) and all(
+        name in document and _equal(document[name], value) for name, value in sent.items()
+    )
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -28,6 +28,7 @@ from backtest_persist.core.id_index import IdIndex
 from backtest_persist.core.indexes import BAD_HINT
 from backtest_persist.core.listing import Batches
 from backtest_persist.core.lookup import Lookup, Stats
+from backtest_persist.core.null_payload import absent_fields, present_fields
 from backtest_persist.core.row import Context, Row, utc_now
 from backtest_persist.core.schema import Schema
 from backtest_persist.errors import (
@@ -109,13 +110,15 @@ Item = Write[Any] | Upserts[Any] | Deletion
 
 def replacing(fields: Mapping[str, Any], now: datetime) -> tuple[dict[str, Any], int]:
     """Return the update that sets these fields, whatever is stored, and its size."""
-    raw = encode({**fields, "updatedDate": now})
-    return {"$set": RawBSONDocument(raw), "$setOnInsert": {"createDate": now, "__v": 0}}, len(raw)
+    raw = encode({**present_fields(fields), "updatedDate": now})
+    update = {"$set": RawBSONDocument(raw), "$setOnInsert": {"createDate": now, "__v": 0}}
+    absent = absent_fields(fields)
+    return {**update, "$unset": dict.fromkeys(absent, "")} if absent else update, len(raw)
 
 
 def inserting(fields: Mapping[str, Any], now: datetime) -> tuple[dict[str, Any], int]:
     """Return the update that stores these fields where no document is stored yet, and its size."""
-    raw = encode({**fields, "updatedDate": now, "createDate": now, "__v": 0})
+    raw = encode({**present_fields(fields), "updatedDate": now, "createDate": now, "__v": 0})
     return {"$setOnInsert": RawBSONDocument(raw)}, len(raw)
 
 
