@@ -116,6 +116,10 @@ class MongoStore(Generic[C, R]):
         self._ids = IdIndex(redis, cache)
         self._warned = False
 
+    def allows_early_times(self) -> bool:
+        """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
+        return self.mongo.settings.allow_early_times
+
     async def wait_for_init(self) -> None:
         """Create and verify the indexes; done once per client, tried again after a failure."""
         await self.ready(patience=BUILD_SECONDS)
