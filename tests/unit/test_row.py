@@ -3,9 +3,10 @@
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
-from bson import ObjectId
+from bson import Binary, ObjectId
 from bson.decimal128 import Decimal128
 from bson.int64 import Int64
 
@@ -161,12 +162,21 @@ def test_numbers_of_another_language_are_taken_by_value() -> None:
 
 def test_a_payload_is_plain_data() -> None:
     """Types of BSON inside a payload become those of Python, in lists and dicts as well."""
-    payload = {"n": Int64(5), "list": [{"price": Decimal128("1.50")}], "keep": [1, 2.0, None, "a", CREATED]}
+    large, key = 2**31, UUID(int=5)
+    payload = {
+        "n": Int64(large),
+        "list": [{"price": Decimal128("1.50"), "key": Binary.from_uuid(key)}],
+        "keep": [1, 2.0, None, "a", CREATED],
+    }
     row = PriceRow.from_document({**DOCUMENT, "payload": payload})
     plain: Any = row.payload
-    assert plain == {"n": 5, "list": [{"price": Decimal("1.50")}], "keep": [1, 2.0, None, "a", CREATED]}
+    assert plain == {
+        "n": large,
+        "list": [{"price": Decimal("1.50"), "key": key}],
+        "keep": [1, 2.0, None, "a", CREATED],
+    }
     assert type(plain["n"]) is int
-    assert payload["n"] == Int64(5)
+    assert payload["n"] == Int64(large)
     assert type(payload["n"]) is Int64  # the document is not changed
 
 
@@ -202,7 +212,8 @@ def test_a_damaged_document_is_named_with_its_field(document: dict[str, Any], fi
 
 def test_many_documents_become_rows_in_their_order() -> None:
     """They are the rows of the documents one by one; of no document there is no row."""
-    documents = [{**DOCUMENT, "_id": ObjectId(), "price": Int64(n), "payload": {"n": Int64(n)}} for n in range(5)]
+    large = [2**31 + n for n in range(5)]
+    documents = [{**DOCUMENT, "_id": ObjectId(), "price": Int64(n), "payload": {"n": Int64(n)}} for n in large]
     rows = PriceRow.from_documents(documents)
     assert rows == [PriceRow.from_document(document) for document in documents]
     assert [type(row.payload and row.payload["n"]) for row in rows] == [int] * 5
