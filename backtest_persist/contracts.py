@@ -11,7 +11,7 @@ Context
     contexts never share one, whatever characters their names hold: ``:``, ``/``, ``..``, ``%``, ``_``, glob characters,
     line breaks, emoji, thousands of characters, upper and lower case. A name that is no str, is empty, or holds NUL or
     a lone surrogate is an `InvalidKeyError`, raised no later than by the first read or write. Paper and live trading
-    are ``backtest=False``.
+    are ``backtest=False``; the registry, which takes a `Mode` as well, passes the bool.
 Payload
     A payload goes in as a mapping, a pydantic model or a dataclass, or None where the method says so, and comes back as
     plain data that equals it: dict, list, str, int (64 bit), float (NaN and infinities included), bool, None, bytes,

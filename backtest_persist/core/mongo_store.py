@@ -9,7 +9,7 @@ from functools import partial, wraps
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from bson import ObjectId
-from pymongo import ASCENDING, DESCENDING
+from pymongo import ASCENDING
 from pymongo.errors import BulkWriteError
 
 from backtest_persist.connections import Collection, Document, MongoService, MongoState, RedisService, to_plain
@@ -172,15 +172,9 @@ class MongoStore(Generic[C, R]):
         """Return the rows of a part of the collection, without tombstones, oldest first."""
         filter: dict[str, Any] = {to_wire(name): value for name, value in selection.items()}
         if "removed" not in self.schema.row_type.model_fields:
-            return await self._oldest_first(filter, newest)
-        rows = await self._oldest_first({**filter, "removed": {"$ne": True}}, newest)
+            return await self.find_newest(filter, newest)
+        rows = await self.find_newest({**filter, "removed": {"$ne": True}}, newest)
         return [row for row in rows if not getattr(row, "removed", False)]
-
-    async def _oldest_first(self, filter: Filter, newest: int | None) -> list[R]:
-        if newest is None:
-            return await self.find_all(filter)
-        rows = await self.find_all(filter, (("createDate", DESCENDING), ("_id", DESCENDING)), limit=newest)
-        return rows[::-1]
 
     # --- queries ---
 
@@ -201,6 +195,13 @@ class MongoStore(Generic[C, R]):
             if limit == 0:  # which means no limit to MongoDB
                 return []
             return [row async for rows in batches for row in rows]
+
+    async def find_newest(self, filter: Filter | None, newest: int | None) -> list[R]:
+        """Return the last `newest` rows of the default order that a filter matches, or all of them, in this order."""
+        if newest is None:
+            return await self.find_all(filter)
+        backwards = [(name, -direction) for name, direction in to_sort(None, self.schema)]
+        return (await self.find_all(filter, backwards, limit=newest))[::-1]
 
     def rows(
         self, filter: Filter | None, sort: Sort | None = None, *, limit: int = 0, skip: int = 0

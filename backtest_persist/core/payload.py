@@ -62,9 +62,9 @@ def encode_list(items: Sequence[Any], what: str) -> list[Any]:
     return _Encoder(what).encode(list(items))
 
 
-def encode_value(value: Any, what: str) -> Any:
-    """Return one value as a payload stores it; see `encode_payload`."""
-    return _Encoder(what).encode(value)
+def encode_value(value: Any, what: str, subject: str) -> Any:
+    """Return one value as a payload stores it; `subject` names it in errors. See `encode_payload`."""
+    return _Encoder(what, subject).encode(value)
 
 
 def encode_entries(
@@ -133,8 +133,9 @@ _ANY_WAY_OUT = "give what it holds as a str, a number, a list or a dict"
 
 
 class _Encoder:
-    def __init__(self, what: str | Callable[[], str]) -> None:
+    def __init__(self, what: str | Callable[[], str], subject: str = "the payload") -> None:
         self._what = what
+        self._subject = subject
         self.size = 0  # what BSON needs at the least, and no less than a sixth of it
         self.path: list[str] = []
         self.open: set[int] = set()
@@ -153,7 +154,7 @@ class _Encoder:
 
     def error(self, problem: str) -> InvalidPayloadError:
         where = f" at {'.'.join(self.path)}" if self.path else ""
-        return InvalidPayloadError(f"{self.what}: the payload{where} {problem}.")
+        return InvalidPayloadError(f"{self.what}: {self._subject}{where} {problem}.")
 
     def value(self, value: Any) -> Any:
         self.size += 3

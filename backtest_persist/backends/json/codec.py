@@ -125,7 +125,7 @@ def _decode_tag(tag: str, content: Any) -> Any:
             return Decimal(content)
         if tag == "$date":
             if isinstance(content, dict):  # beyond the years of datetime
-                return DatetimeMS(int(content["$numberLong"]))
+                return DatetimeMS(int(cast("dict[str, Any]", content)["$numberLong"]))
             moment = datetime.fromisoformat(content)
             return _EPOCH + (moment - _EPOCH) // _MILLISECOND * _MILLISECOND
         if tag == "$binary":
