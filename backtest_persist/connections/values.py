@@ -28,15 +28,14 @@ CODEC_OPTIONS: CodecOptions[Document] = CodecOptions(
     type_registry=TYPE_REGISTRY,
 )
 
-_INT32 = 2**31
 _PLAIN_TYPES = frozenset({bool, bytes, datetime, float, int, str, ObjectId, type(None)})
 
 
 def to_plain(value: Any) -> Any:
     """Return a decoded value as plain data: dict, list, int, Decimal, UUID.
 
-    What only BSON has stays as it is, so that it is written back as what it was: an `ObjectId` or a `Regex`, an `Int64`
-    that would fit 32 bits, a date beyond the years of `datetime` (`DatetimeMS`).
+    What only BSON has stays as it is, so that it is written back as what it was: an `ObjectId`, a `Regex`, a date
+    beyond the years of `datetime` (`DatetimeMS`). An `Int64` is an int as any other.
     """
     if type(value) in _PLAIN_TYPES:
         return value
@@ -46,7 +45,7 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list):
         return [to_plain(item) for item in cast("list[Any]", value)]
     if isinstance(value, Int64):
-        return value if -_INT32 <= value < _INT32 else int(value)
+        return int(value)
     if isinstance(value, Decimal128):
         return value.to_decimal()
     if isinstance(value, Binary) and value.subtype == UUID_SUBTYPE and len(value) == 16:

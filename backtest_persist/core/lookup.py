@@ -96,6 +96,7 @@ class Lookup(Batcher[C, R | None], Generic[C, R]):
     async def _query(self, collection: Collection, contexts: Mapping[str, C]) -> dict[str, Document]:
         """Find documents by their contexts, by one query on the unique index."""
         filters = {key: context.to_filter() for key, context in contexts.items()}
-        keys = {tuple(filter.values()): key for key, filter in filters.items()}
+        keys: dict[tuple[object, ...] | None, str] = {tuple(filter.values()): key for key, filter in filters.items()}
         documents = await find_each(collection, list(filters.values()))
-        return {keys[tuple(document[name] for name in self._schema.fields)]: document for document in documents}
+        found = [(self._schema.values_in(document), document) for document in documents]
+        return {keys[values]: document for values, document in found if values in keys}

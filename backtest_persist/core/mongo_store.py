@@ -23,6 +23,7 @@ from backtest_persist.core.lookup import Lookup, Stats
 from backtest_persist.core.query import Filter, Sort, to_query, to_sort
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
 from backtest_persist.core.schema import Schema
+from backtest_persist.core.updates import removing
 from backtest_persist.core.write_queue import Write, WriteQueue, partly_done
 from backtest_persist.errors import InvalidPayloadError
 
@@ -158,15 +159,11 @@ class MongoStore(Generic[C, R]):
 
     async def soft_remove(self, context: C) -> bool:
         """Turn a document into a tombstone, in one atomic write."""
-        payload = {
-            "$cond": [
-                {"$eq": [{"$type": "$payload"}, "object"]},
-                {"$mergeObjects": ["$payload", {"removed": True}]},
-                "$payload",
-            ]
-        }
-        update = [{"$set": {"removed": True, "payload": payload, "updatedDate": utc_now()}}]
-        return await self.update(context, update, upsert=False) is not None
+        update = removing(self.schema.fields, utc_now(), timed="when" in self.schema.row_type.model_fields)
+        try:
+            return await self.update(context, update, upsert=False) is not None
+        except InvalidPayloadError:  # what is removed now need not have been a row
+            return True
 
     async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
         """Return the rows of a part of the collection, without tombstones, oldest first."""
@@ -276,8 +273,12 @@ class MongoStore(Generic[C, R]):
         return stored
 
     async def delete_many(self, filter: Filter) -> int:
-        """Delete the documents that a filter matches, in their turn among the writes; returns how many."""
-        query = to_query(filter, self.schema)
+        """Delete the documents that a filter matches, in their turn among the writes; returns how many.
+
+        One with an array in its context stays: MongoDB takes it for that of every name in the array.
+        """
+        no_array = [{name: {"$not": {"$type": "array"}}} for name in self.schema.fields]
+        query = {"$and": [to_query(filter, self.schema), *no_array]}
         with self.mongo.accept():
             state = await self.ready()
             return await self._in_flight(state).writes.delete_many(query)
@@ -312,11 +313,9 @@ class MongoStore(Generic[C, R]):
         collection = await self.prepared() if prepare else self.mongo.collection(self.schema.collection)
         self.stats.reads += 1
         found = await collection.find({"$or": [context.to_filter() for context in contexts]}).to_list(None)
-        by_values = {tuple(context.to_filter().values()): context for context in contexts}
-        return {
-            by_values[tuple(document[name] for name in self.schema.fields)]: document
-            for document in map(to_plain, found)
-        }
+        by_values: dict[Any, C] = {tuple(context.to_filter().values()): context for context in contexts}
+        documents = {self.schema.values_in(document): document for document in map(to_plain, found)}
+        return {by_values[values]: document for values, document in documents.items() if values in by_values}
 
     # --- indexes of an older release ---
 

@@ -14,7 +14,6 @@ from bson import Binary, Code, MaxKey, MinKey, ObjectId, Regex, Timestamp, encod
 from bson.binary import UUID_SUBTYPE
 from bson.datetime_ms import DatetimeMS
 from bson.decimal128 import Decimal128
-from bson.int64 import Int64
 from pydantic import BaseModel, InstanceOf
 
 from backtest_persist.contracts import PayloadInput
@@ -119,7 +118,7 @@ def _has_members(value: Any) -> bool:
     return isinstance(value, Mapping | BaseModel) or _is_dataclass(value)
 
 
-_BSON_TYPES = (Binary, Code, DatetimeMS, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp)
+_BSON_TYPES = (Binary, Code, DatetimeMS, Decimal128, MaxKey, MinKey, ObjectId, Regex, Timestamp)
 
 _WAYS_OUT: tuple[tuple[type[Any] | tuple[type[Any], ...], str], ...] = (
     ((date, time), "give its .isoformat()"),
@@ -227,8 +226,6 @@ class _Encoder:
         if isinstance(value, Code):
             self.size += len(value)
             return value if value.scope is None else Code(str(value), self.nested(value.scope))
-        if isinstance(value, Int64):
-            self.integer(value)
         return value
 
     def way_out(self, value: Any) -> str:

@@ -19,13 +19,14 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
 from backtest_persist.connections import Document, MongoState
 from backtest_persist.core.batching import Batcher, Call
-from backtest_persist.core.bulk import BulkOutcome, write_bulk
+from backtest_persist.core.bulk import BulkOutcome, codes_of, write_bulk
 from backtest_persist.core.id_index import IdIndex
 from backtest_persist.core.indexes import BAD_HINT
 from backtest_persist.core.listing import Batches
 from backtest_persist.core.lookup import Lookup, Stats
 from backtest_persist.core.row import Context, Row, utc_now
 from backtest_persist.core.schema import Schema
+from backtest_persist.core.updates import CONVERSION_FAILURE, inserting, replacing
 from backtest_persist.errors import (
     BacktestPersistError,
     StoreUnavailableError,
@@ -55,7 +56,7 @@ class Write(Generic[C]):
 
     def command(self) -> Any:
         """Return the update document, or pipeline."""
-        return self.update if self.fields is None else replacing(self.fields, self.now)
+        return self.update if self.fields is None else replacing(self.context.wire_names(), self.fields, self.now)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +64,6 @@ class Chunk:
     """Several writes of one call that take their turn as a whole; they answer with a number."""
 
     send: Callable[[], Awaitable[int]]
-
-
-def replacing(fields: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    """Return the update that sets these fields, whatever is stored."""
-    return {"$set": {**fields, "updatedDate": now}, "$setOnInsert": {"createDate": now, "__v": 0}}
-
-
-def inserting(fields: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    """Return the update that stores these fields where no document is stored yet."""
-    return {"$setOnInsert": {**fields, "updatedDate": now, "createDate": now, "__v": 0}}
 
 
 class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
@@ -157,6 +148,8 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
                 document = await by_unique_index(self._schema, self._state, send)
             except DuplicateKeyError:  # two first writes met in the server: by now the document exists
                 document = await send()
+            except OperationFailure as error:
+                raise (await self._refusal(context, error)) from None
         self._stats.writes += len(calls)
         if document is not None:
             await self._ids.remember(context.cache_key, document["_id"])
@@ -188,7 +181,7 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
             try:
                 if key in refused:
                     with self._errors("write", call.item.context):
-                        raise refused[key]
+                        raise (await self._refusal(call.item.context, refused[key])) from None
                 elif key in documents:
                     self._resolve(call, documents[key])
                 else:  # it was removed since
@@ -233,11 +226,14 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
 
     async def _send_upserts(self, chunk: Sequence[tuple[C, Mapping[str, Any]]], replace: bool) -> int:
         now = utc_now()
-        command = replacing if replace else inserting
+        command = partial(replacing if replace else inserting, self._schema.fields)
         with self._errors(f"write of {len(chunk)} items"):
             bulk = await self._send_bulk([(context, command(fields, now)) for context, fields in chunk])
-            for error in bulk.refused.values():
-                if len(bulk.refused) < len(chunk) and not isinstance(error, BulkWriteError):  # which tells that itself
+            for index, refused in bulk.refused.items():
+                error = await self._refusal(chunk[index][0], refused)
+                if len(bulk.refused) < len(chunk) and not isinstance(
+                    refused, BulkWriteError
+                ):  # which tells that itself
                     raise self._unknown(f"{len(bulk.refused)} of {len(chunk)} items may not be stored", error)
                 raise error
         self._stats.writes += len(chunk)
@@ -314,6 +310,19 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
         )
         unknown.__cause__ = error
         return unknown
+
+    async def _refusal(self, context: C, error: Exception) -> Exception:
+        """Return the error for a write that the server has refused, which names a document that is in its way."""
+        if CONVERSION_FAILURE not in codes_of(error):
+            return error
+        document = await self._collection.find_one(context.to_filter(), {"_id": 1})
+        found = "a document that is gone by now" if document is None else f"the document {document['_id']}"
+        return WriteRejectedError(
+            f"{self._schema.describe(context)}: nothing was stored, because {found} has an array in its context, which "
+            "MongoDB takes for every value in it. Repair or remove that document.",
+            collection=self._schema.collection,
+            context=context.parts(),
+        )
 
     def _errors(self, verb: str, context: C | None = None) -> AbstractContextManager[None]:
         return self._state.errors(self._schema.operation(verb, context, write=True))

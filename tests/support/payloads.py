@@ -6,7 +6,6 @@ from uuid import UUID
 
 from bson import Binary, Code, MaxKey, MinKey, ObjectId, Regex, Timestamp
 from bson.datetime_ms import DatetimeMS
-from bson.int64 import Int64
 from hypothesis import strategies as st
 
 __all__ = ("BSON_VALUES", "keys", "typed", "values")
@@ -19,7 +18,6 @@ BSON_VALUES: dict[str, Any] = {
     "Code with scope": Code("f()", {"n": 1, "$oid": 2, "key": UUID(int=5)}),
     "MinKey": MinKey(),
     "MaxKey": MaxKey(),
-    "Int64": Int64(-5),
     "a date beyond the years of datetime": DatetimeMS(8_640_000_000_000_000),
     "Binary of subtype 3": Binary(b"x" * 16, 3),
     "Binary of subtype 4 that is no UUID": Binary(b"abc", 4),

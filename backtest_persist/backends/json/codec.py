@@ -22,14 +22,13 @@ from bson.binary import UUID_SUBTYPE
 from bson.datetime_ms import DatetimeMS
 from bson.decimal128 import Decimal128
 from bson.errors import BSONError
-from bson.int64 import Int64
 
 from backtest_persist.connections import to_plain
 
 __all__ = ("LITERAL", "decode", "dumps", "encode", "loads", "tombstone")
 
 LITERAL = "$literal"
-_BSON_TAGS = frozenset({"$code", "$maxKey", "$minKey", "$numberLong", "$oid", "$regularExpression", "$timestamp"})
+_BSON_TAGS = frozenset({"$code", "$maxKey", "$minKey", "$oid", "$regularExpression", "$timestamp"})
 """The tags of what only BSON has."""
 _TAGS = frozenset({"$numberDecimal", "$date", "$binary", "$numberDouble", LITERAL, *_BSON_TAGS})
 _ETERNAL = "minuteEstimatedTime"
@@ -55,7 +54,7 @@ def loads(text: bytes) -> Any:
 
 def encode(value: Any) -> Any:
     """Return a payload value as JSON values: one that `core.payload.encode_payload` checked, or `decode` returned."""
-    if value is None or (isinstance(value, str | bool | int) and not isinstance(value, Code | Int64)):
+    if value is None or (isinstance(value, str | bool | int) and not isinstance(value, Code)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"$numberDouble": _name(value)}
