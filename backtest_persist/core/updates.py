@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
+from bson import encode
 from bson.int64 import Int64
+from bson.raw_bson import RawBSONDocument
 
 __all__ = ("CONVERSION_FAILURE", "inserting", "removing", "replacing")
 
@@ -22,21 +24,22 @@ CONVERSION_FAILURE = 241
 _FIRST_DATE, _LAST_DATE = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 
-def replacing(names: tuple[str, ...], fields: Mapping[str, Any], now: datetime) -> list[dict[str, Any]]:
-    """Return the update that sets these fields, whatever is stored; `names` are those of the context.
+def replacing(names: tuple[str, ...], fields: Mapping[str, Any], now: datetime) -> tuple[Any, int]:
+    """Return the update that sets these fields, whatever is stored, and its size; `names` are those of the context.
 
     A document without a usable ``createDate``, from another program, gets that of its id.
     """
-    dates = {"updatedDate": now, "createDate": _create_date(now)}
-    return [{"$set": {**_literals(fields), **dates, "__v": _version(names)}}]
+    raw = encode({**fields, "updatedDate": now})
+    checked = {"createDate": _create_date(now), "__v": _version(names)}
+    return [{"$replaceWith": {"$mergeObjects": ["$$ROOT", _literal(raw), checked]}}], len(raw)
 
 
-def inserting(names: tuple[str, ...], fields: Mapping[str, Any], now: datetime) -> list[dict[str, Any]]:
-    """Return the update that stores these fields where no document is stored yet."""
-    given = {**fields, "updatedDate": now, "createDate": now, "__v": 0}
-    inserted = {"$mergeObjects": ["$$ROOT", {"$literal": given}]}
+def inserting(names: tuple[str, ...], fields: Mapping[str, Any], now: datetime) -> tuple[Any, int]:
+    """Return the update that stores these fields where no document is stored yet, and its size."""
+    raw = encode({**fields, "updatedDate": now, "createDate": now, "__v": 0})
+    inserted = {"$mergeObjects": ["$$ROOT", _literal(raw)]}
     is_new = {"$eq": [{"$type": "$_id"}, "missing"]}
-    return [{"$replaceWith": _unless_array(names, {"$cond": [is_new, inserted, "$$ROOT"]})}]
+    return [{"$replaceWith": _unless_array(names, {"$cond": [is_new, inserted, "$$ROOT"]})}], len(raw)
 
 
 def removing(names: tuple[str, ...], now: datetime, *, timed: bool) -> list[dict[str, Any]]:
@@ -54,9 +57,9 @@ def removing(names: tuple[str, ...], now: datetime, *, timed: bool) -> list[dict
     return [{"$set": {"removed": _unless_array(names, True), "payload": payload, **dates}}]
 
 
-def _literals(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields as expressions: data may look like one."""
-    return {name: {"$literal": value} for name, value in fields.items()}
+def _literal(raw: bytes) -> dict[str, Any]:
+    """Return an encoded document as an expression: data may look like one."""
+    return {"$literal": RawBSONDocument(raw)}
 
 
 @cache

@@ -1,15 +1,16 @@
 """Lists: batches as they come from the server, and how a query goes on when the server has no time left for it."""
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
 from bson import ObjectId, encode
+from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure
 
-from backtest_persist import StoreUnavailableError
-from backtest_persist.core.listing import Batches, Listing, find_each, find_ids
+from backtest_persist.core.listing import Batches, Finder, Listing, Reply
 
 OUT_OF_TIME = OperationFailure("operation exceeded time limit", 50)
 ID = ObjectId("65a1b2c3d4e5f60718293a4b")
@@ -21,10 +22,12 @@ class Cursor:
 
     def __init__(self, batches: Sequence[Any]) -> None:
         self._batches = list(batches)
+        self.alive = True
         self.closed = 0
 
     async def __anext__(self) -> bytes:
         if not self._batches:
+            self.alive = False
             raise StopAsyncIteration
         batch = self._batches.pop(0)
         if isinstance(batch, Exception):
@@ -33,6 +36,19 @@ class Cursor:
 
     async def close(self) -> None:
         self.closed += 1
+
+
+class Background:
+    """Runs what goes on in the background, and knows its tasks."""
+
+    def __init__(self) -> None:
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def __call__(self, work: Coroutine[Any, Any, None]) -> None:
+        self.tasks.append(asyncio.create_task(work))
+
+    async def finish(self) -> None:
+        await asyncio.gather(*self.tasks)
 
 
 class Collection:
@@ -46,9 +62,13 @@ class Collection:
         self.queries.append({"query": query, **options})
         return self.cursors[len(self.queries) - 1]
 
-    async def find_one(self, query: Any) -> Any:
-        self.queries.append({"one": query})
-        return next(iter(self.cursors[0]._batches), None)
+    def with_options(self, **_: Any) -> "Collection":
+        return self
+
+    async def find_one(self, query: Any, projection: Any) -> RawBSONDocument | None:
+        self.queries.append({"one": query, "projection": projection})
+        batch = next(iter(self.cursors[0]._batches), None)
+        return None if batch is None else RawBSONDocument(encode(batch))
 
 
 def documents(*numbers: int) -> list[dict[str, Any]]:
@@ -56,16 +76,48 @@ def documents(*numbers: int) -> list[dict[str, Any]]:
 
 
 async def collected(collection: Any, **options: Any) -> list[Any]:
-    async with aclosing(Batches(collection, {"symbol": "s"}, **options)) as batches:
-        return [document async for batch in batches for document in batch]
+    background = Background()
+    async with aclosing(Batches(collection, {"symbol": "s"}, background=background, **options)) as batches:
+        found = [document async for batch in batches for document in batch]
+    await background.finish()
+    return found
 
 
-async def test_a_query_is_passed_on_and_its_cursor_is_closed() -> None:
-    """Every batch is decoded, and the server may forget the rest when the list is over."""
+async def test_a_query_is_passed_on() -> None:
+    """Every batch is decoded; a cursor that has given all is not closed once more."""
     collection = Collection([documents(1, 2), documents(3)])
     assert await collected(collection, sort=SORT, skip=1, batch_size=2) == documents(1, 2, 3)
     assert collection.queries == [{"query": {"symbol": "s"}, "sort": SORT, "limit": 0, "skip": 1, "batch_size": 2}]
-    assert collection.cursors[0].closed == 1
+    assert collection.cursors[0].closed == 0
+
+
+async def test_a_query_that_is_left_closes_its_cursor_behind_the_caller() -> None:
+    """Whoever leaves waits for nothing: the driver finishes the batch that it reads and closes the cursor then."""
+    background = Background()
+    collection: Any = Collection([documents(1), documents(2)])
+    cursor = collection.cursors[0]
+    read, reply = cursor.__class__.__anext__, asyncio.Event()
+
+    async def slow(self: Any) -> bytes:
+        await reply.wait()
+        return await read(self)
+
+    cursor.__class__ = type("SlowCursor", (Cursor,), {"__anext__": slow})
+    batches = Batches(collection, {}, background=background)
+    reading = asyncio.create_task(anext(batches))
+    await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await batches.aclose()
+    await asyncio.sleep(0)
+    assert (cursor.closed, len(background.tasks)) == (0, 1)
+    reply.set()
+    await background.finish()
+    assert cursor.closed == 1
+    unread = Batches(Collection([]), {}, background=background)  # pyright: ignore[reportArgumentType]
+    await unread.aclose()
+    assert len(background.tasks) == 1
 
 
 async def test_documents_keep_what_looks_like_a_reference() -> None:
@@ -90,7 +142,7 @@ async def test_a_list_goes_on_behind_its_last_document() -> None:
     assert [query["limit"] for query in collection.queries] == [9, 7, 6]
     assert ["skip" in query for query in collection.queries] == [True, False, False]
     assert [query["batch_size"] for query in collection.queries] == [2, 2, 2]
-    assert [cursor.closed for cursor in collection.cursors] == [1, 1, 1]
+    assert [cursor.closed for cursor in collection.cursors] == [1, 1, 0]  # the last one has given all
     first, after = collection.queries[2]["query"]["$and"]
     assert first == {"symbol": "s"}
     by_date, by_date_type, by_id, by_id_type = after["$or"]
@@ -161,6 +213,7 @@ class Client:
         self.begun = 0
         self.opened = 0
         self.is_open = True
+        self.background = Background()
 
     @asynccontextmanager
     async def operation(self) -> AsyncGenerator[None]:
@@ -170,7 +223,7 @@ class Client:
     async def find(self) -> Batches:
         self.opened += 1
         anything: Any = self.collection
-        return Batches(anything, {})
+        return Batches(anything, {}, background=self.background)
 
     def list(self) -> Listing[list[int]]:
         return Listing(self.find, self.operation, lambda: self.is_open, lambda batch: [each["_id"] for each in batch])
@@ -182,8 +235,7 @@ async def test_each_batch_of_a_listing_is_an_operation() -> None:
     async with aclosing(client.list()) as listing:
         assert client.opened == 0
         assert [batch async for batch in listing] == [[1, 2], [3]]
-    assert (client.opened, client.begun) == (1, 4)  # two batches, the end, and the close
-    assert client.collection.cursors[0].closed == 1
+    assert (client.opened, client.begun) == (1, 3)  # two batches and the end
 
 
 async def test_a_listing_that_is_left_is_closed_while_there_is_a_client() -> None:
@@ -194,48 +246,59 @@ async def test_a_listing_that_is_left_is_closed_while_there_is_a_client() -> Non
         assert await anext(listing) == [1]
         client.is_open = is_open
         await listing.aclose()
+        await client.background.finish()
         assert client.collection.cursors[0].closed == is_open
     unused = Client()
     await unused.list().aclose()
     assert (unused.opened, unused.begun) == (0, 0)
 
 
-async def test_a_server_that_is_gone_does_not_keep_a_listing_from_closing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of the cursor is a courtesy."""
-    client = Client(documents(1))
-    listing = client.list()
-    await anext(listing)
-
-    @asynccontextmanager
-    async def operation() -> AsyncGenerator[None]:
-        raise StoreUnavailableError("gone")
-        yield
-
-    monkeypatch.setattr(listing, "_operation", operation)
-    await listing.aclose()
-
-
 # --- many documents by one query ---
+
+
+class State:
+    """Stands for the MongoDB side of an event loop, with one collection."""
+
+    def __init__(self, *cursors: Sequence[Any]) -> None:
+        self.found = Collection(*cursors)
+        self.background = Background()
+
+    def collection(self, name: str) -> Collection:
+        return self.found
 
 
 async def test_one_document_is_found_by_one_simple_query() -> None:
     """A lone id or context costs no cursor."""
-    one: Any = Collection([{"_id": ID}])
-    assert await find_ids(one, [ID]) == [{"_id": ID}]
-    assert await find_each(one, [{"symbol": "s"}]) == [{"_id": ID}]
-    assert one.queries == [{"one": {"_id": ID}}, {"one": {"symbol": "s"}}]
-    nothing: Any = Collection([])
-    assert await find_ids(nothing, [ID]) == await find_each(nothing, [{}]) == []
+    one: Any = State([{"_id": ID}])
+    finder = Finder(one, "items")
+    size = len(encode({"_id": ID}))
+    assert await finder.by_ids([ID]) == Reply([{"_id": ID}], size)
+    assert await finder.by_each([{"symbol": "s"}], ["symbol"]) == Reply([{"_id": ID}], size)
+    assert one.found.queries == [
+        {"one": {"_id": ID}, "projection": None},
+        {"one": {"symbol": "s"}, "projection": ["symbol"]},
+    ]
+    nothing = Finder(State([]), "items")  # pyright: ignore[reportArgumentType]
+    assert await nothing.by_ids([ID]) == await nothing.by_each([{}]) == Reply()
 
 
 async def test_many_documents_are_found_in_one_batch() -> None:
-    """One query finds them all, and the first batch has room for them; of none nothing is asked."""
+    """One query finds them all, and the first batch has room for them; of none nothing is asked.
+
+    What had no room in it is left to another query, and the mean size tells for how many it has.
+    """
     ids = [ObjectId() for _ in range(3)]
-    many: Any = Collection([[{"_id": ids[0]}]], [[{"_id": ids[1]}, {"_id": ids[2]}]])
-    assert await find_ids(many, ids) == [{"_id": ids[0]}]
+    many: Any = State([[{"_id": ids[0]}]], [[{"_id": ids[1]}, {"_id": ids[2]}]])
+    finder = Finder(many, "items")
+    many.found.cursors[1].alive = False
+    size = len(encode({"_id": ids[0]}))
+    assert await finder.by_ids(ids) == Reply([{"_id": ids[0]}], size, complete=False)
+    await many.background.finish()
+    assert many.found.cursors[0].closed == 1
     contexts = [{"symbol": "s"}, {"symbol": "t"}]
-    assert await find_each(many, contexts) == [{"_id": ids[1]}, {"_id": ids[2]}]
-    assert [query["query"] for query in many.queries] == [{"_id": {"$in": ids}}, {"$or": contexts}]
-    assert [query["batch_size"] for query in many.queries] == [4, 3]
-    assert await find_ids(many, []) == await find_each(many, []) == []
-    assert len(many.queries) == 2
+    reply = await finder.by_each(contexts)
+    assert reply == Reply([{"_id": ids[1]}, {"_id": ids[2]}], 2 * size)
+    assert reply.mean_size == size
+    assert [query["query"] for query in many.found.queries] == [{"_id": {"$in": ids}}, {"$or": contexts}]
+    assert [query["batch_size"] for query in many.found.queries] == [4, 3]
+    assert await finder.by_ids([]) == await finder.by_each([]) == Reply()
