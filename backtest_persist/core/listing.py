@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, suppress
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from typing import Any, Generic, Self, TypeVar
 
@@ -13,10 +12,10 @@ from bson.int64 import Int64
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure
 
-from backtest_persist.connections import CODEC_OPTIONS, Collection, Document, MongoState
+from backtest_persist.connections import CODEC_OPTIONS, Collection, Document
 from backtest_persist.core.off_loop import by_size
 
-__all__ = ("Batches", "Finder", "Listing", "Reply")
+__all__ = ("Batches", "Finder", "Listing")
 
 Item = TypeVar("Item")
 
@@ -35,6 +34,8 @@ _TYPES_AFTER: Mapping[type[Any], Sequence[str]] = {
 }
 _FAST_OPTIONS: CodecOptions[Document] = CODEC_OPTIONS.with_options(document_class=dict)
 """Decodes twice as fast, and makes a `DBRef` of what looks like one."""
+_LARGE_DOCUMENT = 1024 * 1024
+"""The size that a document is taken for before one was read or written."""
 _RAW_OPTIONS: CodecOptions[Any] = CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
 """Decodes nothing."""
 
@@ -98,11 +99,6 @@ class Batches:
             self._last = last if all(type(value) in _TYPES_AFTER and value == value for value in last) else None
         return documents
 
-    @property
-    def complete(self) -> bool:
-        """Whether the server has said that there is nothing more."""
-        return not self._cursor.alive
-
     async def _read(self) -> bytes | None:
         """Read the next batch, in a task of its own: the driver, Motor's thread above all, cannot be cancelled."""
         self._reading = asyncio.create_task(_next(self._cursor))
@@ -123,7 +119,7 @@ class Batches:
     async def aclose(self) -> None:
         """Leave the cursor, which is closed in the background if the server may still have it."""
         reading, self._reading = self._reading, None
-        if reading is not None and not (reading.done() and self.complete):
+        if reading is not None and (self._cursor.alive or not reading.done()):
             self._background(_close(self._cursor, reading))
 
 
@@ -174,57 +170,52 @@ class Listing(Generic[Item]):
             await self._batches.aclose()
 
 
-@dataclass(frozen=True)
-class Reply:
-    """The documents of one reply; without those that had no room in it if it is not `complete`."""
-
-    documents: Sequence[Document] = ()
-    size: int = 0
-    complete: bool = True
-
-    @property
-    def mean_size(self) -> int:
-        """The mean size of the documents, in bytes of BSON; 0 without any."""
-        return self.size // len(self.documents) if self.documents else 0
-
-
 class Finder:
-    """Finds documents of a collection that are known by their ids, or by their contexts.
+    """Finds documents of a collection that are known by their ids, or by their contexts, by one query.
 
     `projection` names the fields to answer with.
     """
 
-    def __init__(self, state: MongoState, collection: str) -> None:
-        self._collection = state.collection(collection)
-        self._raw = self._collection.with_options(codec_options=_RAW_OPTIONS)
-        self._background = state.background
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection.with_options(codec_options=_RAW_OPTIONS)
+        self._mean_size: int | None = None
 
-    async def by_ids(self, ids: Sequence[ObjectId], projection: Sequence[str] | None = None) -> Reply:
-        """Find the documents with these ids by one query."""
+    @property
+    def mean_size(self) -> int:
+        """How large the documents are that were read or written last, in bytes; `_LARGE_DOCUMENT` before any was."""
+        return _LARGE_DOCUMENT if self._mean_size is None else self._mean_size
+
+    def learn(self, size: int) -> None:
+        """Take into account how large documents were that were read or written."""
+        self._mean_size = max(size, (size + (self._mean_size or 0)) // 2)
+
+    async def by_ids(self, ids: Sequence[ObjectId], projection: Sequence[str] | None = None) -> list[Document]:
+        """Find the documents with these ids."""
         if len(ids) == 1:
             return await self._one({"_id": ids[0]}, projection)
-        return await self._many({"_id": {"$in": ids}}, len(ids), projection) if ids else Reply()
+        return await self._many({"_id": {"$in": ids}}, len(ids), projection) if ids else []
 
-    async def by_each(self, queries: Sequence[Mapping[str, Any]], projection: Sequence[str] | None = None) -> Reply:
-        """Find what these queries select, one document each at most, by one query."""
+    async def by_each(
+        self, queries: Sequence[Mapping[str, Any]], projection: Sequence[str] | None = None
+    ) -> list[Document]:
+        """Find what these queries select, one document each at most."""
         if len(queries) == 1:
             return await self._one(queries[0], projection)
-        return await self._many({"$or": queries}, len(queries), projection) if queries else Reply()
+        return await self._many({"$or": queries}, len(queries), projection) if queries else []
 
-    async def _one(self, query: Mapping[str, Any], projection: Sequence[str] | None) -> Reply:
-        document: Any = await self._raw.find_one(query, projection)
-        if document is None:
-            return Reply()
-        size = len(document.raw)
-        return Reply(await by_size(size, _decode, document.raw), size)
+    async def _one(self, query: Mapping[str, Any], projection: Sequence[str] | None) -> list[Document]:
+        found: Any = await self._collection.find_one(query, projection)
+        return [] if found is None else await self._decoded([found.raw], projection)
 
-    async def _many(self, query: Mapping[str, Any], count: int, projection: Sequence[str] | None) -> Reply:
-        """Read one reply, for which the server takes no more than 16 MiB of documents."""
-        options: dict[str, Any] = {"projection": projection, "batch_size": count + 1, "background": self._background}
-        async with aclosing(Batches(self._collection, query, **options)) as batches:
-            nothing: list[Document] = []
-            documents = await anext(batches, nothing)
-            return Reply(documents, batches.size, batches.complete)
+    async def _many(self, query: Mapping[str, Any], count: int, projection: Sequence[str] | None) -> list[Document]:
+        found: list[Any] = await self._collection.find(query, projection, batch_size=count + 1).to_list(None)
+        return await self._decoded([document.raw for document in found], projection)
+
+    async def _decoded(self, raws: Sequence[bytes], projection: Sequence[str] | None) -> list[Document]:
+        size = sum(map(len, raws))
+        if raws and projection is None:
+            self.learn(size // len(raws))
+        return await by_size(size, lambda: [document for raw in raws for document in _decode(raw)])
 
 
 def _decode(raw: bytes) -> list[Document]:

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from backtest_persist.connections import Document, MongoState
 from backtest_persist.core.batching import Batcher, Call
 from backtest_persist.core.id_index import IdIndex
-from backtest_persist.core.listing import Finder, Reply
+from backtest_persist.core.listing import Finder
 from backtest_persist.core.off_loop import by_size
 from backtest_persist.core.row import Context, Row
 from backtest_persist.core.schema import Schema
@@ -35,16 +35,6 @@ class Stats:
     """Documents written."""
 
 
-@dataclass
-class _Found:
-    documents: dict[str, Document]
-    """By cache key."""
-    hits: Set[str]
-    """The keys for which Redis had the right id."""
-    unread: Set[str]
-    """The keys whose documents had no room in the reply."""
-
-
 class Lookup(Batcher[C, R | None], Generic[C, R]):
     """Answers reads by context in one event loop; those that wait at the same time share their commands."""
 
@@ -61,85 +51,67 @@ class Lookup(Batcher[C, R | None], Generic[C, R]):
         self._state = state
         self._ids = ids
         self._stats = stats
-        self._finder = Finder(state, schema.collection)
-        self._mean_size = 0
-        """The mean size of the documents that were read last."""
+        self.finder = Finder(schema.of(state))
 
     def size_of(self, item: C) -> int:
         """Return how large a document probably is, so that few large ones are asked for at once."""
-        return self._mean_size
+        return self.finder.mean_size
 
     async def _send_batch(self, calls: Sequence[Call[C, R | None]], seconds: float) -> Sequence[Call[C, R | None]]:
-        """Answer calls: a lone one by GET and a find by id, many by MGET and one find. Returns those left unread."""
+        """Answer calls: a lone one by GET and a find by id, many by MGET and one find."""
         keys = [call.item.cache_key for call in calls]
         contexts = {key: call.item for key, call in zip(keys, calls, strict=True)}
         operation = self._schema.operation("find", calls[0].item if len(calls) == 1 else None)
         try:
             async with self._state.deadline(operation, seconds, cut=False):
-                found = await self._find(contexts, None)
-                rows = await by_size(self._mean_size * len(calls), self._rows, keys, found)
+                documents, hits = await self.documents(contexts)
+                rows = await by_size(self.finder.mean_size * len(calls), self._rows, keys, documents)
         except BacktestPersistError as error:
             for call in calls:
                 call.fail(error.copy())
             return ()
-        unread: list[Call[C, R | None]] = []
         for key, call, row in zip(keys, calls, rows, strict=True):
-            if key in found.unread:
-                unread.append(call)
-            elif isinstance(row, InvalidPayloadError):
+            self._stats.hits += key in hits
+            if isinstance(row, InvalidPayloadError):
                 call.fail(row)
             else:
                 call.resolve(row)
-            self._stats.hits += key in found.hits
-        return unread
+        return ()
 
-    def _rows(self, keys: Sequence[str], found: _Found) -> list[R | InvalidPayloadError | None]:
+    def _rows(self, keys: Sequence[str], documents: Mapping[str, Document]) -> list[R | InvalidPayloadError | None]:
+        """Build a row for each caller."""
         rows: list[R | InvalidPayloadError | None] = []
         for key in keys:
-            document = found.documents.get(key)
+            document = documents.get(key)
             try:
                 rows.append(None if document is None else self._schema.row_type.from_document(document))
             except InvalidPayloadError as error:
                 rows.append(error)
         return rows
 
-    async def documents(self, contexts: Mapping[str, C], fields: Set[str] | None) -> dict[str, Document]:
-        """Find these fields, or all, of the documents of contexts, by cache key."""
-        documents: dict[str, Document] = {}
-        unread: Set[str] = contexts.keys()
-        while unread:
-            found = await self._find({key: contexts[key] for key in unread}, fields)
-            documents |= found.documents
-            unread = found.unread
-        return documents
+    async def documents(
+        self, contexts: Mapping[str, C], fields: Set[str] | None = None
+    ) -> tuple[dict[str, Document], Set[str]]:
+        """Find the documents of contexts, or these fields of them, and tell for which keys Redis had the right id.
 
-    async def _find(self, contexts: Mapping[str, C], fields: Set[str] | None) -> _Found:
-        """Find the documents of contexts.
-
-        An id of Redis is believed only if the context of its document is the same. Contexts to which no id leads are
-        queried, and their ids put right in Redis.
+        The documents are by cache key. An id is believed only if the context of its document is the same. Contexts to
+        which no id leads are queried, and their ids put right in Redis.
         """
+        if not contexts:  # nor is Redis asked: its silence would count as an answer
+            return {}, frozenset()
         projection = None if fields is None else [*self._schema.fields, *fields]
         known = {id: key for key, id in zip(contexts, await self._ids.get_many(list(contexts)), strict=True) if id}
-        reply = await self._finder.by_ids(list(known), projection)
         hits: dict[str, Document] = {}
-        for document in reply.documents:
+        for document in await self.finder.by_ids(list(known), projection):
             key = known[document["_id"]]
             if contexts[key].matches(document):
                 hits[key] = document
-        misses = {key: context for key, context in contexts.items() if key not in hits}
-        self._learn(reply, fields)
-        if not misses or not reply.complete:
-            return _Found(hits, hits.keys(), misses.keys())
-        filters = {key: context.to_filter() for key, context in misses.items()}
+        filters = {key: context.to_filter() for key, context in contexts.items() if key not in hits}
+        if not filters:
+            return hits, hits.keys()
         keys: dict[tuple[object, ...] | None, str] = {tuple(filter.values()): key for key, filter in filters.items()}
-        reply = await self._finder.by_each(list(filters.values()), projection)
-        self._learn(reply, fields)
-        by_values = [(self._schema.values_in(document), document) for document in reply.documents]
+        documents = await self.finder.by_each(list(filters.values()), projection)
+        by_values = [(self._schema.values_in(document), document) for document in documents]
         found = {keys[values]: document for values, document in by_values if values in keys}
         await self._ids.remember_many([(key, document["_id"]) for key, document in found.items()])
-        return _Found(hits | found, hits.keys(), frozenset() if reply.complete else misses.keys() - found.keys())
-
-    def _learn(self, reply: Reply, fields: Set[str] | None) -> None:
-        if fields is None and reply.documents:
-            self._mean_size = reply.mean_size
+        return hits | found, hits.keys()

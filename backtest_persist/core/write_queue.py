@@ -285,6 +285,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
             except OperationFailure as error:
                 raise (await self._refusal(context, error)) from None
         self._stats.writes += len(calls)
+        self._lookup.finder.learn(write.size)
         if document is not None:
             await self._ids.remember(write.key, document["_id"])
         for call in calls:
@@ -297,19 +298,19 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         with self._errors(f"write of {len(last)} items"):
             bulk = await self._send_bulk([(write.context, write.update, write.upsert) for write in last.values()])
         self._stats.writes += len(calls)
+        self._lookup.finder.learn(sum(write.size for write in last.values()) // len(last))
         keys = list(last)
         new = {keys[index]: id for index, id in bulk.upserted.items()}
         refused = {keys[index]: error for index, error in bulk.refused.items()}
         await self._ids.remember_many(list(new.items()))
-        documents = {key: {"_id": id, **last[key].inserted} for key, id in new.items()}
+        documents: dict[str, Document] = {key: {"_id": id, **last[key].inserted} for key, id in new.items()}
         updated = {key: write for key, write in last.items() if key not in new and key not in refused}
         answers = [write.answer for write in updated.values()]
         fields = None if None in answers else {name for answer in answers for name in answer or ()}
         try:
             with self._state.errors(self._schema.operation("find")):
-                documents |= await self._lookup.documents(
-                    {key: write.context for key, write in updated.items()}, fields
-                )
+                contexts = {key: write.context for key, write in updated.items()}
+                documents |= (await self._lookup.documents(contexts, fields))[0]
         except BacktestPersistError as error:
             problem = "the write was acknowledged, but its row could not be read"
             refused |= dict.fromkeys(updated, self._unknown(problem, error))

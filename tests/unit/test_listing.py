@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from bson import ObjectId, encode
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure
 
-from backtest_persist.core.listing import Batches, Finder, Listing, Reply
+from backtest_persist.core.listing import Batches, Finder, Listing
 
 OUT_OF_TIME = OperationFailure("operation exceeded time limit", 50)
 ID = ObjectId("65a1b2c3d4e5f60718293a4b")
@@ -64,6 +64,14 @@ class Collection:
 
     def with_options(self, **_: Any) -> "Collection":
         return self
+
+    def find(self, query: Any, projection: Any, batch_size: int) -> Self:
+        self.queries.append({"query": query, "projection": projection, "batch_size": batch_size})
+        self._found = self.cursors[len(self.queries) - 1]._batches
+        return self
+
+    async def to_list(self, length: None) -> list[RawBSONDocument]:
+        return [RawBSONDocument(encode(document)) for document in self._found]
 
     async def find_one(self, query: Any, projection: Any) -> RawBSONDocument | None:
         self.queries.append({"one": query, "projection": projection})
@@ -256,49 +264,42 @@ async def test_a_listing_that_is_left_is_closed_while_there_is_a_client() -> Non
 # --- many documents by one query ---
 
 
-class State:
-    """Stands for the MongoDB side of an event loop, with one collection."""
-
-    def __init__(self, *cursors: Sequence[Any]) -> None:
-        self.found = Collection(*cursors)
-        self.background = Background()
-
-    def collection(self, name: str) -> Collection:
-        return self.found
-
-
 async def test_one_document_is_found_by_one_simple_query() -> None:
     """A lone id or context costs no cursor."""
-    one: Any = State([{"_id": ID}])
-    finder = Finder(one, "items")
-    size = len(encode({"_id": ID}))
-    assert await finder.by_ids([ID]) == Reply([{"_id": ID}], size)
-    assert await finder.by_each([{"symbol": "s"}], ["symbol"]) == Reply([{"_id": ID}], size)
-    assert one.found.queries == [
+    one: Any = Collection([{"_id": ID}])
+    finder = Finder(one)
+    assert await finder.by_ids([ID]) == [{"_id": ID}]
+    assert await finder.by_each([{"symbol": "s"}], ["symbol"]) == [{"_id": ID}]
+    assert one.queries == [
         {"one": {"_id": ID}, "projection": None},
         {"one": {"symbol": "s"}, "projection": ["symbol"]},
     ]
-    nothing = Finder(State([]), "items")  # pyright: ignore[reportArgumentType]
-    assert await nothing.by_ids([ID]) == await nothing.by_each([{}]) == Reply()
+    nothing = Finder(Collection([]))  # pyright: ignore[reportArgumentType]
+    assert await nothing.by_ids([ID]) == await nothing.by_each([{}]) == []
 
 
 async def test_many_documents_are_found_in_one_batch() -> None:
-    """One query finds them all, and the first batch has room for them; of none nothing is asked.
-
-    What had no room in it is left to another query, and the mean size tells for how many it has.
-    """
+    """One query finds them all, and the first batch has room for them; of none nothing is asked."""
     ids = [ObjectId() for _ in range(3)]
-    many: Any = State([[{"_id": ids[0]}]], [[{"_id": ids[1]}, {"_id": ids[2]}]])
-    finder = Finder(many, "items")
-    many.found.cursors[1].alive = False
-    size = len(encode({"_id": ids[0]}))
-    assert await finder.by_ids(ids) == Reply([{"_id": ids[0]}], size, complete=False)
-    await many.background.finish()
-    assert many.found.cursors[0].closed == 1
+    many: Any = Collection([{"_id": ids[0]}], [{"_id": ids[1]}, {"_id": ids[2]}])
+    finder = Finder(many)
+    assert await finder.by_ids(ids) == [{"_id": ids[0]}]
     contexts = [{"symbol": "s"}, {"symbol": "t"}]
-    reply = await finder.by_each(contexts)
-    assert reply == Reply([{"_id": ids[1]}, {"_id": ids[2]}], 2 * size)
-    assert reply.mean_size == size
-    assert [query["query"] for query in many.found.queries] == [{"_id": {"$in": ids}}, {"$or": contexts}]
-    assert [query["batch_size"] for query in many.found.queries] == [4, 3]
-    assert await finder.by_ids([]) == await finder.by_each([]) == Reply()
+    assert await finder.by_each(contexts) == [{"_id": ids[1]}, {"_id": ids[2]}]
+    assert [query["query"] for query in many.queries] == [{"_id": {"$in": ids}}, {"$or": contexts}]
+    assert [query["batch_size"] for query in many.queries] == [4, 3]
+    assert await finder.by_ids([]) == await finder.by_each([]) == []
+
+
+async def test_the_mean_size_of_documents_is_learned_from_whole_ones() -> None:
+    """It grows at once and shrinks by halves, so that large documents among small ones are remembered for a while."""
+    large, small = {"_id": ID, "x": "x" * 3_000_000}, {"_id": ID}
+    collection: Any = Collection([large])
+    finder = Finder(collection)
+    await finder.by_ids([ID], ["x"])
+    assert finder.mean_size == 1024 * 1024  # before any was read
+    await finder.by_ids([ID])
+    assert finder.mean_size == len(encode(large))
+    collection.cursors[0]._batches[0] = small
+    await finder.by_ids([ID])
+    assert finder.mean_size == (len(encode(large)) + len(encode(small))) // 2
