@@ -231,9 +231,17 @@ class MongoStore(Generic[C, R]):
     def rows(
         self, filter: Filter | None, sort: Sort | None = None, *, limit: int = 0, skip: int = 0
     ) -> Listing[list[R]]:
-        """Iterate over rows in batches; what cannot be sent is refused before the first."""
+        """Iterate over rows in batches; what cannot be sent is refused before the first.
+
+        Documents that are no rows are left out, and named in a warning.
+        """
         query, order = to_query({} if filter is None else filter, self.schema), to_sort(sort, self.schema)
-        return self.listing(query, order, self.schema.row_type.from_documents, limit=limit, skip=skip)
+        return self.listing(query, order, self._readable, limit=limit, skip=skip)
+
+    def _readable(self, documents: Sequence[Document]) -> list[R]:
+        rows, refused = self.schema.row_type.sift(documents)
+        self.mongo.logger.unreadable(self.schema.collection, refused)
+        return rows
 
     def sift(self, *, sort: Sort | None = None) -> Listing[tuple[list[R], list[tuple[str, InvalidPayloadError]]]]:
         """Iterate over all documents in batches: the rows, and id and error of the documents that are no rows."""

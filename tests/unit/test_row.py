@@ -36,6 +36,12 @@ class PriceRow(PriceContext, Row):
     price: float
 
 
+class FeeRow(PriceContext, Row):
+    fee: Decimal
+    key: UUID
+    steps: list[Decimal] | None = None
+
+
 class NoteRow(RemovableRow):
     text: Name
 
@@ -170,6 +176,15 @@ def test_a_payload_is_plain_data() -> None:
     assert type(plain["n"]) is int
     assert payload["n"] == Int64(5)
     assert type(payload["n"]) is Int64  # the document is not changed
+
+
+def test_every_field_of_an_own_row_is_read_as_its_type() -> None:
+    """Decimals and UUIDs beside a payload are built from what the driver gives for them, in lists as well."""
+    key = UUID(int=5)
+    stored = {"fee": Decimal128("0.10"), "key": Binary.from_uuid(key), "steps": [Decimal128("1.5")]}
+    row = FeeRow.from_document({**DOCUMENT, **stored})
+    assert (row.fee, row.key, row.steps) == (Decimal("0.10"), key, [Decimal("1.5")])
+    assert FeeRow.from_documents([{**DOCUMENT, **stored}]) == [row]
 
 
 def test_a_stored_frame_may_be_empty() -> None:
