@@ -97,7 +97,9 @@ class Row(Wire):
         """Remember once per class which fields have to be made plain."""
         super().__pydantic_init_subclass__(**kwargs)
         fields = cls.model_fields.items()
-        cls._contents = tuple(to_wire(name) for name, field in fields if field.annotation not in _ALWAYS_PLAIN)
+        cls._contents = tuple(
+            to_wire(name) for name, field in fields if cast("Any", field.annotation) not in _ALWAYS_PLAIN
+        )
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
