@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import os
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, ClassVar, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, cast, overload
 from weakref import WeakKeyDictionary
 
@@ -39,7 +40,7 @@ class Entry(Generic[P, T]):
         """The initialisations in progress, which those who ask for the same adapter share."""
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return the initialised adapter of a context: one per context, initialised once.
+        """Return the initialised adapter of a context: one per context, initialised once, until it is disposed.
 
         After a failed initialisation the next call tries again. `InvalidKeyError` for a part of the context that no
         backend could keep, `SettingsError` if the backend lacks this domain.
@@ -64,7 +65,14 @@ class Entry(Generic[P, T]):
         instance = instances.setdefault(context, self._factory(*cast("tuple[Any, ...]", context)))
         await instance.wait_for_init(True)
         ready.add(context)
+        if (on_dispose := getattr(instance, "on_dispose", None)) is not None:
+            on_dispose(partial(self._forget, context))
         return instance
+
+    def _forget(self, context: Hashable, instance: T) -> None:
+        if self._instances.get(context) is instance:
+            del self._instances[context]
+            self._ready.discard(context)
 
     def use(self, factory: Callable[..., T]) -> None:
         """Let another class (or factory) be behind this domain; adapters that were handed out are forgotten.

@@ -23,8 +23,10 @@ from pymongo.errors import PyMongoError
 
 from backtest_persist.connections.deadlines import Deadline, StepTimer, driver_timeout
 from backtest_persist.connections.drivers import Client, Collection, driver_of, open_client
+from backtest_persist.connections.endpoint import Endpoint
 from backtest_persist.connections.per_loop import LoopAffinity, PerLoop, closed_error, joined
-from backtest_persist.connections.translation import Endpoint, Operation, mongo_errors, timed_out
+from backtest_persist.connections.selection import ServerSelection, to_text
+from backtest_persist.connections.translation import Operation, mongo_errors, timed_out
 from backtest_persist.connections.values import CODEC_OPTIONS, Document
 from backtest_persist.connections.workarounds import close_next_connection, is_sessionless
 from backtest_persist.errors import (
@@ -41,6 +43,9 @@ __all__ = ("MongoService", "MongoState")
 STEP_SECONDS = 0.05
 MANY_CONNECTIONS = 100
 _SETTING = "CC_MONGO_CONNECTION_STRING"
+_SRV = "mongodb+srv://"
+_DNS_SHARE = 0.8
+"""The part of a deadline that a DNS query may take, so that the words of the driver come before the end."""
 
 
 class Drainable(Protocol):
@@ -81,13 +86,29 @@ class MongoState:
     """The MongoDB side of one event loop: its client, and the calls that are in progress."""
 
     def __init__(
-        self, client: Client, database: AsyncDatabase[Document], seconds: float, endpoint: Endpoint, *, owned: bool
+        self,
+        client: Client,
+        database: AsyncDatabase[Document],
+        seconds: float,
+        setting: str | None,
+        *,
+        srv: bool,
+        owned: bool,
     ) -> None:
         self.client = client
         self.database = database
         self.seconds = seconds
         self.prepared: set[str] = set()
-        self._endpoint = endpoint
+        self.read_only: set[str] = set()
+        """Those of the prepared collections that cannot be written to, by their indexes."""
+        self._selection = ServerSelection(client, srv=srv)
+        self._endpoint = Endpoint(
+            "MongoDB",
+            setting,
+            partial(_hosts, client),
+            outage=self._selection.outage,
+            was_known=lambda: self._selection.was_known,
+        )
         self._owned = owned
         self._driver = driver_of(client)
         self._timer = StepTimer(STEP_SECONDS)
@@ -149,7 +170,16 @@ class MongoState:
         """
         seconds = self.seconds if seconds is None else seconds
         limit = self._timer.limit(seconds) if cut and self._driver.bears_timers else nullcontext()
-        return Deadline(self.client, seconds, limit, mongo_errors(operation, endpoint=self._endpoint))
+        return Deadline(self.client, self._selection, seconds, limit, mongo_errors(operation, endpoint=self._endpoint))
+
+    async def select_server(self, operation: Operation) -> None:
+        """Wait for a server that takes writes, as long as its ``serverSelectionTimeoutMS`` and an operation allow.
+
+        Raises the error of `operation` if there is none then.
+        """
+        if not self._selection.is_known:
+            with self.errors(operation):
+                await self._selection.wait(self.seconds)
 
     @contextmanager
     def track(self) -> Generator[Self]:
@@ -263,6 +293,8 @@ class MongoState:
                 left = max(until - time.monotonic(), STEP_SECONDS)
                 with driver_timeout(self.client, left):  # the driver tells the server that its sessions end, and waits
                     await self._driver.close(self.client)
+            left = max(until - time.monotonic(), STEP_SECONDS)
+            await self._selection.close(left, cancel=self._owned or self._driver.bears_timers)
 
 
 def _lacks_sessions(error: BacktestPersistError | PyMongoError) -> bool:
@@ -286,7 +318,11 @@ class _TrackedOperation(AbstractAsyncContextManager[None]):
     async def __aenter__(self) -> None:
         self._tracked = self._accept()
         self._deadline = self._tracked.__enter__().deadline(self._operation)
-        await self._deadline.__aenter__()
+        try:
+            await self._deadline.__aenter__()
+        except BaseException:
+            self._tracked.__exit__(None, None, None)
+            raise
 
     async def __aexit__(self, *raised: Any) -> None:
         try:
@@ -318,6 +354,12 @@ class MongoService:
                 "w=0 tells nobody whether a write was stored; leave it out, or say w=1 or w=majority.",
                 setting=None if self._injected else _SETTING,
             )
+        if not client.options.retry_writes:
+            raise SettingsError(
+                "retryWrites=false leaves writes without transaction numbers, so that one that the network delays can "
+                "overwrite a later one; leave it out, or say retryWrites=true.",
+                setting=None if self._injected else _SETTING,
+            )
         if "w" not in concern:
             concern["w"] = "majority"
         if concern["w"] == "majority":
@@ -334,13 +376,18 @@ class MongoService:
         )
         seconds = client.options.timeout or settings.mongo_timeout_ms / 1000  # one in the URI wins
         setting = _SETTING if self._injected is None else None
-        endpoint = Endpoint("MongoDB", setting, partial(_hosts, client))
-        return MongoState(client, database, seconds, endpoint, owned=self._injected is None)
+        srv = self._injected is None and settings.mongo_connection_string.get_secret_value().startswith(_SRV)
+        return MongoState(client, database, seconds, setting, srv=srv, owned=self._injected is None)
 
     @property
     def settings(self) -> Settings:
         """The settings in force."""
         return self._settings()
+
+    @property
+    def logger(self) -> LoggerService:
+        """The logger of the container."""
+        return self._logger
 
     @property
     def client(self) -> Client:
@@ -421,7 +468,7 @@ class MongoService:
 
 def _hosts(client: Client) -> str | None:
     addresses = client.topology_description.server_descriptions()
-    return ",".join(host if port is None else f"{host}:{port}" for host, port in addresses) or None
+    return ",".join(to_text(host, port) for host, port in addresses) or None
 
 
 def _open_mongo(settings: Settings) -> Client:
@@ -429,7 +476,7 @@ def _open_mongo(settings: Settings) -> Client:
     timeout = settings.mongo_timeout_ms
     options: dict[str, Any] = {
         "appName": "backtest-persist",
-        "connectTimeoutMS": timeout,
+        "connectTimeoutMS": int(timeout * _DNS_SHARE) if uri.startswith(_SRV) else timeout,
         "maxPoolSize": settings.mongo_max_pool_size,
         "serverSelectionTimeoutMS": timeout,
         "timeoutMS": timeout,

@@ -65,6 +65,7 @@ class PerLoop(Generic[T]):
         for other in list(self._entries):  # one by one, as another thread may be adding its own
             if other.is_closed():
                 self._entries.pop(other, None)
+        self._retired = [entry for entry in self._retired if not entry[0].is_closed()]
         value = self._create()
         guard = self._guard(loop, value)
         with suppress(StopIteration):  # runs to the yield: there is no suspension before it
@@ -80,6 +81,7 @@ class PerLoop(Generic[T]):
             entry = self._entries.get(loop)
             if entry is not None and entry[0] is value:
                 del self._entries[loop]
+            self._retired = [entry for entry in self._retired if entry[1][0] is not value]
             if os.getpid() == owner:
                 await WithoutAsyncgenHooks(self._close(value))
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 from bson import BSON
 
 from backtest_persist.connections import CODEC_OPTIONS, Document, to_plain
+from backtest_persist.core.null_payload import absent_fields, present_fields
 
 __all__ = ("holds",)
 
@@ -16,8 +17,11 @@ def holds(document: Document, fields: Mapping[str, Any]) -> bool:
 
     An ``updatedDate``, here or in a payload, says when a value was written, not what it is, and is not compared.
     """
-    sent = to_plain(BSON.encode(fields).decode(CODEC_OPTIONS))
-    return all(name in document and _equal(document[name], sent[name]) for name in _compared(sent))
+    absent = absent_fields(fields)
+    sent = to_plain(BSON.encode(present_fields(fields)).decode(CODEC_OPTIONS))
+    return all(document.get(name) is None for name in absent) and all(
+        name in document and _equal(document[name], sent[name]) for name in _compared(sent)
+    )
 
 
 def _equal(one: Any, other: Any) -> bool:

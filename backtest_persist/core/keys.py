@@ -100,15 +100,15 @@ def _by_field(check: Any) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
-def _frame(value: Any, info: ValidationInfo) -> str:
-    return "" if value == "" and info.context == STORED else checked_name(value, info.field_name or "key")
+def _checked_frame(value: Any, what: str) -> str:
+    return checked_name(value, what) if value != "" or not isinstance(value, str) else ""
 
 
 STORED = "stored"
 """The validation context of what a store holds already."""
 
-FrameName = Annotated[str, BeforeValidator(_frame)]
-"""A name; in documents that the original wrote in live trading, which has no frame, it is empty."""
+FrameName = Annotated[str, _by_field(_checked_frame)]
+"""A name that may be empty: live trading has no frame."""
 
 Name = Annotated[str, _by_field(checked_name)]
 Flag = Annotated[bool, _by_field(checked_flag)]

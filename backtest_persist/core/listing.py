@@ -1,6 +1,7 @@
 """Listing: cursors over many documents, decoded in bulk, each batch an operation with its deadline."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
@@ -34,6 +35,7 @@ _TYPES_AFTER: Mapping[type[Any], Sequence[str]] = {
 }
 _FAST_OPTIONS: CodecOptions[Document] = CODEC_OPTIONS.with_options(document_class=dict)
 """Decodes twice as fast, and makes a `DBRef` of what looks like one."""
+_REFERENCE = re.compile(rb"\$ref")
 _LARGE_DOCUMENT = 1024 * 1024
 """The size that a document is taken for before one was read or written."""
 _RAW_OPTIONS: CodecOptions[Any] = CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
@@ -219,4 +221,5 @@ class Finder:
 
 
 def _decode(raw: bytes) -> list[Document]:
-    return _decode_all(raw, CODEC_OPTIONS if b"$ref" in raw else _FAST_OPTIONS)
+    """Decode documents, one after another; `raw` may be a view, in which only a pattern is found fast."""
+    return _decode_all(raw, CODEC_OPTIONS if _REFERENCE.search(raw) else _FAST_OPTIONS)

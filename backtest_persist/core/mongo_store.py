@@ -29,7 +29,7 @@ from backtest_persist.core.row import Context, Row, to_wire, utc_now
 from backtest_persist.core.schema import Schema
 from backtest_persist.core.updates import inserting, removing, replacing
 from backtest_persist.core.write_queue import Write, WriteQueue, partly_done
-from backtest_persist.errors import InvalidPayloadError
+from backtest_persist.errors import IndexConflictError, InvalidPayloadError
 
 __all__ = ("MongoStore", "Restored", "as_operation")
 
@@ -115,6 +115,7 @@ class MongoStore(Generic[C, R]):
         self.stats = Stats()
         self.mongo = mongo
         self._ids = IdIndex(redis, cache)
+        self._warned = False
 
     async def wait_for_init(self) -> None:
         """Create and verify the indexes; done once per client, tried again after a failure."""
@@ -122,11 +123,21 @@ class MongoStore(Generic[C, R]):
 
     async def ready(self, *, patience: float | None = None) -> MongoState:
         """Return what the running event loop holds of MongoDB, once the collection is prepared there."""
-        return await self.mongo.prepared(self.schema.collection, self._prepare, patience=patience)
+        name = self.schema.collection
+        state = await self.mongo.prepared(name, self._prepare, patience=patience)
+        while name in state.read_only:  # until somebody has migrated it
+            state.read_only.discard(name)
+            state.prepared.discard(name)
+            state = await self.mongo.prepared(name, self._prepare, patience=patience)
+        return state
+
+    async def readable(self) -> MongoState:
+        """Return the same, for reads alone: a narrow index of an older release prevents none, and is one warning."""
+        return await self.mongo.prepared(self.schema.collection, self._prepare_for_reads)
 
     async def prepared(self) -> Collection:
-        """Return the collection, once it is prepared."""
-        return self.schema.of(await self.ready())
+        """Return the collection, once it is prepared for reads."""
+        return self.schema.of(await self.readable())
 
     def operation(self, verb: str, *, write: bool = False) -> AbstractAsyncContextManager[None]:
         """Begin one operation of this collection: a deadline, translated errors, and closing waits for it."""
@@ -137,7 +148,7 @@ class MongoStore(Generic[C, R]):
     async def find(self, context: C) -> R | None:
         """Return the row of a context, cache first; reads that wait at the same time share their commands."""
         since = time.monotonic()
-        state = await self.ready()
+        state = await self.readable()
         self.stats.reads += 1
         self.stats.lookups += 1
         return await self._in_flight(state).lookup.ask(context, since)
@@ -285,8 +296,9 @@ class MongoStore(Generic[C, R]):
         Several times faster than upserts; the unique index decides between writers. Returns how many are new.
         """
         stored = 0
-        with self.mongo.accept() as state:
-            collection = await self.prepared()
+        with self.mongo.accept():
+            state = await self.ready()
+            collection = self.schema.of(state)
             for start in range(0, len(documents), chunk_size):
                 chunk = documents[start : start + chunk_size]
                 now = utc_now()
@@ -346,7 +358,7 @@ class MongoStore(Generic[C, R]):
         """Find the documents of many contexts by one query, without the cache."""
         if not contexts:
             return {}
-        collection = await self.prepared() if prepare else self.mongo.collection(self.schema.collection)
+        collection = self.schema.of(await self.ready()) if prepare else self.mongo.collection(self.schema.collection)
         self.stats.reads += 1
         found = await collection.find({"$or": [context.to_filter() for context in contexts]}).to_list(None)
         by_values: dict[Any, C] = {tuple(context.to_filter().values()): context for context in contexts}
@@ -378,3 +390,16 @@ class MongoStore(Generic[C, R]):
     async def _prepare(self, state: MongoState) -> None:
         self._ids.check()  # before anything is written
         await self.schema.prepare(state)
+
+    async def _prepare_for_reads(self, state: MongoState) -> None:
+        try:
+            await self._prepare(state)
+        except IndexConflictError as error:
+            if not error.narrow:
+                raise
+            state.read_only.add(self.schema.collection)
+            if not self._warned:
+                self._warned = True
+                names = ",".join(error.indexes)
+                effect = "reads work, writes are an IndexConflictError until `backtest-persist migrate` has dropped it"
+                self.mongo.logger.warning("mongo.narrow_index", collection=error.collection, index=names, effect=effect)

@@ -19,10 +19,11 @@ def _removed(value: Any, info: ValidationInfo) -> Any:
 class RemovableRow(Row):
     """A row that can be a tombstone; an object payload then carries ``removed: true`` as well.
 
-    Where the field is missing or null, as another program may leave it, the payload tells.
+    Where the field is missing or null, as another program may leave it, the payload tells. A document without a
+    payload lacks the field; see `core.null_payload`.
     """
 
-    payload: Payload | None
+    payload: Payload | None = None
     removed: Annotated[bool, BeforeValidator(_removed)] = Field(default=cast("bool", None), validate_default=True)
 
 

@@ -16,6 +16,8 @@ from bson import encode
 from bson.int64 import Int64
 from bson.raw_bson import RawBSONDocument
 
+from backtest_persist.core.null_payload import absent_fields, present_fields
+
 __all__ = ("CONVERSION_FAILURE", "inserting", "removing", "replacing")
 
 CONVERSION_FAILURE = 241
@@ -29,14 +31,16 @@ def replacing(names: tuple[str, ...], fields: Mapping[str, Any], now: datetime) 
 
     A document without a usable ``createDate``, from another program, gets that of its id.
     """
-    raw = encode({**fields, "updatedDate": now})
+    raw = encode({**present_fields(fields), "updatedDate": now})
     checked = {"createDate": _create_date(now), "__v": _version(names)}
-    return [{"$replaceWith": {"$mergeObjects": ["$$ROOT", _literal(raw), checked]}}], len(raw)
+    update: list[dict[str, Any]] = [{"$replaceWith": {"$mergeObjects": ["$$ROOT", _literal(raw), checked]}}]
+    absent = absent_fields(fields)
+    return [*update, {"$unset": [*absent]}] if absent else update, len(raw)
 
 
 def inserting(names: tuple[str, ...], fields: Mapping[str, Any], now: datetime) -> tuple[Any, int]:
     """Return the update that stores these fields where no document is stored yet, and its size."""
-    raw = encode({**fields, "updatedDate": now, "createDate": now, "__v": 0})
+    raw = encode({**present_fields(fields), "updatedDate": now, "createDate": now, "__v": 0})
     inserted = {"$mergeObjects": ["$$ROOT", _literal(raw)]}
     is_new = {"$eq": [{"$type": "$_id"}, "missing"]}
     return [{"$replaceWith": _unless_array(names, {"$cond": [is_new, inserted, "$$ROOT"]})}], len(raw)

@@ -194,9 +194,8 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
             call.future.cancel()
             raise
         finally:
-            size = self.size_of(item)
-            self._bytes += size - call.size
-            call.size = size
+            call.bytes_before, call.size = self._bytes, self.size_of(item)
+            self._bytes += call.size
             call.submitted_at = time.monotonic()
             self._dispatch_soon()
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from pydantic import ValidationError
+
 from backtest_persist.core.domain import Domain, Family
 from backtest_persist.core.ohlcv import NUMBERS
 from backtest_persist.domains import DOMAINS
+from backtest_persist.errors import InvalidKeyError
 from backtest_persist.registry import Registry
 
 __all__ = (
@@ -27,6 +30,7 @@ __all__ = (
     "gather_in_batches",
     "has_a_flag",
     "has_many_contexts",
+    "has_optional_names",
     "is_append_only",
     "is_by_mode",
     "is_candle_series",
@@ -178,6 +182,19 @@ class Subject:
         return self._positions_of(str)
 
     @cached_property
+    def optional_positions(self) -> tuple[int, ...]:
+        """The positions of names that may be empty, as the frame of live trading is."""
+        return tuple(position for position in self.name_positions if self._may_be_empty(self.fields[position]))
+
+    def _may_be_empty(self, field: str) -> bool:
+        sample = {name: self._sample_of(name) for name in self.domain.context_type.model_fields}
+        try:
+            self.domain.context_type.model_validate({**sample, field: ""})
+        except (InvalidKeyError, ValidationError):
+            return False
+        return True
+
+    @cached_property
     def flag_positions(self) -> tuple[int, ...]:
         """The positions of parts that are True or False."""
         return self._positions_of(bool)
@@ -325,6 +342,11 @@ Selection = Callable[[Subject], bool]
 def is_packaged(subject: Subject) -> bool:
     """Whether it is a domain of the package, whose adapters have a protocol in `backtest_persist.contracts`."""
     return subject.domain in DOMAINS
+
+
+def has_optional_names(subject: Subject) -> bool:
+    """Whether a name of its context may be empty."""
+    return bool(subject.optional_positions)
 
 
 def is_value(subject: Subject) -> bool:

@@ -187,11 +187,16 @@ def test_every_field_of_an_own_row_is_read_as_its_type() -> None:
     assert FeeRow.from_documents([{**DOCUMENT, **stored}]) == [row]
 
 
-def test_a_stored_frame_may_be_empty() -> None:
-    """The original leaves it empty in live trading; a context here needs one."""
+def test_a_frame_may_be_empty() -> None:
+    """The original leaves it empty in live trading; no other name may be, and a frame is a str like other names."""
     assert PriceRow.from_document({**DOCUMENT, "frameName": ""}).frame_name == ""
-    with pytest.raises(InvalidKeyError, match="frame_name"):
-        PriceContext(symbol="BTC", frame_name="", open_time=0, backtest=True)
+    assert PriceContext(symbol="BTC", frame_name="", open_time=0, backtest=True).cache_key == "BTC::0"
+    unusable: list[Any] = [None, 0, b"", [], {}, "a\0b"]
+    for bad in unusable:
+        with pytest.raises(InvalidKeyError, match="frame_name"):
+            PriceContext(symbol="BTC", frame_name=bad, open_time=0, backtest=True)
+    with pytest.raises(InvalidKeyError, match="symbol must not be empty"):
+        PriceContext(symbol="", frame_name="", open_time=0, backtest=True)
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
