@@ -30,6 +30,7 @@ __all__ = (
     "Subject",
     "candle",
     "gather_in_batches",
+    "has_a_flag",
     "has_many_contexts",
     "has_optional_names",
     "is_append_only",
@@ -447,6 +448,11 @@ def tells_presence(subject: Subject) -> bool:
 def is_disposable(subject: Subject) -> bool:
     """Whether the adapter has a method ``dispose``."""
     return hasattr(subject.domain.adapter, "dispose")
+
+
+def has_a_flag(subject: Subject) -> bool:
+    """Whether a part is True or False, such as the mode."""
+    return bool(subject.flag_positions)
 
 
 def has_many_contexts(subject: Subject) -> bool:
