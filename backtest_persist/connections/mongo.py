@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -24,7 +24,7 @@ from pymongo.errors import PyMongoError
 from backtest_persist.connections.deadlines import Deadline, StepTimer, driver_timeout
 from backtest_persist.connections.drivers import Client, Collection, driver_of, is_client, open_client
 from backtest_persist.connections.endpoint import Endpoint
-from backtest_persist.connections.per_loop import LoopAffinity, PerLoop, closed_error
+from backtest_persist.connections.per_loop import LoopAffinity, PerLoop, closed_error, joined
 from backtest_persist.connections.selection import ServerSelection, to_text
 from backtest_persist.connections.translation import Operation, mongo_errors, timed_out
 from backtest_persist.connections.values import CODEC_OPTIONS, Document
@@ -68,6 +68,20 @@ D = TypeVar("D", bound=Drainable)
 T = TypeVar("T")
 
 
+class _Preparation:
+    """An attempt to prepare a collection, which all those share who wait for it."""
+
+    def __init__(self, collection: str) -> None:
+        self.collection = collection
+        self.progress = "what was sent with other settings is still in progress; try again"
+        self.task: asyncio.Task[None]
+
+    def unfinished(self) -> StoreUnavailableError:
+        """Return the error of those who have waited long enough."""
+        problem = f"Nothing was asked of {self.collection}: {self.progress}."
+        return StoreUnavailableError(problem, collection=self.collection, server="MongoDB", reason=ErrorReason.BUSY)
+
+
 class MongoState:
     """The MongoDB side of one event loop: its client, and the calls that are in progress."""
 
@@ -85,6 +99,8 @@ class MongoState:
         self.database = database
         self.seconds = seconds
         self.prepared: set[str] = set()
+        self.read_only: set[str] = set()
+        """Those of the prepared collections that cannot be written to, by their indexes."""
         self._selection = ServerSelection(client, srv=srv)
         self._endpoint = Endpoint(
             "MongoDB",
@@ -99,9 +115,10 @@ class MongoState:
         self._calls = 0
         self._idle = asyncio.Event()
         self._collections: dict[str, Collection] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._preparing: dict[tuple[str, object], _Preparation] = {}
         self._drainables: dict[str, Drainable] = {}
         self._settling: dict[str, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[None]] = set()
 
     @property
     def limit(self) -> Callable[[float], AbstractAsyncContextManager[None]] | None:
@@ -120,6 +137,12 @@ class MongoState:
         if name not in self._drainables:
             self._drainables[name] = create(self)
         return cast("D", self._drainables[name])
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let work go on that nobody waits for but `close`; it bounds itself, and raises nothing."""
+        task = asyncio.get_running_loop().create_task(work, context=Context())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def start_session(self) -> Any:
         """Start an explicit session."""
@@ -178,6 +201,8 @@ class MongoState:
                     await self._idle.wait()
                 for drainable in self._drainables.values():  # last, as the calls may have sent something by them
                     await drainable.drain()
+                if self._background:
+                    await asyncio.wait(self._background)
 
     async def end(self) -> None:
         """Let nothing that was sent have an effect later; bounded by one deadline."""
@@ -197,36 +222,37 @@ class MongoState:
     ) -> None:
         """Let `prepare` succeed once for this collection, after all that was sent to it by the clients `before`.
 
-        One that another caller has begun is waited for, as long as an operation may take, or `patience` in seconds;
-        `prepare` may then take its own time.
+        Those who call with the same `prepare` share one attempt, and wait for it as long as an operation may take, or
+        `patience` in seconds; `prepare` bounds itself.
         """
-        until = time.monotonic() + (patience or self.seconds)
-        lock = self._locks.setdefault(name, asyncio.Lock())
+        attempt = self._preparing.get((name, prepare))
+        if attempt is None:
+            attempt = _Preparation(name)
+            attempt.task = asyncio.create_task(self._prepare(attempt, prepare, before), context=Context())
+            self._preparing[name, prepare] = attempt
+            attempt.task.add_done_callback(lambda _: self._preparing.pop((name, prepare)))
+        try:
+            with self.track():
+                await joined(attempt.task, patience or self.seconds)
+        except TimeoutError:
+            raise attempt.unfinished() from None
+
+    async def _prepare(
+        self,
+        attempt: "_Preparation",
+        prepare: "Callable[[MongoState], Awaitable[None]]",
+        before: "Sequence[MongoState]",
+    ) -> None:
         with self.track():
-            problem = "what was sent with other settings is still in progress; try again"
             try:
-                async with asyncio.timeout(patience or self.seconds):
+                async with asyncio.timeout(self.seconds):
                     for state in before:
-                        await state._settled(name)
-                    problem = "its indexes are still being created; await wait_for_init() first"
-                    await lock.acquire()
+                        await state._settled(attempt.collection)
             except (BacktestPersistError, TimeoutError) as error:
-                raise StoreUnavailableError(
-                    f"Nothing was asked of {name}: {problem}.",
-                    collection=name,
-                    server="MongoDB",
-                    reason=ErrorReason.BUSY,
-                ) from error
-            try:
-                if name not in self.prepared:
-                    seconds = until - time.monotonic()
-                    async with (
-                        nullcontext() if patience else self.deadline(Operation("prepare the indexes", name), seconds)
-                    ):
-                        await prepare(self)
-                    self.prepared.add(name)
-            finally:
-                lock.release()
+                raise attempt.unfinished() from error
+            attempt.progress = "its indexes are still being created; await wait_for_init() first"
+            await prepare(self)
+        self.prepared.add(attempt.collection)
 
     async def _settled(self, name: str) -> None:
         """`Drainable.settle` for this collection, shared by all who wait for it, and by nobody else."""
@@ -261,6 +287,8 @@ class MongoState:
             await self.end()
         finally:
             self._timer.close()
+            for attempt in list(self._preparing.values()):  # building an index may take longer than that
+                attempt.task.cancel()
             if self._owned:
                 left = max(until - time.monotonic(), STEP_SECONDS)
                 with driver_timeout(self.client, left):  # the driver tells the server that its sessions end, and waits
@@ -311,7 +339,7 @@ class MongoService:
             given = f"{type(client).__module__}.{type(client).__name__}"
             raise SettingsError(f"The mongo_client must be an AsyncIOMotorClient or an AsyncMongoClient, not {given}.")
         self._settings = settings
-        self._logger = logger
+        self.logger = logger
         self._injected = client
         self._affinity = LoopAffinity("MongoDB")
         self._states = PerLoop(self._open, MongoState.close)
@@ -340,7 +368,7 @@ class MongoService:
         if concern["w"] == "majority":
             concern.pop("j", None)  # with a majority, j=false makes every write slower
         if client.read_preference != ReadPreference.PRIMARY:
-            self._logger.warning(
+            self.logger.warning(
                 "mongo.read_preference", ignored=True, why="only the primary shows every acknowledged write"
             )
         database = client.get_default_database(
@@ -391,6 +419,10 @@ class MongoService:
     def accept(self) -> AbstractContextManager[MongoState]:
         """Begin something that `close` waits for; refused after `close`."""
         return self._open_state().track()
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let work go on in the running event loop that nobody waits for but `close`; see `MongoState.background`."""
+        self._states.get().background(work)
 
     def operation(self, operation: Operation) -> AbstractAsyncContextManager[None]:
         """Begin one operation: `accept` with its deadline; errors name the operation."""

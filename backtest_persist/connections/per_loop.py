@@ -11,11 +11,12 @@ from anyio import CancelScope
 
 from backtest_persist.connections.workarounds import WithoutAsyncgenHooks
 from backtest_persist.errors import (
+    BacktestPersistError,
     ClosedError,
     SettingsError,
 )
 
-__all__ = ("LoopAffinity", "PerLoop", "closed_error", "uncancelled")
+__all__ = ("LoopAffinity", "PerLoop", "closed_error", "joined", "uncancelled")
 
 
 T = TypeVar("T")
@@ -132,6 +133,19 @@ class PerLoop(Generic[T]):
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=PerLoop.disinherit)
+
+
+async def joined(task: "asyncio.Task[T]", seconds: float | None = None) -> T:
+    """Wait for a task together with others, none of whom cancels it; each gets its own copy of an error of ours.
+
+    Raises `TimeoutError` after so many seconds.
+    """
+    if not (await asyncio.wait([task], timeout=seconds))[0]:
+        raise TimeoutError
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, BacktestPersistError):
+        raise error.copy()
+    return task.result()
 
 
 async def uncancelled(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

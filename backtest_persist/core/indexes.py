@@ -16,6 +16,7 @@ __all__ = (
     "BAD_HINT",
     "Index",
     "drop_narrow_indexes",
+    "is_unique",
     "missing_indexes",
     "narrow_indexes",
     "prepare_indexes",
@@ -82,6 +83,14 @@ def unique_hint(fields: Sequence[str]) -> dict[str, int]:
 async def narrow_indexes(collection: Collection, fields: Sequence[str]) -> list[str]:
     """Name the unique indexes on only a part of `fields`: under them two contexts cannot both be stored."""
     return [index.name for index in _narrow(await _found(collection), fields)]
+
+
+async def is_unique(collection: Collection, fields: Sequence[str]) -> bool:
+    """Whether a unique index, of these fields or of a part of them, keeps two documents of one context apart."""
+    return any(
+        index.unique and index.usable and index.name != "_id_" and {field for field, _ in index.keys} <= set(fields)
+        for index in await _found(collection)
+    )
 
 
 async def drop_narrow_indexes(collection: Collection, fields: Sequence[str]) -> list[str]:
@@ -181,8 +190,8 @@ async def _create(collection: Collection, fields: Sequence[str], missing: Sequen
     except DuplicateKeyError:
         raise IndexConflictError(
             f"{collection.name} holds several documents of one context, so its unique index on "
-            f"{', '.join(fields)} cannot be built. Group by these fields to find them, keep one document of each "
-            "context, and start again.",
+            f"{', '.join(fields)} cannot be built. Run `backtest-persist migrate` to see them, and `backtest-persist "
+            "migrate --keep newest` to keep one document of each context and move the others to a file.",
             collection=collection.name,
             reason=ErrorReason.DUPLICATES,
         ) from None

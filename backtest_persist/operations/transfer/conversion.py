@@ -12,7 +12,7 @@ from backtest_persist.core.ohlcv import checked_candle
 from backtest_persist.core.payload import encode_list, encode_payload
 from backtest_persist.core.row import Context, Row, wire_when
 from backtest_persist.domains.candle import CandleRow
-from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
+from backtest_persist.errors import InvalidPayloadError
 from backtest_persist.operations.domains import DomainServices
 
 __all__ = ("check_id", "to_document", "to_text")
@@ -41,9 +41,7 @@ def to_text(domain: DomainServices, row: Row) -> bytes:
     """
     description = f"{domain.name} {row.id}"
     if isinstance(row, CandleRow):
-        return codec.dumps(checked_candle(row.symbol, row.interval, row.exchange_name, row.data()))
-    if getattr(row, "frame_name", None) == "" and getattr(row, "backtest", False):
-        raise InvalidKeyError(f"{description}: frame_name must not be empty in a backtest.")
+        return codec.dumps(checked_candle(row.symbol, row.interval, row.exchange_name, row.data(), lambda: True))
     layout = domain.layout
     fields = {
         wire: _encode(wire, getattr(row, name), description)
