@@ -1,5 +1,6 @@
 """One connection to Redis: commands, the look at the server behind it, and what becomes of bytes that were not sent."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -36,7 +37,7 @@ class _Connection:
     """The commands by one connection of redis-py: half the work of a client, whose retries we do not need."""
 
     _connection: Any
-    _transport: Any = None
+    _transport: asyncio.WriteTransport | None = None
 
     async def execute(self, *command: str | bytes | int) -> Any:
         """Send a command and return its answer."""
@@ -64,12 +65,16 @@ class _Connection:
     def _opened(self) -> None:
         self._transport = transport_of(self._connection)
 
+    @property
+    def _is_closing(self) -> bool:
+        return self._transport is not None and self._transport.is_closing()
+
     def abort(self) -> None:
         """Drop what was not sent yet, and the connection: otherwise a write would arrive after a later one."""
-        if self._transport is not None:
-            self._transport.abort()
-        if self._connection is not None and self._connection.is_connected:  # again, by redis-py
-            transport_of(self._connection).abort()
+        current = None if self._connection is None else transport_of(self._connection)  # redis-py may have reconnected
+        for transport in (self._transport, current):
+            if transport is not None:
+                transport.abort()
 
     async def _look(self) -> None:
         """Raise `UnsupportedServerError` if the server is a node of a cluster or a Sentinel."""
@@ -92,7 +97,7 @@ class OwnConnection(_Connection):
     async def _open(self) -> None:
         """Leave a connection that the server has closed meanwhile, or that was aborted."""
         connection = self._connection
-        if connection.is_connected and (self._transport.is_closing() or await connection.can_read()):
+        if connection.is_connected and (self._is_closing or await connection.can_read()):
             await connection.disconnect(nowait=True)
         if not connection.is_connected:
             await connection.connect()
@@ -132,7 +137,7 @@ class BorrowedConnection(_Connection):
         """Return the connection to the pool of the client."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            if self._transport.is_closing():
+            if self._is_closing:
                 await connection.disconnect(nowait=True)
             await self._pool.release(connection)
 

@@ -114,8 +114,8 @@ async def raise_swallowed_cancellation(task: asyncio.Task[Any], requests: int, e
         raise asyncio.CancelledError
 
 
-def transport_of(connection: Any) -> asyncio.Transport:
-    """Return the transport of an open connection of redis-py, so that it can be aborted.
+def transport_of(connection: Any) -> asyncio.WriteTransport | None:
+    """Return the transport of an open connection of redis-py, so that it can be aborted; None for another connection.
 
     When a command is cancelled while it is being sent, redis-py closes its `StreamWriter`, which goes on sending what
     is in its buffer: a ``SET`` of many megabytes arrives seconds after its caller was told that it timed out. There is
@@ -123,7 +123,8 @@ def transport_of(connection: Any) -> asyncio.Transport:
 
     Not reported; redis-py 8.1, ``redis/asyncio/connection.py``, ``AbstractConnection.disconnect``.
     """
-    return connection._writer.transport
+    writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
+    return None if writer is None else writer.transport
 
 
 class WithoutAsyncgenHooks(Awaitable[T], Generator[Any, Any, T]):
