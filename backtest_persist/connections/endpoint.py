@@ -59,7 +59,7 @@ _OWN_SERVERS = {
 
 
 def start_advice(said: str, endpoint: Endpoint, *, was_known: bool) -> str:
-    """Return what to do about a server that cannot be reached."""
+    """Return what to do about a server that cannot be used; one that refuses connections here is to be started."""
     setting = endpoint.setting or "the address of the client"
     if _HAS_NO_ADDRESS.search(said):
         return f"Check the host in {setting}, and the name server"

@@ -231,10 +231,13 @@ class MongoState:
             attempt.task = asyncio.create_task(self._prepare(attempt, prepare, before), context=Context())
             self._preparing[name, prepare] = attempt
             attempt.task.add_done_callback(lambda _: self._preparing.pop((name, prepare)))
+            attempt.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # they may be gone
         try:
             with self.track():
                 await joined(attempt.task, patience or self.seconds)
         except TimeoutError:
+            if not self._selection.is_known:
+                raise self.timed_out(Operation("reading the indexes", name)) from None
             raise attempt.unfinished() from None
 
     async def _prepare(

@@ -347,7 +347,7 @@ class _Facts(dict[str, Any]):
             return _dns_advice(self._error, self._endpoint)
         outage = self._outage()
         if outage is None:
-            return "Check the server and try again"
+            return start_advice(str(self._error), self._endpoint, was_known=True)
         if connection_advice(outage.problem, self._endpoint):
             return ""
         if outage.has_members:

@@ -13,6 +13,7 @@ from pymongo.errors import ConfigurationError
 from backtest_persist import ClosedError, ErrorReason, Settings, SettingsError, StoreUnavailableError
 from backtest_persist.connections import MongoService, MongoState, Operation
 from backtest_persist.connections.drivers import open_client
+from backtest_persist.connections.selection import ServerSelection
 from backtest_persist.logger import LoggerService
 
 DRIVERS: tuple[Literal["motor", "pymongo"], ...] = ("motor", "pymongo")
@@ -161,8 +162,10 @@ async def test_closing_waits_for_the_calls_in_progress() -> None:
     await task
 
 
-async def test_a_preparation_that_another_caller_has_begun_is_waited_for_within_the_deadline() -> None:
-    """Then the call is told that nothing was sent, and why."""
+async def test_a_preparation_that_another_caller_has_begun_is_waited_for_within_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Then the call is told that nothing was sent, and why: there is no server, or an index is being built."""
     mongo = service()
 
     async def prepare(state: MongoState) -> None:
@@ -170,6 +173,9 @@ async def test_a_preparation_that_another_caller_has_begun_is_waited_for_within_
 
     preparing = asyncio.create_task(mongo.prepared("signal-items", prepare, patience=1))
     await asyncio.sleep(0)
+    with pytest.raises(StoreUnavailableError, match="signal-items: no primary answers: localhost:1 "):
+        await mongo.prepared("signal-items", prepare)
+    monkeypatch.setattr(ServerSelection, "is_known", True)
     with pytest.raises(StoreUnavailableError, match="Nothing was asked of signal-items") as caught:
         await mongo.prepared("signal-items", prepare)
     assert (caught.value.collection, caught.value.reason) == ("signal-items", ErrorReason.BUSY)
