@@ -216,6 +216,7 @@ async def _received_of_a_cancelled_command(*, aborted: bool) -> int:
             async with asyncio.timeout(0.05):
                 await connection.send_command("SET", "k", b"v" * 9_000_000)
         if aborted:
+            assert transport is not None
             transport.abort()
         reading.set()
         return await received
