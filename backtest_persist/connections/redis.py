@@ -289,6 +289,8 @@ def _open_pool(settings: Settings, pool_type: type[ConnectionPool]) -> Connectio
     if pool_type is BlockingConnectionPool:
         options |= dict.fromkeys(("socket_timeout", "timeout"), options["socket_connect_timeout"])
     options = {**connection_options(settings), **options}
+    if pool_type is ConnectionPool:
+        options.setdefault("protocol", 2)  # whose handshake takes half the time
     with suppress(Exception):  # whose message can quote the URL, so it is not even the context of ours
         pool = pool_type(**options)
         pool.make_connection()  # which does not connect, but refuses unknown options

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import socket
@@ -41,7 +42,7 @@ __all__ = (
 
 def free_ports(*, offset: int = 1) -> tuple[int, int]:
     """Return two TCP ports that are free, the second one so much above the first one."""
-    for port in range(20_000, 40_000, 7):
+    for port in random.sample(range(12_000, 22_000), 100):  # other processes of the tests look for some, too
         with suppress(OSError), socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", port))
             second.bind(("127.0.0.1", port + offset))
