@@ -1,15 +1,18 @@
 """``initiate``, ``migrate`` and ``doctor``: the commands on the servers themselves."""
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from backtest_persist import operations
 from backtest_persist.cli.command import INCOMPLETE, Flag, open_container, print_json
@@ -153,8 +156,21 @@ def _show_diagnosis(diagnosis: Diagnosis) -> None:
     width = max(len(finding.check) for finding in diagnosis.findings)
     for finding in diagnosis.findings:
         level = f"[{_COLOURS[finding.level]}]{finding.level:8}[/]"
-        console.print(f"{level} {finding.check:{width}}  {escape(finding.text)}", soft_wrap=True)
+        head = f"{level} {finding.check:{width}}  {escape(finding.text)}"
+        if Text.from_markup(head).cell_len <= console.width:
+            console.print(head)
+        else:
+            console.print(f"{level} {finding.check}")
+            _print_indented(console, finding.text)
         if finding.advice:
-            console.print(f"{'':8} {'':{width}}  -> {escape(finding.advice)}", soft_wrap=True)
+            _print_indented(console, f"-> {finding.advice}")
     levels = Counter(finding.level for finding in diagnosis.findings)
     console.print(", ".join(f"{level}: {levels[level]}" for level in Level))
+
+
+def _print_indented(console: Console, text: str) -> None:
+    """Print a text below the checks, wrapped between words; an address stays whole, and so does a `command`."""
+    indent = " " * 9
+    whole = re.sub("`[^`]+`", lambda command: command[0].replace(" ", "\0"), text)
+    lines = TextWrapper(console.width, indent, indent, break_long_words=False, break_on_hyphens=False).wrap(whole)
+    console.print(escape("\n".join(lines).replace("\0", " ")), soft_wrap=True)

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from pymongo import ASCENDING
@@ -12,7 +13,7 @@ from backtest_persist.core.indexes import Index
 from backtest_persist.core.keys import checked_limit, to_object_id
 from backtest_persist.core.lookup import Stats
 from backtest_persist.core.mongo_store import MongoStore
-from backtest_persist.core.payload import encode_payload
+from backtest_persist.core.payload import Deferred, encode_or_defer, encode_payload
 from backtest_persist.core.query import Filter, Sort
 from backtest_persist.core.row import Context, Row
 from backtest_persist.core.schema import Schema
@@ -143,12 +144,15 @@ class DbService(Generic[C, R]):
 
     # --- for the domains ---
 
-    def encoded(self, payload: PayloadInput | None, context: C) -> dict[str, Any] | None:
-        """Return a payload as it is stored, None for None; `InvalidPayloadError` for one that cannot be, exactly."""
-        return encode_payload(payload, lambda: f"{self.collection} ({context.describe()})")
+    def encoded(self, payload: PayloadInput | None, context: C) -> dict[str, Any] | Deferred[Any] | None:
+        """Return a payload as the store takes it, None for None; `InvalidPayloadError` for one that cannot be, exactly.
 
-    def encoded_entry(self, payload: PayloadInput, context: C) -> dict[str, Any]:
-        """Return the payload of a list entry, which is never None, as it is stored."""
+        A large one is `Deferred`: the store encodes it in a thread, and the caller leaves it unchanged meanwhile.
+        """
+        return encode_or_defer(partial(encode_payload, payload, lambda: f"{self.collection} ({context.describe()})"))
+
+    def encoded_entry(self, payload: PayloadInput, context: C) -> dict[str, Any] | Deferred[Any]:
+        """Return the payload of a list entry, which is never None, as the store takes it; see `encoded`."""
         encoded = self.encoded(payload, context)
         if encoded is None:
             what = f"{self.collection} ({context.describe()})"

@@ -1,12 +1,14 @@
 """MongoStore: the rows of one domain in a MongoDB collection, with the id index of Redis in front."""
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from functools import partial, wraps
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from bson import ObjectId
 from pymongo import ASCENDING, DESCENDING
@@ -20,10 +22,12 @@ from backtest_persist.core.id_index import IdIndex
 from backtest_persist.core.indexes import BUILD_SECONDS, drop_narrow_indexes, narrow_indexes
 from backtest_persist.core.listing import Batches, Listing
 from backtest_persist.core.lookup import Lookup, Stats
+from backtest_persist.core.off_loop import by_size
+from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.query import Filter, Sort, to_query, to_sort
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
 from backtest_persist.core.schema import Schema
-from backtest_persist.core.write_queue import Write, WriteQueue, partly_done
+from backtest_persist.core.write_queue import Write, WriteQueue, inserting, partly_done, replacing
 from backtest_persist.errors import IndexConflictError, InvalidPayloadError
 
 __all__ = ("MongoStore", "Restored", "as_operation")
@@ -66,6 +70,11 @@ def as_operation(
         return bounded
 
     return decorate
+
+
+def _encoded(fields: Mapping[str, Any], date: datetime) -> tuple[dict[str, Any], Any, int]:
+    encoded = encoded_fields(fields)
+    return encoded, *replacing(encoded, date)
 
 
 class Restored(Enum):
@@ -150,22 +159,41 @@ class MongoStore(Generic[C, R]):
         """
         since = time.monotonic()
         state = await self.ready()
-        write = Write(context, utc_now(), fields=fields)
-        return cast("R", await self._in_flight(state).writes.submit(write, since))
+        writes = self._in_flight(state).writes
+        write, date = Write(context, replaces=True, answer=("createDate",)), writes.date()
+        with state.errors(self.schema.operation("write", context, write=True)):
+            if is_deferred(fields):
+                async with writes.place(write) as call:
+                    fields, write.update, write.size = await asyncio.to_thread(_encoded, fields, date)
+                answer = call.future
+            else:
+                write.update, write.size = replacing(fields, date)
+                answer = writes.submit(write, since)
+        document = {**context.to_filter(), **fields, **await answer, "updatedDate": date}
+        return await by_size(write.size, self.schema.row_type.from_document, document)
 
-    async def update(self, context: C, update: Any, *, upsert: bool) -> R | None:
-        """Send an update of another kind, one atomic write, in its turn; None when there was nothing to update."""
+    async def update(self, context: C, update: Any, *, upsert: bool, answer: tuple[str, ...] | None = None) -> Any:
+        """Send an update of another kind, one atomic write, in its turn; those that wait at the same time share a bulk.
+
+        Returns the stored document, or these fields of it, or None when there was nothing to update.
+        """
         since = time.monotonic()
-        state = await self.ready()
-        return await self._in_flight(state).writes.submit(
-            Write(context, utc_now(), update=update, upsert=upsert), since
-        )
+        writes = self._in_flight(await self.ready()).writes
+        return await writes.submit(Write(context, update, upsert=upsert, answer=answer), since)
 
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Upsert many contexts in unordered bulks; returns how many are new. A cancelled caller cuts no bulk."""
         with self.mongo.accept():
             state = await self.ready()
-            return await self._in_flight(state).writes.upsert_many(writes, replace=replace)
+            queue = self._in_flight(state).writes
+            dates, command = queue.dates(len(writes)), replacing if replace else inserting
+
+            def encode() -> list[tuple[Any, int]]:
+                return [command(encoded_fields(fields), date) for (_, fields), date in zip(writes, dates, strict=True)]
+
+            deferred = any(is_deferred(fields) for _, fields in writes)
+            with state.errors(self.schema.operation(f"write of {len(writes)} items", write=True)):
+                return await queue.upsert_many([context for context, _ in writes], encode, deferred=deferred)
 
     async def soft_remove(self, context: C) -> bool:
         """Turn a document into a tombstone, in one atomic write."""
@@ -177,7 +205,7 @@ class MongoStore(Generic[C, R]):
             ]
         }
         update = [{"$set": {"removed": True, "payload": payload, "updatedDate": utc_now()}}]
-        return await self.update(context, update, upsert=False) is not None
+        return await self.update(context, update, upsert=False, answer=("removed",)) is not None
 
     async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
         """Return the rows of a part of the collection, without tombstones, oldest first."""
@@ -241,7 +269,7 @@ class MongoStore(Generic[C, R]):
         async def find() -> Batches:
             collection = await self.prepared()
             self.stats.reads += 1
-            return Batches(collection, query, batch_size=LIST_BATCH, **options)
+            return Batches(collection, query, batch_size=LIST_BATCH, background=self.mongo.background, **options)
 
         return Listing(find, partial(self.operation, "list"), lambda: self.mongo.has_client, build)
 

@@ -49,7 +49,10 @@ class Schema(Generic[C, R]):
 
     async def prepare(self, state: MongoState, *, usable: bool = True) -> None:
         """Create what is missing and verify the indexes; see `prepare_indexes`."""
-        await prepare_indexes(self.of(state), self.fields, self.secondary_indexes, state.seconds, usable=usable)
+        await state.select_server(self.operation("reading the indexes"))
+        await prepare_indexes(
+            self.of(state), self.fields, self.secondary_indexes, state.seconds, usable=usable, errors=state.errors
+        )
 
     async def prepare_again(self, state: MongoState) -> None:
         """Create the indexes of a collection that was dropped since it was prepared, or wait until they are usable."""

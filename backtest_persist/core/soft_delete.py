@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.db_service import C, DbService
-from backtest_persist.core.payload import Payload
+from backtest_persist.core.payload import Deferred, Payload
 from backtest_persist.core.row import Row
 
 __all__ = ("RemovableRow", "SoftDeleteDbService", "living_payload")
@@ -36,6 +36,8 @@ class SoftDeleteDbService(DbService[C, T]):
     def encoded_living(self, payload: PayloadInput | None, context: C) -> dict[str, Any]:
         """Return the fields that store a payload and revive its entry, unless the payload says it is removed."""
         encoded = self.encoded(payload, context)
+        if isinstance(encoded, Deferred):
+            return {"payload": encoded, "removed": Deferred(lambda: _says_removed(encoded.value()))}
         # a payload that says it is removed is a tombstone in the wire format
         return {"payload": encoded, "removed": _says_removed(encoded)}
 

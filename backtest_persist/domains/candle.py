@@ -239,7 +239,14 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         order = [("timestamp", ASCENDING)]
         query = series.window(start, end)
         async with aclosing(
-            Batches(collection, query, projection=projection, sort=order, batch_size=limit + 1)
+            Batches(
+                collection,
+                query,
+                projection=projection,
+                sort=order,
+                batch_size=limit + 1,
+                background=self.mongo_store.mongo.background,
+            )
         ) as found:
             return [document async for batch in found for document in batch]
 

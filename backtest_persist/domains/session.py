@@ -153,7 +153,8 @@ class PersistSessionInstance(PersistInstance[SessionDbService]):
         )
 
     async def dispose(self) -> None:
-        """Let go of the instance: what is stored stays, and nothing is held here that needs closing."""
+        """Let the registry forget this adapter; what is stored stays, and the adapter can still be used."""
+        self._dispose()
 
 
 SESSION = Domain(

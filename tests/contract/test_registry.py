@@ -226,3 +226,21 @@ async def test_an_entry_holds_no_lock_when_nobody_waits(persist: Registry) -> No
     await asyncio.gather(*(persist.state("sig", f"b{n % 500}") for n in range(1_000)))
     entry: Any = persist.state
     assert [len(locks) for locks in entry._locks.values()] == [0]
+
+
+@pytest.mark.parametrize("domain", ["dictionary", "memory", "session", "state"])
+async def test_an_entry_forgets_an_adapter_that_was_disposed(persist: Registry, domain: str) -> None:
+    """A run that disposes of each context it is done with does not grow; the next request builds another adapter."""
+    entry: Any = getattr(persist, domain)
+    context = ADAPTER_CONTEXTS[domain]
+    first = await entry(*context)
+    await first.dispose()
+    assert (entry._instances, entry._ready) == ({}, set())
+    second = await entry(*context)
+    assert second is not first
+    await first.dispose()  # once more, which is not about the second one
+    assert await entry(*context) is second
+    entry.clear()
+    third = await entry(*context)
+    await second.dispose()
+    assert await entry(*context) is third

@@ -5,7 +5,7 @@ The files hold what the TypeScript framework writes, and nothing else; `sidecar`
 
 import asyncio
 import os
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -116,8 +116,16 @@ class Folder:
 
     # --- writing ---
 
-    async def write(self, writes: Sequence[Write], *, replace: bool = True, flush: bool = True) -> int:
+    async def write(
+        self,
+        writes: Sequence[Write] | Callable[[], Awaitable[Sequence[Write]]],
+        *,
+        replace: bool = True,
+        flush: bool = True,
+    ) -> int:
         """Store values, in order; without `replace` the first write wins. Returns how many were new.
+
+        Values that are still being encoded have their place among the calls.
 
         Many values are written in batches, between which other processes and other folders may write; a cancelled call
         ends with the current batch. Without `flush` the values are on the disk only after the caller has called `sync`.
@@ -127,6 +135,7 @@ class Folder:
         """
         new = 0
         async with self._write_lock.get():
+            writes = await writes() if callable(writes) else writes
             for start in range(0, len(writes), _BATCH_SIZE):
                 if start and flush:
                     await asyncio.sleep(2 * POLL_SECONDS)  # else no waiting process would ever find the lock free
@@ -135,9 +144,10 @@ class Folder:
                 new += sum(effect.new for effect in written if effect is not None)
         return new
 
-    async def write_one(self, write: Write) -> Times:
+    async def write_one(self, write: Write | Callable[[], Awaitable[Write]]) -> Times:
         """Store a value, as `write` does; returns when it was first and last written."""
         async with self._write_lock.get():
+            write = await write() if callable(write) else write
             (effect,) = await self._writer.run(partial(self._write, [write], replace=True, flush=True))
         assert effect is not None
         return effect.times

@@ -102,7 +102,10 @@ class CachedCollection:
         projection = dict.fromkeys(self.context_type.wire_names(), 1)
 
         async def find() -> Batches:
-            return Batches(collection, query, projection=projection, batch_size=BATCH, **(options or by_id))
+            background = self._mongo.background
+            return Batches(
+                collection, query, projection=projection, batch_size=BATCH, background=background, **(options or by_id)
+            )
 
         operation = partial(self._mongo.operation, Operation("list", collection.name))
         return Listing(find, operation, lambda: self._mongo.has_client, list[Document])
