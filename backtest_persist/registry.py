@@ -17,6 +17,7 @@ from backtest_persist.container import Container
 from backtest_persist.contracts import CandleInterval
 from backtest_persist.core.domain import Domain
 from backtest_persist.errors import SettingsError
+from backtest_persist.mode import Mode
 
 __all__ = ("Entry", "Registry")
 
@@ -172,7 +173,7 @@ class Registry:
         declared()
 
     @entry
-    def notification(self, backtest: bool) -> contracts.NotificationAdapter:
+    def notification(self, backtest: bool | Mode) -> contracts.NotificationAdapter:
         """Return the adapter of the notifications of a mode."""
         declared()
 
@@ -183,7 +184,7 @@ class Registry:
 
     @entry
     def recent(
-        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool
+        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool | Mode
     ) -> contracts.RecentAdapter:
         """Return the adapter of the latest public signal."""
         declared()
@@ -200,7 +201,7 @@ class Registry:
 
     @entry
     def session(
-        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool
+        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool | Mode
     ) -> contracts.SessionAdapter:
         """Return the adapter of the state of a run."""
         declared()
@@ -216,7 +217,7 @@ class Registry:
         declared()
 
     @entry
-    def storage(self, backtest: bool) -> contracts.StorageAdapter:
+    def storage(self, backtest: bool | Mode) -> contracts.StorageAdapter:
         """Return the adapter of the signals of a mode."""
         declared()
 
@@ -253,8 +254,8 @@ class Registry:
 
     def use_json(self, directory: str | os.PathLike[str] = "./dump") -> None:
         """Let JSON files below `directory` be behind all domains; see `JsonBackend`."""
-        self.use(JsonBackend(directory, self._container.domains))
+        self.use(JsonBackend(directory, self._container.domains, settings=lambda: self._container.settings))
 
     def use_dummy(self) -> None:
         """Let nothing be behind all domains: reads find nothing, writes vanish; see `DummyBackend`."""
-        self.use(DummyBackend(self._container.domains))
+        self.use(DummyBackend(self._container.domains, settings=lambda: self._container.settings))

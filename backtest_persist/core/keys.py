@@ -1,16 +1,27 @@
 """Key components: what may be part of a context, and how components become one Redis key."""
 
-import operator
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from bson import ObjectId
 from bson.errors import InvalidId
 from pydantic import BeforeValidator, ValidationInfo
 
+from backtest_persist.core.instants import (
+    INT64_MAX,
+    INT64_MIN,
+    EarlyTimes,
+    checked_instant,
+    checked_int64,
+    refused,
+    to_int,
+)
 from backtest_persist.errors import InvalidKeyError
+from backtest_persist.mode import Mode
 
 __all__ = (
+    "INT64_MAX",
+    "INT64_MIN",
     "STORED",
     "Flag",
     "FrameName",
@@ -22,11 +33,10 @@ __all__ = (
     "checked_timestamp",
     "join_key",
     "mode_word",
+    "to_flag",
     "to_int",
     "to_object_id",
 )
-
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 
 def checked_name(value: Any, what: str) -> str:
@@ -49,30 +59,23 @@ def checked_name(value: Any, what: str) -> str:
 
 
 def checked_flag(value: Any, what: str) -> bool:
-    """Return a key component that is a bool; anything else, 0 and 1 included, is an `InvalidKeyError`."""
+    """Return a key component that is a bool, or that of a `Mode`; anything else, such as 1, is an `InvalidKeyError`."""
+    value = to_flag(value)
     if not isinstance(value, bool):
-        raise InvalidKeyError(f"{what} must be a bool, not {type(value).__name__}.")
+        raise InvalidKeyError(f"{what} must be a bool or a Mode, not {type(value).__name__}.")
     return value
 
 
-def to_int(value: Any) -> int | None:
-    """Return the int that a value is, numpy's included; None for anything else, such as a bool, a float or an array."""
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
+def to_flag(backtest: bool | Mode) -> bool:
+    """Return the `backtest` of a mode; anything else is returned as it is."""
+    return backtest.backtest if isinstance(backtest, Mode) else backtest
 
 
-def checked_timestamp(value: Any, what: str) -> int:
-    """Return an instant in ms since the epoch as int; whole floats of a JavaScript writer pass, bool does not."""
+def checked_timestamp(value: Any, what: str, early: EarlyTimes = refused) -> int:
+    """Return an instant in ms since the epoch; whole floats of a JavaScript writer pass. See `checked_instant`."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    timestamp = value if type(value) is int else to_int(value)
-    if timestamp is None:
-        raise InvalidKeyError(f"{what} must be an int in ms since the epoch, not {type(value).__name__}.")
-    if not INT64_MIN <= timestamp <= INT64_MAX:
-        raise InvalidKeyError(f"{what} does not fit 64 bits.")
-    return timestamp
+    return checked_instant(value, what, early)
 
 
 def checked_limit(value: Any, what: str = "limit") -> int:
@@ -96,6 +99,19 @@ def _checked_frame(value: Any, what: str) -> str:
     return checked_name(value, what) if value != "" or not isinstance(value, str) else ""
 
 
+def _instant(value: Any, info: ValidationInfo) -> int:
+    what = info.field_name or "key"
+    if info.context != STORED:  # what is stored already is read, whatever its unit
+        early = cast("EarlyTimes", info.context) if callable(info.context) else refused
+        return checked_timestamp(value, what, early)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    millis = to_int(value)
+    if millis is None:
+        raise InvalidKeyError(f"{what} must be an int in ms since the epoch, not {type(value).__name__}.")
+    return checked_int64(millis, what)
+
+
 STORED = "stored"
 """The validation context of what a store holds already."""
 
@@ -104,7 +120,8 @@ FrameName = Annotated[str, _by_field(_checked_frame)]
 
 Name = Annotated[str, _by_field(checked_name)]
 Flag = Annotated[bool, _by_field(checked_flag)]
-Timestamp = Annotated[int, _by_field(checked_timestamp)]
+Timestamp = Annotated[int, BeforeValidator(_instant)]
+"""An instant: an aware datetime, or an int in ms since the epoch; see `instants.checked_instant`."""
 
 
 def join_key(*components: str | int) -> str:
@@ -116,9 +133,9 @@ def join_key(*components: str | int) -> str:
     return ":".join([*(part.replace("%", "%25").replace(":", "%3A") for part in head), last])
 
 
-def mode_word(backtest: bool) -> str:
+def mode_word(backtest: bool | Mode) -> str:
     """The word for a mode inside a key: ``backtest`` or ``live`` (paper trading counts as live)."""
-    return "backtest" if backtest else "live"
+    return "backtest" if to_flag(backtest) else "live"
 
 
 def to_object_id(value: Any) -> ObjectId | None:

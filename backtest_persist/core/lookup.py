@@ -109,8 +109,9 @@ class Lookup(Batcher[C, R | None], Generic[C, R]):
         filters = {key: context.to_filter() for key, context in contexts.items() if key not in hits}
         if not filters:
             return hits, hits.keys()
-        keys = {tuple(filter.values()): key for key, filter in filters.items()}
+        keys: dict[tuple[object, ...] | None, str] = {tuple(filter.values()): key for key, filter in filters.items()}
         documents = await self.finder.by_each(list(filters.values()), projection)
-        found = {keys[tuple(document[name] for name in self._schema.fields)]: document for document in documents}
+        by_values = [(self._schema.values_in(document), document) for document in documents]
+        found = {keys[values]: document for values, document in by_values if values in keys}
         await self._ids.remember_many([(key, document["_id"]) for key, document in found.items()])
         return hits | found, hits.keys()

@@ -11,7 +11,7 @@ from functools import partial, wraps
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from bson import ObjectId
-from pymongo import ASCENDING, DESCENDING
+from pymongo import ASCENDING
 from pymongo.errors import BulkWriteError
 
 from backtest_persist.connections import Collection, Document, MongoService, MongoState, RedisService, to_plain
@@ -27,7 +27,8 @@ from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.query import Filter, Sort, to_query, to_sort
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
 from backtest_persist.core.schema import Schema
-from backtest_persist.core.write_queue import Write, WriteQueue, inserting, partly_done, replacing
+from backtest_persist.core.updates import inserting, removing, replacing
+from backtest_persist.core.write_queue import Write, WriteQueue, partly_done
 from backtest_persist.errors import IndexConflictError, InvalidPayloadError
 
 __all__ = ("MongoStore", "Restored", "as_operation")
@@ -72,9 +73,9 @@ def as_operation(
     return decorate
 
 
-def _encoded(fields: Mapping[str, Any], date: datetime) -> tuple[dict[str, Any], Any, int]:
+def _encoded(names: tuple[str, ...], fields: Mapping[str, Any], date: datetime) -> tuple[dict[str, Any], Any, int]:
     encoded = encoded_fields(fields)
-    return encoded, *replacing(encoded, date)
+    return encoded, *replacing(names, encoded, date)
 
 
 class Restored(Enum):
@@ -115,6 +116,10 @@ class MongoStore(Generic[C, R]):
         self.mongo = mongo
         self._ids = IdIndex(redis, cache)
         self._warned = False
+
+    def allows_early_times(self) -> bool:
+        """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
+        return self.mongo.settings.allow_early_times
 
     async def wait_for_init(self) -> None:
         """Create and verify the indexes; done once per client, tried again after a failure."""
@@ -160,14 +165,15 @@ class MongoStore(Generic[C, R]):
         since = time.monotonic()
         state = await self.ready()
         writes = self._in_flight(state).writes
-        write, date = Write(context, replaces=True, answer=("createDate",)), writes.date()
+        names, date = self.schema.fields, writes.date()
+        write = Write(context, replaces=True, inserted={"createDate": date}, answer=("createDate",))
         with state.errors(self.schema.operation("write", context, write=True)):
             if is_deferred(fields):
                 async with writes.place(write) as call:
-                    fields, write.update, write.size = await asyncio.to_thread(_encoded, fields, date)
+                    fields, write.update, write.size = await asyncio.to_thread(_encoded, names, fields, date)
                 answer = call.future
             else:
-                write.update, write.size = replacing(fields, date)
+                write.update, write.size = replacing(names, fields, date)
                 answer = writes.submit(write, since)
         document = {**context.to_filter(), **fields, **await answer, "updatedDate": date}
         return await by_size(write.size, self.schema.row_type.from_document, document)
@@ -179,14 +185,16 @@ class MongoStore(Generic[C, R]):
         """
         since = time.monotonic()
         writes = self._in_flight(await self.ready()).writes
-        return await writes.submit(Write(context, update, upsert=upsert, answer=answer), since)
+        inserted: Mapping[str, Any] = {} if isinstance(update, list) else update.get("$setOnInsert", {})
+        return await writes.submit(Write(context, update, upsert=upsert, inserted=inserted, answer=answer), since)
 
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Upsert many contexts in unordered bulks; returns how many are new. A cancelled caller cuts no bulk."""
         with self.mongo.accept():
             state = await self.ready()
             queue = self._in_flight(state).writes
-            dates, command = queue.dates(len(writes)), replacing if replace else inserting
+            dates = queue.dates(len(writes))
+            command = partial(replacing if replace else inserting, self.schema.fields)
 
             def encode() -> list[tuple[Any, int]]:
                 return [command(encoded_fields(fields), date) for (_, fields), date in zip(writes, dates, strict=True)]
@@ -197,29 +205,16 @@ class MongoStore(Generic[C, R]):
 
     async def soft_remove(self, context: C) -> bool:
         """Turn a document into a tombstone, in one atomic write."""
-        payload = {
-            "$cond": [
-                {"$eq": [{"$type": "$payload"}, "object"]},
-                {"$mergeObjects": ["$payload", {"removed": True}]},
-                "$payload",
-            ]
-        }
-        update = [{"$set": {"removed": True, "payload": payload, "updatedDate": utc_now()}}]
+        update = removing(self.schema.fields, utc_now(), timed="when" in self.schema.row_type.model_fields)
         return await self.update(context, update, upsert=False, answer=("removed",)) is not None
 
     async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
         """Return the rows of a part of the collection, without tombstones, oldest first."""
         filter: dict[str, Any] = {to_wire(name): value for name, value in selection.items()}
         if "removed" not in self.schema.row_type.model_fields:
-            return await self._oldest_first(filter, newest)
-        rows = await self._oldest_first({**filter, "removed": {"$ne": True}}, newest)
+            return await self.find_newest(filter, newest)
+        rows = await self.find_newest({**filter, "removed": {"$ne": True}}, newest)
         return [row for row in rows if not getattr(row, "removed", False)]
-
-    async def _oldest_first(self, filter: Filter, newest: int | None) -> list[R]:
-        if newest is None:
-            return await self.find_all(filter)
-        rows = await self.find_all(filter, (("createDate", DESCENDING), ("_id", DESCENDING)), limit=newest)
-        return rows[::-1]
 
     # --- queries ---
 
@@ -241,12 +236,27 @@ class MongoStore(Generic[C, R]):
                 return []
             return [row async for rows in batches for row in rows]
 
+    async def find_newest(self, filter: Filter | None, newest: int | None) -> list[R]:
+        """Return the last `newest` rows of the default order that a filter matches, or all of them, in this order."""
+        if newest is None:
+            return await self.find_all(filter)
+        backwards = [(name, -direction) for name, direction in to_sort(None, self.schema)]
+        return (await self.find_all(filter, backwards, limit=newest))[::-1]
+
     def rows(
         self, filter: Filter | None, sort: Sort | None = None, *, limit: int = 0, skip: int = 0
     ) -> Listing[list[R]]:
-        """Iterate over rows in batches; what cannot be sent is refused before the first."""
+        """Iterate over rows in batches; what cannot be sent is refused before the first.
+
+        Documents that are no rows are left out, and named in a warning.
+        """
         query, order = to_query({} if filter is None else filter, self.schema), to_sort(sort, self.schema)
-        return self.listing(query, order, self.schema.row_type.from_documents, limit=limit, skip=skip)
+        return self.listing(query, order, self._readable, limit=limit, skip=skip)
+
+    def _readable(self, documents: Sequence[Document]) -> list[R]:
+        rows, refused = self.schema.row_type.sift(documents)
+        self.mongo.logger.unreadable(self.schema.collection, refused)
+        return rows
 
     def sift(self, *, sort: Sort | None = None) -> Listing[tuple[list[R], list[tuple[str, InvalidPayloadError]]]]:
         """Iterate over all documents in batches: the rows, and id and error of the documents that are no rows."""
@@ -315,8 +325,12 @@ class MongoStore(Generic[C, R]):
         return stored
 
     async def delete_many(self, filter: Filter) -> int:
-        """Delete the documents that a filter matches, in their turn among the writes; returns how many."""
-        query = to_query(filter, self.schema)
+        """Delete the documents that a filter matches, in their turn among the writes; returns how many.
+
+        One with an array in its context stays: MongoDB takes it for that of every name in the array.
+        """
+        no_array = [{name: {"$not": {"$type": "array"}}} for name in self.schema.fields]
+        query = {"$and": [to_query(filter, self.schema), *no_array]}
         with self.mongo.accept():
             state = await self.ready()
             return await self._in_flight(state).writes.delete_many(query)
@@ -351,11 +365,9 @@ class MongoStore(Generic[C, R]):
         collection = self.schema.of(await self.ready()) if prepare else self.mongo.collection(self.schema.collection)
         self.stats.reads += 1
         found = await collection.find({"$or": [context.to_filter() for context in contexts]}).to_list(None)
-        by_values = {tuple(context.to_filter().values()): context for context in contexts}
-        return {
-            by_values[tuple(document[name] for name in self.schema.fields)]: document
-            for document in map(to_plain, found)
-        }
+        by_values: dict[Any, C] = {tuple(context.to_filter().values()): context for context in contexts}
+        documents = {self.schema.values_in(document): document for document in map(to_plain, found)}
+        return {by_values[values]: document for values, document in documents.items() if values in by_values}
 
     # --- indexes of an older release ---
 

@@ -1,14 +1,19 @@
 """Payloads: what goes in is stored exactly or refused before anything is sent."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal, DecimalException
 from enum import Enum
 from functools import partial
+from pathlib import PurePath
 from typing import Any, Generic, TypeVar, cast
+from uuid import UUID
 
-from bson import encode
+from bson import Binary, Code, MaxKey, MinKey, ObjectId, Regex, Timestamp, encode
+from bson.binary import UUID_SUBTYPE
+from bson.datetime_ms import DatetimeMS
 from bson.decimal128 import Decimal128
 from pydantic import BaseModel, InstanceOf
 
@@ -26,6 +31,7 @@ __all__ = (
     "encode_list",
     "encode_or_defer",
     "encode_payload",
+    "encode_value",
     "encoded_fields",
     "is_deferred",
     "opened",
@@ -34,7 +40,10 @@ __all__ = (
 T = TypeVar("T")
 
 Payload = InstanceOf[dict[str, Any]]
-"""A stored payload: plain dict, list, str, int, float, bool, None, Decimal, aware datetime, bytes."""
+"""A stored payload: plain dict, list, str, int, float, bool, None, Decimal, aware datetime, bytes, UUID.
+
+Another program may have stored values that only BSON has; they are the objects that PyMongo has for them.
+"""
 
 MAX_DEPTH = 90
 MAX_BYTES = 16 * 1024 * 1024 - 64 * 1024  # room for the context and the dates in the 16 MiB of a document
@@ -50,6 +59,8 @@ def encode_payload(
     """Return a deep copy of a payload that BSON stores exactly; `what` names domain and context in errors.
 
     Tuples, named ones too, become lists, and models and dataclasses dicts: that is how they come back.
+
+    Values that only BSON has (``ObjectId``, ``Regex``, ``Timestamp``, …) keep their type.
 
     Raises `InvalidPayloadError` for: a payload that is no mapping or model, keys that are not str, naive datetimes or
     ones finer than a ms, ints beyond 64 bits, decimals beyond 34 digits, sets, numpy's dates and other foreign
@@ -113,6 +124,11 @@ def encode_or_defer(encode: Callable[..., T]) -> "T | Deferred[T]":
         return encode(limit=LARGE)
     except TooLargeError:
         return Deferred(encode)
+
+
+def encode_value(value: Any, what: str, subject: str) -> Any:
+    """Return one value as a payload stores it; `subject` names it in errors. See `encode_payload`."""
+    return _Encoder(what, None, subject).encode(value)
 
 
 def encode_entries(
@@ -180,14 +196,30 @@ def _has_members(value: Any) -> bool:
     return isinstance(value, Mapping | BaseModel) or _is_dataclass(value)
 
 
+_BSON_TYPES = (Binary, Code, DatetimeMS, Decimal128, MaxKey, MinKey, ObjectId, Regex, Timestamp)
+
+_WAYS_OUT: tuple[tuple[type[Any] | tuple[type[Any], ...], str], ...] = (
+    ((date, time), "give its .isoformat()"),
+    (timedelta, "give its .total_seconds()"),
+    (PurePath, "give its str(...)"),
+    (re.Pattern, "give bson.Regex.from_native(...)"),
+    ((bytearray, memoryview), "give bytes(...)"),
+    ((Collection, Iterator), "give list(...)"),
+)
+_ANY_WAY_OUT = "give what it holds as a str, a number, a list or a dict"
+
+
 class _Encoder:
-    def __init__(self, what: str | Callable[[], str], limit: int | None) -> None:
+    def __init__(self, what: str | Callable[[], str], limit: int | None, subject: str = "the payload") -> None:
         self._what = what
+        self._subject = subject
         self._limit = MAX_BYTES if limit is None else limit
         self._deferrable = limit is not None
         self.size = 0  # what BSON needs at the least, and no less than a sixth of it
         self.path: list[str] = []
         self.open: set[int] = set()
+        self.models = 0
+        """How many of the open values are pydantic models."""
 
     def encode(self, value: Any) -> Any:
         plain = self.value(value)
@@ -206,7 +238,7 @@ class _Encoder:
 
     def error(self, problem: str) -> InvalidPayloadError:
         where = f" at {'.'.join(self.path)}" if self.path else ""
-        return InvalidPayloadError(f"{self.what}: the payload{where} {problem}.")
+        return InvalidPayloadError(f"{self.what}: {self._subject}{where} {problem}.")
 
     def value(self, value: Any) -> Any:
         self.size += 3
@@ -241,6 +273,8 @@ class _Encoder:
         return value
 
     def unusual(self, value: Any) -> Any:
+        if isinstance(value, _BSON_TYPES):
+            return self.bson(value)
         if isinstance(value, Enum):
             return self.value(value.value)
         if isinstance(value, list | tuple) or _has_members(value):
@@ -254,6 +288,9 @@ class _Encoder:
         if isinstance(value, bytes):
             self.size += len(value)
             return bytes(value)
+        if isinstance(value, UUID):
+            self.size += 16
+            return Binary(value.bytes, UUID_SUBTYPE)
         if _is_numpy_scalar(value):
             if value.dtype.kind in "mM":
                 raise self.error(f"is a {type(value).__name__}; give a datetime with a time zone, or an int of ms")
@@ -264,7 +301,26 @@ class _Encoder:
             return self.integer(int(value))
         if isinstance(value, float):
             return float(value)
-        raise self.error(f"is of type {type(value).__name__}, which has no exact form in BSON")
+        raise self.error(f"is of type {type(value).__name__}, which has no exact form in BSON; {self.way_out(value)}")
+
+    def bson(self, value: Any) -> Any:
+        """Keep a value that the driver reads from a document of another program, of its type."""
+        if isinstance(value, Binary):
+            self.size += len(value)
+            return value if value.subtype else bytes(value)
+        if isinstance(value, Code):
+            self.size += len(value)
+            return value if value.scope is None else Code(str(value), self.nested(value.scope))
+        return value
+
+    def way_out(self, value: Any) -> str:
+        """Say what to give in the place of a value that is refused."""
+        if self.models:
+            return 'give model_dump(mode="json") of its model'
+        for method in ("tolist", "to_list", "to_dict"):  # of numpy, pandas and polars
+            if hasattr(value, method):
+                return f"give its .{method}()"
+        return next((way for kinds, way in _WAYS_OUT if isinstance(value, kinds)), _ANY_WAY_OUT)
 
     def instant(self, value: datetime) -> datetime:
         if value != value:
@@ -280,7 +336,9 @@ class _Encoder:
         except (OverflowError, ValueError):
             raise self.error("is a datetime that lies outside of the years 1 to 9999 in UTC") from None
         if finer or utc.microsecond % 1000:
-            raise self.error("is a datetime finer than a ms, which is all MongoDB stores; round it")
+            raise self.error(
+                "is a datetime finer than a ms, which is all MongoDB stores; round it, as backtest_persist.utc_now() is"
+            )
         return value
 
     def decimal(self, value: Decimal) -> Decimal128:
@@ -299,7 +357,10 @@ class _Encoder:
             raise self.error(f"is nested deeper than {MAX_DEPTH} levels")
         self.open.add(id(value))
         self.size += 5
+        is_model = isinstance(value, BaseModel)
+        self.models += is_model
         plain = self.members(value)
+        self.models -= is_model
         self.open.discard(id(value))
         return plain
 
@@ -341,7 +402,7 @@ class _Encoder:
 
     def name(self, key: Any) -> str:
         if not isinstance(key, str):
-            raise self.error(f"has a key of type {type(key).__name__}; BSON keys are str")
+            raise self.error(f"has a key of type {type(key).__name__}; BSON keys are str, so give str(key)")
         if "\0" in key:
             raise self.error("has a key with NUL")
         if type(key) is str and key.isascii():

@@ -1,7 +1,7 @@
 """Context and Row: snake_case in Python, camelCase on the wire, and the simulation time `when`."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cache
 from types import GenericAlias
 from typing import Annotated, Any, ClassVar, Self, cast
@@ -12,12 +12,11 @@ from pydantic.alias_generators import to_camel
 
 from backtest_persist.connections import to_plain
 from backtest_persist.contracts import When
-from backtest_persist.core.keys import INT64_MAX, INT64_MIN, STORED, to_int
+from backtest_persist.core.instants import INT64_MAX, EarlyTimes, checked_instant, refused
+from backtest_persist.core.keys import STORED
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, InvalidWhenError
 
 __all__ = ("Context", "Row", "to_horizon", "to_millis", "to_wire", "utc_now", "wire_when")
-
-_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 def to_wire(name: str) -> str:
@@ -89,6 +88,18 @@ class Row(Wire):
     create_date: datetime
     updated_date: datetime
 
+    _contents: ClassVar[tuple[str, ...]]
+    """The wire names of the fields in which types of BSON can stand."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Remember once per class which fields have to be made plain."""
+        super().__pydantic_init_subclass__(**kwargs)
+        fields = cls.model_fields.items()
+        cls._contents = tuple(
+            to_wire(name) for name, field in fields if cast("Any", field.annotation) not in _ALWAYS_PLAIN
+        )
+
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """Build the row of a MongoDB document, whichever language wrote its numbers.
@@ -96,7 +107,7 @@ class Row(Wire):
         A document that lacks a field, or has one of another type, is an `InvalidPayloadError` that names it.
         """
         try:
-            return cls.model_validate(_with_plain_contents(document), context=STORED)
+            return cls.model_validate(cls._with_plain_contents(document), context=STORED)
         except ValidationError as error:
             problem = f"see {', '.join(sorted({str(found['loc'][0]) for found in error.errors()}))}"
         except InvalidKeyError as error:
@@ -109,10 +120,15 @@ class Row(Wire):
     def from_documents(cls, documents: Sequence[Mapping[str, Any]]) -> list[Self]:
         """Build many rows; see `from_document`."""
         try:
-            plain = [_with_plain_contents(document) for document in documents]
+            plain = [cls._with_plain_contents(document) for document in documents]
             return cast("list[Self]", _list_of(cls).validate_python(plain, context=STORED))
         except (InvalidKeyError, ValidationError):
             return [cls.from_document(document) for document in documents]  # which names the one
+
+    @classmethod
+    def _with_plain_contents(cls, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        contents = {name: to_plain(document[name]) for name in cls._contents if name in document}
+        return {**document, **contents} if contents else document
 
     @classmethod
     def sift(cls, documents: Sequence[Mapping[str, Any]]) -> tuple[list[Self], list[tuple[str, InvalidPayloadError]]]:
@@ -135,42 +151,28 @@ def _list_of(row_type: type[Row]) -> TypeAdapter[list[Row]]:
     return TypeAdapter(cast("Any", GenericAlias(list, (row_type,))))
 
 
-def _with_plain_contents(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    contents = {name: to_plain(document[name]) for name in _CONTENTS if name in document}
-    return {**document, **contents} if contents else document
+_ALWAYS_PLAIN = (bool, datetime, float, int, str)
+"""The types of fields that pydantic builds from what the driver gives for them."""
 
 
-_CONTENTS = ("payload", "positions")
-"""The fields that hold data of the user's own, in which types of BSON can stand."""
-
-
-def to_millis(when: When) -> int:
+def to_millis(when: When, early: EarlyTimes = refused) -> int:
     """Return a simulation time as whole ms since the epoch (UTC); a finer part is cut off, never rounded up.
 
-    Raises `InvalidWhenError` for a naive datetime, bool, None, float (NaN included) or anything beyond 64 bits.
+    Raises `InvalidWhenError` for a naive datetime, bool, None, float (NaN included), anything beyond 64 bits, and an
+    int in another unit than ms; see `instants.checked_instant`. The methods of the same name of a `DbService` admit
+    what ``CC_ALLOW_EARLY_TIMES`` does.
     """
-    if isinstance(when, datetime) and when == when:  # pandas.NaT is a datetime, too
-        if when.utcoffset() is None:
-            raise InvalidWhenError("when is a naive datetime; give it a time zone, such as datetime.UTC.")
-        return (when - _EPOCH) // timedelta(milliseconds=1)
-    millis = to_int(when)
-    if millis is None:
-        raise InvalidWhenError(
-            f"when must be a timezone-aware datetime or an int in ms since the epoch, not {type(when).__name__}."
-        )
-    if not INT64_MIN <= millis <= INT64_MAX:
-        raise InvalidWhenError("when does not fit 64 bits.")
-    return millis
+    return checked_instant(when, "when", early, InvalidWhenError)
 
 
-def wire_when(when: When) -> Int64:
-    """Return a simulation time as it is stored: int64 ms."""
-    return Int64(to_millis(when))
+def wire_when(when: When, early: EarlyTimes = refused) -> Int64:
+    """Return a simulation time as it is stored: int64 ms; see `to_millis`."""
+    return Int64(to_millis(when, early))
 
 
-def to_horizon(when: When | None) -> int:
-    """Return the last ms a reader at `when` may see; without `when` there is no limit."""
-    return INT64_MAX if when is None else to_millis(when)
+def to_horizon(when: When | None, early: EarlyTimes = refused) -> int:
+    """Return the last ms a reader at `when` may see; without `when` there is no limit. See `to_millis`."""
+    return INT64_MAX if when is None else to_millis(when, early)
 
 
 def utc_now() -> datetime:

@@ -1,9 +1,9 @@
 """Schema: what a collection holds, which indexes it needs, and how it is prepared."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from backtest_persist.connections import Collection, MongoState, Operation
 from backtest_persist.core.indexes import Index, prepare_indexes, unique_hint
@@ -34,6 +34,11 @@ class Schema(Generic[C, R]):
     def unique_index(self) -> dict[str, int]:
         """The hint by which the server refuses, as `BAD_HINT`, a write to a database that was dropped meanwhile."""
         return unique_hint(self.fields)
+
+    def values_in(self, document: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """Return the values of the context of a document; None if one is an array, which no context has."""
+        values = tuple(document.get(name) for name in self.fields)
+        return None if any(isinstance(value, list) for value in values) else values
 
     def of(self, state: MongoState) -> Collection:
         """Return the collection itself, for the event loop of `state`."""

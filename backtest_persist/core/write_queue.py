@@ -16,21 +16,20 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
-from bson import ObjectId, encode
-from bson.raw_bson import RawBSONDocument
+from bson import ObjectId
 from pymongo import DeleteOne, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
 from backtest_persist.connections import Document, MongoState, Operation
 from backtest_persist.core.batching import BATCH_BYTES, Batcher, Call
-from backtest_persist.core.bulk import BulkOutcome, write_bulk
+from backtest_persist.core.bulk import BulkOutcome, codes_of, write_bulk
 from backtest_persist.core.id_index import IdIndex
 from backtest_persist.core.indexes import BAD_HINT
 from backtest_persist.core.listing import Batches
 from backtest_persist.core.lookup import Lookup, Stats
-from backtest_persist.core.null_payload import absent_fields, present_fields
 from backtest_persist.core.row import Context, Row, utc_now
 from backtest_persist.core.schema import Schema
+from backtest_persist.core.updates import CONVERSION_FAILURE
 from backtest_persist.errors import (
     BacktestPersistError,
     StoreUnavailableError,
@@ -38,7 +37,7 @@ from backtest_persist.errors import (
     WriteRejectedError,
 )
 
-__all__ = ("BULK_SIZE", "Write", "WriteQueue", "by_unique_index", "inserting", "partly_done", "replacing")
+__all__ = ("BULK_SIZE", "Write", "WriteQueue", "by_unique_index", "partly_done")
 
 C = TypeVar("C", bound=Context)
 R = TypeVar("R", bound=Row)
@@ -63,6 +62,8 @@ class Write(Generic[C]):
     """Whether it sets all fields, and so makes up for the writes of its context before it."""
     before: bool = False
     """Whether it is answered with the document as it was before."""
+    inserted: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What a new document has of what is answered."""
     answer: tuple[str, ...] | None = None
     """The wire names of the fields to answer with, beside ``_id``; None for all."""
     key: str = field(init=False)
@@ -106,20 +107,6 @@ class Deletion:
 
 
 Item = Write[Any] | Upserts[Any] | Deletion
-
-
-def replacing(fields: Mapping[str, Any], now: datetime) -> tuple[dict[str, Any], int]:
-    """Return the update that sets these fields, whatever is stored, and its size."""
-    raw = encode({**present_fields(fields), "updatedDate": now})
-    update = {"$set": RawBSONDocument(raw), "$setOnInsert": {"createDate": now, "__v": 0}}
-    absent = absent_fields(fields)
-    return {**update, "$unset": dict.fromkeys(absent, "")} if absent else update, len(raw)
-
-
-def inserting(fields: Mapping[str, Any], now: datetime) -> tuple[dict[str, Any], int]:
-    """Return the update that stores these fields where no document is stored yet, and its size."""
-    raw = encode({**present_fields(fields), "updatedDate": now, "createDate": now, "__v": 0})
-    return {"$setOnInsert": RawBSONDocument(raw)}, len(raw)
 
 
 class WriteQueue(Batcher[Item, Any], Generic[C, R]):
@@ -294,6 +281,8 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
                 document = await by_unique_index(self._schema, self._state, send)
             except DuplicateKeyError:  # two first writes met in the server: by now the document exists
                 document = await send()
+            except OperationFailure as error:
+                raise (await self._refusal(context, error)) from None
         self._stats.writes += len(calls)
         self._lookup.finder.learn(write.size)
         if document is not None:
@@ -313,9 +302,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         new = {keys[index]: id for index, id in bulk.upserted.items()}
         refused = {keys[index]: error for index, error in bulk.refused.items()}
         await self._ids.remember_many(list(new.items()))
-        documents: dict[str, Document] = {
-            key: {"_id": id, **last[key].update.get("$setOnInsert", {})} for key, id in new.items()
-        }
+        documents: dict[str, Document] = {key: {"_id": id, **last[key].inserted} for key, id in new.items()}
         updated = {key: write for key, write in last.items() if key not in new and key not in refused}
         answers = [write.answer for write in updated.values()]
         fields = None if None in answers else {name for answer in answers for name in answer or ()}
@@ -332,7 +319,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
             try:
                 if key in refused:
                     with self._errors("write", call.item.context):
-                        raise refused[key]
+                        raise (await self._refusal(call.item.context, refused[key])) from None
                 elif key in documents or not call.item.upsert:
                     call.resolve(documents.get(key))
                 else:  # it was removed since
@@ -345,9 +332,10 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
     async def _send_upserts(self, call: Call[Item, Any], upserts: Upserts[C], updates: Sequence[tuple[C, Any]]) -> bool:
         with self._errors(f"write of {len(updates)} items"):
             bulk = await self._send_bulk([(context, update, True) for context, update in updates])
-            for error in bulk.refused.values():
+            for index, refused in bulk.refused.items():
+                error = await self._refusal(updates[index][0], refused)
                 if len(bulk.refused) < len(updates) and not isinstance(
-                    error, BulkWriteError
+                    refused, BulkWriteError
                 ):  # which tells that itself
                     raise self._unknown(f"{len(bulk.refused)} of {len(updates)} items may not be stored", error)
                 raise error
@@ -442,6 +430,19 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         )
         unknown.__cause__ = error
         return unknown
+
+    async def _refusal(self, context: C, error: Exception) -> Exception:
+        """Return the error for a write that the server has refused, which names a document that is in its way."""
+        if CONVERSION_FAILURE not in codes_of(error):
+            return error
+        document = await self._collection.find_one(context.to_filter(), {"_id": 1})
+        found = "a document that is gone by now" if document is None else f"the document {document['_id']}"
+        return WriteRejectedError(
+            f"{self._schema.describe(context)}: nothing was stored, because {found} has an array in its context, which "
+            "MongoDB takes for every value in it. Repair or remove that document.",
+            collection=self._schema.collection,
+            context=context.parts(),
+        )
 
     def _errors(self, verb: str, context: C | None = None) -> AbstractContextManager[None]:
         return self._state.errors(self._schema.operation(verb, context, write=True))

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
+from backtest_persist.mode import Mode
 from backtest_persist.registry import Registry
 from backtest_persist.testing.subjects import (
     Parts,
     Subject,
     gather_in_batches,
+    has_a_flag,
     has_optional_names,
     is_list,
     is_listed,
@@ -90,6 +92,16 @@ def _hostile_contexts(subject: Subject) -> list[Parts]:
 
 class Isolation(Suite):
     """Two contexts never share a value, and an unusable name is refused."""
+
+    @for_each(has_a_flag)
+    async def test_a_mode_is_its_flag(self, tmp_path: Path, subject: Subject) -> None:
+        """A flag can be given as a `Mode`: backtest is True, paper and live are False."""
+        position = subject.flag_positions[0]
+        async with self.open(tmp_path) as persist:
+            await subject.write(persist, subject.with_part(position, Mode.PAPER), {"n": 1})
+            for flag in (False, Mode.LIVE, Mode.PAPER):
+                assert await subject.read(persist, subject.with_part(position, flag)) == {"n": 1}
+            assert await subject.read(persist, subject.with_part(position, Mode.BACKTEST)) is None
 
     @for_each()
     async def test_no_two_contexts_share_a_value(self, tmp_path: Path, subject: Subject) -> None:

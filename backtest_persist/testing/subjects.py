@@ -19,7 +19,9 @@ __all__ = (
     "DAY",
     "EARLY",
     "LATE",
+    "LATEST",
     "MINUTE",
+    "NO_MILLIS",
     "START",
     "SUBJECTS",
     "Kind",
@@ -28,6 +30,7 @@ __all__ = (
     "Subject",
     "candle",
     "gather_in_batches",
+    "has_a_flag",
     "has_many_contexts",
     "has_optional_names",
     "is_append_only",
@@ -55,6 +58,10 @@ __all__ = (
 
 EARLY, LATE = 1_600_000_000_000, 1_700_000_000_000
 """Two instants of simulation time, in ms."""
+LATEST = 10**14 - 1
+"""The last instant that an int can be, in ms."""
+NO_MILLIS = (EARLY // 1000, EARLY * 1000, EARLY * 1_000_000, 1, 10**11 - 1, 10**14, -(10**14), 2**62)
+"""Ints that look like an instant in seconds, microseconds or nanoseconds."""
 
 MINUTE, DAY = 60_000, 86_400_000
 START = 18_519 * DAY
@@ -441,6 +448,11 @@ def tells_presence(subject: Subject) -> bool:
 def is_disposable(subject: Subject) -> bool:
     """Whether the adapter has a method ``dispose``."""
     return hasattr(subject.domain.adapter, "dispose")
+
+
+def has_a_flag(subject: Subject) -> bool:
+    """Whether a part is True or False, such as the mode."""
+    return bool(subject.flag_positions)
 
 
 def has_many_contexts(subject: Subject) -> bool:

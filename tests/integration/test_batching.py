@@ -156,17 +156,17 @@ async def test_writes_of_one_context_keep_their_order(container: Container) -> N
     for _ in range(5):
         calls: list[Any] = []
         for number in range(30):
-            calls.append(db.upsert(*key, {"n": number}, number))
+            calls.append(db.upsert(*key, {"n": number}, -number))
             if number % 10 == 9:
                 calls.append(db.soft_remove(*key))
-        calls.append(db.upsert(*key, {"n": "last"}, 99))
+        calls.append(db.upsert(*key, {"n": "last"}, 0))
         answers = await asyncio.gather(*calls)
         rows = [row for row in answers if not isinstance(row, bool)]
         assert [row.payload for row in rows] == [*({"n": number} for number in range(30)), {"n": "last"}]
         assert len({row.id for row in rows}) == 1
         found = await db.find_by_context(*key)
         assert found is not None
-        assert (found.payload, found.removed, found.when) == ({"n": "last"}, False, 99)
+        assert (found.payload, found.removed, found.when) == ({"n": "last"}, False, 0)
         assert await db.soft_remove(*key) is True
 
 
@@ -202,20 +202,25 @@ async def test_the_last_of_several_upserts_of_a_context_is_stored(
 
 
 @pytest.mark.parametrize("damage", [{"$set": {"createDate": "garbage"}}, {"$unset": {"createDate": ""}}], ids=str)
-async def test_a_damaged_document_fails_its_own_writer_alone(container: Container, damage: dict[str, Any]) -> None:
-    """The writer of a document that another program damaged gets its id; the others of the batch get their rows."""
+async def test_a_write_repairs_the_dates_of_a_damaged_document(container: Container, damage: dict[str, Any]) -> None:
+    """A document that another program left without its createDate gets that of its id, alone and in a batch."""
     db = container.signal_db_service
     rows = await write_all(container, [{"n": number} for number in range(4)])
-    await container.mongo_service.collection(db.collection).update_one({"symbol": rows[1].symbol}, damage)
-    ends = await asyncio.gather(
-        *(db.upsert(*context(number), {"n": "new"}) for number in range(6)), return_exceptions=True
-    )
-    assert isinstance(ends[1], InvalidPayloadError)
-    assert rows[1].id in str(ends[1])
-    assert "create_date" in str(ends[1]) or "createDate" in str(ends[1])
-    others = await db.find_all({"symbol": {"$ne": rows[1].symbol}})
-    assert [ends[0], *ends[2:]] == sorted(others, key=lambda row: row.symbol)
-    assert [row.payload for row in others] == [{"n": "new"}] * 5
+    collection = container.mongo_service.collection(db.collection)
+    created = ObjectId(rows[1].id).generation_time
+    for count in (1, 6):
+        await collection.update_one({"symbol": rows[1].symbol}, damage)
+        with pytest.raises(InvalidPayloadError, match=f"{rows[1].id}.*create"):
+            await db.find_by_context(*context(1))
+        numbers = range(count) if count > 1 else [1]
+        written = await asyncio.gather(*(db.upsert(*context(number), {"n": count}) for number in numbers))
+        mine = next(row for row in written if row.id == rows[1].id)
+        assert (mine.create_date, mine.payload) == (created, {"n": count})
+        assert await db.find_by_context(*context(1)) == mine
+    stored = await collection.find_one({"symbol": rows[1].symbol})
+    assert stored is not None
+    assert stored["createDate"] == created
+    assert [row.create_date for row in written if row.symbol == rows[2].symbol] == [rows[2].create_date]
 
 
 async def test_a_read_that_starts_after_a_write_never_sees_an_older_value(container: Container) -> None:
@@ -228,7 +233,7 @@ async def test_a_read_that_starts_after_a_write_never_sees_an_older_value(contai
     async def write() -> None:
         nonlocal acknowledged, done
         for number in range(1, 200):
-            await db.upsert("s", "b", {"n": number}, number)
+            await db.upsert("s", "b", {"n": number}, -number)
             acknowledged = number
         done = True
 
@@ -253,7 +258,7 @@ async def test_a_cancelled_write_is_never_applied_after_a_later_one(container: C
         for _ in range(delay):
             await asyncio.sleep(0)
         first.cancel()
-        second = await db.upsert("s", "b", {"n": delay}, 1)
+        second = await db.upsert("s", "b", {"n": delay}, 0)
         assert second.payload == {"n": delay}
         await asyncio.gather(first, return_exceptions=True)
         found = await db.find_by_context("s", "b")
@@ -283,7 +288,7 @@ async def test_many_callers_are_all_served(container: Container) -> None:
     await asyncio.gather(*(db.upsert(*context(number % 300), {"n": number}) for number in range(500)))
     rows = await asyncio.gather(
         *(db.find_by_context(*context(number % 300)) for number in range(500)),
-        *(states.upsert(f"s{number % 50}", "b", {"n": number}, number) for number in range(500)),
+        *(states.upsert(f"s{number % 50}", "b", {"n": number}, -number) for number in range(500)),
     )
     assert all(row is not None for row in rows)
     assert await db.count() == 300

@@ -35,7 +35,7 @@ async def test_a_cancelled_write_is_never_applied_after_a_later_one(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    cancelled = asyncio.create_task(state.write_state_data({"n": 1}, 1))
+    cancelled = asyncio.create_task(state.write_state_data({"n": 1}, 0))
     await blocked.wait()
     cancelled.cancel()
     later = asyncio.create_task(state.write_state_data({"n": 2}, 2))
@@ -94,13 +94,13 @@ async def test_a_read_during_two_writes_sees_a_value_with_its_own_time(
     other = folder.DumpFiles(tmp_path).folder("state", signal_id="s", bucket_name="b")
     real, raced = value_file.load_records, False
 
-    def racing(file: Path) -> Records:
+    def racing(file: Path, advice: str) -> Records:
         nonlocal raced
         if not raced:
             raced = True
             for n in (2, 3):
                 other._write([value_file.Write("b", b'{"n":%d}' % n, LATE)], True, True)
-        return real(file)
+        return real(file, advice)
 
     monkeypatch.setattr(value_file, "load_records", racing)
     assert await state.read_state_data(when=EARLY) is None

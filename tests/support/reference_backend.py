@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+from bson.binary import UUID_SUBTYPE, Binary
 from bson.decimal128 import Decimal128
 
 from backtest_persist.contracts import Backend, CandleData, CandleInterval, Payload, PayloadInput, When
@@ -409,4 +410,6 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in cast("list[Any]", value)]
     if isinstance(value, Decimal128):
         return value.to_decimal()
+    if isinstance(value, Binary) and value.subtype == UUID_SUBTYPE:
+        return value.as_uuid()
     return value.astimezone(UTC) if isinstance(value, datetime) else value

@@ -3,9 +3,10 @@
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
-from bson import ObjectId
+from bson import Binary, ObjectId
 from bson.decimal128 import Decimal128
 from bson.int64 import Int64
 
@@ -35,12 +36,18 @@ class PriceRow(PriceContext, Row):
     price: float
 
 
+class FeeRow(PriceContext, Row):
+    fee: Decimal
+    key: UUID
+    steps: list[Decimal] | None = None
+
+
 class NoteRow(RemovableRow):
     text: Name
 
 
-CONTEXT = PriceContext(symbol="BTC", frame_name="2024", open_time=60_000, backtest=True)
-FIELDS: dict[str, Any] = {"symbol": "BTC", "frameName": "2024", "openTime": 60_000, "backtest": True}
+CONTEXT = PriceContext(symbol="BTC", frame_name="2024", open_time=1_704_067_260_000, backtest=True)
+FIELDS: dict[str, Any] = {"symbol": "BTC", "frameName": "2024", "openTime": 1_704_067_260_000, "backtest": True}
 DATES: dict[str, Any] = {"createDate": CREATED, "updatedDate": UPDATED}
 DOCUMENT: dict[str, Any] = {"_id": ID, **FIELDS, **DATES, "payload": {"n": 1}, "price": 1.5, "__v": 0}
 NOTE: dict[str, Any] = {"_id": ID, **DATES, "text": "hello"}
@@ -82,7 +89,7 @@ def test_a_context_of_a_class_without_a_key_says_so() -> None:
 
 def test_a_context_describes_itself_by_python_names_and_in_short() -> None:
     """A message names each component, and shows the first 80 characters of a long one."""
-    assert CONTEXT.describe() == "symbol='BTC', frame_name='2024', open_time=60000, backtest=True"
+    assert CONTEXT.describe() == "symbol='BTC', frame_name='2024', open_time=1704067260000, backtest=True"
     described = CONTEXT.model_copy(update={"symbol": "x" * 1000}).describe()
     assert described.startswith(f"symbol='{'x' * 79}, frame_name")
 
@@ -90,7 +97,7 @@ def test_a_context_describes_itself_by_python_names_and_in_short() -> None:
 # --- matches ---
 
 
-@pytest.mark.parametrize("time", [60_000, 60_000.0, Int64(60_000)], ids=repr)
+@pytest.mark.parametrize("time", [1_704_067_260_000, 1_704_067_260_000.0, Int64(1_704_067_260_000)], ids=repr)
 def test_a_document_matches_whatever_type_its_number_has(time: Any) -> None:
     """JavaScript has one type of number, so int32, int64 and double of one value are the same component."""
     assert CONTEXT.matches({**DOCUMENT, "openTime": time})
@@ -103,10 +110,10 @@ def test_a_document_matches_whatever_type_its_number_has(time: Any) -> None:
         {"symbol": None},
         {"symbol": ["BTC"]},
         {"frameName": ""},
-        {"openTime": 60_001},
-        {"openTime": 60_000.5},
-        {"openTime": "60000"},
-        {"openTime": Decimal(60_000)},
+        {"openTime": 1_704_067_260_001},
+        {"openTime": 1_704_067_260_000.5},
+        {"openTime": "1704067260000"},
+        {"openTime": Decimal(1_704_067_260_000)},
         {"backtest": False},
         {"backtest": 1},
         {"backtest": 1.0},
@@ -147,27 +154,37 @@ def test_a_row_is_built_from_a_document() -> None:
         "payload": {"n": 1},
         "price": 1.5,
     }
-    assert row.cache_key == "BTC:2024:60000"
+    assert row.cache_key == "BTC:2024:1704067260000"
     with pytest.raises(ValueError, match="frozen"):
         row.price = 2.0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_numbers_of_another_language_are_taken_by_value() -> None:
     """A double is taken for an int if it is whole, an integer of any size for a float."""
-    row = PriceRow.from_document({**DOCUMENT, "openTime": 60_000.0, "price": Int64(2)})
-    assert (row.open_time, row.price) == (60_000, 2.0)
+    row = PriceRow.from_document({**DOCUMENT, "openTime": 1_704_067_260_000.0, "price": Int64(2)})
+    assert (row.open_time, row.price) == (1_704_067_260_000, 2.0)
     assert (type(row.open_time), type(row.price)) == (int, float)
 
 
 def test_a_payload_is_plain_data() -> None:
     """Types of BSON inside a payload become those of Python, in lists and dicts as well."""
-    payload = {"n": Int64(5), "list": [{"price": Decimal128("1.50")}], "keep": [1, 2.0, None, "a", CREATED]}
+    payload = {"n": Int64(5), "list": [{"price": Decimal128("1.50")}, Binary(b"x" * 16, 4)], "keep": [1, None, CREATED]}
     row = PriceRow.from_document({**DOCUMENT, "payload": payload})
     plain: Any = row.payload
-    assert plain == {"n": 5, "list": [{"price": Decimal("1.50")}], "keep": [1, 2.0, None, "a", CREATED]}
+    expected = {"n": 5, "list": [{"price": Decimal("1.50")}, UUID(bytes=b"x" * 16)], "keep": [1, None, CREATED]}
+    assert plain == expected
     assert type(plain["n"]) is int
     assert payload["n"] == Int64(5)
     assert type(payload["n"]) is Int64  # the document is not changed
+
+
+def test_every_field_of_an_own_row_is_read_as_its_type() -> None:
+    """Decimals and UUIDs beside a payload are built from what the driver gives for them, in lists as well."""
+    key = UUID(int=5)
+    stored = {"fee": Decimal128("0.10"), "key": Binary.from_uuid(key), "steps": [Decimal128("1.5")]}
+    row = FeeRow.from_document({**DOCUMENT, **stored})
+    assert (row.fee, row.key, row.steps) == (Decimal("0.10"), key, [Decimal("1.5")])
+    assert FeeRow.from_documents([{**DOCUMENT, **stored}]) == [row]
 
 
 def test_a_frame_may_be_empty() -> None:

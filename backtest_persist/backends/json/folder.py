@@ -32,6 +32,7 @@ from backtest_persist.backends.json.value_file import (
 from backtest_persist.core.domain import Domain
 from backtest_persist.domains import DOMAINS
 from backtest_persist.errors import (
+    InvalidPayloadError,
     SettingsError,
     StoreUnavailableError,
     WriteOutcomeUnknownError,
@@ -110,8 +111,8 @@ class Folder:
         """List the names of all values, in no order."""
         return await run_sync(self._names)
 
-    async def read_all(self) -> list[tuple[str, Stored]]:
-        """Read the whole directory: (name, value), oldest first."""
+    async def read_all(self) -> "tuple[list[tuple[str, Stored]], list[tuple[str, InvalidPayloadError]]]":
+        """Read the whole directory: (name, value), oldest first, and (name, error) of what is damaged."""
         return await run_sync(self._read_all)
 
     # --- writing ---
@@ -181,17 +182,22 @@ class Folder:
         with self._read_errors():
             return {name for path, stems in self._stems() for stem in stems if (name := self._paths.name(path, stem))}
 
-    def _read_all(self) -> list[tuple[str, Stored]]:
+    def _read_all(self) -> "tuple[list[tuple[str, Stored]], list[tuple[str, InvalidPayloadError]]]":
         found: list[tuple[str, Stored]] = []
+        damaged: list[tuple[str, InvalidPayloadError]] = []
         with self._read_errors():
             for path, stems in self._stems():
                 known = {name for name, _ in found}
                 for stem in stems:
                     name = self._paths.name(path, stem)
-                    stored = None if name in known else self._file(path, stem).load()
+                    try:
+                        stored = None if name in known else self._file(path, stem).load()
+                    except InvalidPayloadError as error:
+                        damaged.append((name, error))
+                        continue
                     if stored is not None:
                         found.append((name, stored))
-        return sorted(found, key=lambda entry: (entry[1].created, natural(entry[0])))
+        return sorted(found, key=lambda entry: (entry[1].created, natural(entry[0]))), damaged
 
     def _stems(self) -> Iterator[tuple[Path, list[str]]]:
         """Iterate over this directory and that of the framework, with the stems of the value files in them."""

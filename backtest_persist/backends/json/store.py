@@ -1,7 +1,7 @@
 """JsonStore: the rows of one domain in the files of a dump."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
@@ -12,9 +12,13 @@ from backtest_persist.backends.json.value_file import Stored, Write
 from backtest_persist.core.domain import Domain
 from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.row import Context, Row
-from backtest_persist.errors import SettingsError
+from backtest_persist.errors import InvalidPayloadError, SettingsError
+from backtest_persist.logger import LoggerService
+from backtest_persist.settings import Settings
 
 __all__ = ("JsonStore",)
+
+_logger = LoggerService()
 
 C = TypeVar("C", bound=Context)
 R = TypeVar("R", bound=Row)
@@ -26,10 +30,15 @@ class JsonStore(Generic[C, R]):
     The file of a row contains its fields as `rows` says; ids are computed from contexts, and dates are those of files.
     """
 
-    def __init__(self, dump: DumpFiles, domain: Domain) -> None:
+    def __init__(self, dump: DumpFiles, domain: Domain, settings: Callable[[], Settings]) -> None:
         self.dump = dump
+        self._settings = settings
         self._domain = domain
         self._layout = Layout(domain)
+
+    def allows_early_times(self) -> bool:
+        """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
+        return self._settings().allow_early_times
 
     async def wait_for_init(self) -> None:
         """Prepare nothing: a directory is made by the first write, and swept on first use."""
@@ -87,6 +96,8 @@ class JsonStore(Generic[C, R]):
     async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
         """Return the rows of a directory, without tombstones, oldest first, or the newest of them.
 
+        What is damaged is left out, and named in a warning.
+
         `SettingsError` when `selection` does not name the directory: files cannot be asked across directories.
         """
         if missing := [name for name in self._layout.directory_fields if name not in selection]:
@@ -95,13 +106,18 @@ class JsonStore(Generic[C, R]):
                 f"select {', '.join(missing)} as well."
             )
         rows: list[R] = []
-        for name, stored in await self.folder(selection).read_all():
+        found, damaged = await self.folder(selection).read_all()
+        for name, stored in found:
             fields = self._layout.parse_name(name)
             if fields is None or stored.removed:
                 continue
             context = {**fields, **selection}
             if all(context[field] == value for field, value in fields.items()):
-                rows.append(self._row(context, stored))
+                try:
+                    rows.append(self._row(context, stored))
+                except InvalidPayloadError as error:
+                    damaged.append((name, error))
+        _logger.unreadable(self.folder(selection).describe(), damaged)
         return rows if newest is None else rows[max(0, len(rows) - newest) :]
 
     def folder(self, context: Mapping[str, Any]) -> Folder:
