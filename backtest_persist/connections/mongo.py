@@ -73,12 +73,16 @@ class _Preparation:
 
     def __init__(self, collection: str) -> None:
         self.collection = collection
-        self.progress = "what was sent with other settings is still in progress; try again"
+        self.is_settled = False
+        """Whether nothing that was sent with other settings is in progress any more."""
         self.task: asyncio.Task[None]
 
     def unfinished(self) -> StoreUnavailableError:
         """Return the error of those who have waited long enough."""
-        problem = f"Nothing was asked of {self.collection}: {self.progress}."
+        progress = "what was sent with other settings is still in progress; try again"
+        if self.is_settled:
+            progress = "its indexes are still being created; await wait_for_init() first"
+        problem = f"Nothing was asked of {self.collection}: {progress}."
         return StoreUnavailableError(problem, collection=self.collection, server="MongoDB", reason=ErrorReason.BUSY)
 
 
@@ -236,7 +240,7 @@ class MongoState:
             with self.track():
                 await joined(attempt.task, patience or self.seconds)
         except TimeoutError:
-            if not self._selection.is_known:
+            if attempt.is_settled and not self._selection.is_known:
                 raise self.timed_out(Operation("reading the indexes", name)) from None
             raise attempt.unfinished() from None
 
@@ -253,7 +257,7 @@ class MongoState:
                         await state._settled(attempt.collection)
             except (BacktestPersistError, TimeoutError) as error:
                 raise attempt.unfinished() from error
-            attempt.progress = "its indexes are still being created; await wait_for_init() first"
+            attempt.is_settled = True
             await prepare(self)
         self.prepared.add(attempt.collection)
 
