@@ -102,6 +102,20 @@ async def test_the_wait_for_a_server_is_as_short_as_the_connection_string_says(d
     await mongo.close()
 
 
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_closing_ends_the_wait_for_a_server(driver: Any) -> None:
+    """Neither a call that waits is cancelled by it, nor is a task left behind."""
+    before = asyncio.all_tasks()
+    mongo = service("mongodb://127.0.0.1:1/test?serverSelectionTimeoutMS=150&timeoutMS=5000", mongo_driver=driver)
+    calls = [asyncio.create_task(mongo.ping()) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    await mongo.close()
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(end) for end in ends} == {StoreUnavailableError}
+    await asyncio.sleep(0)
+    assert {task for task in asyncio.all_tasks() - before if "selection" in repr(task)} == set()
+
+
 async def test_whether_the_event_loop_has_a_client() -> None:
     """It has from the first use on, until the service is closed."""
     mongo = service()
