@@ -336,7 +336,7 @@ class MongoService:
 
     def __init__(self, settings: Callable[[], Settings], logger: LoggerService, client: Client | None = None) -> None:
         self._settings = settings
-        self._logger = self.logger = logger
+        self._logger = logger
         self._injected = client
         self._affinity = LoopAffinity("MongoDB")
         self._states = PerLoop(self._open, MongoState.close)
