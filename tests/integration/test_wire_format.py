@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -201,8 +202,10 @@ DAMAGE: dict[str, list[Any]] = {
 
 
 @each_domain
-async def test_a_damaged_document_is_named_in_reads_and_in_lists(container: Container, case: Case) -> None:
-    """Whatever is wrong in a field, the error has the id of the document and the name of the field."""
+async def test_a_damaged_document_is_named_in_reads_and_in_lists(
+    container: Container, case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is wrong in a field, the error, and the warning of a list, has the document's id and the field's name."""
     service = db(container, case)
     damages = [(field, value) for field, values in DAMAGE.items() for value in values]
     damages += [("payload", None)] if case.domain in ("log", "storage", "notification") else []
@@ -211,14 +214,19 @@ async def test_a_damaged_document_is_named_in_reads_and_in_lists(container: Cont
         if field not in {**case.document, "createDate": 0, "updatedDate": 0}:
             continue
         object_id = await insert(container, case, {field: value})
-        lists: list[Any] = [service.find_by_context(*case.args), service.find_all(), service.find_by_id(str(object_id))]
+        for reading in (service.find_by_context(*case.args), service.find_by_id(str(object_id))):
+            with pytest.raises(InvalidPayloadError, match=f"{object_id}.*{field}"):
+                await reading
+        lists: list[Any] = [service.find_all()]
         if case.domain in ("measure", "interval"):
             lists.append(service.list_keys(case.args[0]))
         if case.domain == "memory":
             lists.append(service.list_entries(*case.args[:2]))
-        for reading in lists:
-            with pytest.raises(InvalidPayloadError, match=f"{object_id}.*{field}"):
-                await reading
+        for listing in lists:
+            caplog.clear()
+            assert await listing == []
+            (line,) = [record.getMessage() for record in caplog.records]
+            assert re.search(f"ids={object_id} why=.*{field}", line)
         await container.mongo_service.database[case.collection].delete_many({})
 
 
