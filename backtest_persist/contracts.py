@@ -30,9 +30,15 @@ Atomicity
 Durability
     A write that has returned is seen by every later read, from any instance, task or process, and outlives the process
     that made it. Of two writes of one context that do not overlap, the later one wins; of two that do, either.
+Instant
+    A `when`, a `timestamp`, or a bound of a window: a timezone-aware datetime, or an int in ms since the epoch, UTC. A
+    naive datetime, a float, a bool, a str, and an int that cannot be ms are refused, because a value that was written
+    with a wrong unit would be seen too early, or never: from 10**14 on it looks like microseconds or nanoseconds, and
+    between 0 and 10**11 like seconds, unless ``CC_ALLOW_EARLY_TIMES`` admits the years 1970 to 1973. 0 and negative
+    ints are instants.
 When
-    `when` is an instant of simulation time: a timezone-aware datetime, or an int in ms since the epoch, UTC. A
-    naive datetime, a float, a bool, a str, or None where a time is required, is an `InvalidWhenError`. A read that is
+    `when` is an instant of simulation time. What is no instant, or None where a time is required, is an
+    `InvalidWhenError`. A read that is
     given `when` behaves as if a value that was written with a later `when` did not exist: it does not fall back to an
     older value, because only the latest is kept. A read without `when` sees every value. A write with an earlier `when`
     overwrites, so that a backtest can start over.
@@ -130,7 +136,7 @@ class CandleAdapter(Adapter, Protocol):
     """Keeps the candles of one symbol, interval and exchange; a stored candle never changes."""
 
     async def read_candles_data(
-        self, limit: int, since_timestamp: int, until_timestamp: int | None = None
+        self, limit: int, since_timestamp: When, until_timestamp: When | None = None
     ) -> list[CandleData] | None:
         """Return the window of `limit` candles from `since_timestamp` on, oldest first; None when any is missing.
 
@@ -156,7 +162,7 @@ class CandleColumns(Protocol):
     """An addition that an adapter of candles may offer; those of MongoDB and of JSON files do."""
 
     async def read_candle_columns(
-        self, limit: int, since_timestamp: int, until_timestamp: int | None = None
+        self, limit: int, since_timestamp: When, until_timestamp: When | None = None
     ) -> dict[str, Any] | None:
         """Read the same window as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64."""
         ...

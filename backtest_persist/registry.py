@@ -254,8 +254,8 @@ class Registry:
 
     def use_json(self, directory: str | os.PathLike[str] = "./dump") -> None:
         """Let JSON files below `directory` be behind all domains; see `JsonBackend`."""
-        self.use(JsonBackend(directory, self._container.domains))
+        self.use(JsonBackend(directory, self._container.domains, settings=lambda: self._container.settings))
 
     def use_dummy(self) -> None:
         """Let nothing be behind all domains: reads find nothing, writes vanish; see `DummyBackend`."""
-        self.use(DummyBackend(self._container.domains))
+        self.use(DummyBackend(self._container.domains, settings=lambda: self._container.settings))

@@ -1,6 +1,7 @@
 """Settings: arguments beat the environment, the environment beats ``.env``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveInt, SecretStr, ValidationError
@@ -80,6 +81,9 @@ class Settings(BaseSettings):
     candle_chunk_size: PositiveInt = 2500
     """Candles per bulk write."""
 
+    allow_early_times: bool = False
+    """Whether an int may be an instant of 1970 to March 1973; otherwise one that would be is refused as seconds."""
+
     if not TYPE_CHECKING:  # the type checker sees the fields as keyword arguments
 
         def __init__(self, **values: Any) -> None:
@@ -127,3 +131,8 @@ def load(settings: Settings | Mapping[str, Any] | None) -> Settings:
             "Settings(mongo_connection_string=...)."
         )
     return Settings(**{str(name): value for name, value in (settings or {}).items()})
+
+
+def deferred(settings: Settings | Mapping[str, Any] | Callable[[], Settings] | None) -> Callable[[], Settings]:
+    """Return what gives these settings, and loads them on its first call if they are not loaded yet."""
+    return settings if callable(settings) else cache(partial(load, settings))

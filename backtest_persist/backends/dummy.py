@@ -1,12 +1,12 @@
 """The backend that keeps nothing: reads find nothing, writes are checked and vanish."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from backtest_persist.backends.services import AdapterFactories, StoreServices
-from backtest_persist.contracts import CandleData, PayloadInput
+from backtest_persist.contracts import CandleData, PayloadInput, When
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain
 from backtest_persist.core.ohlcv import candle_columns, checked_candle
@@ -14,6 +14,7 @@ from backtest_persist.core.payload import checked_entries, encoded_fields, is_de
 from backtest_persist.core.row import Context, Row
 from backtest_persist.domains import DOMAINS
 from backtest_persist.domains.candle import CANDLE, CandleDbService
+from backtest_persist.settings import Settings, deferred
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,8 +31,13 @@ _NEVER = datetime.fromtimestamp(0, UTC)
 class DummyStore(Generic[C, R]):
     """Keeps no row; implements `core.store.Store`."""
 
-    def __init__(self, row_type: type[R]) -> None:
+    def __init__(self, row_type: type[R], settings: Callable[[], Settings]) -> None:
         self._row_type = row_type
+        self._settings = settings
+
+    def allows_early_times(self) -> bool:
+        """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
+        return self._settings().allow_early_times
 
     async def wait_for_init(self) -> None:
         """Prepare nothing."""
@@ -66,34 +72,40 @@ class DummyCandleDbService(CandleDbService):
     """Keeps no candle."""
 
     async def find_data(
-        self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
+        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
     ) -> list[CandleData]:
         """Find nothing."""
         return []
 
     async def find_columns(
-        self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
+        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
     ) -> "dict[str, NDArray[Any]]":
         """Find nothing."""
         return candle_columns([])
 
     async def create_many(self, symbol: str, interval: str, exchange_name: str, candles: Iterable[PayloadInput]) -> int:
         """Check the candles and keep none; all would have been new."""
-        given = checked_entries(candles, self.collection)
-        return len([checked_candle(symbol, interval, exchange_name, candle) for candle in given])
+        given, early = checked_entries(candles, self.collection), self.store.allows_early_times
+        return len([checked_candle(symbol, interval, exchange_name, candle, early) for candle in given])
 
 
 class DummyBackend(AdapterFactories):
     """Builds adapters that keep nothing: for dry runs, and to see what persistence costs; see `contracts.Backend`.
 
-    What is written is checked as any backend checks it.
+    What is written is checked as any backend checks it. Of the settings, by default those of the environment, it needs
+    ``CC_ALLOW_EARLY_TIMES``.
     """
 
-    def __init__(self, domains: Iterable[Domain] = DOMAINS) -> None:
-        known = tuple(domains)
-        super().__init__(StoreServices(known, _db_service), known)
+    def __init__(
+        self,
+        domains: Iterable[Domain] = DOMAINS,
+        *,
+        settings: Settings | Mapping[str, Any] | Callable[[], Settings] | None = None,
+    ) -> None:
+        known, given = tuple(domains), deferred(settings)
 
+        def db_service(domain: Domain) -> DbService[Any, Any]:
+            kind = DummyCandleDbService if domain is CANDLE else domain.db_service
+            return kind(DummyStore[Any, Any](domain.row_type, given))
 
-def _db_service(domain: Domain) -> DbService[Any, Any]:
-    kind = DummyCandleDbService if domain is CANDLE else domain.db_service
-    return kind(DummyStore[Any, Any](domain.row_type))
+        super().__init__(StoreServices(known, db_service), known)

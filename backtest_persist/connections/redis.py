@@ -180,6 +180,10 @@ class RedisService:
         with suppress(StoreUnavailableError):
             self._states.get()
 
+    def allows_early_times(self) -> bool:
+        """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
+        return self._settings().allow_early_times
+
     @property
     def key_prefix(self) -> str:
         """The prefix of every key (``CC_REDIS_KEY_PREFIX``)."""

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
+from bson.int64 import Int64
 from pymongo import ASCENDING
 
-from backtest_persist.contracts import PayloadInput
+from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.indexes import Index
 from backtest_persist.core.keys import checked_limit, to_object_id
 from backtest_persist.core.lookup import Stats
 from backtest_persist.core.mongo_store import MongoStore
 from backtest_persist.core.payload import Deferred, encode_or_defer, encode_payload
 from backtest_persist.core.query import Filter, Sort
-from backtest_persist.core.row import Context, Row
+from backtest_persist.core.row import Context, Row, to_horizon, to_millis, wire_when
 from backtest_persist.core.schema import Schema
 from backtest_persist.core.store import Store
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError
@@ -56,7 +57,12 @@ class DbService(Generic[C, R]):
                 cls.context_type, cls.row_type = types
 
     def __init__(self, store: Store[C, R]) -> None:
-        self.store = store
+        self._store = store
+
+    @property
+    def store(self) -> Store[C, R]:
+        """The rows, in whichever backend they are kept."""
+        return self._store
 
     @classmethod
     def schema(cls) -> Schema[C, R]:
@@ -71,9 +77,9 @@ class DbService(Generic[C, R]):
     @property
     def mongo_store(self) -> MongoStore[C, R]:
         """The store, for what MongoDB alone can answer; `SettingsError` for a service of another backend."""
-        if not isinstance(self.store, MongoStore):
-            raise SettingsError(f"{type(self.store).__name__} answers no queries of {self.collection}; MongoDB does.")
-        return self.store
+        if not isinstance(self._store, MongoStore):
+            raise SettingsError(f"{type(self._store).__name__} answers no queries of {self.collection}; MongoDB does.")
+        return self._store
 
     def operation(self, verb: str, *, write: bool = False) -> AbstractAsyncContextManager[None]:
         """Begin one operation on MongoDB: a deadline, translated errors, and closing the container waits for it."""
@@ -89,7 +95,7 @@ class DbService(Generic[C, R]):
 
         Raises `IndexConflictError` or `StoreUnavailableError`. Every operation does this by itself.
         """
-        await self.store.wait_for_init()
+        await self._store.wait_for_init()
 
     async def find_by_id(self, id: str) -> R | None:
         """Return the row with that id (24 hex digits), or None; a malformed id is None as well."""
@@ -156,6 +162,22 @@ class DbService(Generic[C, R]):
         return await self.mongo_store.drop_narrow_indexes()
 
     # --- for the domains ---
+
+    def allows_early_times(self) -> bool:
+        """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
+        return self._store.allows_early_times()
+
+    def to_millis(self, when: When) -> int:
+        """Return a simulation time as ms since the epoch; `InvalidWhenError` for one that is no instant."""
+        return to_millis(when, self.allows_early_times)
+
+    def wire_when(self, when: When) -> Int64:
+        """Return a simulation time as it is stored: int64 ms; see `to_millis`."""
+        return wire_when(when, self.allows_early_times)
+
+    def to_horizon(self, when: When | None) -> int:
+        """Return the last ms a reader at `when` may see; without `when` there is no limit."""
+        return to_horizon(when, self.allows_early_times)
 
     def encoded(self, payload: PayloadInput | None, context: C) -> dict[str, Any] | Deferred[Any] | None:
         """Return a payload as the store takes it, None for None; `InvalidPayloadError` for one that cannot be, exactly.

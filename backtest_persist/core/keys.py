@@ -1,17 +1,27 @@
 """Key components: what may be part of a context, and how components become one Redis key."""
 
-import operator
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from bson import ObjectId
 from bson.errors import InvalidId
 from pydantic import BeforeValidator, ValidationInfo
 
+from backtest_persist.core.instants import (
+    INT64_MAX,
+    INT64_MIN,
+    EarlyTimes,
+    checked_instant,
+    checked_int64,
+    refused,
+    to_int,
+)
 from backtest_persist.errors import InvalidKeyError
 from backtest_persist.mode import Mode
 
 __all__ = (
+    "INT64_MAX",
+    "INT64_MIN",
     "STORED",
     "Flag",
     "FrameName",
@@ -27,8 +37,6 @@ __all__ = (
     "to_int",
     "to_object_id",
 )
-
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 
 def checked_name(value: Any, what: str) -> str:
@@ -63,24 +71,11 @@ def to_flag(backtest: bool | Mode) -> bool:
     return backtest.backtest if isinstance(backtest, Mode) else backtest
 
 
-def to_int(value: Any) -> int | None:
-    """Return the int that a value is, numpy's included; None for anything else, such as a bool, a float or an array."""
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
-
-
-def checked_timestamp(value: Any, what: str) -> int:
-    """Return an instant in ms since the epoch as int; whole floats of a JavaScript writer pass, bool does not."""
+def checked_timestamp(value: Any, what: str, early: EarlyTimes = refused) -> int:
+    """Return an instant in ms since the epoch; whole floats of a JavaScript writer pass. See `checked_instant`."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    timestamp = value if type(value) is int else to_int(value)
-    if timestamp is None:
-        raise InvalidKeyError(f"{what} must be an int in ms since the epoch, not {type(value).__name__}.")
-    if not INT64_MIN <= timestamp <= INT64_MAX:
-        raise InvalidKeyError(f"{what} does not fit 64 bits.")
-    return timestamp
+    return checked_instant(value, what, early)
 
 
 def checked_limit(value: Any, what: str = "limit") -> int:
@@ -104,6 +99,19 @@ def _checked_frame(value: Any, what: str) -> str:
     return checked_name(value, what) if value != "" or not isinstance(value, str) else ""
 
 
+def _instant(value: Any, info: ValidationInfo) -> int:
+    what = info.field_name or "key"
+    if info.context != STORED:  # what is stored already is read, whatever its unit
+        early = cast("EarlyTimes", info.context) if callable(info.context) else refused
+        return checked_timestamp(value, what, early)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    millis = to_int(value)
+    if millis is None:
+        raise InvalidKeyError(f"{what} must be an int in ms since the epoch, not {type(value).__name__}.")
+    return checked_int64(millis, what)
+
+
 STORED = "stored"
 """The validation context of what a store holds already."""
 
@@ -112,7 +120,8 @@ FrameName = Annotated[str, _by_field(_checked_frame)]
 
 Name = Annotated[str, _by_field(checked_name)]
 Flag = Annotated[bool, _by_field(checked_flag)]
-Timestamp = Annotated[int, _by_field(checked_timestamp)]
+Timestamp = Annotated[int, BeforeValidator(_instant)]
+"""An instant: an aware datetime, or an int in ms since the epoch; see `instants.checked_instant`."""
 
 
 def join_key(*components: str | int) -> str:

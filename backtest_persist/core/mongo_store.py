@@ -117,6 +117,10 @@ class MongoStore(Generic[C, R]):
         self._ids = IdIndex(redis, cache)
         self._warned = False
 
+    def allows_early_times(self) -> bool:
+        """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
+        return self.mongo.settings.allow_early_times
+
     async def wait_for_init(self) -> None:
         """Create and verify the indexes; done once per client, tried again after a failure."""
         await self.ready(patience=BUILD_SECONDS)
@@ -217,7 +221,7 @@ class MongoStore(Generic[C, R]):
     @as_operation("find")
     async def find_one(self, filter: Filter, sort: Sort | None = None) -> R | None:
         """Return the first row that a filter matches, or None."""
-        query, order = to_query(filter, self.schema), to_sort(sort, self.schema)
+        query, order = to_query(filter, self.schema, self.allows_early_times), to_sort(sort, self.schema)
         collection = await self.prepared()
         self.stats.reads += 1
         document = await collection.find_one(query, sort=order)
@@ -246,7 +250,10 @@ class MongoStore(Generic[C, R]):
 
         Documents that are no rows are left out, and named in a warning.
         """
-        query, order = to_query({} if filter is None else filter, self.schema), to_sort(sort, self.schema)
+        query, order = (
+            to_query({} if filter is None else filter, self.schema, self.allows_early_times),
+            to_sort(sort, self.schema),
+        )
         return self.listing(query, order, self._readable, limit=limit, skip=skip)
 
     def _readable(self, documents: Sequence[Document]) -> list[R]:
@@ -282,7 +289,7 @@ class MongoStore(Generic[C, R]):
     @as_operation("count")
     async def count(self, filter: Filter | None) -> int:
         """Count the rows that a filter matches."""
-        query = to_query({} if filter is None else filter, self.schema)
+        query = to_query({} if filter is None else filter, self.schema, self.allows_early_times)
         collection = await self.prepared()
         return await collection.count_documents(query)
 
@@ -326,7 +333,7 @@ class MongoStore(Generic[C, R]):
         One with an array in its context stays: MongoDB takes it for that of every name in the array.
         """
         no_array = [{name: {"$not": {"$type": "array"}}} for name in self.schema.fields]
-        query = {"$and": [to_query(filter, self.schema), *no_array]}
+        query = {"$and": [to_query(filter, self.schema, self.allows_early_times), *no_array]}
         with self.mongo.accept():
             state = await self.ready()
             return await self._in_flight(state).writes.delete_many(query)

@@ -6,7 +6,8 @@ from decimal import Decimal
 from numbers import Real
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from backtest_persist.contracts import CandleData, CandleInterval, PayloadInput
+from backtest_persist.contracts import CandleData, CandleInterval, PayloadInput, When
+from backtest_persist.core.instants import EarlyTimes, checked_int64, refused
 from backtest_persist.core.keys import checked_limit, checked_name, checked_timestamp
 from backtest_persist.core.payload import checked_entries, opened
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError
@@ -65,27 +66,32 @@ def import_numpy() -> Any:
     return numpy
 
 
-def checked_window(interval: str, limit: int, since: int, until: int | None) -> range | None:
+def checked_window(
+    interval: str, limit: int, since: When, until: When | None, early: EarlyTimes = refused
+) -> range | None:
     """The opening times (ms UTC) of a window of `limit` candles; None when one of them closes after `until`.
 
     Raises `InvalidKeyError` for a limit that is negative or no int, and a start that is not a multiple of the interval.
     """
-    step, start, count = interval_step_ms(interval), checked_timestamp(since, "since_timestamp"), checked_limit(limit)
+    step, count = interval_step_ms(interval), checked_limit(limit)
+    start = checked_timestamp(since, "since_timestamp", early)
     if start % step:
         raise InvalidKeyError(
             f"since_timestamp {start} is not the start of a {interval} candle; "
             f"the one around it starts at {start - start % step}."
         )
-    end = checked_timestamp(start + count * step, "the end of the window")
-    late = until is not None and end > checked_timestamp(until, "until_timestamp")
+    end = checked_int64(start + count * step, "the end of the window")
+    late = until is not None and end > checked_timestamp(until, "until_timestamp", early)
     return None if late and count else range(start, end, step)
 
 
-def closed_candles(interval: str, candles: Iterable[PayloadInput], now: int) -> list[PayloadInput]:
+def closed_candles(
+    interval: str, candles: Iterable[PayloadInput], now: int, early: EarlyTimes = refused
+) -> list[PayloadInput]:
     """The candles that have closed at `now` (ms UTC)."""
     latest = now - interval_step_ms(interval)
     given = checked_entries(candles, _COLLECTION)
-    return [candle for candle in given if _timestamp(_members(candle)) <= latest]
+    return [candle for candle in given if _timestamp(_members(candle), early) <= latest]
 
 
 def _members(candle: Any) -> dict[str, Any]:
@@ -97,17 +103,21 @@ def _members(candle: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", members)
 
 
-def _timestamp(members: Mapping[str, Any]) -> int:
+def _timestamp(members: Mapping[str, Any], early: EarlyTimes) -> int:
+    if "timestamp" not in members:
+        raise InvalidPayloadError("A candle needs a 'timestamp': its opening time as int, in ms UTC.")
     try:
-        return checked_timestamp(members["timestamp"], "timestamp")
-    except (KeyError, InvalidKeyError):
-        raise InvalidPayloadError("A candle needs a 'timestamp': its opening time as int, in ms UTC.") from None
+        return checked_timestamp(members["timestamp"], "timestamp", early)
+    except InvalidKeyError as error:
+        raise InvalidPayloadError(f"A candle has no usable opening time: {error}") from None
 
 
-def checked_candle(symbol: str, interval: str, exchange_name: str, candle: PayloadInput) -> CandleData:
+def checked_candle(
+    symbol: str, interval: str, exchange_name: str, candle: PayloadInput, early: EarlyTimes = refused
+) -> CandleData:
     """Return the timestamp and the numbers of a candle; `InvalidPayloadError` for one that cannot be real."""
     members = _members(candle)
-    timestamp, step = _timestamp(members), interval_step_ms(interval)
+    timestamp, step = _timestamp(members, early), interval_step_ms(interval)
     problem = ""
     values: dict[str, float] = {}
     if timestamp % step:

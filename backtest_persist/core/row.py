@@ -1,7 +1,7 @@
 """Context and Row: snake_case in Python, camelCase on the wire, and the simulation time `when`."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cache
 from types import GenericAlias
 from typing import Annotated, Any, ClassVar, Self, cast
@@ -12,12 +12,11 @@ from pydantic.alias_generators import to_camel
 
 from backtest_persist.connections import to_plain
 from backtest_persist.contracts import When
-from backtest_persist.core.keys import INT64_MAX, INT64_MIN, STORED, to_int
+from backtest_persist.core.instants import INT64_MAX, EarlyTimes, checked_instant, refused
+from backtest_persist.core.keys import STORED
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, InvalidWhenError
 
 __all__ = ("Context", "Row", "to_horizon", "to_millis", "to_wire", "utc_now", "wire_when")
-
-_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 def to_wire(name: str) -> str:
@@ -156,33 +155,24 @@ _ALWAYS_PLAIN = (bool, datetime, float, int, str)
 """The types of fields that pydantic builds from what the driver gives for them."""
 
 
-def to_millis(when: When) -> int:
+def to_millis(when: When, early: EarlyTimes = refused) -> int:
     """Return a simulation time as whole ms since the epoch (UTC); a finer part is cut off, never rounded up.
 
-    Raises `InvalidWhenError` for a naive datetime, bool, None, float (NaN included) or anything beyond 64 bits.
+    Raises `InvalidWhenError` for a naive datetime, bool, None, float (NaN included), anything beyond 64 bits, and an
+    int in another unit than ms; see `instants.checked_instant`. The methods of the same name of a `DbService` admit
+    what ``CC_ALLOW_EARLY_TIMES`` does.
     """
-    if isinstance(when, datetime) and when == when:  # pandas.NaT is a datetime, too
-        if when.utcoffset() is None:
-            raise InvalidWhenError("when is a naive datetime; give it a time zone, such as datetime.UTC.")
-        return (when - _EPOCH) // timedelta(milliseconds=1)
-    millis = to_int(when)
-    if millis is None:
-        raise InvalidWhenError(
-            f"when must be a timezone-aware datetime or an int in ms since the epoch, not {type(when).__name__}."
-        )
-    if not INT64_MIN <= millis <= INT64_MAX:
-        raise InvalidWhenError("when does not fit 64 bits.")
-    return millis
+    return checked_instant(when, "when", early, InvalidWhenError)
 
 
-def wire_when(when: When) -> Int64:
-    """Return a simulation time as it is stored: int64 ms."""
-    return Int64(to_millis(when))
+def wire_when(when: When, early: EarlyTimes = refused) -> Int64:
+    """Return a simulation time as it is stored: int64 ms; see `to_millis`."""
+    return Int64(to_millis(when, early))
 
 
-def to_horizon(when: When | None) -> int:
-    """Return the last ms a reader at `when` may see; without `when` there is no limit."""
-    return INT64_MAX if when is None else to_millis(when)
+def to_horizon(when: When | None, early: EarlyTimes = refused) -> int:
+    """Return the last ms a reader at `when` may see; without `when` there is no limit. See `to_millis`."""
+    return INT64_MAX if when is None else to_millis(when, early)
 
 
 def utc_now() -> datetime:

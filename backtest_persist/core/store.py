@@ -17,6 +17,10 @@ class Store(Protocol[C, R]):
     `fields` are those beside the context, by their wire names, payloads encoded (see `core.payload`).
     """
 
+    def allows_early_times(self) -> bool:
+        """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
+        ...
+
     async def wait_for_init(self) -> None:
         """Get ready; idempotent, and may be called again after a failure. Every method does this by itself."""
         ...

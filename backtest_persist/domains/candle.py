@@ -14,10 +14,11 @@ from pymongo import ASCENDING
 
 from backtest_persist.connections import Collection as MongoCollection
 from backtest_persist.connections import aggregate, aggregate_raw
-from backtest_persist.contracts import CandleData, CandleInterval, PayloadInput
+from backtest_persist.contracts import CandleData, CandleInterval, PayloadInput, When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
+from backtest_persist.core.instants import EarlyTimes, checked_int64
 from backtest_persist.core.keys import STORED, Name, Timestamp, checked_limit, checked_name, checked_timestamp, join_key
 from backtest_persist.core.listing import Batches
 from backtest_persist.core.mongo_store import Restored, as_operation
@@ -129,13 +130,17 @@ class CandleRow(CandleContext, Row):
 class CandleCacheService(base_map("candle_cache", -1)):
     """Remembers which document holds a candle."""
 
-    async def has_candle_id(self, symbol: str, interval: str, exchange_name: str, timestamp: int) -> bool:
+    async def has_candle_id(self, symbol: str, interval: str, exchange_name: str, timestamp: When) -> bool:
         """Whether Redis knows an id for this context."""
-        return await self.has(_context(symbol, interval, exchange_name, timestamp).cache_key)
+        return await self.has(
+            _context(symbol, interval, exchange_name, timestamp, self._service.allows_early_times).cache_key
+        )
 
-    async def get_candle_id(self, symbol: str, interval: str, exchange_name: str, timestamp: int) -> str | None:
+    async def get_candle_id(self, symbol: str, interval: str, exchange_name: str, timestamp: When) -> str | None:
         """Return the id that Redis knows for this context, or None."""
-        return await self.get(_context(symbol, interval, exchange_name, timestamp).cache_key)
+        return await self.get(
+            _context(symbol, interval, exchange_name, timestamp, self._service.allows_early_times).cache_key
+        )
 
     async def set_candle_id(self, row: CandleRow) -> str:
         """Remember the id of a row; returns it."""
@@ -155,8 +160,8 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
 
         Raises `InvalidPayloadError` for a candle that cannot be real (see `create_many`).
         """
-        checked = checked_candle(symbol, interval, exchange_name, candle)
-        context = _context(symbol, interval, exchange_name, checked["timestamp"])
+        checked = checked_candle(symbol, interval, exchange_name, candle, self.store.allows_early_times)
+        context = self._context(symbol, interval, exchange_name, checked["timestamp"])
         now = utc_now()
         update = {
             "$setOnInsert": {
@@ -179,7 +184,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         series = _Series(symbol, interval, exchange_name)
         unique: dict[int, CandleData] = {}
         for candle in checked_entries(candles, self.collection):
-            checked = checked_candle(symbol, interval, exchange_name, candle)
+            checked = checked_candle(symbol, interval, exchange_name, candle, self.store.allows_early_times)
             unique.setdefault(checked["timestamp"], checked)
         stored = await self._find_series(series, unique, fields=("timestamp",))
         return await self._insert_series(series, [candle for at, candle in unique.items() if at not in stored])
@@ -203,19 +208,21 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             for candle in candles
         ]
 
-    async def find_by_context(self, symbol: str, interval: str, exchange_name: str, timestamp: int) -> CandleRow | None:
+    async def find_by_context(
+        self, symbol: str, interval: str, exchange_name: str, timestamp: When
+    ) -> CandleRow | None:
         """Return the row of this context, or None."""
-        return await self.store.find(_context(symbol, interval, exchange_name, timestamp))
+        return await self.store.find(self._context(symbol, interval, exchange_name, timestamp))
 
     async def find_range(
-        self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
+        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
     ) -> list[CandleRow]:
         """Find what is stored of the window of `limit` candles from `since` (ms UTC) on: one query, oldest first."""
         series = _Series(symbol, interval, exchange_name)
         return CandleRow.from_documents(await self._window(series, since, limit, None))
 
     async def find_data(
-        self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
+        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
     ) -> list[CandleData]:
         """Find the same as `find_range`, as plain data: no row is built, and context and dates stay in the server."""
         series = _Series(symbol, interval, exchange_name)
@@ -228,10 +235,10 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
 
     @as_operation("find")
     async def _window(
-        self, series: "_Series", since: int, limit: int, projection: Mapping[str, int] | None
+        self, series: "_Series", since: When, limit: int, projection: Mapping[str, int] | None
     ) -> list[dict[str, Any]]:
-        start = checked_timestamp(since, "since")
-        end = checked_timestamp(start + checked_limit(limit) * series.step, "the end of the window")
+        start = checked_timestamp(since, "since", self.store.allows_early_times)
+        end = checked_int64(start + checked_limit(limit) * series.step, "the end of the window")
         if end == start:
             return []
         collection = await self.mongo_store.prepared()
@@ -251,7 +258,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             return [document async for batch in found for document in batch]
 
     async def find_columns(
-        self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
+        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
     ) -> "dict[str, NDArray[Any]]":
         """Find the same as `find_range`, as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64.
 
@@ -268,10 +275,10 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         return {name: numpy.ascontiguousarray(found[name]) for name in COLUMNS}
 
     @as_operation("find")
-    async def _columns(self, series: "_Series", since: int, limit: int) -> bytes:
+    async def _columns(self, series: "_Series", since: When, limit: int) -> bytes:
         """The documents of a window in the layout of the columns; with NaN for what is no number."""
-        start = checked_timestamp(since, "since")
-        end = checked_timestamp(start + checked_limit(limit) * series.step, "the end of the window")
+        start = checked_timestamp(since, "since", self.store.allows_early_times)
+        end = checked_int64(start + checked_limit(limit) * series.step, "the end of the window")
         is_number: dict[str, Any] = {name: {"$in": [{"$type": f"${name}"}, _NUMBER_TYPES]} for name in COLUMNS}
         is_time = {"$cond": [is_number["timestamp"], {"$eq": [{"$trunc": "$timestamp"}, "$timestamp"]}, False]}
         time = {"$cond": [is_number["timestamp"], {"$toLong": "$timestamp"}, Int64(0)]}
@@ -288,13 +295,14 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
 
     @as_operation("find gaps")
     async def find_gaps(
-        self, symbol: str, interval: str, exchange_name: str, since: int, until: int
+        self, symbol: str, interval: str, exchange_name: str, since: When, until: When
     ) -> list[tuple[int, int]]:
         """Return the holes in [since, until), each as (first missing opening time, time after the hole), in ms UTC."""
         series = _Series(symbol, interval, exchange_name)
         step = series.step
-        start = checked_timestamp(_ceil(checked_timestamp(since, "since"), step), "since")
-        end = checked_timestamp(_ceil(checked_timestamp(until, "until"), step), "until")
+        early = self.store.allows_early_times
+        start = checked_int64(_ceil(checked_timestamp(since, "since", early), step), "since")
+        end = checked_int64(_ceil(checked_timestamp(until, "until", early), step), "until")
         if start >= end:
             return []
         window = series.window(start, end)
@@ -371,9 +379,12 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             remember=settings.candle_cache,
         )
 
-    async def has_candle(self, symbol: str, interval: str, exchange_name: str, timestamp: int) -> bool:
+    async def has_candle(self, symbol: str, interval: str, exchange_name: str, timestamp: When) -> bool:
         """Whether MongoDB holds the candle."""
         return await self.find_by_context(symbol, interval, exchange_name, timestamp) is not None
+
+    def _context(self, symbol: str, interval: str, exchange_name: str, timestamp: When) -> CandleContext:
+        return _context(symbol, interval, exchange_name, timestamp, self.store.allows_early_times)
 
 
 class PersistCandleInstance(PersistInstance[CandleDbService]):
@@ -388,14 +399,14 @@ class PersistCandleInstance(PersistInstance[CandleDbService]):
         self.exchange_name = exchange_name
 
     async def read_candles_data(
-        self, limit: int, since_timestamp: int, until_timestamp: int | None = None
+        self, limit: int, since_timestamp: When, until_timestamp: When | None = None
     ) -> list[CandleData] | None:
         """The window of `limit` candles from `since_timestamp` (ms UTC) on, or None when any of them is missing.
 
         A candle that closes after `until_timestamp` (ms UTC) counts as missing: its prices lie in the future.
         Raises `InvalidKeyError` for a negative limit, or a start that is not a multiple of the interval.
         """
-        window = checked_window(self.interval, limit, since_timestamp, until_timestamp)
+        window = self._window(limit, since_timestamp, until_timestamp)
         if window is None:
             return None
         candles = await self.db.find_data(self.symbol, self.interval, self.exchange_name, window.start, len(window))
@@ -405,13 +416,13 @@ class PersistCandleInstance(PersistInstance[CandleDbService]):
         return [found[at] for at in window] if found.keys() >= set(window) else None
 
     async def read_candle_columns(
-        self, limit: int, since_timestamp: int, until_timestamp: int | None = None
+        self, limit: int, since_timestamp: When, until_timestamp: When | None = None
     ) -> "dict[str, NDArray[Any]] | None":
         """Read the same window as numpy arrays by field: `timestamp` int64 (ms UTC), the others float64.
 
         None when any candle of the window is missing. No object is built for a candle. Needs numpy.
         """
-        window = checked_window(self.interval, limit, since_timestamp, until_timestamp)
+        window = self._window(limit, since_timestamp, until_timestamp)
         if window is None:
             return None
         columns = await self.db.find_columns(self.symbol, self.interval, self.exchange_name, window.start, len(window))
@@ -420,9 +431,13 @@ class PersistCandleInstance(PersistInstance[CandleDbService]):
             columns = {name: column[on_grid] for name, column in columns.items()}
         return columns if len(columns["timestamp"]) == len(window) else None
 
+    def _window(self, limit: int, since: When, until: When | None) -> range | None:
+        return checked_window(self.interval, limit, since, until, self.db.store.allows_early_times)
+
     async def write_candles_data(self, candles: Sequence[PayloadInput]) -> None:
         """Store candles; those that have not closed yet by this machine's clock are skipped."""
-        closed = closed_candles(self.interval, candles, int(time.time() * 1000))
+        early = self.db.store.allows_early_times
+        closed = closed_candles(self.interval, candles, int(time.time() * 1000), early)
         await self.db.create_many(self.symbol, self.interval, self.exchange_name, closed)
 
 
@@ -445,8 +460,9 @@ def _ceil(timestamp: int, step: int) -> int:
     return -(-timestamp // step) * step
 
 
-def _context(symbol: str, interval: str, exchange_name: str, timestamp: int) -> CandleContext:
-    return CandleContext(symbol=symbol, interval=interval, exchange_name=exchange_name, timestamp=timestamp)
+def _context(symbol: str, interval: str, exchange_name: str, timestamp: When, early: EarlyTimes) -> CandleContext:
+    parts = {"exchange_name": exchange_name, "symbol": symbol, "interval": interval, "timestamp": timestamp}
+    return CandleContext.model_validate(parts, context=early)
 
 
 CANDLE = Domain(

@@ -7,7 +7,7 @@ from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, join_key
 from backtest_persist.core.payload import Payload
 from backtest_persist.core.persist_instance import PersistInstance, Services
-from backtest_persist.core.row import Context, Row, to_horizon, wire_when
+from backtest_persist.core.row import Context, Row
 
 __all__ = (
     "DICTIONARY",
@@ -65,7 +65,9 @@ class DictionaryDbService(DbService[DictionaryContext, DictionaryRow]):
     ) -> DictionaryRow:
         """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
         context = DictionaryContext(signal_id=signal_id, dictionary_name=dictionary_name)
-        return await self.store.upsert(context, {"payload": self.encoded(payload, context), "when": wire_when(when)})
+        return await self.store.upsert(
+            context, {"payload": self.encoded(payload, context), "when": self.wire_when(when)}
+        )
 
     async def find_by_context(self, signal_id: str, dictionary_name: str) -> DictionaryRow | None:
         """Return the row of this context, or None."""
@@ -82,7 +84,7 @@ class PersistDictionaryInstance(PersistInstance[DictionaryDbService]):
 
     async def read_dictionary_data(self, *, when: When | None = None) -> Payload | None:
         """The payload, or None when nothing is stored, or nothing yet at `when` (aware datetime, or ms UTC)."""
-        horizon = to_horizon(when)
+        horizon = self.db.to_horizon(when)
         row = await self.db.find_by_context(self.signal_id, self.dictionary_name)
         return row.payload if row is not None and row.when <= horizon else None
 

@@ -10,7 +10,7 @@ from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, checked_name, join_key
 from backtest_persist.core.payload import Payload
 from backtest_persist.core.persist_instance import PersistInstance, Services
-from backtest_persist.core.row import Context, to_horizon, wire_when
+from backtest_persist.core.row import Context
 from backtest_persist.core.soft_delete import RemovableRow, SoftDeleteDbService, living_payload
 
 __all__ = (
@@ -67,7 +67,7 @@ class IntervalDbService(SoftDeleteDbService[IntervalContext, IntervalRow]):
     async def upsert(self, bucket: str, entry_key: str, payload: PayloadInput | None, when: When) -> IntervalRow:
         """Replace the payload in one atomic write, which revives a removed entry; `when` is the simulation time."""
         context = IntervalContext(bucket=bucket, entry_key=entry_key)
-        return await self.store.upsert(context, {**self.encoded_living(payload, context), "when": wire_when(when)})
+        return await self.store.upsert(context, {**self.encoded_living(payload, context), "when": self.wire_when(when)})
 
     async def find_by_context(self, bucket: str, entry_key: str) -> IntervalRow | None:
         """Return the row of this context, or None."""
@@ -79,7 +79,7 @@ class IntervalDbService(SoftDeleteDbService[IntervalContext, IntervalRow]):
 
     async def list_keys(self, bucket: str, *, when: When | None = None) -> list[str]:
         """The keys of a bucket that are not removed, oldest first; with `when`, only those written by then."""
-        horizon = to_horizon(when)
+        horizon = self.to_horizon(when)
         rows = await self.store.select({"bucket": checked_name(bucket, "bucket")})
         return [row.entry_key for row in rows if row.when <= horizon]
 
@@ -97,7 +97,7 @@ class PersistIntervalInstance(PersistInstance[IntervalDbService]):
 
     async def read_interval_data(self, key: str, *, when: When | None = None) -> Payload | None:
         """The marker, or None when absent, removed, or not yet written at `when` (aware datetime, or ms UTC)."""
-        horizon = to_horizon(when)
+        horizon = self.db.to_horizon(when)
         row = await self.db.find_by_context(self.bucket, key)
         return living_payload(row) if row is not None and row.when <= horizon else None
 

@@ -10,7 +10,7 @@ from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, checked_name, join_key
 from backtest_persist.core.payload import Payload
 from backtest_persist.core.persist_instance import PersistInstance, Services
-from backtest_persist.core.row import Context, to_millis
+from backtest_persist.core.row import Context
 from backtest_persist.core.soft_delete import RemovableRow, SoftDeleteDbService, living_payload
 
 __all__ = (
@@ -98,7 +98,7 @@ class PersistMeasureInstance(PersistInstance[MeasureDbService]):
 
     async def write_measure_data(self, data: PayloadInput | None, key: str, when: When) -> None:
         """Replace the answer; revives a removed one. `when` is checked, but not stored."""
-        to_millis(when)
+        self.db.to_millis(when)
         await self.db.upsert(self.bucket, key, data)
 
     async def remove_measure_data(self, key: str) -> None:

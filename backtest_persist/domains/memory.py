@@ -10,7 +10,7 @@ from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, checked_name, join_key
 from backtest_persist.core.payload import Payload
 from backtest_persist.core.persist_instance import PersistInstance, Services
-from backtest_persist.core.row import Context, to_horizon, wire_when
+from backtest_persist.core.row import Context
 from backtest_persist.core.soft_delete import RemovableRow, SoftDeleteDbService, living_payload
 
 __all__ = (
@@ -74,7 +74,7 @@ class MemoryDbService(SoftDeleteDbService[MemoryContext, MemoryRow]):
     ) -> MemoryRow:
         """Replace the payload in one atomic write, which revives a removed entry; `when` is the simulation time."""
         context = MemoryContext(signal_id=signal_id, bucket_name=bucket_name, memory_id=memory_id)
-        return await self.store.upsert(context, {**self.encoded_living(payload, context), "when": wire_when(when)})
+        return await self.store.upsert(context, {**self.encoded_living(payload, context), "when": self.wire_when(when)})
 
     async def find_by_context(self, signal_id: str, bucket_name: str, memory_id: str) -> MemoryRow | None:
         """Return the row of this context, or None."""
@@ -107,19 +107,19 @@ class PersistMemoryInstance(PersistInstance[MemoryDbService]):
 
     async def read_memory_data(self, memory_id: str, *, when: When | None = None) -> Payload | None:
         """The memory, or None when absent, removed, or not yet written at `when` (aware datetime, or ms UTC)."""
-        horizon = to_horizon(when)
+        horizon = self.db.to_horizon(when)
         row = await self.db.find_by_context(self.signal_id, self.bucket_name, memory_id)
         return living_payload(row) if row is not None and row.when <= horizon else None
 
     async def has_memory_data(self, memory_id: str, *, when: When | None = None) -> bool:
         """Whether the memory was ever written (by `when`); a removed one counts."""
-        horizon = to_horizon(when)
+        horizon = self.db.to_horizon(when)
         row = await self.db.find_by_context(self.signal_id, self.bucket_name, memory_id)
         return row is not None and row.when <= horizon
 
     async def list_memory_data(self, *, when: When | None = None) -> AsyncIterator[tuple[str, Payload | None]]:
         """Iterate over (memory_id, data), oldest first, without what is removed or later than `when`."""
-        horizon = to_horizon(when)
+        horizon = self.db.to_horizon(when)
         for row in await self.db.list_entries(self.signal_id, self.bucket_name):
             if row.when <= horizon:
                 yield row.memory_id, row.payload

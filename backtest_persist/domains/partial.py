@@ -7,7 +7,7 @@ from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, join_key
 from backtest_persist.core.payload import Payload
 from backtest_persist.core.persist_instance import PersistInstance, Services
-from backtest_persist.core.row import Context, Row, to_millis, wire_when
+from backtest_persist.core.row import Context, Row
 
 __all__ = (
     "PARTIAL",
@@ -83,7 +83,9 @@ class PartialDbService(DbService[PartialContext, PartialRow]):
         context = PartialContext(
             symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name, signal_id=signal_id
         )
-        return await self.store.upsert(context, {"payload": self.encoded(payload, context), "when": wire_when(when)})
+        return await self.store.upsert(
+            context, {"payload": self.encoded(payload, context), "when": self.wire_when(when)}
+        )
 
     async def find_by_context(
         self, symbol: str, strategy_name: str, exchange_name: str, signal_id: str
@@ -105,7 +107,7 @@ class PersistPartialInstance(PersistInstance[PartialDbService]):
 
     async def read_partial_data(self, signal_id: str, when: When) -> Payload:
         """Return what was known of the signal at `when` (aware datetime, or ms UTC); {} when absent or later."""
-        horizon = to_millis(when)
+        horizon = self.db.to_millis(when)
         row = await self.db.find_by_context(self.symbol, self.strategy_name, self.exchange_name, signal_id)
         return (row.payload or {}) if row is not None and row.when <= horizon else {}
 

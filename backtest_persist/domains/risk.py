@@ -11,7 +11,7 @@ from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, join_key
 from backtest_persist.core.payload import encode_list, encode_or_defer
 from backtest_persist.core.persist_instance import PersistInstance, Services
-from backtest_persist.core.row import Context, Row, to_millis, wire_when
+from backtest_persist.core.row import Context, Row
 
 __all__ = ("RISK", "PersistRiskInstance", "RiskCacheService", "RiskContext", "RiskDbService", "RiskRow")
 
@@ -61,7 +61,7 @@ class RiskDbService(DbService[RiskContext, RiskRow]):
         """Replace the positions in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
         context = RiskContext(risk_name=risk_name, exchange_name=exchange_name)
         what = f"{self.collection} ({context.describe()})"
-        fields = {"positions": encode_or_defer(partial(encode_list, positions, what)), "when": wire_when(when)}
+        fields = {"positions": encode_or_defer(partial(encode_list, positions, what)), "when": self.wire_when(when)}
         return await self.store.upsert(context, fields)
 
     async def find_by_context(self, risk_name: str, exchange_name: str) -> RiskRow | None:
@@ -79,7 +79,7 @@ class PersistRiskInstance(PersistInstance[RiskDbService]):
 
     async def read_position_data(self, when: When) -> list[Any]:
         """The positions known at `when` (aware datetime, or ms UTC); [] when absent or later than that."""
-        horizon = to_millis(when)
+        horizon = self.db.to_millis(when)
         row = await self.db.find_by_context(self.risk_name, self.exchange_name)
         return row.positions if row is not None and row.when <= horizon else []
 

@@ -7,7 +7,7 @@ from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Flag, FrameName, Name, Timestamp, join_key, mode_word, to_flag
 from backtest_persist.core.payload import Payload
 from backtest_persist.core.persist_instance import PersistInstance, Services
-from backtest_persist.core.row import Context, Row, to_horizon, wire_when
+from backtest_persist.core.row import Context, Row
 from backtest_persist.mode import Mode
 
 __all__ = (
@@ -102,7 +102,9 @@ class SessionDbService(DbService[SessionContext, SessionRow]):
             symbol=symbol,
             backtest=to_flag(backtest),
         )
-        return await self.store.upsert(context, {"payload": self.encoded(payload, context), "when": wire_when(when)})
+        return await self.store.upsert(
+            context, {"payload": self.encoded(payload, context), "when": self.wire_when(when)}
+        )
 
     async def find_by_context(
         self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool | Mode
@@ -141,7 +143,7 @@ class PersistSessionInstance(PersistInstance[SessionDbService]):
 
     async def read_session_data(self, *, when: When | None = None) -> Payload | None:
         """The payload, or None when nothing is stored, or nothing yet at `when` (aware datetime, or ms UTC)."""
-        horizon = to_horizon(when)
+        horizon = self.db.to_horizon(when)
         row = await self.db.find_by_context(
             self.strategy_name, self.exchange_name, self.frame_name, self.symbol, self.backtest
         )

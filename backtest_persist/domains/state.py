@@ -7,7 +7,7 @@ from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, join_key
 from backtest_persist.core.payload import Payload
 from backtest_persist.core.persist_instance import PersistInstance, Services
-from backtest_persist.core.row import Context, Row, to_horizon, wire_when
+from backtest_persist.core.row import Context, Row
 
 __all__ = ("STATE", "PersistStateInstance", "StateCacheService", "StateContext", "StateDbService", "StateRow")
 
@@ -56,7 +56,9 @@ class StateDbService(DbService[StateContext, StateRow]):
     async def upsert(self, signal_id: str, bucket_name: str, payload: PayloadInput | None, when: When) -> StateRow:
         """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
         context = StateContext(signal_id=signal_id, bucket_name=bucket_name)
-        return await self.store.upsert(context, {"payload": self.encoded(payload, context), "when": wire_when(when)})
+        return await self.store.upsert(
+            context, {"payload": self.encoded(payload, context), "when": self.wire_when(when)}
+        )
 
     async def find_by_context(self, signal_id: str, bucket_name: str) -> StateRow | None:
         """Return the row of this context, or None."""
@@ -73,7 +75,7 @@ class PersistStateInstance(PersistInstance[StateDbService]):
 
     async def read_state_data(self, *, when: When | None = None) -> Payload | None:
         """The payload, or None when nothing is stored, or nothing yet at `when` (aware datetime, or ms UTC)."""
-        horizon = to_horizon(when)
+        horizon = self.db.to_horizon(when)
         row = await self.db.find_by_context(self.signal_id, self.bucket_name)
         return row.payload if row is not None and row.when <= horizon else None
 

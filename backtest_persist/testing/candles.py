@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from backtest_persist.contracts import CandleInterval
 from backtest_persist.domains.candle import CANDLE
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
-from backtest_persist.testing.subjects import DAY, MINUTE, START, candle
+from backtest_persist.testing.subjects import DAY, LATE, MINUTE, NO_MILLIS, START, candle
 from backtest_persist.testing.suite import Suite, requires
 
 __all__ = ("Candles",)
@@ -24,7 +24,8 @@ _IMPOSSIBLE_CHANGES: list[dict[str, Any]] = [
     {"timestamp": START + MINUTE + 1},
     {"timestamp": None},
     {"timestamp": True},
-    {"timestamp": str(START)},
+    {"timestamp": "2020-09-14"},
+    *({"timestamp": instant} for instant in NO_MILLIS),
     {"open": float("nan")},
     {"high": float("inf")},
     {"low": float("-inf")},
@@ -190,17 +191,22 @@ class Candles(Suite):
 
     @requires(CANDLE)
     async def test_a_bad_window_is_refused(self, tmp_path: Path) -> None:
-        """A limit that is negative or no int, and a start between two candles, are InvalidKeyErrors."""
+        """A limit that is negative or no int, a start between two candles, and no instant, are InvalidKeyErrors."""
         bad: Any
+        start: Any
+        until: Any
         async with self.open(tmp_path) as persist:
             adapter = await persist.candle(*_CONTEXT)
             await adapter.write_candles_data([candle(0)])
             for bad in (-1, 1.5, True, None, "10"):
                 with pytest.raises(InvalidKeyError):
                     await adapter.read_candles_data(bad, START)
-            for start in (START + 1, START - 1, START + MINUTE // 2, 1):
+            for start in (START + 1, START - 1, START + MINUTE // 2, None, True, str(START), *NO_MILLIS):
                 with pytest.raises(InvalidKeyError):
                     await adapter.read_candles_data(1, start)
+            for until in (True, str(LATE), *NO_MILLIS):
+                with pytest.raises(InvalidKeyError):
+                    await adapter.read_candles_data(1, START, until)
             daily = await persist.candle("BTCUSDT", "1d", "binance")
             with pytest.raises(InvalidKeyError):
                 await daily.read_candles_data(1, START + MINUTE)

@@ -8,6 +8,8 @@ import pytest
 from backtest_persist.domains.log import LOG
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
 from backtest_persist.testing.subjects import (
+    EARLY,
+    LATE,
     Subject,
     gather_in_batches,
     is_by_mode,
@@ -137,9 +139,9 @@ class Lists(Suite):
         async with self.open(tmp_path) as persist, self.open(tmp_path) as other:
             for position, key in enumerate(keys):
                 parts = (*subject.sample[:-1], key)
-                await subject.write((persist, other)[position % 2], parts, {"n": position}, 1000 - position)
+                await subject.write((persist, other)[position % 2], parts, {"n": position}, EARLY - position)
             for key in ("a", "b"):
-                await subject.write(other, (*subject.sample[:-1], key), {"again": True}, 2000)
+                await subject.write(other, (*subject.sample[:-1], key), {"again": True}, LATE)
             assert await subject.keys(persist, subject.sample) == await subject.keys(other, subject.sample) == keys
 
     @for_each(is_removable)

@@ -11,6 +11,8 @@ from backtest_persist.errors import InvalidWhenError
 from backtest_persist.testing.subjects import (
     EARLY,
     LATE,
+    LATEST,
+    NO_MILLIS,
     Subject,
     is_listed_at_when,
     is_timed,
@@ -31,6 +33,7 @@ _BAD_WHENS: tuple[Any, ...] = (
     datetime(2024, 1, 1),
     {},
     [0],
+    *NO_MILLIS,
 )
 
 
@@ -45,7 +48,7 @@ class LookAhead(Suite):
             for registry in (persist, other):
                 for when in (0, EARLY, LATE - 1):
                     assert await subject.read(registry, subject.sample, when=when) is None
-                for when in (LATE, LATE + 1, 2**62):
+                for when in (LATE, LATE + 1, LATEST):
                     assert await subject.read(registry, subject.sample, when=when) == {"n": 1}
 
     @for_each(is_timed)
@@ -94,7 +97,7 @@ class LookAhead(Suite):
     async def test_a_reader_without_a_when_sees_every_value(self, tmp_path: Path, subject: Subject) -> None:
         """Without it no value is hidden, whatever its `when`."""
         async with self.open(tmp_path) as persist:
-            for when in (LATE, EARLY, 2**62, -EARLY):
+            for when in (LATE, EARLY, LATEST, -EARLY):
                 await subject.write(persist, subject.sample, {"n": when}, when)
                 assert await subject.read(persist, subject.sample) == {"n": when}
                 assert await subject.read(persist, subject.sample, when=None) == {"n": when}
@@ -144,7 +147,7 @@ class LookAhead(Suite):
         """They are read whatever `when` they were written with; the `when` is still checked."""
         async with self.open(tmp_path) as persist:
             measure = await persist.measure("news")
-            for when in (2**62, EARLY, datetime(2999, 1, 1, tzinfo=UTC)):
+            for when in (LATEST, EARLY, datetime(9999, 1, 1, tzinfo=UTC)):
                 await measure.write_measure_data({"when": str(when)}, "k", when)
                 assert await measure.read_measure_data("k") == {"when": str(when)}
                 assert [key async for key in measure.list_measure_data()] == ["k"]
@@ -152,4 +155,4 @@ class LookAhead(Suite):
             for bad in (None, *_BAD_WHENS):
                 with pytest.raises(InvalidWhenError):
                     await measure.write_measure_data({"n": 2}, "k", bad)
-            assert await measure.read_measure_data("k") == {"when": "2999-01-01 00:00:00+00:00"}
+            assert await measure.read_measure_data("k") == {"when": "9999-01-01 00:00:00+00:00"}

@@ -19,7 +19,9 @@ __all__ = (
     "DAY",
     "EARLY",
     "LATE",
+    "LATEST",
     "MINUTE",
+    "NO_MILLIS",
     "START",
     "SUBJECTS",
     "Kind",
@@ -56,6 +58,10 @@ __all__ = (
 
 EARLY, LATE = 1_600_000_000_000, 1_700_000_000_000
 """Two instants of simulation time, in ms."""
+LATEST = 10**14 - 1
+"""The last instant that an int can be, in ms."""
+NO_MILLIS = (EARLY // 1000, EARLY * 1000, EARLY * 1_000_000, 1, 10**11 - 1, 10**14, -(10**14), 2**62)
+"""Ints that look like an instant in seconds, microseconds or nanoseconds."""
 
 MINUTE, DAY = 60_000, 86_400_000
 START = 18_519 * DAY

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import Registry, contracts
-from tests.support.cases import ADAPTER_CONTEXTS
+from tests.support.cases import ADAPTER_CONTEXTS, WHEN
 
 
 @pytest.fixture
@@ -32,19 +32,19 @@ async def test_writes_vanish_and_reads_find_nothing(persist: Registry) -> None:
         assert await getattr(latest, f"read_{domain}_data")() is None
     for domain in ("recent", "state", "session"):
         latest = await getattr(persist, domain)(*ADAPTER_CONTEXTS[domain])
-        await getattr(latest, f"write_{domain}_data")({"id": "x"}, 1)
+        await getattr(latest, f"write_{domain}_data")({"id": "x"}, WHEN)
         assert await getattr(latest, f"read_{domain}_data")() is None
     for domain in ("partial", "breakeven"):
         marks = await getattr(persist, domain)(*ADAPTER_CONTEXTS[domain])
-        await getattr(marks, f"write_{domain}_data")({"n": 1}, "sig", 1)
-        assert await getattr(marks, f"read_{domain}_data")("sig", 1) == {}
+        await getattr(marks, f"write_{domain}_data")({"n": 1}, "sig", WHEN)
+        assert await getattr(marks, f"read_{domain}_data")("sig", WHEN) == {}
     for domain in ("storage", "notification", "log"):
         entries = await getattr(persist, domain)(*ADAPTER_CONTEXTS[domain])
         await getattr(entries, f"write_{domain}_data")([{"id": "x"}])
         assert await getattr(entries, f"read_{domain}_data")() == []
     for domain in ("measure", "interval", "memory"):
         keyed = await getattr(persist, domain)(*ADAPTER_CONTEXTS[domain])
-        await getattr(keyed, f"write_{domain}_data")({"n": 1}, "k", 1)
+        await getattr(keyed, f"write_{domain}_data")({"n": 1}, "k", WHEN)
         assert await getattr(keyed, f"read_{domain}_data")("k") is None
         assert await collect(getattr(keyed, f"list_{domain}_data")()) == []
         await getattr(keyed, f"remove_{domain}_data")("k")
@@ -53,10 +53,10 @@ async def test_writes_vanish_and_reads_find_nothing(persist: Registry) -> None:
         await persist.risk("r", "e"),
         await persist.candle("s", "1m", "e"),
     )
-    await risk.write_position_data([1], 1)
+    await risk.write_position_data([1], WHEN)
     await candles.write_candles_data([candle])
     assert await memory.has_memory_data("k") is False
-    assert await risk.read_position_data(1) == []
+    assert await risk.read_position_data(WHEN) == []
     assert await candles.read_candles_data(1, 0) is None
     for instance in (memory, await persist.state("sig", "b"), await persist.session("t", "e", "f", "s", True)):
         await instance.dispose()

@@ -1,5 +1,7 @@
 """A `mongodb+srv` URI while name servers are dead, silent or wrong: an outage like any other."""
 
+from typing import Literal
+
 import pytest
 from pydantic import SecretStr
 
@@ -8,7 +10,7 @@ from tests.support.name_server import name_server
 from tests.support.proxy import DEADLINE, mongo_proxy, with_short_deadline
 from tests.support.stopwatch import GRACE, Stopwatch
 
-SAID = {
+SAID: dict[Literal["silent", "ignorant"], str] = {
     "silent": "no name server has resolved the host: The resolution lifetime expired after .*: Server Do53:127",
     "ignorant": r"resolved the host: The DNS query name does not exist: _mongodb\._tcp\..* Check the host in CC_MONGO",
 }

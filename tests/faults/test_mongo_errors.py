@@ -19,6 +19,7 @@ from backtest_persist import (
     WriteRejectedError,
 )
 from backtest_persist.core import mongo_store, write_queue
+from backtest_persist.testing.subjects import START
 from tests.support.fail_points import Failing
 from tests.support.servers import disable_sessions
 from tests.support.stopwatch import GRACE, timed
@@ -56,7 +57,7 @@ async def test_a_connection_that_breaks_once_is_no_error(container: Container, f
     async with failing("find", closeConnection=True):
         assert len(await signals.find_all()) == 20
     prices = dict.fromkeys(("open", "high", "low", "close", "volume"), 1.0)
-    candles = [{"timestamp": n * 60_000, **prices} for n in range(20)]
+    candles = [{"timestamp": START + n * 60_000, **prices} for n in range(20)]
     await container.candle_db_service.wait_for_init()
     async with failing("insert", closeConnection=True):
         assert await container.candle_db_service.create_many("s", "1m", "e", candles) == 20
@@ -177,7 +178,8 @@ async def test_a_server_that_cannot_answer_is_unavailable(container: Container, 
 PART = 10
 ITEMS = [{"id": f"i{n:02}"} for n in range(25)]
 CANDLES = [
-    {"timestamp": n * 60_000, **dict.fromkeys(("open", "high", "low", "close", "volume"), 1.0)} for n in range(25)
+    {"timestamp": START + n * 60_000, **dict.fromkeys(("open", "high", "low", "close", "volume"), 1.0)}
+    for n in range(25)
 ]
 PARTS: dict[str, tuple[str, str, Callable[[Container], Awaitable[Any]]]] = {
     "storage": ("storage", "update", lambda c: c.storage_db_service.upsert_many(True, ITEMS)),
@@ -272,7 +274,7 @@ async def test_connections_without_sessions_are_left(settings: Settings, monkeyp
         await asyncio.gather(*(states.upsert("s", f"b{n}", {"n": 0}, 0) for n in range(5)))
         await container.interval_db_service.upsert("i", "k", {}, 0)
         assert disable_sessions(container) > 1
-        writes = [states.upsert("s", f"b{n % 5}", {"n": n}, n) for n in range(50)]
+        writes = [states.upsert("s", f"b{n % 5}", {"n": n}, -n) for n in range(50)]
         _, _, removed, new = await asyncio.gather(
             asyncio.gather(*writes),
             container.measure_db_service.upsert("b", "k", {}),

@@ -17,7 +17,7 @@ from pymongo import AsyncMongoClient
 
 from backtest_persist import Container, Registry, Settings
 from backtest_persist.connections.circuit import CircuitBreaker
-from backtest_persist.testing.subjects import START, Parts, Subject, candle, subject_named
+from backtest_persist.testing.subjects import EARLY, START, Parts, Subject, candle, subject_named
 from tests.support.servers import PrivateMongo, PrivateRedis, without_primary
 
 SIGNAL, STATE, RISK = map(subject_named, ("signal", "state", "risk"))
@@ -31,7 +31,7 @@ PATIENCE = 0.02
 clients = st.integers(0, 1)
 subjects = st.sampled_from(SUBJECTS)
 keys = st.integers(0, 2)
-whens = st.integers(1, 3)
+whens = st.sampled_from((EARLY - 1, EARLY, EARLY + 1))
 SPOILS = st.sampled_from(["swap", "flush", "", "junk", "f" * 24, "ü", "x" * 1000])
 
 
@@ -57,7 +57,7 @@ class Store(RuleBasedStateMachine):
     def begin(self, empty: bool) -> None:
         self.example = next(self.examples)
         for subject in () if empty else SUBJECTS:
-            self.write_all_at_once(subject=subject, client=0, when=2)
+            self.write_all_at_once(subject=subject, client=0, when=EARLY)
 
     def parts(self, subject: Subject, key: int) -> Parts:
         """A context of this example; lists have no context but the mode, and are told apart by their ids."""
@@ -66,7 +66,7 @@ class Store(RuleBasedStateMachine):
         names[position] = f"{names[position]}{key}"
         return tuple(names)
 
-    def expected(self, subject: Subject, key: int, when: int = 3) -> dict[str, Any] | None:
+    def expected(self, subject: Subject, key: int, when: int = EARLY + 1) -> dict[str, Any] | None:
         value, since = self.values.get((subject, key), (None, 0))
         return value if not subject.timed or since <= when else None
 

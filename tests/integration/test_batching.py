@@ -156,17 +156,17 @@ async def test_writes_of_one_context_keep_their_order(container: Container) -> N
     for _ in range(5):
         calls: list[Any] = []
         for number in range(30):
-            calls.append(db.upsert(*key, {"n": number}, number))
+            calls.append(db.upsert(*key, {"n": number}, -number))
             if number % 10 == 9:
                 calls.append(db.soft_remove(*key))
-        calls.append(db.upsert(*key, {"n": "last"}, 99))
+        calls.append(db.upsert(*key, {"n": "last"}, 0))
         answers = await asyncio.gather(*calls)
         rows = [row for row in answers if not isinstance(row, bool)]
         assert [row.payload for row in rows] == [*({"n": number} for number in range(30)), {"n": "last"}]
         assert len({row.id for row in rows}) == 1
         found = await db.find_by_context(*key)
         assert found is not None
-        assert (found.payload, found.removed, found.when) == ({"n": "last"}, False, 99)
+        assert (found.payload, found.removed, found.when) == ({"n": "last"}, False, 0)
         assert await db.soft_remove(*key) is True
 
 
@@ -233,7 +233,7 @@ async def test_a_read_that_starts_after_a_write_never_sees_an_older_value(contai
     async def write() -> None:
         nonlocal acknowledged, done
         for number in range(1, 200):
-            await db.upsert("s", "b", {"n": number}, number)
+            await db.upsert("s", "b", {"n": number}, -number)
             acknowledged = number
         done = True
 
@@ -258,7 +258,7 @@ async def test_a_cancelled_write_is_never_applied_after_a_later_one(container: C
         for _ in range(delay):
             await asyncio.sleep(0)
         first.cancel()
-        second = await db.upsert("s", "b", {"n": delay}, 1)
+        second = await db.upsert("s", "b", {"n": delay}, 0)
         assert second.payload == {"n": delay}
         await asyncio.gather(first, return_exceptions=True)
         found = await db.find_by_context("s", "b")
@@ -288,7 +288,7 @@ async def test_many_callers_are_all_served(container: Container) -> None:
     await asyncio.gather(*(db.upsert(*context(number % 300), {"n": number}) for number in range(500)))
     rows = await asyncio.gather(
         *(db.find_by_context(*context(number % 300)) for number in range(500)),
-        *(states.upsert(f"s{number % 50}", "b", {"n": number}, number) for number in range(500)),
+        *(states.upsert(f"s{number % 50}", "b", {"n": number}, -number) for number in range(500)),
     )
     assert all(row is not None for row in rows)
     assert await db.count() == 300

@@ -87,14 +87,14 @@ async def test_loops_in_two_threads_share_an_ioc(settings: Settings) -> None:
 
     async def many(start: int) -> None:
         for n in range(start, start + 20):
-            await ioc.state_db_service.upsert("sig", f"b{n}", {"n": n}, n)
+            await ioc.state_db_service.upsert("sig", f"b{n}", {"n": n}, -n)
 
     try:
         await asyncio.gather(
             asyncio.to_thread(lambda: asyncio.run(many(0))), asyncio.to_thread(lambda: asyncio.run(many(20)))
         )
         rows = await ioc.state_db_service.find_all()
-        assert sorted(row.when for row in rows) == list(range(40))
+        assert sorted(-row.when for row in rows) == list(range(40))
     finally:
         await ioc.close()
         ioc.configure({})
@@ -210,7 +210,7 @@ async def test_redis_is_optional(settings: Settings) -> None:
     down = settings.model_copy(update={"redis_url": None, "redis_host": "127.0.0.1", "redis_port": 1})
     async with Container(down) as container:
         for n in range(20):
-            await container.state_db_service.upsert("sig", "b", {"n": n}, n)
+            await container.state_db_service.upsert("sig", "b", {"n": n}, -n)
             row = await container.state_db_service.find_by_context("sig", "b")
             assert row is not None
             assert row.payload == {"n": n}

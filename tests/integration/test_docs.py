@@ -68,7 +68,9 @@ def test_the_settings_page_is_complete() -> None:
     rows = dict(re.findall(r"^\| `(CC_\w+)` \| (\S+)", (DOCS / "settings.md").read_text(), re.MULTILINE))
     for name, field in Settings.model_fields.items():
         default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
-        shown = "none" if default in (None, "") else f"`{str(default).lower() if default is True else default}`"
+        shown = (
+            "none" if default in (None, "") else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        )
         assert rows.pop(f"CC_{name.upper()}") == shown
     assert not rows
 

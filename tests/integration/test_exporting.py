@@ -41,15 +41,15 @@ async def test_import_of_an_export_gives_identical_documents(
     for name in names:
         await container.signal_db_service.upsert(name, "B_C", name, {**odd, "minuteEstimatedTime": None})
         await container.partial_db_service.upsert("A", name, "B_C", name, {"minuteEstimatedTime": float("inf")}, -5)
-        await container.recent_db_service.upsert(name, "t", "e", name, False, None, 5)
-        await container.session_db_service.upsert(name, "e", name, name, True, {"n": 1}, 2**62)
+        await container.recent_db_service.upsert(name, "t", "e", name, False, None, -5)
+        await container.session_db_service.upsert(name, "e", name, name, True, {"n": 1}, 10**14 - 1)
         for backtest in (True, False):
-            await container.recent_db_service.upsert(name, "t", "e", "", backtest, {"n": 1}, 5)
-            await container.session_db_service.upsert(name, "e", "", name, backtest, {"n": 1}, 5)
-        await container.state_db_service.upsert(name, name, odd, 7)
-        await container.memory_db_service.upsert(name, "b", name, None, 7)
-        await container.memory_db_service.upsert("s", "b", name, {"n": 1}, 7)
-    await container.memory_db_service.upsert("s", "b", "tagged", {"$date": "today"}, 7)
+            await container.recent_db_service.upsert(name, "t", "e", "", backtest, {"n": 1}, -5)
+            await container.session_db_service.upsert(name, "e", "", name, backtest, {"n": 1}, -5)
+        await container.state_db_service.upsert(name, name, odd, -7)
+        await container.memory_db_service.upsert(name, "b", name, None, -7)
+        await container.memory_db_service.upsert("s", "b", name, {"n": 1}, -7)
+    await container.memory_db_service.upsert("s", "b", "tagged", {"$date": "today"}, -7)
     await container.memory_db_service.soft_remove("s", "b", "tagged")
     await container.memory_db_service.soft_remove("s", "b", "..")
     await container.memory_db_service.soft_remove("..", "b", "..")
@@ -96,12 +96,12 @@ async def test_the_json_backend_reads_an_export_and_an_import_reads_its_files(
     await mine.write_state_data({"again": payload}, ORIGINAL_WHEN)
     assert await mine.read_state_data() == {"again": payload}
     await (await files.state("s_2", "b")).write_state_data(payload, ORIGINAL_WHEN)
-    await (await files.recent("A_B", "C", "x", "f", False)).write_recent_data({"n": 1}, 5)
+    await (await files.recent("A_B", "C", "x", "f", False)).write_recent_data({"n": 1}, -5)
     await import_dump(container, tmp_path / "dump")
     assert await (await mongo.state("s_2", "b")).read_state_data() == payload
     recent = await mongo.recent("A_B", "C", "x", "f", False)
-    assert await recent.read_recent_data(when=4) is None
-    assert await recent.read_recent_data(when=5) == {"n": 1}
+    assert await recent.read_recent_data(when=-6) is None
+    assert await recent.read_recent_data(when=-5) == {"n": 1}
 
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
@@ -201,7 +201,7 @@ async def test_a_long_name_beside_an_empty_frame_comes_back(
     container: Container, settings: Settings, tmp_path: Path
 ) -> None:
     """The directory that has no frame is read with what is noted of the others."""
-    await container.session_db_service.upsert("s" * 201, "e", "", "B", False, {"n": 1}, 5)
+    await container.session_db_service.upsert("s" * 201, "e", "", "B", False, {"n": 1}, -5)
     before = await stored_documents(container)
     assert (await export_dump(container, tmp_path / "dump")).skipped == []
     await container.mongo_service.client.drop_database(container.mongo_service.database.name)

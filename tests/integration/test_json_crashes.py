@@ -112,7 +112,7 @@ async def test_a_reader_that_may_not_remove_temporary_files_reads(
 ) -> None:
     """A dump on a read-only medium is read in spite of the temporary files of a crash."""
     state = await open_dump(tmp_path).state("s", "b")
-    await state.write_state_data({"n": 1}, 1)
+    await state.write_state_data({"n": 1}, 0)
     (tmp_path / "state/s/b/.tmp-1-1").touch()
 
     def refused(path: Path, *, missing_ok: bool = False) -> None:

@@ -19,7 +19,7 @@ async def test_a_full_disk_is_a_typed_error_and_the_old_value_stays(
 ) -> None:
     """An error before the first rename says that nothing was stored, one after it that a read will tell."""
     state = await open_dump(tmp_path).state("s", "b")
-    await state.write_state_data({"n": 1}, 1)
+    await state.write_state_data({"n": 1}, 0)
 
     def refuse(*args: Any, **options: Any) -> Any:
         raise OSError(28, "No space left on device")
@@ -27,7 +27,7 @@ async def test_a_full_disk_is_a_typed_error_and_the_old_value_stays(
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", refuse)
         with pytest.raises(WriteRejectedError, match="No space left"):
-            await state.write_state_data({"n": 2}, 2)
+            await state.write_state_data({"n": 2}, 0)
         assert await state.read_state_data() == {"n": 1}
     assert temporary_files(tmp_path) == []
     storage, real, written = await open_dump(tmp_path).storage(True), os.rename, 0
@@ -53,7 +53,7 @@ async def test_a_file_in_the_place_of_a_directory_is_a_typed_error(tmp_path: Pat
     with pytest.raises(StoreUnavailableError) as read_error:
         await state.read_state_data()
     with pytest.raises(WriteRejectedError) as write_error:
-        await state.write_state_data({}, 1)
+        await state.write_state_data({}, 0)
     for error in (read_error.value, write_error.value):
         assert error.context == {"signal_id": "s", "bucket_name": "b"}
         assert not error.retryable

@@ -107,7 +107,7 @@ async def test_a_relative_directory_is_below_the_working_directory_of_the_call_t
     assert os.listdir() == []  # naming a directory creates nothing
     state = await persist.state("s", "b")
     monkeypatch.chdir(tmp_path / "second")
-    await state.write_state_data({"n": 1}, 1)
+    await state.write_state_data({"n": 1}, 0)
     await (await persist.log()).write_log_data([{"id": "a"}])
     assert os.listdir() == []
     assert sorted(files_of(tmp_path / "first/dump")) == ["data/log/log/a.json", "state/s/b/b.json"]

@@ -71,9 +71,9 @@ async def test_a_name_with_a_slash_is_found_where_the_framework_nests_it(tmp_pat
         "data/signal/BTC/USDT_t_x/BTC/USDT.json": '{"id":"a"}',
         "data/partial/BTC/USDT_t_x/s-1.json": '{"n":1}',
         "data/risk/a/b_x/positions.json": "[1]",
-        "data/recent/BTC/USDT_t_x_f_backtest/BTC/USDT.json": '{"timestamp":5}',
-        "session/t/x/f/BTC/USDT_live.json": '{"when":5}',
-        "state/s/1/b/c/b/c.json": '{"when":5}',
+        "data/recent/BTC/USDT_t_x_f_backtest/BTC/USDT.json": '{"timestamp":-5}',
+        "session/t/x/f/BTC/USDT_live.json": '{"when":-5}',
+        "state/s/1/b/c/b/c.json": '{"when":-5}',
         "data/measure/a/b/k.json": '{"n":1}',
         "data/measure/a/b/gone.json": '{"removed":true}',
         "data/measure/a/b/http/k.json": '{"n":2}',
@@ -91,8 +91,8 @@ async def test_a_name_with_a_slash_is_found_where_the_framework_nests_it(tmp_pat
     session = await persist.session("t", "x", "f", "BTC/USDT", False)
     state = await persist.state("s/1", "b/c")
     for read in (recent.read_recent_data, session.read_session_data, state.read_state_data):
-        assert await read(when=4) is None
-        assert await read(when=5) is not None
+        assert await read(when=-6) is None
+        assert await read(when=-5) is not None
     measure, memory = await persist.measure("a/b"), await persist.memory("s/1", "b")
     assert await measure.read_measure_data("k") == {"n": 1}
     assert await measure.read_measure_data("http/k") == {"n": 2}

@@ -36,8 +36,8 @@ async def main(who):
     log, state, risk = await persist.log(), await persist.state("s", "b"), await persist.risk("r_1", "e_1")
     for n in range(100):
         await log.write_log_data([{"id": f"{who}-{n}"}])
-        await state.write_state_data({"who": who, "n": n}, n)
-        await risk.write_position_data([who, n], n)
+        await state.write_state_data({"who": who, "n": n}, n - 99)
+        await risk.write_position_data([who, n], n - 99)
 asyncio.run(main(sys.argv[2]))
 """
     writers = [await start_program(code, tmp_path, who) for who in "ABC"]
@@ -46,33 +46,33 @@ asyncio.run(main(sys.argv[2]))
     while any(writer.returncode is None for writer in writers):
         value = await state.read_state_data()
         if value is not None:
-            assert await state.read_state_data(when=-1) is None
+            assert await state.read_state_data(when=-100) is None
         await asyncio.sleep(0)
     assert [writer.returncode for writer in writers] == [0, 0, 0]
     entries = [entry["id"] for entry in await (await persist.log()).read_log_data()]
     for who in "ABC":
         assert [entry for entry in entries if entry.startswith(who)] == [f"{who}-{n}" for n in range(100)]
-    assert (await state.read_state_data(when=99) or {})["n"] == 99
-    assert await state.read_state_data(when=98) is None
-    assert (await (await persist.risk("r_1", "e_1")).read_position_data(99))[1] == 99
+    assert (await state.read_state_data(when=0) or {})["n"] == 99
+    assert await state.read_state_data(when=-1) is None
+    assert (await (await persist.risk("r_1", "e_1")).read_position_data(0))[1] == 99
 
 
 async def test_a_directory_that_stays_locked_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing where another process keeps the lock fails after a bounded wait; reading goes on."""
     monkeypatch.setattr(locks, "_TIMEOUT_SECONDS", 0.1)
     state = await open_dump(tmp_path).state("s", "b")
-    await state.write_state_data({"n": 1}, 1)
+    await state.write_state_data({"n": 1}, 0)
     code = "import fcntl,os,sys; fcntl.flock(os.open(sys.argv[1],0),2); print('locked',flush=True); sys.stdin.read()"
     owner = await start_program(code, tmp_path / "state/s/b", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert owner.stdout is not None
     assert await owner.stdout.readline() == b"locked\n"
     with pytest.raises(StoreUnavailableError, match="locked") as error:
-        await state.write_state_data({"n": 2}, 2)
+        await state.write_state_data({"n": 2}, 0)
     assert error.value.context == {"signal_id": "s", "bucket_name": "b"}
     assert error.value.retryable
     assert await state.read_state_data() == {"n": 1}
     await owner.communicate(b"")  # ends its input
-    await state.write_state_data({"n": 3}, 3)
+    await state.write_state_data({"n": 3}, 0)
     assert await state.read_state_data() == {"n": 3}
 
 
@@ -215,8 +215,8 @@ async def main():
     await state.write_state_data({"n": 0}, 0)
     os.fsync, locks._TIMEOUT_SECONDS = forking, 0.5
     try:
-        await state.write_state_data({"n": 1}, 1)
-        await state.write_state_data({"n": 2}, 2)
+        await state.write_state_data({"n": 1}, 0)
+        await state.write_state_data({"n": 2}, 0)
     finally:
         os.kill(children[0], signal.SIGKILL)
 asyncio.run(main())
@@ -237,7 +237,7 @@ def slow(descriptor):
 async def main():
     state = await persist.state("s", "b")
     os.fsync = slow
-    writing = asyncio.create_task(state.write_state_data({"n": 1}, 1))
+    writing = asyncio.create_task(state.write_state_data({"n": 1}, 0))
     while not inside.is_set():
         await asyncio.sleep(0.01)
     child = os.fork()
@@ -254,7 +254,7 @@ asyncio.run(main())
     child = int(await process.stdout.readline())
     try:
         assert await process.wait() == -signal.SIGKILL
-        await state.write_state_data({"n": 2}, 2)
+        await state.write_state_data({"n": 2}, 0)
         assert await state.read_state_data() == {"n": 2}
     finally:
         os.kill(child, signal.SIGKILL)

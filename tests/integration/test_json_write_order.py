@@ -35,7 +35,7 @@ async def test_a_cancelled_write_is_never_applied_after_a_later_one(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    cancelled = asyncio.create_task(state.write_state_data({"n": 1}, 1))
+    cancelled = asyncio.create_task(state.write_state_data({"n": 1}, 0))
     await blocked.wait()
     cancelled.cancel()
     later = asyncio.create_task(state.write_state_data({"n": 2}, 2))

@@ -49,7 +49,8 @@ async def test_a_limited_list_by_mode_has_the_newest_rows_oldest_first(container
     assert [row.signal_id for row in await db.find_all({"signal_id": {"$lt": "s0005"}}, newest=1)] == ["s0004"]
     assert await db.find_all(newest=0) == []
     assert await db.find_all(newest=20) == await db.find_all()
-    for excluded in ({"limit": 1}, {"sort": [("id", 1)]}):
+    excluding: list[dict[str, Any]] = [{"limit": 1}, {"sort": [("id", 1)]}]
+    for excluded in excluding:
         with pytest.raises(InvalidKeyError, match="newest"):
             await db.find_all(newest=1, **excluded)
     with pytest.raises(InvalidKeyError):
@@ -83,9 +84,9 @@ async def test_an_order_is_total_and_follows_the_unique_index_where_it_can(conta
     assert to_sort([("id", -1), ("timestamp", 1)], candles.schema()) == [("_id", -1), ("timestamp", 1)]
     prices = dict.fromkeys(("open", "high", "low", "close", "volume"), 1.0)
     for symbol in ("b", "a"):
-        await candles.create_many(symbol, "1m", "e", [{"timestamp": n * 60_000, **prices} for n in (2, 1, 0)])
+        await candles.create_many(symbol, "1m", "e", [{"timestamp": n * 60_000, **prices} for n in (0, -1, -2)])
     assert [(row.symbol, row.timestamp) for row in await candles.find_all(sort=whole)] == [
-        (symbol, n * 60_000) for symbol in "ab" for n in range(3)
+        (symbol, n * 60_000) for symbol in "ab" for n in (-2, -1, 0)
     ]
     series = {"exchangeName": "e", "symbol": "a", "interval": "1m"}
     for filter, sort, by_index in (({}, whole, True), (series, None, True), ({}, [*whole[1:], whole[0]], False)):

@@ -12,7 +12,7 @@ async def test_rows_of_a_user_s_domain_leave_mongodb_and_come_back(settings: Set
     async with Container(settings, domains=[QUOTE]) as container:
         for venue, symbol in (("x", "A"), ("x_y", "A_B")):
             adapter = PersistQuoteInstance(venue, True, ioc=container)
-            await adapter.write_quote_data(symbol, "bid", 1.5, [1, 2], 7)
+            await adapter.write_quote_data(symbol, "bid", 1.5, [1, 2], -7)
         report = await export_dump(container, tmp_path / "dump")
         assert (report.domains["quote"], report.skipped) == (2, [])
         assert files_of(tmp_path / "dump") == {
@@ -28,7 +28,7 @@ async def test_rows_of_a_user_s_domain_leave_mongodb_and_come_back(settings: Set
         persist = Registry(container)
         persist.use_json(tmp_path / "dump")
         in_files = (await persist.entry(QUOTE)("x_y", True)).db
-        assert [(row.symbol, row.when) for row in await in_files.list_by_venue("x_y", True)] == [("A_B", 7)]
+        assert [(row.symbol, row.when) for row in await in_files.list_by_venue("x_y", True)] == [("A_B", -7)]
 
 
 async def test_a_file_without_all_fields_of_a_row_is_not_imported(settings: Settings, tmp_path: Path) -> None:

@@ -72,9 +72,9 @@ async def test_what_the_hidden_directory_says_may_be_damaged(container: Containe
     registry, long = Registry(container), "x" * 300
     registry.use_json(tmp_path)
     await (await registry.signal("A_B", "C", "e")).write_signal_data({"n": 1})
-    await (await registry.recent("A_B", "C", "e", "f", True)).write_recent_data({"n": 1}, 1)
-    await (await registry.measure("b")).write_measure_data({"n": 1}, long, 1)
-    await (await registry.measure("b")).write_measure_data({"n": 1}, "short", 1)
+    await (await registry.recent("A_B", "C", "e", "f", True)).write_recent_data({"n": 1}, 0)
+    await (await registry.measure("b")).write_measure_data({"n": 1}, long, 0)
+    await (await registry.measure("b")).write_measure_data({"n": 1}, "short", 0)
     labels = sorted((tmp_path / ".backtest-persist/labels").rglob("*.json"))
     assert [label.parent.name for label in labels] == ["b", "recent", "signal"]
     for label, text in zip(labels, ("", '["A_B","C"]', "{"), strict=True):

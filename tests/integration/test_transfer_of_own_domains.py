@@ -74,11 +74,11 @@ async def test_a_series_is_exported_imported_and_cached(settings: Settings, tmp_
     async with Container(ours, domains=[TRADE]) as container:
         service = container.db_service(TradeDbService)
         for n in range(3):
-            await service.upsert("a/b", n, 1.5 + n, n == 1)
+            await service.upsert("a/b", n - 2, 1.5 + n, n == 1)
         before = await stored_documents(container)
         exported = await export_dump(container, tmp_path / "dump")
         assert (exported.domains["trade"], exported.skipped) == (3, [])
-        assert json.loads(files_of(tmp_path / "dump")["data/trade/a%2Fb/1.json"]) == {"price": 2.5, "maker": True}
+        assert json.loads(files_of(tmp_path / "dump")["data/trade/a%2Fb/-1.json"]) == {"price": 2.5, "maker": True}
 
         await container.mongo_service.client.drop_database(container.mongo_service.database.name)
         async with Container(ours, domains=[TRADE]) as other:

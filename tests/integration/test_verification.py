@@ -162,7 +162,7 @@ async def test_the_key_prefix_is_no_pattern(container: Container, settings: Sett
 async def test_memory_stays_flat(container: Container) -> None:
     """Verifying and filling 10,000 ids needs no more than a few batches of them at once."""
     candle = {"open": 1, "high": 1, "low": 1, "close": 1, "volume": 0}
-    candles = [{"timestamp": n * 60_000, **candle} for n in range(10_000)]
+    candles = [{"timestamp": -n * 60_000, **candle} for n in range(10_000)]
     await container.candle_db_service.create_many("BTCUSDT", "1m", "binance", candles)
     await verify(container)
     tracemalloc.start()

@@ -16,8 +16,6 @@ from backtest_persist.extend import (
     When,
     base_map,
     join_key,
-    to_horizon,
-    wire_when,
 )
 
 
@@ -44,7 +42,9 @@ class FundingDbService(DbService[FundingContext, FundingRow]):
 
     async def upsert(self, symbol: str, exchange_name: str, payload: PayloadInput | None, when: When) -> FundingRow:
         context = FundingContext(symbol=symbol, exchange_name=exchange_name)
-        return await self.store.upsert(context, {"payload": self.encoded(payload, context), "when": wire_when(when)})
+        return await self.store.upsert(
+            context, {"payload": self.encoded(payload, context), "when": self.wire_when(when)}
+        )
 
     async def find_by_context(self, symbol: str, exchange_name: str) -> FundingRow | None:
         return await self.store.find(FundingContext(symbol=symbol, exchange_name=exchange_name))
@@ -57,7 +57,7 @@ class PersistFundingInstance(PersistInstance[FundingDbService]):  # what strateg
         self.exchange_name = exchange_name
 
     async def read_funding_data(self, *, when: When | None = None) -> Payload | None:
-        horizon = to_horizon(when)
+        horizon = self.db.to_horizon(when)
         row = await self.db.find_by_context(self.symbol, self.exchange_name)
         return row.payload if row is not None and row.when <= horizon else None
 

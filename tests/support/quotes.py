@@ -16,7 +16,6 @@ from backtest_persist.extend import (
     base_map,
     join_key,
     mode_word,
-    wire_when,
 )
 
 __all__ = ("QUOTE", "PersistQuoteInstance", "QuoteContext", "QuoteDbService", "QuoteRow")
@@ -58,7 +57,9 @@ class PersistQuoteInstance(PersistInstance[QuoteDbService]):
 
     async def write_quote_data(self, symbol: str, side: str, price: float, sizes: list[int], when: When) -> QuoteRow:
         context = QuoteContext(venue=self.venue, backtest=self.backtest, symbol=symbol, side=side)
-        return await self.db.store.upsert(context, {"bestPrice": price, "sizes": sizes, "when": wire_when(when)})
+        return await self.db.store.upsert(
+            context, {"bestPrice": price, "sizes": sizes, "when": self.db.wire_when(when)}
+        )
 
 
 QUOTE = Domain(

@@ -46,8 +46,8 @@ class NoteRow(RemovableRow):
     text: Name
 
 
-CONTEXT = PriceContext(symbol="BTC", frame_name="2024", open_time=60_000, backtest=True)
-FIELDS: dict[str, Any] = {"symbol": "BTC", "frameName": "2024", "openTime": 60_000, "backtest": True}
+CONTEXT = PriceContext(symbol="BTC", frame_name="2024", open_time=1_704_067_260_000, backtest=True)
+FIELDS: dict[str, Any] = {"symbol": "BTC", "frameName": "2024", "openTime": 1_704_067_260_000, "backtest": True}
 DATES: dict[str, Any] = {"createDate": CREATED, "updatedDate": UPDATED}
 DOCUMENT: dict[str, Any] = {"_id": ID, **FIELDS, **DATES, "payload": {"n": 1}, "price": 1.5, "__v": 0}
 NOTE: dict[str, Any] = {"_id": ID, **DATES, "text": "hello"}
@@ -89,7 +89,7 @@ def test_a_context_of_a_class_without_a_key_says_so() -> None:
 
 def test_a_context_describes_itself_by_python_names_and_in_short() -> None:
     """A message names each component, and shows the first 80 characters of a long one."""
-    assert CONTEXT.describe() == "symbol='BTC', frame_name='2024', open_time=60000, backtest=True"
+    assert CONTEXT.describe() == "symbol='BTC', frame_name='2024', open_time=1704067260000, backtest=True"
     described = CONTEXT.model_copy(update={"symbol": "x" * 1000}).describe()
     assert described.startswith(f"symbol='{'x' * 79}, frame_name")
 
@@ -97,7 +97,7 @@ def test_a_context_describes_itself_by_python_names_and_in_short() -> None:
 # --- matches ---
 
 
-@pytest.mark.parametrize("time", [60_000, 60_000.0, Int64(60_000)], ids=repr)
+@pytest.mark.parametrize("time", [1_704_067_260_000, 1_704_067_260_000.0, Int64(1_704_067_260_000)], ids=repr)
 def test_a_document_matches_whatever_type_its_number_has(time: Any) -> None:
     """JavaScript has one type of number, so int32, int64 and double of one value are the same component."""
     assert CONTEXT.matches({**DOCUMENT, "openTime": time})
@@ -110,10 +110,10 @@ def test_a_document_matches_whatever_type_its_number_has(time: Any) -> None:
         {"symbol": None},
         {"symbol": ["BTC"]},
         {"frameName": ""},
-        {"openTime": 60_001},
-        {"openTime": 60_000.5},
-        {"openTime": "60000"},
-        {"openTime": Decimal(60_000)},
+        {"openTime": 1_704_067_260_001},
+        {"openTime": 1_704_067_260_000.5},
+        {"openTime": "1704067260000"},
+        {"openTime": Decimal(1_704_067_260_000)},
         {"backtest": False},
         {"backtest": 1},
         {"backtest": 1.0},
@@ -154,15 +154,15 @@ def test_a_row_is_built_from_a_document() -> None:
         "payload": {"n": 1},
         "price": 1.5,
     }
-    assert row.cache_key == "BTC:2024:60000"
+    assert row.cache_key == "BTC:2024:1704067260000"
     with pytest.raises(ValueError, match="frozen"):
         row.price = 2.0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_numbers_of_another_language_are_taken_by_value() -> None:
     """A double is taken for an int if it is whole, an integer of any size for a float."""
-    row = PriceRow.from_document({**DOCUMENT, "openTime": 60_000.0, "price": Int64(2)})
-    assert (row.open_time, row.price) == (60_000, 2.0)
+    row = PriceRow.from_document({**DOCUMENT, "openTime": 1_704_067_260_000.0, "price": Int64(2)})
+    assert (row.open_time, row.price) == (1_704_067_260_000, 2.0)
     assert (type(row.open_time), type(row.price)) == (int, float)
 
 

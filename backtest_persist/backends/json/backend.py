@@ -1,7 +1,7 @@
 """The backend on JSON files, in the layout of the TypeScript framework."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from backtest_persist.backends.json.candles import JsonCandleDbService
@@ -12,6 +12,7 @@ from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain
 from backtest_persist.domains import DOMAINS
 from backtest_persist.domains.candle import CANDLE
+from backtest_persist.settings import Settings, deferred
 
 __all__ = ("JsonBackend",)
 
@@ -23,14 +24,21 @@ class JsonBackend(AdapterFactories):
     framework does not find what is written here under a name that has to be percent-encoded, such as a symbol with
     ``/``. A value is replaced atomically, and is on the disk when its write returns. A relative `directory` is below
     the working directory of this call. Needs Linux or macOS, and a file system that tells upper and lower case apart.
+    Of the settings, by default those of the environment, it needs ``CC_ALLOW_EARLY_TIMES``.
     """
 
-    def __init__(self, directory: str | os.PathLike[str] = "./dump", domains: Iterable[Domain] = DOMAINS) -> None:
-        known = tuple(domains)
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] = "./dump",
+        domains: Iterable[Domain] = DOMAINS,
+        *,
+        settings: Settings | Mapping[str, Any] | Callable[[], Settings] | None = None,
+    ) -> None:
+        known, given = tuple(domains), deferred(settings)
         dump = DumpFiles(directory, known)
 
         def db_service(domain: Domain) -> DbService[Any, Any]:
             kind = JsonCandleDbService if domain is CANDLE else domain.db_service
-            return kind(JsonStore[Any, Any](dump, domain))
+            return kind(JsonStore[Any, Any](dump, domain, given))
 
         super().__init__(StoreServices(known, db_service), known)

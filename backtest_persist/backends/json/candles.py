@@ -9,7 +9,8 @@ from backtest_persist.backends.json.layout import Layout
 from backtest_persist.backends.json.rows import to_row
 from backtest_persist.backends.json.store import JsonStore
 from backtest_persist.backends.json.value_file import Stored, Write
-from backtest_persist.contracts import CandleData, PayloadInput
+from backtest_persist.contracts import CandleData, PayloadInput, When
+from backtest_persist.core.instants import checked_int64
 from backtest_persist.core.keys import checked_limit, checked_name, checked_timestamp
 from backtest_persist.core.ohlcv import candle_columns, checked_candle, interval_step_ms
 from backtest_persist.core.payload import checked_entries
@@ -36,7 +37,7 @@ class JsonCandleDbService(CandleDbService):
 
     async def create(self, symbol: str, interval: str, exchange_name: str, candle: PayloadInput) -> CandleRow:
         """Store one candle and return what is stored: an earlier candle of that time stays as it is."""
-        checked = checked_candle(symbol, interval, exchange_name, candle)
+        checked = checked_candle(symbol, interval, exchange_name, candle, self.store.allows_early_times)
         series = self._series(symbol, interval, exchange_name)
         await series.write([checked])
         return cast("CandleRow", await series.find(checked["timestamp"]))
@@ -47,42 +48,48 @@ class JsonCandleDbService(CandleDbService):
         All candles are checked before the first is stored; see `CandleDbService.create_many`.
         """
         given = checked_entries(candles, self.collection)
-        checked = [checked_candle(symbol, interval, exchange_name, candle) for candle in given]
+        early = self.store.allows_early_times
+        checked = [checked_candle(symbol, interval, exchange_name, candle, early) for candle in given]
         return await self._series(symbol, interval, exchange_name).write(checked)
 
-    async def find_by_context(self, symbol: str, interval: str, exchange_name: str, timestamp: int) -> CandleRow | None:
+    async def find_by_context(
+        self, symbol: str, interval: str, exchange_name: str, timestamp: When
+    ) -> CandleRow | None:
         """Return the row of this context, or None."""
         series = self._series(symbol, interval, exchange_name)
-        return await series.find(checked_timestamp(timestamp, "timestamp"))
+        return await series.find(self._instant(timestamp, "timestamp"))
 
     async def find_range(
-        self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
+        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
     ) -> list[CandleRow]:
         """Return the stored candles of the window of `limit` candles from `since` (ms UTC) on, oldest first."""
         series = self._series(symbol, interval, exchange_name)
-        return [series.row(at, stored) for at, stored in await series.read(since, limit)]
+        return [series.row(at, stored) for at, stored in await series.read(self._instant(since, "since"), limit)]
 
     async def find_data(
-        self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
+        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
     ) -> list[CandleData]:
         """Return what `find_range` finds, as plain data."""
         series = self._series(symbol, interval, exchange_name)
-        return [series.candle(at, stored) for at, stored in await series.read(since, limit)]
+        return [series.candle(at, stored) for at, stored in await series.read(self._instant(since, "since"), limit)]
 
     async def find_columns(
-        self, symbol: str, interval: str, exchange_name: str, since: int, limit: int
+        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
     ) -> "dict[str, NDArray[Any]]":
         """Return what `find_range` finds, as numpy arrays by field: `timestamp` int64, the others float64."""
         return candle_columns(await self.find_data(symbol, interval, exchange_name, since, limit))
 
     async def find_gaps(
-        self, symbol: str, interval: str, exchange_name: str, since: int, until: int
+        self, symbol: str, interval: str, exchange_name: str, since: When, until: When
     ) -> list[tuple[int, int]]:
         """Return the gaps in [since, until), each as (first missing opening time, opening time after it), in ms UTC."""
         series = self._series(symbol, interval, exchange_name)
-        window = series.window(checked_timestamp(since, "since"), checked_timestamp(until, "until"))
+        window = series.window(self._instant(since, "since"), self._instant(until, "until"))
         bounds = [window.start - series.step, *await series.times(window), window.stop]
         return [(before + series.step, after) for before, after in pairwise(bounds) if after > before + series.step]
+
+    def _instant(self, value: When, what: str) -> int:
+        return checked_timestamp(value, what, self.store.allows_early_times)
 
     def _series(self, symbol: str, interval: str, exchange_name: str) -> "_Series":
         return _Series(self._files, symbol, interval, exchange_name)
@@ -104,7 +111,7 @@ class _Series:
 
     def window(self, since: int, until: int) -> range:
         """Return the opening times in [since, until), which ends at one."""
-        start, end = (checked_timestamp(-(-at // self.step) * self.step, "a bound") for at in (since, until))
+        start, end = (checked_int64(-(-at // self.step) * self.step, "a bound") for at in (since, until))
         return range(start, max(start, end), self.step)
 
     async def write(self, candles: Sequence[CandleData]) -> int:
@@ -119,9 +126,8 @@ class _Series:
 
     async def read(self, since: int, limit: int) -> list[tuple[int, Stored]]:
         """Read the stored values of a window of `limit` candles, each with its opening time."""
-        start = checked_timestamp(since, "since")
-        end = checked_timestamp(start + checked_limit(limit) * self.step, "the end of the window")
-        window = self.window(start, end)
+        end = checked_int64(since + checked_limit(limit) * self.step, "the end of the window")
+        window = self.window(since, end)
         found, count = await self._folder.read_many(map(str, window), max_missing=_MAX_MISSING)
         if count < len(window):
             times = await self.times(window[count:])
@@ -137,7 +143,7 @@ class _Series:
     def candle(self, timestamp: int, stored: Stored) -> CandleData:
         """Return the candle of a file; `InvalidPayloadError` for a damaged one."""
         try:
-            candle = checked_candle(**self._parts, candle=stored.value)
+            candle = checked_candle(**self._parts, candle=stored.value, early=lambda: True)
         except InvalidPayloadError as error:
             raise InvalidPayloadError(
                 f"A damaged file: {error} Repair or remove it.", collection=error.collection, context=error.context

@@ -1,7 +1,7 @@
 """JsonStore: the rows of one domain in the files of a dump."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
@@ -14,6 +14,7 @@ from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.row import Context, Row
 from backtest_persist.errors import InvalidPayloadError, SettingsError
 from backtest_persist.logger import LoggerService
+from backtest_persist.settings import Settings
 
 __all__ = ("JsonStore",)
 
@@ -29,10 +30,15 @@ class JsonStore(Generic[C, R]):
     The file of a row contains its fields as `rows` says; ids are computed from contexts, and dates are those of files.
     """
 
-    def __init__(self, dump: DumpFiles, domain: Domain) -> None:
+    def __init__(self, dump: DumpFiles, domain: Domain, settings: Callable[[], Settings]) -> None:
         self.dump = dump
+        self._settings = settings
         self._domain = domain
         self._layout = Layout(domain)
+
+    def allows_early_times(self) -> bool:
+        """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
+        return self._settings().allow_early_times
 
     async def wait_for_init(self) -> None:
         """Prepare nothing: a directory is made by the first write, and swept on first use."""

@@ -13,9 +13,9 @@ from backtest_persist.backends.json import codec
 from backtest_persist.backends.json.atomic import TEMPORARY, read_file, replace_file
 from backtest_persist.backends.json.layout import Layout, Shape
 from backtest_persist.backends.json.sidecar import Records, digest, load_records, record_file, store_records
-from backtest_persist.contracts import When
+from backtest_persist.core.instants import checked_int64, to_int
 from backtest_persist.core.row import to_millis
-from backtest_persist.errors import InvalidPayloadError, InvalidWhenError
+from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, InvalidWhenError
 
 __all__ = (
     "SUFFIX",
@@ -202,6 +202,9 @@ def _when_in_payload(layout: Layout, value: Any) -> int:
         except ValueError:
             return 0
     try:
-        return to_millis(int(when) if isinstance(when, float) else cast("When", when))
-    except (InvalidWhenError, OverflowError, ValueError):
+        if isinstance(when, datetime):
+            return to_millis(when)
+        millis = int(when) if isinstance(when, float) else to_int(when)
+        return 0 if millis is None else checked_int64(millis, layout.stated_by)
+    except (InvalidKeyError, InvalidWhenError, OverflowError, ValueError):
         return 0

@@ -41,7 +41,7 @@ def to_text(domain: DomainServices, row: Row) -> bytes:
     """
     description = f"{domain.name} {row.id}"
     if isinstance(row, CandleRow):
-        return codec.dumps(checked_candle(row.symbol, row.interval, row.exchange_name, row.data()))
+        return codec.dumps(checked_candle(row.symbol, row.interval, row.exchange_name, row.data(), lambda: True))
     layout = domain.layout
     fields = {
         wire: _encode(wire, getattr(row, name), description)
