@@ -27,7 +27,7 @@ from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.query import Filter, Sort, to_query, to_sort
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
 from backtest_persist.core.schema import Schema
-from backtest_persist.core.updates import inserting, removing, replacing
+from backtest_persist.core.updates import claiming, inserting, removing, replacing, was_removed
 from backtest_persist.core.write_queue import Write, WriteQueue, partly_done
 from backtest_persist.errors import IndexConflictError, InvalidPayloadError
 
@@ -187,6 +187,21 @@ class MongoStore(Generic[C, R]):
         writes = self._in_flight(await self.ready()).writes
         inserted: Mapping[str, Any] = {} if isinstance(update, list) else update.get("$setOnInsert", {})
         return await writes.submit(Write(context, update, upsert=upsert, inserted=inserted, answer=answer), since)
+
+    async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
+        """Store fields unless a row that is not a tombstone is stored, in one atomic write: True if this one did.
+
+        The server answers with what was there before, also when the driver has to ask again, so that a lost answer
+        loses no claim.
+        """
+        since = time.monotonic()
+        state = await self.ready()
+        writes = self._in_flight(state).writes
+        with state.errors(self.schema.operation("write", context, write=True)):
+            update, size = claiming(self.schema.fields, fields, writes.date())
+            write = Write(context, update, size, before=True, answer=("removed", "payload.removed"))
+            before = await writes.submit(write, since)
+        return before is None or was_removed(before)
 
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Upsert many contexts in unordered bulks; returns how many are new. A cancelled caller cuts no bulk."""

@@ -21,13 +21,14 @@ pytest.register_assert_rewrite(
     *(
         f"{__name__}.{module}"
         for module in (
-            *("candles", "crash", "fidelity", "isolation", "latest_value", "lists", "look_ahead"),
+            *("candles", "claims", "crash", "fidelity", "isolation", "latest_value", "lists", "look_ahead"),
             *("read_after_write", "subjects", "tombstones", "writer"),
         )
     )
 )
 
 from backtest_persist.testing.candles import Candles
+from backtest_persist.testing.claims import Claims
 from backtest_persist.testing.crash import Crash
 from backtest_persist.testing.fidelity import Fidelity
 from backtest_persist.testing.isolation import Isolation
@@ -40,6 +41,7 @@ from backtest_persist.testing.tombstones import Tombstones
 
 __all__ = (
     "Candles",
+    "Claims",
     "Conformance",
     "Crash",
     "Fidelity",
@@ -53,5 +55,7 @@ __all__ = (
 )
 
 
-class Conformance(LatestValue, Tombstones, Lists, Candles, LookAhead, ReadAfterWrite, Isolation, Fidelity, Crash):
+class Conformance(
+    LatestValue, Tombstones, Claims, Lists, Candles, LookAhead, ReadAfterWrite, Isolation, Fidelity, Crash
+):
     """All capabilities: what the contract asks of a backend."""

@@ -48,6 +48,11 @@ CAUGHT_BY: dict[str, set[str]] = {
         "test_plain_data_comes_back_exactly",
         "test_other_values_come_back_as_plain_data",
     },
+    "TestClaimsInTwoSteps": {
+        "test_a_key_is_claimed_by_exactly_one_caller",
+        "test_whatever_is_stored_is_in_the_way_of_a_claim",
+        "test_a_removed_key_can_be_claimed_again",
+    },
     "TestWritesBehind": {
         "test_what_was_written_is_there_after_the_writer_was_killed",
         "test_a_kill_between_two_writes_keeps_the_first_and_leaves_the_second",

@@ -205,7 +205,7 @@ DAMAGE: dict[str, list[Any]] = {
 async def test_a_damaged_document_is_named_in_reads_and_in_lists(
     container: Container, case: Case, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever is wrong in a field, the error, and the warning of a list, has the document's id and the field's name."""
+    """Whatever is wrong, the error, and the warning of a list, has the id of the document and the name of the field."""
     service = db(container, case)
     damages = [(field, value) for field, values in DAMAGE.items() for value in values]
     damages += [("payload", None)] if case.domain in ("log", "storage", "notification") else []
