@@ -22,7 +22,7 @@ pytest.register_assert_rewrite(
         f"{__name__}.{module}"
         for module in (
             *("candles", "claims", "crash", "fidelity", "isolation", "latest_value", "lists", "look_ahead"),
-            *("read_after_write", "subjects", "tombstones", "writer"),
+            *("read_after_write", "refusals", "subjects", "tombstones", "writer"),
         )
     )
 )
@@ -36,6 +36,7 @@ from backtest_persist.testing.latest_value import LatestValue
 from backtest_persist.testing.lists import Lists
 from backtest_persist.testing.look_ahead import LookAhead
 from backtest_persist.testing.read_after_write import ReadAfterWrite
+from backtest_persist.testing.refusals import Refusals
 from backtest_persist.testing.suite import Suite
 from backtest_persist.testing.tombstones import Tombstones
 
@@ -50,12 +51,13 @@ __all__ = (
     "Lists",
     "LookAhead",
     "ReadAfterWrite",
+    "Refusals",
     "Suite",
     "Tombstones",
 )
 
 
 class Conformance(
-    LatestValue, Tombstones, Claims, Lists, Candles, LookAhead, ReadAfterWrite, Isolation, Fidelity, Crash
+    LatestValue, Tombstones, Claims, Lists, Candles, LookAhead, ReadAfterWrite, Isolation, Fidelity, Refusals, Crash
 ):
     """All capabilities: what the contract asks of a backend."""
