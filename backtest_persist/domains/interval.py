@@ -94,7 +94,8 @@ class IntervalDbService(SoftDeleteDbService[IntervalContext, IntervalRow]):
 
     async def clear_bucket(self, bucket: str) -> int:
         """Delete the documents of a bucket, tombstones too; returns how many. Their ids in Redis match nothing then."""
-        return await self.mongo_store.delete_many({"bucket": checked_name(bucket, "bucket")})
+        name = checked_name(bucket, "bucket")
+        return await self.mongo_store.delete_many({"bucket": name})
 
 
 class PersistIntervalInstance(PersistInstance[IntervalDbService]):

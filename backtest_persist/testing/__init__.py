@@ -58,6 +58,6 @@ __all__ = (
 
 
 class Conformance(
-    LatestValue, Tombstones, Claims, Lists, Candles, LookAhead, ReadAfterWrite, Isolation, Fidelity, Refusals, Crash
+    LatestValue, Tombstones, Claims, Lists, Candles, LookAhead, ReadAfterWrite, Isolation, Fidelity, Crash
 ):
-    """All capabilities: what the contract asks of a backend."""
+    """All capabilities: what the contract asks of a backend. `Refusals` is what they contain about bad input."""
