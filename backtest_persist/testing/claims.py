@@ -69,6 +69,21 @@ class Claims(Suite):
             assert [key async for key in adapter.list_interval_data()] == ["a", "b", "tombstone"]
 
     @requires(INTERVAL)
+    async def test_a_claimed_key_is_written_and_removed_like_any_other(self, tmp_path: Path) -> None:
+        """A claim is no lock: whoever writes the key replaces what the claim wrote, and whoever removes it frees it."""
+        async with self.open(tmp_path) as persist, self.open(tmp_path) as other:
+            mine, theirs = await persist.interval("bucket"), await other.interval("bucket")
+            assert await mine.claim_interval_data({"state": "begun"}, "key", EARLY)
+            await theirs.write_interval_data({"state": "done"}, "key", LATE)
+            assert await mine.read_interval_data("key") == {"state": "done"}
+            assert not await theirs.claim_interval_data({}, "key", LATE)
+            await theirs.remove_interval_data("key")
+            assert await mine.read_interval_data("key") is None
+            assert await theirs.claim_interval_data({"state": "again"}, "key", EARLY)
+            assert not await mine.claim_interval_data({}, "key", EARLY)
+            assert await mine.read_interval_data("key", when=EARLY) == {"state": "again"}
+
+    @requires(INTERVAL)
     async def test_a_claim_that_would_leave_the_key_free_is_refused(self, tmp_path: Path) -> None:
         """None, a payload that says it is removed, and what no write takes are errors, and claim nothing."""
         payloads: list[Any] = [None, {"removed": True}, {"a": object()}, "text"]

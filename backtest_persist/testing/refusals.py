@@ -1,4 +1,4 @@
-"""Refusals: bad input is an error. The other capabilities check it as well, on a backend that keeps what it is given."""
+"""Refusals: bad input is an error, as the other capabilities check it on a backend that keeps what it is given."""
 
 from collections.abc import Awaitable
 from datetime import datetime
