@@ -178,15 +178,17 @@ class MongoStore(Generic[C, R]):
         document = {**context.to_filter(), **fields, **await answer, "updatedDate": date}
         return await by_size(write.size, self.schema.row_type.from_document, document)
 
-    async def update(self, context: C, update: Any, *, upsert: bool, answer: tuple[str, ...] | None = None) -> Any:
+    async def update(self, context: C, update: Any, *, upsert: bool) -> R | None:
         """Send an update of another kind, one atomic write, in its turn; those that wait at the same time share a bulk.
 
-        Returns the stored document, or these fields of it, or None when there was nothing to update.
+        Returns the stored row, or None when there was nothing to update.
         """
         since = time.monotonic()
         writes = self._in_flight(await self.ready()).writes
         inserted: Mapping[str, Any] = {} if isinstance(update, list) else update.get("$setOnInsert", {})
-        return await writes.submit(Write(context, update, upsert=upsert, inserted=inserted, answer=answer), since)
+        inserted = {**context.to_filter(), **inserted}
+        document = await writes.submit(Write(context, update, upsert=upsert, inserted=inserted), since)
+        return None if document is None else self.schema.row_type.from_document(document)
 
     async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
         """Store fields unless a row that is not a tombstone is stored, in one atomic write: True if this one did.
@@ -205,6 +207,8 @@ class MongoStore(Generic[C, R]):
 
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Upsert many contexts in unordered bulks; returns how many are new. A cancelled caller cuts no bulk."""
+        if not writes:
+            return 0
         with self.mongo.accept():
             state = await self.ready()
             queue = self._in_flight(state).writes
@@ -220,8 +224,11 @@ class MongoStore(Generic[C, R]):
 
     async def soft_remove(self, context: C) -> bool:
         """Turn a document into a tombstone, in one atomic write."""
+        since = time.monotonic()
+        writes = self._in_flight(await self.ready()).writes
         update = removing(self.schema.fields, utc_now(), timed="when" in self.schema.row_type.model_fields)
-        return await self.update(context, update, upsert=False, answer=("removed",)) is not None
+        write = Write(context, update, upsert=False, answer=("removed",))
+        return await writes.submit(write, since) is not None
 
     async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
         """Return the rows of a part of the collection, without tombstones, oldest first."""
