@@ -59,7 +59,7 @@ def to_query(filter: Filter, schema: Schema[Any, Any], early: EarlyTimes = refus
 def to_sort(sort: Sort | None, schema: Schema[Any, Any]) -> list[tuple[str, int]]:
     """Return a sort as it is sent, made total by ``_id``; None is the default order of the collection.
 
-    Raises `InvalidKeyError` for anything but pairs of a field of the rows and 1 or -1.
+    Raises `InvalidKeyError` for anything but pairs of a field of the rows and 1 or -1, and for a field twice.
     """
     pairs: Any = schema.default_sort if sort is None else sort
     if not isinstance(pairs, Sequence) or not all(map(_is_order, cast("Sequence[Any]", pairs))):
@@ -73,6 +73,8 @@ def to_sort(sort: Sort | None, schema: Schema[Any, Any]) -> list[tuple[str, int]
         (translation.path(checked_name(name, "a field to sort by"))[0], int(direction)) for name, direction in ordered
     ]
     names = {name for name, _ in wire}
+    if len(names) < len(wire):
+        raise InvalidKeyError(f"{schema.collection}: a sort names each field once.", collection=schema.collection)
     is_total = "_id" in names or names.issuperset(schema.fields)
     return wire if is_total else [*wire, ("_id", ASCENDING)]
 

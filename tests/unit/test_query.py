@@ -320,6 +320,7 @@ UNUSABLE_SORTS: dict[str, Any] = {
     "a lone surrogate": [("\ud800", 1)],
     "a name that is no text": [(5, 1)],
     "a field that rows do not have": [("sybol", 1)],
+    "a field twice": [("strategy_name", 1), ("strategyName", -1)],
     "one bad pair among others": [("symbol", 1), ("strategy_name", 0)],
 }
 
