@@ -44,7 +44,19 @@ _ARGUMENTS: Mapping[str, Any] = {
     "value": "v",
     "when": WHEN,
 }
-_NOT_FOR_USERS = {"bind", "encoded", "encoded_claim", "encoded_entry", "encoded_living", "operation", "schema"}
+_NOT_FOR_USERS = {
+    "bind",
+    "encoded",
+    "encoded_claim",
+    "encoded_entry",
+    "encoded_living",
+    "on_dispose",
+    "operation",
+    "schema",
+    "to_horizon",
+    "to_millis",
+    "wire_when",
+}
 """Methods for domains and for the container."""
 
 
