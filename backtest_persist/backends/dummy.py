@@ -53,6 +53,10 @@ class DummyStore(Generic[C, R]):
         dates = {"_id": _NO_ID, "createDate": _NEVER, "updatedDate": _NEVER}
         return self._row_type.from_document({**context.to_filter(), **fields, **dates})
 
+    async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
+        """Keep nothing; nobody has claimed it before."""
+        return True
+
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Keep none; all would have been new."""
         if any(is_deferred(fields) for _, fields in writes):

@@ -27,6 +27,7 @@ _ARGUMENTS: Mapping[str, Any] = {
     "keys": ["k-1", "k-2"],
     "limit": 2,
     "memory_id": "m-1",
+    "newest": None,
     "notifications": [PAYLOAD],
     "offset": 0,
     "payload": PAYLOAD,
@@ -43,7 +44,19 @@ _ARGUMENTS: Mapping[str, Any] = {
     "value": "v",
     "when": WHEN,
 }
-_NOT_FOR_USERS = {"bind", "encoded", "encoded_entry", "encoded_living", "operation", "schema"}
+_NOT_FOR_USERS = {
+    "bind",
+    "encoded",
+    "encoded_claim",
+    "encoded_entry",
+    "encoded_living",
+    "on_dispose",
+    "operation",
+    "schema",
+    "to_horizon",
+    "to_millis",
+    "wire_when",
+}
 """Methods for domains and for the container."""
 
 

@@ -153,6 +153,11 @@ class Folder:
         assert effect is not None
         return effect.times
 
+    async def claim(self, write: Write) -> bool:
+        """Store a value unless there is one that is not a tombstone; returns whether it was stored."""
+        async with self._write_lock.get():
+            return await self._writer.run(partial(self._claim, write))
+
     async def remove(self, name: str) -> bool:
         """Turn the value of a name into a tombstone; False when it does not exist."""
         async with self._write_lock.get():
@@ -248,6 +253,18 @@ class Folder:
             return None
         times = file.store(write, old=old, replaced=replaced, now=self._clock.next, flush=flush)
         return _Effect(replaced is None, times)
+
+    def _claim(self, write: Write) -> bool:
+        claimed = False
+        with self._locked(lambda: claimed) as (directory, descriptor):
+            stored = self._load(directory, write.name)
+            if stored is not None and not stored.removed:
+                return False
+            self._paths.label(directory, write.name)
+            self._store(directory, write)
+            claimed = True
+            os.fsync(descriptor)
+        return True
 
     def _remove(self, name: str) -> bool:
         with self._write_errors(lambda: False):
