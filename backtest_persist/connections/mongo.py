@@ -274,7 +274,7 @@ class MongoService:
 
     def __init__(self, settings: Callable[[], Settings], logger: LoggerService, client: Client | None = None) -> None:
         self._settings = settings
-        self._logger = logger
+        self.logger = logger
         self._injected = client
         self._affinity = LoopAffinity("MongoDB")
         self._states = PerLoop(self._open, MongoState.close)
@@ -297,7 +297,7 @@ class MongoService:
         if concern["w"] == "majority":
             concern.pop("j", None)  # with a majority, j=false makes every write slower
         if client.read_preference != ReadPreference.PRIMARY:
-            self._logger.warning(
+            self.logger.warning(
                 "mongo.read_preference", ignored=True, why="only the primary shows every acknowledged write"
             )
         database = client.get_default_database(

@@ -240,9 +240,11 @@ class MongoStore(Generic[C, R]):
 
     @as_operation("count")
     async def count(self, filter: Filter | None) -> int:
-        """Count the rows that a filter matches."""
-        query = to_query({} if filter is None else filter, self.schema)
+        """Count the rows that a filter matches; without one, by the metadata of the collection."""
+        query = None if filter is None else to_query(filter, self.schema)
         collection = await self.prepared()
+        if query is None:
+            return await collection.estimated_document_count()
         return await collection.count_documents(query)
 
     # --- many documents ---
@@ -280,7 +282,10 @@ class MongoStore(Generic[C, R]):
 
     async def delete_many(self, filter: Filter) -> int:
         """Delete the documents that a filter matches, in their turn among the writes; returns how many."""
-        query = to_query(filter, self.schema)
+        return await self.delete(to_query(filter, self.schema))
+
+    async def delete(self, query: Mapping[str, Any]) -> int:
+        """Delete the documents that a query finds, which is sent as it is; see `delete_many`."""
         with self.mongo.accept():
             state = await self.ready()
             return await self._in_flight(state).writes.delete_many(query)

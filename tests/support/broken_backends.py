@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from backtest_persist import Registry
-from backtest_persist.contracts import CandleData, CandleInterval
+from backtest_persist.contracts import CandleData, CandleInterval, When
 from backtest_persist.core.ohlcv import checked_window
 from backtest_persist.testing import (
     Candles,
@@ -109,9 +109,9 @@ class LeavesGaps(Reference):
 
 class CandleWithGaps(Candle):
     async def read_candles_data(
-        self, limit: int, since_timestamp: int, until_timestamp: int | None = None
+        self, limit: int, since_timestamp: When, until_timestamp: When | None = None
     ) -> list[CandleData] | None:
-        window = checked_window(self.key[1], limit, since_timestamp, until_timestamp)
+        window = checked_window(self.series.interval, limit, since_timestamp, until_timestamp)
         stored = [value for _, value, _, _ in self.store.all(self.context)]
         return None if window is None else [candle for candle in stored if candle["timestamp"] in window]
 
