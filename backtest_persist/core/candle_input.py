@@ -44,6 +44,8 @@ class CheckedCandles:
     """How many were given."""
     valid: dict[int, CandleData] = field(default_factory=dict[int, CandleData])
     """The closed ones that can be stored, by time."""
+    repeated: int = 0
+    """How many closed ones were given again."""
     open: list[int] = field(default_factory=list[int])
     """The times of those that had not closed."""
     invalid: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
@@ -97,6 +99,7 @@ def check_candles(series: Series, candles: Any, *, as_of: int, early: EarlyTimes
     checked, latest = CheckedCandles(), as_of - series.step
     plans: dict[tuple[Any, ...], _Plan] = {}
     positions: dict[int, int] = {}
+    repeats: dict[int, list[int]] = {}
     rivals: dict[int, int] = {}
     for position, given in enumerate(_given(series, candles)):
         checked.count += 1
@@ -114,19 +117,24 @@ def check_candles(series: Series, candles: Any, *, as_of: int, early: EarlyTimes
             first = checked.valid.setdefault(timestamp, candle)
             if first is candle:
                 positions[timestamp] = position
-            elif first != candle:
+            elif first == candle:
+                repeats.setdefault(timestamp, []).append(position)
+            else:
                 rivals.setdefault(timestamp, position)
-                raise ImpossibleCandleError(
-                    f"timestamp {timestamp} is also that of candle {positions[timestamp]}, which differs"
-                )
+                raise ImpossibleCandleError(_rivalry(timestamp, positions[timestamp]))
         except ImpossibleCandleError as problem:
             checked.invalid.append((position, f"{problem} ({row.describe()})" if row else str(problem)))
-    for timestamp, position in rivals.items():  # nobody knows which of them is right
+    for timestamp, rival in rivals.items():  # nobody knows which of them is right
         del checked.valid[timestamp]
-        problem = f"timestamp {timestamp} is also that of candle {position}, which differs"
-        checked.invalid.append((positions[timestamp], problem))
+        for position in (positions[timestamp], *repeats.pop(timestamp, ())):
+            checked.invalid.append((position, _rivalry(timestamp, rival)))
+    checked.repeated = sum(map(len, repeats.values()))
     checked.invalid.sort()
     return checked
+
+
+def _rivalry(timestamp: int, rival: int) -> str:
+    return f"its timestamp {timestamp} is also that of candle {rival}, which differs"
 
 
 def checked_candle(series: Series, candle: Any, early: EarlyTimes) -> CandleData:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
@@ -45,6 +46,8 @@ _TOLERANCE = 1e-9
 """The part of a price by which a high or a low may miss the body: what scaling of prices leaves."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+_FLOATS = {float}
+_MAX = sys.float_info.max
 _EXACT_DIGITS = 15
 """Every number of so many digits comes back from a float as it was."""
 
@@ -171,9 +174,8 @@ def opening_time(value: Any, interval: str, early: EarlyTimes) -> int:
     except InvalidKeyError as error:
         raise ImpossibleCandleError(str(error).rstrip(".")) from None
     if timestamp % _STEP_MS[interval]:
-        raise ImpossibleCandleError(
-            f"{timestamp} is not the start of a {interval} candle: {_offset(timestamp, interval)}"
-        )
+        problem = f"timestamp {timestamp} is not the start of a {interval} candle"
+        raise ImpossibleCandleError(f"{problem}: {_offset(timestamp, interval)}")
     return timestamp
 
 
@@ -207,47 +209,49 @@ def candle_numbers(timestamp: int, given: Sequence[Any], *, rounded: list[int], 
     `widened`. A number that a float does not hold with all its digits is stored as the nearest one; the time is then
     appended to `rounded`. `ImpossibleCandleError` for a candle that cannot be real.
     """
-    values: dict[str, float] = {}
-    for name, number in zip(NUMBERS, given, strict=True):
-        if type(number) is not float:
-            number, exact = _float(name, number)
-            if not exact and rounded[-1:] != [timestamp]:
-                rounded.append(timestamp)
-        if not math.isfinite(number):
-            raise ImpossibleCandleError(f"{name} must be a finite number, not {number}")
-        values[name] = number
-    open, high, low, close = values["open"], values["high"], values["low"], values["close"]
-    top, bottom = (open, close) if open > close else (close, open)
-    if high < top or low > bottom:
+    if set(map(type, given)) != _FLOATS:
+        given = [_float(name, number, timestamp, rounded) for name, number in zip(NUMBERS, given, strict=True)]
+    open, high, low, close, volume = given
+    if not (-_MAX <= low <= open <= high <= _MAX and low <= close <= high and 0 <= volume <= _MAX):
+        for name, number in zip(NUMBERS, given, strict=True):
+            if not math.isfinite(number):
+                raise ImpossibleCandleError(f"{name} must be a finite number, not {number}")
+        top, bottom = max(open, close), min(open, close)
         if high < top and top - high > _TOLERANCE * abs(top):
             raise ImpossibleCandleError("high is below open, close or low")
         if low > bottom and low - bottom > _TOLERANCE * abs(bottom):
             raise ImpossibleCandleError("low is above open or close")
-        values["high"], values["low"] = max(high, top), min(low, bottom)
+        if volume < 0:
+            raise ImpossibleCandleError("volume is negative")
+        high, low = max(high, top), min(low, bottom)
         widened.append(timestamp)
-    if values["volume"] < 0:
-        raise ImpossibleCandleError("volume is negative")
-    return cast("CandleData", {"timestamp": timestamp, **values})
+    return {"timestamp": timestamp, "open": open, "high": high, "low": low, "close": close, "volume": volume}
 
 
-def _float(name: str, value: Any) -> tuple[float, bool]:
-    """Return a number as float, and whether it has all digits."""
+def _float(name: str, value: Any, timestamp: int, rounded: list[int]) -> float:
+    """Return a number as the nearest float; without all its digits, the time is appended to `rounded`."""
     try:
+        if isinstance(value, float):
+            return float(value)
         if isinstance(value, str):
             if not _NUMBER.fullmatch(value):
                 raise ValueError("no number")
-            return _of_digits(Decimal(value), len(value))
-        if isinstance(value, Integral) and not isinstance(value, bool):
+            number, exact = _of_digits(Decimal(value), len(value))
+        elif isinstance(value, Decimal):
+            number, exact = _of_digits(value, len(value.as_tuple().digits))
+        elif isinstance(value, Integral) and not isinstance(value, bool):
             number = float(whole := int(value))
-            return number, number == whole
-        if isinstance(value, Decimal):
-            return _of_digits(value, len(value.as_tuple().digits))
-        if isinstance(value, Real) and not isinstance(value, bool):
-            return float(value), True
-    except (OverflowError, TypeError, ValueError, ArithmeticError):  # of 10**400, a numpy.timedelta64, an sNaN
-        pass
-    shown = f"the str {value!r:.40}" if isinstance(value, str) else type(value).__name__
-    raise ImpossibleCandleError(f"{name} must be a finite number, not {shown}")
+            exact = number == whole
+        elif isinstance(value, Real) and not isinstance(value, bool):
+            number, exact = float(value), True
+        else:
+            raise TypeError("no number")
+    except (ArithmeticError, TypeError, ValueError):  # of 10**400, a numpy.timedelta64, an sNaN
+        given = f"the str {value!r:.40}" if isinstance(value, str) else type(value).__name__
+        raise ImpossibleCandleError(f"{name} must be a finite number, not {given}") from None
+    if not exact and rounded[-1:] != [timestamp]:
+        rounded.append(timestamp)
+    return number
 
 
 def _of_digits(value: Decimal, digits: int) -> tuple[float, bool]:

@@ -54,7 +54,7 @@ __all__ = (
 
 PART = 50_000
 """Candles that one command reads; each has its own deadline."""
-DELETED_PART = 10_000
+DELETED_PART = 5000
 """Candles that are deleted in one turn among the writes, which has its own deadline."""
 _NAMES = dict.fromkeys(COLUMNS).keys()
 _PROJECTION = {"_id": 0, **dict.fromkeys(COLUMNS, 1)}
@@ -132,7 +132,7 @@ class CandleReport:
     new: int = 0
     """How many candles are newly stored."""
     same: int = 0
-    """How many were stored already, with the same numbers."""
+    """How many were stored already with the same numbers, or were given more than once."""
     different: list[int] = field(default_factory=list[int])
     """The times of those that are stored with other numbers, which were kept."""
     open: list[int] = field(default_factory=list[int])
@@ -150,6 +150,7 @@ class CandleReport:
     def of(cls, checked: CheckedCandles) -> "CandleReport":
         """Begin the report on checked candles."""
         return cls(
+            same=checked.repeated,
             open=sorted(checked.open),
             invalid=checked.invalid,
             ignored=tuple(sorted(checked.ignored)),
@@ -181,8 +182,13 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         checked = self._checked(series, [candle])
         if checked.open:
             raise series.error("the candle has not closed yet and may still change", checked.open[0])
-        self._tell(series, CandleReport.of(checked))
-        return await self._create(series, *checked.valid.values())
+        (data,) = checked.valid.values()
+        row = await self._create(series, data)
+        report = CandleReport.of(checked)
+        if row.data() != data:
+            report.different.append(row.timestamp)
+        self._tell(series, report)
+        return row
 
     async def _create(self, series: Series, candle: CandleData) -> CandleRow:
         context = self._context(series.symbol, series.interval, series.exchange_name, candle["timestamp"])
@@ -274,7 +280,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         """Restore candles of one series that `checked_candle` has passed; see `MongoStore.restore`."""
         series = Series(symbol, interval, exchange_name)
         stored: dict[int, Mapping[str, Any]] = {}
-        for times in _parts([candle["timestamp"] for candle in candles]):
+        for times in _parts(sorted(candle["timestamp"] for candle in candles)):
             stored |= await self._find_numbers(series, times, prepare=not dry_run)
         if not dry_run:
             await self._insert(series, [candle for candle in candles if candle["timestamp"] not in stored])
@@ -326,12 +332,14 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         if report.ignored and (series, report.ignored) not in self._told:
             self._told.add((series, report.ignored))
             fields["ignored"] = ",".join(report.ignored)
+        for name in ("different", "open", "rounded"):
+            if times := getattr(report, name):
+                fields[f"first_{name}"] = times[0]
+        if report.invalid:
+            fields["first_invalid"] = report.invalid[0][0]
         if fields:
-            for name in ("different", "open", "rounded"):
-                if times := getattr(report, name):
-                    fields[f"first_{name}"] = times[0]
-            log = self._logger.info if fields.keys() <= {"open", "first_open"} else self._logger.warning
-            log("some candles were not stored as given", collection=self.collection, **series.parts(), **fields)
+            log = self._logger.info if fields.keys() == {"open", "first_open"} else self._logger.warning
+            log("candles.not_as_given", **series.parts(), **fields)
 
     # --- reading ---
 
@@ -670,9 +678,10 @@ def _is_usual(document: Mapping[str, Any]) -> bool:
     )
 
 
-def _to_data(document: Mapping[str, Any]) -> CandleData:
-    """A usual document as plain data."""
-    return cast("CandleData", {**document, "timestamp": int(document["timestamp"])})
+def _to_data(document: Document) -> CandleData:
+    """Turn a usual document into plain data."""
+    document["timestamp"] = int(document["timestamp"])
+    return cast("CandleData", document)
 
 
 def _is_same(document: Mapping[str, Any], candle: Mapping[str, Any]) -> bool:
@@ -704,4 +713,5 @@ CANDLE = Domain(
     PersistCandleInstance,
     FileLayout("data/candle", (("exchange_name",), ("symbol",), ("interval",)), ("timestamp",)),
     noun="candles",
+    deletes=True,
 )
