@@ -6,8 +6,9 @@ from backtest_persist.backends.json.backend import JsonBackend
 from backtest_persist.backends.mongo import MongoBackend
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData, CandleInterval, When
-from backtest_persist.core.base_map import BaseMap, base_map
+from backtest_persist.core.base_map import DEFAULT_TTL_EXPIRE_SECONDS, ITERATOR_BATCH_SIZE, BaseMap, base_map
 from backtest_persist.core.db_service import Page
+from backtest_persist.core.row import utc_now
 from backtest_persist.defaults import ioc, persist, setup
 from backtest_persist.domains.breakeven import (
     BreakevenCacheService,
@@ -85,6 +86,8 @@ from backtest_persist.settings import Settings
 __version__ = "0.1.0"
 
 __all__ = (
+    "DEFAULT_TTL_EXPIRE_SECONDS",
+    "ITERATOR_BATCH_SIZE",
     "BacktestPersistError",
     "BaseMap",
     "BreakevenCacheService",
@@ -186,4 +189,5 @@ __all__ = (
     "ioc",
     "persist",
     "setup",
+    "utc_now",
 )

@@ -11,13 +11,13 @@ Context
     contexts never share one, whatever characters their names hold: ``:``, ``/``, ``..``, ``%``, ``_``, glob characters,
     line breaks, emoji, thousands of characters, upper and lower case. A name that is no str, is empty, or holds NUL or
     a lone surrogate is an `InvalidKeyError`, raised no later than by the first read or write. Paper and live trading
-    are ``backtest=False``.
+    are ``backtest=False``; the registry, which takes a `Mode` as well, passes the bool.
 Payload
     A payload goes in as a mapping, a pydantic model or a dataclass, or None where the method says so, and comes back as
     plain data that equals it: dict, list, str, int (64 bit), float (NaN and infinities included), bool, None, bytes,
-    Decimal, and datetime (aware, in UTC, whole ms). What cannot come back exactly is an `InvalidPayloadError`, raised
-    before anything is stored. A payload is copied when the call is made; what the caller changes later changes nothing
-    stored. What a read returns belongs to the caller.
+    Decimal, UUID, and datetime (aware, in UTC, whole ms). What cannot come back exactly is an `InvalidPayloadError`,
+    raised before anything is stored. A payload is copied when the call is made; what the caller changes later changes
+    nothing stored. What a read returns belongs to the caller.
 When nothing is stored
     A read says so with None, ``{}`` or ``[]``, as its docstring tells; that is never an error.
 Order

@@ -21,7 +21,7 @@ A program decides by the class and the attributes of `BacktestPersistError`, nev
 import copy
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Self, cast
 
 __all__ = (
     "BacktestPersistError",
@@ -118,13 +118,18 @@ class BacktestPersistError(Exception):
         }
         self.__dict__.update({name: value for name, value in given.items() if value is not None})
 
+    def __reduce__(self) -> Any:
+        """Keep that a cause is not shown, which an exception forgets by itself."""
+        kind, arguments, *state = cast("tuple[Any, ...]", super().__reduce__())
+        return kind, arguments, {**(state[0] if state else {}), "__suppress_context__": self.__suppress_context__}
+
     def copy(self) -> Self:
         """Return an error of the same class with the same message, data and cause.
 
         Each of several callers that share a batch raises one: a traceback grows wherever its error is raised.
         """
         other = copy.copy(self)
-        other.__cause__ = self.__cause__
+        other.__cause__, other.__suppress_context__ = self.__cause__, self.__suppress_context__
         return other
 
 

@@ -4,17 +4,20 @@ import asyncio
 import inspect
 import os
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, ClassVar, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, cast, overload
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 from backtest_persist import contracts
 from backtest_persist.backends.dummy import DummyBackend
 from backtest_persist.backends.json.backend import JsonBackend
 from backtest_persist.backends.mongo import MongoBackend
+from backtest_persist.connections import joined
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleInterval
 from backtest_persist.core.domain import Domain
 from backtest_persist.errors import SettingsError
+from backtest_persist.mode import Mode
 
 __all__ = ("Entry", "Registry")
 
@@ -31,12 +34,13 @@ class Entry(Generic[P, T]):
         self._backend = ""
         self._instances: dict[Hashable, T] = {}
         self._ready: set[Hashable] = set()
-        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[Hashable, asyncio.Lock]] = (
+        self._attempts: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, asyncio.Task[T]]] = (
             WeakKeyDictionary()
         )
+        """The initialisations in progress, which those who ask for the same adapter share."""
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return the initialised adapter of a context: one per context, initialised once.
+        """Return the initialised adapter of a context: one per context, initialised once, until it is disposed.
 
         After a failed initialisation the next call tries again. `InvalidKeyError` for a part of the context that no
         backend could keep, `SettingsError` if the backend lacks this domain.
@@ -44,20 +48,31 @@ class Entry(Generic[P, T]):
         context = self._domain.checked(self._domain.signature.bind(*args, **kwargs).arguments)
         if context in self._ready:
             return self._instances[context]
-        locks = self._locks.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
-        lock = locks.setdefault(context, asyncio.Lock())  # it lives as long as a caller holds it or waits for it
-        async with lock:
-            instances, ready = self._instances, self._ready  # `use` may swap them while this waits
-            if context not in ready:
-                if self._factory is None:
-                    raise SettingsError(
-                        f"{self._backend} keeps no {self._domain.name}; give it that domain, or say what does: "
-                        f"persist.{self._domain.name}.use(MyClass)."
-                    )
-                instance = instances.setdefault(context, self._factory(*context))
-                await instance.wait_for_init(True)
-                ready.add(context)
-            return instances[context]
+        attempts = self._attempts.setdefault(asyncio.get_running_loop(), {})
+        attempt = attempts.get(context)
+        if attempt is None:
+            attempt = attempts[context] = asyncio.create_task(self._initialise(context))
+            attempt.add_done_callback(lambda _: attempts.pop(context))
+        return await joined(attempt)
+
+    async def _initialise(self, context: Hashable) -> T:
+        instances, ready = self._instances, self._ready  # `use` may swap them while this waits
+        if self._factory is None:
+            raise SettingsError(
+                f"{self._backend} keeps no {self._domain.name}; give it that domain, or say what does: "
+                f"persist.{self._domain.name}.use(MyClass)."
+            )
+        instance = instances.setdefault(context, self._factory(*cast("tuple[Any, ...]", context)))
+        await instance.wait_for_init(True)
+        ready.add(context)
+        if (on_dispose := getattr(instance, "on_dispose", None)) is not None:
+            on_dispose(partial(self._forget, context))
+        return instance
+
+    def _forget(self, context: Hashable, instance: T) -> None:
+        if self._instances.get(context) is instance:
+            del self._instances[context]
+            self._ready.discard(context)
 
     def use(self, factory: Callable[..., T]) -> None:
         """Let another class (or factory) be behind this domain; adapters that were handed out are forgotten.
@@ -77,6 +92,7 @@ class Entry(Generic[P, T]):
         """Forget the adapters that were handed out."""
         self._instances = {}
         self._ready = set()
+        self._attempts = WeakKeyDictionary()
 
 
 def declared() -> NoReturn:
@@ -157,7 +173,7 @@ class Registry:
         declared()
 
     @entry
-    def notification(self, backtest: bool) -> contracts.NotificationAdapter:
+    def notification(self, backtest: bool | Mode) -> contracts.NotificationAdapter:
         """Return the adapter of the notifications of a mode."""
         declared()
 
@@ -168,7 +184,7 @@ class Registry:
 
     @entry
     def recent(
-        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool
+        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool | Mode
     ) -> contracts.RecentAdapter:
         """Return the adapter of the latest public signal."""
         declared()
@@ -185,7 +201,7 @@ class Registry:
 
     @entry
     def session(
-        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool
+        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool | Mode
     ) -> contracts.SessionAdapter:
         """Return the adapter of the state of a run."""
         declared()
@@ -201,7 +217,7 @@ class Registry:
         declared()
 
     @entry
-    def storage(self, backtest: bool) -> contracts.StorageAdapter:
+    def storage(self, backtest: bool | Mode) -> contracts.StorageAdapter:
         """Return the adapter of the signals of a mode."""
         declared()
 

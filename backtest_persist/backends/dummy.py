@@ -1,5 +1,6 @@
 """The backend that keeps nothing: reads find nothing, writes are checked and vanish."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -11,6 +12,7 @@ from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain
 from backtest_persist.core.keys import checked_limit
 from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
+from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.row import Context, Row
 from backtest_persist.domains import DOMAINS
 from backtest_persist.domains.candle import CANDLE, CandleContext, CandleDbService, CandleRow
@@ -49,11 +51,15 @@ class DummyStore(Generic[C, R]):
 
     async def upsert(self, context: C, fields: Mapping[str, Any]) -> R:
         """Return the row that a store would have kept."""
+        if is_deferred(fields):
+            fields = await asyncio.to_thread(encoded_fields, fields)
         dates = {"_id": _NO_ID, "createDate": _NEVER, "updatedDate": _NEVER}
         return self._row_type.from_document({**context.to_filter(), **fields, **dates})
 
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Keep none; all would have been new."""
+        if any(is_deferred(fields) for _, fields in writes):
+            await asyncio.to_thread(lambda: [encoded_fields(fields) for _, fields in writes])
         return len(writes)
 
     async def soft_remove(self, context: C) -> bool:

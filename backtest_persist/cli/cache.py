@@ -5,6 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from backtest_persist import operations
@@ -83,6 +84,8 @@ def _show_verified(report: Verified) -> None:
     console.print(table)
     checked = sum(totals[:-1])
     console.print(f"{checked:,} ids in {report.seconds:,.1f} s, {checked / report.seconds:,.0f} ids/s.")
+    for name, ids in report.ignored.items():
+        console.print(f"{escape(name)} belongs to no domain of this version; keys left alone: {ids:,}.", soft_wrap=True)
     if report.wrong:
         console.print("Reads never use a wrong id, and correct those that they meet; --fix corrects all of them now.")
 

@@ -13,7 +13,7 @@ from backtest_persist.demo.strategy import CASH, percent
 
 __all__ = ("show", "show_json")
 
-WIDTH = 100
+WIDTH = 80
 SHOWN_TRADES = 10
 
 
@@ -25,7 +25,9 @@ def show(result: Result) -> None:
     if result.backend != "dummy":
         console.print(_domains(result) if result.backend == "mongo" else _files(result))
     console.print(_trades(result), "", _account(result), sep="\n")
-    console.print(*_footnotes(result), sep="\n", style="dim", soft_wrap=True, markup=False, highlight=False)
+    for note in _footnotes(result):
+        code = note.startswith("  ")  # which is copied, and so stays on one line
+        console.print(note, style="dim", soft_wrap=code, markup=False, highlight=False)
 
 
 def show_json(result: Result) -> None:
@@ -69,7 +71,7 @@ def _files(result: Result) -> Table:
 def _domains(result: Result) -> Table:
     table = _table(result)
     table.add_column("domain")
-    for column in ("documents in MongoDB", "ids in Redis", "reads", "writes", "cache hit rate"):
+    for column in ("documents", "ids in Redis", "reads", "writes", "cache hit rate"):
         table.add_column(column, justify="right")
     for family in result.domains:
         for name, counts in family.items():
@@ -94,7 +96,7 @@ def _trades(result: Result) -> Table:
     title = "1 trade" if len(result.trades) == 1 else f"{len(result.trades)} trades"
     if len(shown) < len(result.trades):
         title += f", the last {len(shown)}"
-    table = Table(title=title, box=box.SIMPLE_HEAD, width=WIDTH)
+    table = Table(title=title, box=box.SIMPLE_HEAD, width=WIDTH, padding=0, show_edge=False)
     for column in ("bought", "sold"):
         table.add_column(column, no_wrap=True)
     for column in ("shares", "entry", "exit", "profit", "%"):
@@ -134,7 +136,7 @@ def _account(result: Result) -> Table:
         total = _total(result)
         operations = total.reads + total.writes
         duration = f"{result.bars:,} bars in {result.seconds:,.1f} s"
-        rate = f"; {operations / result.seconds:,.0f} reads and writes per second" if operations else ""
+        rate = f"; {operations / result.seconds:,.0f} reads and writes/s" if operations else ""
         table.add_row("events per second", f"{result.bars / result.seconds:,.0f}", f"{duration}{rate}")
     return table
 

@@ -123,6 +123,9 @@ def _show_export(report: Exported, directory: Path) -> None:
     table.add_row("all", f"{total:,}")
     console.print(table)
     console.print(f"{total:,} files in {report.seconds:,.1f} s, in {escape(str(directory))}.", soft_wrap=True)
+    for name, documents in report.ignored.items():
+        text = f"{escape(name)} belongs to no domain of this version; documents left behind: {documents:,}."
+        console.print(text, soft_wrap=True)
     _show_skipped(console, report.skipped, "documents")
 
 

@@ -7,7 +7,7 @@ closes it when that loop shuts down, so one process-wide container serves a note
 
 from backtest_persist.connections.drivers import Collection, aggregate, aggregate_raw, list_indexes
 from backtest_persist.connections.mongo import MongoService, MongoState
-from backtest_persist.connections.per_loop import uncancelled
+from backtest_persist.connections.per_loop import joined, uncancelled
 from backtest_persist.connections.redis import RedisCommands, RedisService
 from backtest_persist.connections.translation import (
     Operation,
@@ -28,6 +28,7 @@ __all__ = (
     "RedisService",
     "aggregate",
     "aggregate_raw",
+    "joined",
     "list_indexes",
     "mongo_errors",
     "redis_errors",

@@ -2,12 +2,16 @@
 
 import asyncio
 import math
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+import sys
+import time
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import pymongo
 from pymongo import AsyncMongoClient
+from pymongo.errors import AutoReconnect, ServerSelectionTimeoutError
 
+from backtest_persist.connections.selection import ServerSelection
 from backtest_persist.connections.workarounds import raise_swallowed_cancellation
 
 __all__ = ("SELECTION_SECONDS", "Deadline", "StepTimer", "driver_timeout")
@@ -98,30 +102,45 @@ class Deadline(AbstractAsyncContextManager[None]):
     A class, as it is entered around every command: a generator would cost several times as much.
     """
 
-    __slots__ = ("_client", "_driver", "_errors", "_limit", "_requests", "_seconds", "_task")
+    __slots__ = ("_client", "_driver", "_errors", "_limit", "_requests", "_seconds", "_selection", "_task")
 
     def __init__(
         self,
         client: AsyncMongoClient[Any],
+        selection: ServerSelection,
         seconds: float,
         limit: AbstractAsyncContextManager[None],
         errors: AbstractContextManager[None],
     ) -> None:
         self._client = client
+        self._selection = selection
         self._seconds = seconds
         self._limit = limit
         self._errors = errors
+        self._driver: AbstractContextManager[None] = nullcontext()
 
     async def __aenter__(self) -> None:
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._requests = self._task.cancelling()
-        self._driver = driver_timeout(self._client, self._seconds)
+        seconds = self._seconds
         await self._limit.__aenter__()
-        self._driver.__enter__()
+        if not self._selection.leaves_it_to_the_driver(seconds):
+            started = time.monotonic()
+            try:
+                await self._selection.wait(seconds)
+            except BaseException:
+                await self.__aexit__(*sys.exc_info())
+                raise
+            seconds = max(0.0, seconds - (time.monotonic() - started))
+        driver = driver_timeout(self._client, seconds)
+        driver.__enter__()
+        self._driver = driver
 
     async def __aexit__(self, *raised: Any) -> None:
         self._driver.__exit__(*raised)
         error: BaseException | None = raised[1]
+        if isinstance(error, AutoReconnect) and not isinstance(error, ServerSelectionTimeoutError):
+            self._selection.was_known = True  # the connection that broke had been opened
         try:
             await self._limit.__aexit__(*raised)
         except TimeoutError as timeout:

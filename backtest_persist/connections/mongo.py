@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -23,8 +23,10 @@ from pymongo.errors import PyMongoError
 
 from backtest_persist.connections.deadlines import Deadline, StepTimer, driver_timeout
 from backtest_persist.connections.drivers import Client, Collection, driver_of, open_client
-from backtest_persist.connections.per_loop import LoopAffinity, PerLoop, closed_error
-from backtest_persist.connections.translation import Endpoint, Operation, mongo_errors, timed_out
+from backtest_persist.connections.endpoint import Endpoint
+from backtest_persist.connections.per_loop import LoopAffinity, PerLoop, closed_error, joined
+from backtest_persist.connections.selection import ServerSelection, to_text
+from backtest_persist.connections.translation import Operation, mongo_errors, timed_out
 from backtest_persist.connections.values import CODEC_OPTIONS, Document
 from backtest_persist.connections.workarounds import close_next_connection, is_sessionless
 from backtest_persist.errors import (
@@ -41,6 +43,9 @@ __all__ = ("MongoService", "MongoState")
 STEP_SECONDS = 0.05
 MANY_CONNECTIONS = 100
 _SETTING = "CC_MONGO_CONNECTION_STRING"
+_SRV = "mongodb+srv://"
+_DNS_SHARE = 0.8
+"""The part of a deadline that a DNS query may take, so that the words of the driver come before the end."""
 
 
 class Drainable(Protocol):
@@ -63,26 +68,57 @@ D = TypeVar("D", bound=Drainable)
 T = TypeVar("T")
 
 
+class _Preparation:
+    """An attempt to prepare a collection, which all those share who wait for it."""
+
+    def __init__(self, collection: str) -> None:
+        self.collection = collection
+        self.progress = "what was sent with other settings is still in progress; try again"
+        self.task: asyncio.Task[None]
+
+    def unfinished(self) -> StoreUnavailableError:
+        """Return the error of those who have waited long enough."""
+        problem = f"Nothing was asked of {self.collection}: {self.progress}."
+        return StoreUnavailableError(problem, collection=self.collection, server="MongoDB", reason=ErrorReason.BUSY)
+
+
 class MongoState:
     """The MongoDB side of one event loop: its client, and the calls that are in progress."""
 
     def __init__(
-        self, client: Client, database: AsyncDatabase[Document], seconds: float, endpoint: Endpoint, *, owned: bool
+        self,
+        client: Client,
+        database: AsyncDatabase[Document],
+        seconds: float,
+        setting: str | None,
+        *,
+        srv: bool,
+        owned: bool,
     ) -> None:
         self.client = client
         self.database = database
         self.seconds = seconds
         self.prepared: set[str] = set()
-        self._endpoint = endpoint
+        self.read_only: set[str] = set()
+        """Those of the prepared collections that cannot be written to, by their indexes."""
+        self._selection = ServerSelection(client, srv=srv)
+        self._endpoint = Endpoint(
+            "MongoDB",
+            setting,
+            partial(_hosts, client),
+            outage=self._selection.outage,
+            was_known=lambda: self._selection.was_known,
+        )
         self._owned = owned
         self._driver = driver_of(client)
         self._timer = StepTimer(STEP_SECONDS)
         self._calls = 0
         self._idle = asyncio.Event()
         self._collections: dict[str, Collection] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._preparing: dict[tuple[str, object], _Preparation] = {}
         self._drainables: dict[str, Drainable] = {}
         self._settling: dict[str, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[None]] = set()
 
     @property
     def limit(self) -> Callable[[float], AbstractAsyncContextManager[None]] | None:
@@ -101,6 +137,12 @@ class MongoState:
         if name not in self._drainables:
             self._drainables[name] = create(self)
         return cast("D", self._drainables[name])
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let work go on that nobody waits for but `close`; it bounds itself, and raises nothing."""
+        task = asyncio.get_running_loop().create_task(work, context=Context())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def start_session(self) -> Any:
         """Start an explicit session."""
@@ -128,7 +170,16 @@ class MongoState:
         """
         seconds = self.seconds if seconds is None else seconds
         limit = self._timer.limit(seconds) if cut and self._driver.bears_timers else nullcontext()
-        return Deadline(self.client, seconds, limit, mongo_errors(operation, endpoint=self._endpoint))
+        return Deadline(self.client, self._selection, seconds, limit, mongo_errors(operation, endpoint=self._endpoint))
+
+    async def select_server(self, operation: Operation) -> None:
+        """Wait for a server that takes writes, as long as its ``serverSelectionTimeoutMS`` and an operation allow.
+
+        Raises the error of `operation` if there is none then.
+        """
+        if not self._selection.is_known:
+            with self.errors(operation):
+                await self._selection.wait(self.seconds)
 
     @contextmanager
     def track(self) -> Generator[Self]:
@@ -150,6 +201,8 @@ class MongoState:
                     await self._idle.wait()
                 for drainable in self._drainables.values():  # last, as the calls may have sent something by them
                     await drainable.drain()
+                if self._background:
+                    await asyncio.wait(self._background)
 
     async def end(self) -> None:
         """Let nothing that was sent have an effect later; bounded by one deadline."""
@@ -169,36 +222,37 @@ class MongoState:
     ) -> None:
         """Let `prepare` succeed once for this collection, after all that was sent to it by the clients `before`.
 
-        One that another caller has begun is waited for, as long as an operation may take, or `patience` in seconds;
-        `prepare` may then take its own time.
+        Those who call with the same `prepare` share one attempt, and wait for it as long as an operation may take, or
+        `patience` in seconds; `prepare` bounds itself.
         """
-        until = time.monotonic() + (patience or self.seconds)
-        lock = self._locks.setdefault(name, asyncio.Lock())
+        attempt = self._preparing.get((name, prepare))
+        if attempt is None:
+            attempt = _Preparation(name)
+            attempt.task = asyncio.create_task(self._prepare(attempt, prepare, before), context=Context())
+            self._preparing[name, prepare] = attempt
+            attempt.task.add_done_callback(lambda _: self._preparing.pop((name, prepare)))
+        try:
+            with self.track():
+                await joined(attempt.task, patience or self.seconds)
+        except TimeoutError:
+            raise attempt.unfinished() from None
+
+    async def _prepare(
+        self,
+        attempt: "_Preparation",
+        prepare: "Callable[[MongoState], Awaitable[None]]",
+        before: "Sequence[MongoState]",
+    ) -> None:
         with self.track():
-            problem = "what was sent with other settings is still in progress; try again"
             try:
-                async with asyncio.timeout(patience or self.seconds):
+                async with asyncio.timeout(self.seconds):
                     for state in before:
-                        await state._settled(name)
-                    problem = "its indexes are still being created; await wait_for_init() first"
-                    await lock.acquire()
+                        await state._settled(attempt.collection)
             except (BacktestPersistError, TimeoutError) as error:
-                raise StoreUnavailableError(
-                    f"Nothing was asked of {name}: {problem}.",
-                    collection=name,
-                    server="MongoDB",
-                    reason=ErrorReason.BUSY,
-                ) from error
-            try:
-                if name not in self.prepared:
-                    seconds = until - time.monotonic()
-                    async with (
-                        nullcontext() if patience else self.deadline(Operation("prepare the indexes", name), seconds)
-                    ):
-                        await prepare(self)
-                    self.prepared.add(name)
-            finally:
-                lock.release()
+                raise attempt.unfinished() from error
+            attempt.progress = "its indexes are still being created; await wait_for_init() first"
+            await prepare(self)
+        self.prepared.add(attempt.collection)
 
     async def _settled(self, name: str) -> None:
         """`Drainable.settle` for this collection, shared by all who wait for it, and by nobody else."""
@@ -233,10 +287,14 @@ class MongoState:
             await self.end()
         finally:
             self._timer.close()
+            for attempt in list(self._preparing.values()):  # building an index may take longer than that
+                attempt.task.cancel()
             if self._owned:
                 left = max(until - time.monotonic(), STEP_SECONDS)
                 with driver_timeout(self.client, left):  # the driver tells the server that its sessions end, and waits
                     await self._driver.close(self.client)
+            left = max(until - time.monotonic(), STEP_SECONDS)
+            await self._selection.close(left, cancel=self._owned or self._driver.bears_timers)
 
 
 def _lacks_sessions(error: BacktestPersistError | PyMongoError) -> bool:
@@ -260,7 +318,11 @@ class _TrackedOperation(AbstractAsyncContextManager[None]):
     async def __aenter__(self) -> None:
         self._tracked = self._accept()
         self._deadline = self._tracked.__enter__().deadline(self._operation)
-        await self._deadline.__aenter__()
+        try:
+            await self._deadline.__aenter__()
+        except BaseException:
+            self._tracked.__exit__(None, None, None)
+            raise
 
     async def __aexit__(self, *raised: Any) -> None:
         try:
@@ -292,6 +354,12 @@ class MongoService:
                 "w=0 tells nobody whether a write was stored; leave it out, or say w=1 or w=majority.",
                 setting=None if self._injected else _SETTING,
             )
+        if not client.options.retry_writes:
+            raise SettingsError(
+                "retryWrites=false leaves writes without transaction numbers, so that one that the network delays can "
+                "overwrite a later one; leave it out, or say retryWrites=true.",
+                setting=None if self._injected else _SETTING,
+            )
         if "w" not in concern:
             concern["w"] = "majority"
         if concern["w"] == "majority":
@@ -308,8 +376,8 @@ class MongoService:
         )
         seconds = client.options.timeout or settings.mongo_timeout_ms / 1000  # one in the URI wins
         setting = _SETTING if self._injected is None else None
-        endpoint = Endpoint("MongoDB", setting, partial(_hosts, client))
-        return MongoState(client, database, seconds, endpoint, owned=self._injected is None)
+        srv = self._injected is None and settings.mongo_connection_string.get_secret_value().startswith(_SRV)
+        return MongoState(client, database, seconds, setting, srv=srv, owned=self._injected is None)
 
     @property
     def settings(self) -> Settings:
@@ -348,6 +416,10 @@ class MongoService:
     def accept(self) -> AbstractContextManager[MongoState]:
         """Begin something that `close` waits for; refused after `close`."""
         return self._open_state().track()
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let work go on in the running event loop that nobody waits for but `close`; see `MongoState.background`."""
+        self._states.get().background(work)
 
     def operation(self, operation: Operation) -> AbstractAsyncContextManager[None]:
         """Begin one operation: `accept` with its deadline; errors name the operation."""
@@ -391,7 +463,7 @@ class MongoService:
 
 def _hosts(client: Client) -> str | None:
     addresses = client.topology_description.server_descriptions()
-    return ",".join(host if port is None else f"{host}:{port}" for host, port in addresses) or None
+    return ",".join(to_text(host, port) for host, port in addresses) or None
 
 
 def _open_mongo(settings: Settings) -> Client:
@@ -399,7 +471,7 @@ def _open_mongo(settings: Settings) -> Client:
     timeout = settings.mongo_timeout_ms
     options: dict[str, Any] = {
         "appName": "backtest-persist",
-        "connectTimeoutMS": timeout,
+        "connectTimeoutMS": int(timeout * _DNS_SHARE) if uri.startswith(_SRV) else timeout,
         "maxPoolSize": settings.mongo_max_pool_size,
         "serverSelectionTimeoutMS": timeout,
         "timeoutMS": timeout,

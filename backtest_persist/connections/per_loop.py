@@ -11,11 +11,12 @@ from anyio import CancelScope
 
 from backtest_persist.connections.workarounds import WithoutAsyncgenHooks
 from backtest_persist.errors import (
+    BacktestPersistError,
     ClosedError,
     SettingsError,
 )
 
-__all__ = ("LoopAffinity", "PerLoop", "closed_error", "uncancelled")
+__all__ = ("LoopAffinity", "PerLoop", "closed_error", "joined", "uncancelled")
 
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ class PerLoop(Generic[T]):
         for other in list(self._entries):  # one by one, as another thread may be adding its own
             if other.is_closed():
                 self._entries.pop(other, None)
+        self._retired = [entry for entry in self._retired if not entry[0].is_closed()]
         value = self._create()
         guard = self._guard(loop, value)
         with suppress(StopIteration):  # runs to the yield: there is no suspension before it
@@ -79,6 +81,7 @@ class PerLoop(Generic[T]):
             entry = self._entries.get(loop)
             if entry is not None and entry[0] is value:
                 del self._entries[loop]
+            self._retired = [entry for entry in self._retired if entry[1][0] is not value]
             if os.getpid() == owner:
                 await WithoutAsyncgenHooks(self._close(value))
 
@@ -124,6 +127,19 @@ class PerLoop(Generic[T]):
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=PerLoop.disinherit)
+
+
+async def joined(task: "asyncio.Task[T]", seconds: float | None = None) -> T:
+    """Wait for a task together with others, none of whom cancels it; each gets its own copy of an error of ours.
+
+    Raises `TimeoutError` after so many seconds.
+    """
+    if not (await asyncio.wait([task], timeout=seconds))[0]:
+        raise TimeoutError
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, BacktestPersistError):
+        raise error.copy()
+    return task.result()
 
 
 async def uncancelled(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -1,8 +1,10 @@
 """Translation: the one place where errors of the drivers become ours.
 
 `MONGO_RULES` and `REDIS_REASONS` are the tables; the first row that fits decides. What a driver says in words is read
-in two places only, as it carries the fact nowhere else: `_ADVICE`, for what to do about TLS and passwords, and
-`workarounds.is_sessionless`.
+in two places only, as it carries the fact nowhere else: `endpoint`, for advice, and `workarounds.is_sessionless`.
+
+An error about a server that cannot be reached, or is silent, has no cause: the driver's adds hundreds of lines to a
+traceback, and no fact.
 """
 
 import re
@@ -19,6 +21,7 @@ from pymongo.errors import (
     DocumentTooLarge,
     InvalidOperation,
     NetworkTimeout,
+    NotPrimaryError,
     OperationFailure,
     PyMongoError,
     ServerSelectionTimeoutError,
@@ -36,6 +39,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from backtest_persist.connections.endpoint import Endpoint, Outage, connection_advice, start_advice
 from backtest_persist.connections.workarounds import is_sessionless
 from backtest_persist.errors import (
     BacktestPersistError,
@@ -52,6 +56,7 @@ from backtest_persist.errors import (
 __all__ = (
     "MONGO_RULES",
     "REDIS_REASONS",
+    "SILENCE",
     "Access",
     "Endpoint",
     "Operation",
@@ -96,16 +101,6 @@ class Operation:
         return f"{verb} in {self.collection}{described}"
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a connection leads, as errors name it; never with a user or a password."""
-
-    server: str
-    setting: str | None
-    """The setting that the address comes from; None for a client that the container was given."""
-    hosts: Callable[[], str | None]
-
-
 def mongo_errors(operation: Operation, *, endpoint: Endpoint | None = None) -> AbstractContextManager[None]:
     """Turn driver errors into ours, which name the operation and carry its collection and context."""
     return _MongoErrors(operation, endpoint)
@@ -129,7 +124,7 @@ class _MongoErrors(AbstractContextManager[None]):
         if not isinstance(error, Exception) or isinstance(error, BacktestPersistError):
             return
         ours = _translated(error, self._operation, self._endpoint)
-        raise ours from (None if _quotes_data(error) else error)
+        raise ours from (None if _quotes_data(error) or _is_silence(error) else error)
 
 
 class Access(Enum):
@@ -147,8 +142,8 @@ class Rule(NamedTuple):
     access: Access
     raised: type[BacktestPersistError]
     message: str
-    """With ``{kind}``, the name of the driver's class, ``{said}``, what the server or the driver says, and
-    ``{advice}``."""
+    """With ``{kind}``, the name of the driver's class, ``{problem}`` and ``{said}``, what the server or the driver
+    says, and ``{advice}``."""
     condition: Callable[[Any], bool] | None = None
     """A further condition on the error."""
 
@@ -166,6 +161,13 @@ def _is_bad_query(error: OperationFailure) -> bool:
 def _is_refusal(error: OperationFailure) -> bool:
     """Whether the server has refused a write: it has neither begun it nor applied it without a majority."""
     return not (isinstance(error, WriteConcernError) or error.timeout or error.has_error_label("RetryableWriteError"))
+
+
+def _is_about_dns(error: BaseException) -> bool:
+    """Whether a name server did not answer, or does not know the host of a ``mongodb+srv`` URI."""
+    return isinstance(error, ConfigurationError) and any(
+        type(cause).__module__.startswith("dns.") for cause in _causes(error)
+    )
 
 
 def _lacks_write_concern(error: BulkWriteError) -> bool:
@@ -202,6 +204,14 @@ MONGO_RULES: tuple[Rule, ...] = (
         StoreUnavailableError,
         "{kind}: {said}. Nothing was applied; try again",
         is_sessionless,
+    ),
+    Rule(ConfigurationError, Access.READ, StoreUnavailableError, "{problem}. {advice}", _is_about_dns),
+    Rule(
+        ConfigurationError,
+        Access.WRITE,
+        StoreUnavailableError,
+        "{problem}. Nothing was applied. {advice}",
+        _is_about_dns,
     ),
     Rule(ConfigurationError, Access.ANY, SettingsError, "the connection string does not fit ({kind})"),
     Rule(
@@ -262,7 +272,8 @@ def _translated(error: Exception, operation: Operation, endpoint: Endpoint | Non
     access = Access.WRITE if operation.write else Access.READ
     rule = next(rule for rule in MONGO_RULES if _fits(rule, error, access))
     reason = _mongo_reason(error) if issubclass(rule.raised, _ABOUT_A_SERVER) else None
-    text = rule.message.format_map(_Facts(error, reason))
+    endpoint = endpoint or _SOMEWHERE
+    text = rule.message.format_map(_Facts(error, reason, endpoint))
     ours = rule.raised(
         f"{operation}: {text.rstrip('. ')}.",
         collection=operation.collection,
@@ -272,7 +283,7 @@ def _translated(error: Exception, operation: Operation, endpoint: Endpoint | Non
         reason=reason,
     )
     if reason is not None or isinstance(ours, SettingsError):
-        _locate(ours, endpoint or _SOMEWHERE)
+        _locate(ours, endpoint)
     return ours
 
 
@@ -294,18 +305,19 @@ def _locate(error: BacktestPersistError, endpoint: Endpoint) -> None:
 class _Facts(dict[str, Any]):
     """The facts that a message may name, each computed when it does."""
 
-    def __init__(self, error: Exception, reason: ErrorReason | None) -> None:
+    def __init__(self, error: Exception, reason: ErrorReason | None, endpoint: Endpoint) -> None:
         self._error = error
         self._reason = reason
+        self._endpoint = endpoint
 
     def __missing__(self, name: str) -> str:
         error: Any = self._error
         if name == "kind":
             return type(error).__name__
         if name == "problem":
-            return _describe(error)
+            return self._problem()
         if name == "advice":
-            return "" if self._reason in _UNUSABLE_BY_THIS_USER else "Check the server and try again"
+            return self._advice()
         if name == "said":
             if isinstance(error, OperationFailure):
                 return str((error.details or {}).get("errmsg", "")).partition("\n")[0][:200]
@@ -314,6 +326,43 @@ class _Facts(dict[str, Any]):
         if name == "refused":
             return str(len(failures))
         return str(sorted({int(failed.get("code", 0)) for failed in failures}))  # codes
+
+    def _problem(self) -> str:
+        outage = self._outage()
+        if outage is None:
+            return _describe(self._error)
+        hint = connection_advice(outage.problem, self._endpoint)
+        return f"{outage.problem}; {hint}" if hint else outage.problem
+
+    def _advice(self) -> str:
+        if self._reason in _UNUSABLE_BY_THIS_USER:
+            return ""
+        if _is_about_dns(self._error):
+            return _dns_advice(self._error, self._endpoint)
+        outage = self._outage()
+        if outage is None:
+            return "Check the server and try again"
+        if connection_advice(outage.problem, self._endpoint):
+            return ""
+        if outage.has_members:
+            return "Its replica set elects one within seconds; try again"
+        return start_advice(outage.problem, self._endpoint, was_known=outage.was_known)
+
+    def _outage(self) -> Outage | None:
+        if not isinstance(self._error, TimeoutError | ServerSelectionTimeoutError):
+            return None
+        outage = self._endpoint.outage()
+        if outage is None and isinstance(self._error, ServerSelectionTimeoutError):
+            said = _first_line(self._error) or "none was found in time"
+            return Outage(f"no primary answers: {said}", self._endpoint.was_known(), has_members=False)
+        return outage
+
+
+def _dns_advice(error: Exception, endpoint: Endpoint) -> str:
+    if any(type(cause).__name__ in ("NXDOMAIN", "NoAnswer") for cause in _causes(error)):
+        setting = endpoint.setting or "the address of the client"
+        return f"Check the host in {setting}, which needs an SRV record (mongodb:// does not), and the name server"
+    return "Check the name server and try again"
 
 
 def _count_stored(error: Exception) -> int | None:
@@ -326,6 +375,8 @@ def _count_stored(error: Exception) -> int | None:
 
 def _mongo_reason(error: Exception) -> ErrorReason | None:
     if isinstance(error, ConfigurationError):
+        if _is_about_dns(error):
+            return ErrorReason.CONNECTION
         return ErrorReason.NO_SESSIONS if is_sessionless(error) else None
     if isinstance(error, TimeoutError | NetworkTimeout | ServerSelectionTimeoutError | WaitQueueTimeoutError):
         return ErrorReason.TIMEOUT
@@ -346,6 +397,10 @@ def _quotes_data(error: Exception) -> bool:
     )
 
 
+def _is_silence(error: Exception) -> bool:
+    return isinstance(error, TimeoutError | ServerSelectionTimeoutError)
+
+
 def _describe(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer within the deadline"
@@ -353,24 +408,27 @@ def _describe(error: Exception) -> str:
         name = (error.details or {}).get("codeName", type(error).__name__)
         hint = _CODES[error.code][1] if error.code in _CODES else ""
         return f"the server answered {name} (code {error.code}{hint})"
+    if isinstance(error, NotPrimaryError):
+        return f"no primary answers: {_first_line(error)}"
+    if _is_about_dns(error):
+        return f"no name server has resolved the host: {_first_line(error)}"
     if _quotes_data(error):
         return f"the driver failed with {type(error).__name__}"
-    return f"{type(error).__name__}: {_first_line(error)}"
+    line = _first_line(error)
+    hint = connection_advice(line, _IN_USE)
+    return f"{type(error).__name__}: {line}" + (f"; {hint}" if hint else "")
 
 
-_ADVICE = {
-    r"CERTIFICATE_VERIFY_FAILED.*(mismatch|not valid for)": "connect under a name that is in its certificate",
-    r"CERTIFICATE_VERIFY_FAILED": "name the CA that signed its certificate (tlsCAFile=, ssl_ca_certs= for Redis)",
-    r"Authentication failed": "check user and password",
-    r"[Cc]onnection closed": "a server that wants TLS needs tls=true in the URI, rediss:// for Redis",
-}
+_IN_USE = Endpoint("MongoDB", None, lambda: None, was_known=lambda: True)
+"""A server that was selected has answered: it is no question of TLS that it closes a connection."""
+
+_TIMEOUTS = re.compile(r" \(configured timeouts: [^)]*\)")
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of what the driver says, shortened, and what to do about TLS and passwords."""
-    line = next(iter(str(error).splitlines()), "").partition(", full error: ")[0][:200]
-    advice = next((advice for pattern, advice in _ADVICE.items() if re.search(pattern, line)), None)
-    return line.rstrip(".") + (f"; {advice}" if advice else "")
+    """The first line of what the driver says, shortened; what it says after that may quote a document or a topology."""
+    line = _TIMEOUTS.sub("", next(iter(str(error).splitlines()), ""))
+    return re.split(", full error: |, Timeout: [0-9.]+s, Topology Description", line)[0][:200].rstrip(".")
 
 
 @contextmanager
@@ -379,8 +437,12 @@ def redis_errors(operation: str, *, endpoint: Endpoint | None = None) -> Generat
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
-        raise redis_error(operation, error, endpoint=endpoint) from error
+        ours = redis_error(operation, error, endpoint=endpoint)
+        raise ours from (None if ours.reason in SILENCE else error)
 
+
+SILENCE = frozenset({ErrorReason.CONNECTION, ErrorReason.TIMEOUT})
+"""Reasons of Redis whose cause says nothing more."""
 
 REDIS_REASONS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], ErrorReason], ...] = (
     (NoPermissionError, ErrorReason.NOT_PERMITTED),
@@ -394,15 +456,23 @@ REDIS_REASONS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...]
 
 def redis_error(operation: str, error: Exception, *, endpoint: Endpoint | None = None) -> StoreUnavailableError:
     """Translate an error of the driver; `operation` opens the message."""
+    endpoint = endpoint or Endpoint("Redis", None, lambda: None)
     said = _first_line(error) if str(error) else "no answer within CC_REDIS_TIMEOUT_MS"
     reason = _redis_reason(error)
+    hint = connection_advice(said, endpoint)
+    text = f"{type(error).__name__}: {said}" + (f"; {hint}" if hint else "")
+    if reason is ErrorReason.CONNECTION and not hint and _CANNOT_CONNECT.search(said):
+        text += f". {start_advice(said, endpoint, was_known=endpoint.was_known())}"
     ours = StoreUnavailableError(
-        f"{operation}: {type(error).__name__}: {said}.",
+        f"{operation}: {text}.",
         retryable=reason not in _UNUSABLE_BY_THIS_USER,
         reason=reason,
     )
-    _locate(ours, endpoint or Endpoint("Redis", None, lambda: None))
+    _locate(ours, endpoint)
     return ours
+
+
+_CANNOT_CONNECT = re.compile(r"^Error .* connecting to |^\[Errno|^Multiple exceptions")
 
 
 def _redis_reason(error: Exception) -> ErrorReason:

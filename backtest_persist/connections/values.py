@@ -2,9 +2,11 @@
 
 from datetime import UTC, datetime
 from typing import Any, cast
+from uuid import UUID
 
+from bson.binary import UUID_SUBTYPE, Binary
+from bson.code import Code
 from bson.codec_options import CodecOptions, DatetimeConversion
-from bson.datetime_ms import DatetimeMS
 from bson.dbref import DBRef
 from bson.decimal128 import Decimal128
 from bson.int64 import Int64
@@ -30,9 +32,10 @@ _PLAIN_TYPES = frozenset({bool, bytes, datetime, float, int, str, ObjectId, type
 
 
 def to_plain(value: Any) -> Any:
-    """Return a decoded value as plain data: dict, list, int, Decimal.
+    """Return a decoded value as plain data: dict, list, int, Decimal, UUID.
 
-    A date beyond the years of `datetime` becomes an int in ms since the epoch.
+    What only BSON has stays as it is, so that it is written back as what it was: an `ObjectId`, a `Regex`, a date
+    beyond the years of `datetime` (`DatetimeMS`). An `Int64` is an int as any other.
     """
     if type(value) in _PLAIN_TYPES:
         return value
@@ -41,10 +44,14 @@ def to_plain(value: Any) -> Any:
         return {key: item if type(item) in _PLAIN_TYPES else to_plain(item) for key, item in document.items()}
     if isinstance(value, list):
         return [to_plain(item) for item in cast("list[Any]", value)]
-    if isinstance(value, Int64 | DatetimeMS):
+    if isinstance(value, Int64):
         return int(value)
     if isinstance(value, Decimal128):
         return value.to_decimal()
+    if isinstance(value, Binary) and value.subtype == UUID_SUBTYPE and len(value) == 16:
+        return UUID(bytes=bytes(value))
+    if isinstance(value, Code):
+        return value if value.scope is None else Code(str(value), to_plain(value.scope))
     if isinstance(value, DBRef):  # the deprecated BSON type of a pointer
         return to_plain(value.as_doc())
     return value

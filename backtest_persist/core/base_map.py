@@ -14,7 +14,9 @@ from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, Settin
 __all__ = ("DEFAULT_TTL_EXPIRE_SECONDS", "ITERATOR_BATCH_SIZE", "BaseMap", "SeenKeys", "base_map")
 
 DEFAULT_TTL_EXPIRE_SECONDS = 300
+"""How long a key lives unless a map says otherwise, in seconds."""
 ITERATOR_BATCH_SIZE = 100
+"""How many keys an iteration asks Redis for at once."""
 
 
 class BaseMap:

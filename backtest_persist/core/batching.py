@@ -3,19 +3,22 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
-from backtest_persist.errors import ErrorReason, StoreUnavailableError
+from backtest_persist.errors import BacktestPersistError, ErrorReason, StoreUnavailableError
 
-__all__ = ("Batcher", "Call")
+__all__ = ("BATCH_BYTES", "Batcher", "Call")
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+
+BATCH_BYTES = 16 * 1024 * 1024
+"""What one batch carries at most, unless a single item is larger: as much as MongoDB puts into one reply."""
 
 
 @dataclass(eq=False)
@@ -24,11 +27,17 @@ class Call(Generic[Item, Answer]):
 
     item: Item
     submitted_at: float
-    """By `time.monotonic`."""
+    """By `time.monotonic`; infinite as long as its time has not begun."""
+    bytes_before: int = 0
+    """What was pending or in flight when it was submitted."""
+    size: int = 0
+    """What it adds to that, in bytes."""
     future: "asyncio.Future[Answer]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    succeeded: bool = False
 
     def resolve(self, answer: Answer) -> None:
         """Give the caller its answer, unless it has gone."""
+        self.succeeded = True
         if not self.future.done():
             self.future.set_result(answer)
 
@@ -47,10 +56,14 @@ class Batcher(Generic[Item, Answer]):
     cut in the middle. With one batch in flight at most, items are sent in the order of their calls, each after the
     answer to the one before it.
 
-    `send` is given the calls of a batch and the seconds it may take, and has to resolve or fail each of them. A call
-    that has waited for `timeout` seconds fails with a `StoreUnavailableError` and is not sent. A batch that takes
-    longer is left to itself and still counts as in flight: its callers get what `timed_out` makes. Nothing of the
-    context variables of a caller reaches `send`, least of all its deadlines: the other callers have theirs.
+    `send` is given the calls of a batch and the seconds it may take, and has to resolve or fail each of them, but for
+    those that it returns, which are sent again, before all others. A call that has waited for `timeout` seconds fails
+    with a `StoreUnavailableError` and is not sent. A batch that takes longer is left to itself and still counts as in
+    flight: its callers get what `timed_out` makes. Nothing of the context variables of a caller reaches `send`, least
+    of all its deadlines: the other callers have theirs.
+
+    A batch carries `BATCH_BYTES` at most, by the `size_of` its items. Of a call with more than that before it, which
+    may take the server longer than one deadline, the time begins when it is sent, as long as batches succeed.
 
     With `limit`, a context manager that bounds what is awaited in it by so many seconds, a caller without company need
     not be batched; what `send` awaits is then cancelled as the caller is.
@@ -60,7 +73,7 @@ class Batcher(Generic[Item, Answer]):
 
     def __init__(
         self,
-        send: Callable[[Sequence[Call[Item, Answer]], float], Coroutine[Any, Any, None]],
+        send: Callable[[Sequence[Call[Item, Answer]], float], Coroutine[Any, Any, Sequence[Call[Item, Answer]]]],
         *,
         max_in_flight: int,
         max_size: int,
@@ -75,25 +88,41 @@ class Batcher(Generic[Item, Answer]):
         self._max_size = max_size
         self._timeout = timeout
         self._pending: deque[Call[Item, Answer]] = deque()
-        self._in_flight: dict[asyncio.Future[None], Sequence[Call[Item, Answer]]] = {}
+        self._in_flight: dict[asyncio.Future[Any], Sequence[Call[Item, Answer]]] = {}
+        self._bytes = 0
+        """The sizes of what is pending or in flight."""
+        self._succeeded_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._checked_at = 0.0
         self._dispatching = False
         self._contended = False
+
+    def size_of(self, item: Item) -> int:  # for those who know
+        """Return how many bytes an item adds to its batch, as far as that is known."""
+        return 0
+
+    def busy_error(self, item: Item) -> BacktestPersistError:  # for those who add something
+        """Return the error of an item that was not sent within its deadline."""
+        return StoreUnavailableError(
+            "MongoDB was busy for the whole deadline; nothing was sent.", server="MongoDB", reason=ErrorReason.BUSY
+        )
 
     def submit(self, item: Item, since: float | None = None) -> "asyncio.Future[Answer]":
         """Send an item with the next batch; await the future for its answer.
 
         The caller waits since that time of `time.monotonic`, by default since now.
         """
-        call = Call[Item, Answer](item, time.monotonic() if since is None else since)
+        return self.enqueue(item, time.monotonic() if since is None else since).future
+
+    def enqueue(self, item: Item, since: float) -> Call[Item, Answer]:
+        """Submit an item, which waits since that time, and return its call."""
+        call = Call[Item, Answer](item, since, self._bytes, self.size_of(item))
+        self._bytes += call.size
         self._pending.append(call)
         self._contended = self._contended or bool(self._in_flight)
-        if len(self._in_flight) < self._max_in_flight:
-            self._dispatch_soon()
-        if self._timer is None:
-            self._start_timer(call.submitted_at)
-        return call.future
+        self._dispatch_soon()
+        self._start_timer()
+        return call
 
     async def ask(self, item: Item, since: float | None = None) -> Answer:
         """Send an item and wait for its answer: in the caller's own task if no other call is under way, and it may.
@@ -115,8 +144,7 @@ class Batcher(Generic[Item, Answer]):
         finally:
             del self._in_flight[finished]
             finished.set_result(None)
-            if self._pending:
-                self._dispatch_soon()
+            self._dispatch_soon()
         return call.future.result()
 
     @property
@@ -127,56 +155,97 @@ class Batcher(Generic[Item, Answer]):
     async def drain(self) -> None:
         """Wait until no call is pending or in flight."""
         while self.busy:
-            await (asyncio.wait(self._in_flight) if self._in_flight else asyncio.sleep(0))
+            await (asyncio.wait(self._in_flight) if self._in_flight else asyncio.sleep(0.001))
+
+    def next_batch(self, now: float) -> list[Call[Item, Answer]]:
+        """Take the calls of the next batch from those that are pending: the first ones."""
+        batch: list[Call[Item, Answer]] = []
+        size = 0
+        for call in self.first_calls(now):
+            if len(batch) == self._max_size or (batch and size + call.size > BATCH_BYTES):
+                break
+            batch.append(self._pending.popleft())
+            size += call.size
+        return batch
+
+    def first_calls(self, now: float) -> Iterator[Call[Item, Answer]]:
+        """Iterate over the first of the pending calls, which the consumer takes, without those that have ended."""
+        while self._pending:
+            call = self._pending[0]
+            if self.has_ended(call, now):
+                self.remove(self._pending.popleft())
+            else:
+                yield call
+
+    def has_ended(self, call: Call[Item, Answer], now: float) -> bool:
+        """Whether a pending call is not to be sent: its caller has gone, or it has waited too long and fails."""
+        if not call.future.done() and self._is_overdue(call, now, 0.0):
+            call.fail(self.busy_error(call.item))
+        return call.future.done()
+
+    def remove(self, call: Call[Item, Answer]) -> None:
+        """Count a call, which is not pending any more, as neither pending nor in flight."""
+        self._bytes -= call.size
+
+    def _is_overdue(self, call: Call[Item, Answer], now: float, grace: float) -> bool:
+        if now - call.submitted_at < self._timeout + grace:
+            return False
+        return call.bytes_before <= BATCH_BYTES or now - self._succeeded_at > self._timeout
 
     def _dispatch_soon(self) -> None:
         """Dispatch after this turn of the loop, so that all callers come along whom an answer has just woken."""
-        if not self._dispatching:
+        if self._pending and len(self._in_flight) < self._max_in_flight and not self._dispatching:
             self._dispatching = True
             asyncio.get_running_loop().call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         self._dispatching = False
         while self._pending and len(self._in_flight) < self._max_in_flight:
-            now, timeout = time.monotonic(), self._timeout
-            batch: list[Call[Item, Answer]] = []
-            while self._pending and len(batch) < self._max_size:
-                call = self._pending.popleft()
-                if now - call.submitted_at >= timeout:
-                    call.fail(
-                        StoreUnavailableError(
-                            "MongoDB was busy for the whole deadline; nothing was sent.", reason=ErrorReason.BUSY
-                        )
-                    )
-                elif not call.future.done():
-                    batch.append(call)
-            if batch:
-                self._contended = len(batch) > 1 or bool(self._in_flight)
-                seconds = timeout - now + batch[0].submitted_at
-                task = asyncio.get_running_loop().create_task(self._send(batch, seconds), context=Context())
-                self._in_flight[task] = batch
-                task.add_done_callback(self._finish)  # also of one that is cancelled before it has begun
+            now = time.monotonic()
+            batch = self.next_batch(now)
+            if not batch:
+                break
+            for call in batch:
+                if call.bytes_before > BATCH_BYTES:
+                    call.submitted_at = now
+            self._contended = len(batch) > 1 or bool(self._in_flight)
+            seconds = self._timeout - now + min(now, batch[0].submitted_at)
+            task = asyncio.get_running_loop().create_task(self._send(batch, seconds), context=Context())
+            self._in_flight[task] = batch
+            task.add_done_callback(self._finish)  # also of one that is cancelled before it has begun
 
-    def _finish(self, task: "asyncio.Future[None]") -> None:
+    def _finish(self, task: "asyncio.Future[Sequence[Call[Item, Answer]]]") -> None:
         batch = self._in_flight.pop(task)
-        for call in batch:  # that were not answered
-            if task.cancelled():  # the event loop shuts down
+        if any(call.succeeded for call in batch):
+            self._succeeded_at = time.monotonic()
+        again: Sequence[Call[Item, Answer]] = ()
+        if task.cancelled():  # the event loop shuts down
+            for call in batch:
                 call.future.cancel()
-            elif (error := task.exception()) is not None:
+        elif (error := task.exception()) is not None:
+            for call in batch:
                 call.fail(error)
-        if self._pending:  # whose callers may be the last, and nobody has cancelled them
-            self._dispatch_soon()
+        else:
+            again = task.result()
+        for call in set(batch).difference(again):
+            self.remove(call)
+        self._pending.extendleft(reversed(again))
+        self._dispatch_soon()  # the callers of what is pending may be the last, and nobody has cancelled them
 
-    def _start_timer(self, now: float) -> None:
-        self._checked_at = now
-        self._timer = asyncio.get_running_loop().call_later(self.CHECK_SECONDS, self._check_timeouts)
+    def _start_timer(self) -> None:
+        if self._timer is None:
+            self._checked_at = time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(self.CHECK_SECONDS, self._check_timeouts)
 
     def _check_timeouts(self) -> None:
         """Fail the calls that have timed out; not when the loop was busy, as answers may have come meanwhile."""
         self._timer, now = None, time.monotonic()
         if now < self._checked_at + 2 * self.CHECK_SECONDS:
-            for call in chain(self._pending, *self._in_flight.values()):
-                if now > call.submitted_at + self._timeout + self.CHECK_SECONDS and not call.future.done():
+            for call in self._pending:
+                if not call.future.done() and self._is_overdue(call, now, self.CHECK_SECONDS):
+                    call.fail(self.busy_error(call.item))
+            for call in chain.from_iterable(self._in_flight.values()):
+                if now - call.submitted_at > self._timeout + self.CHECK_SECONDS and not call.future.done():
                     call.fail(self._timed_out(call.item))
         if self._pending or self._in_flight:
-            self._start_timer(now)
+            self._start_timer()

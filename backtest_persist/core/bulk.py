@@ -12,7 +12,7 @@ from backtest_persist.connections import Collection, Document
 from backtest_persist.core.indexes import BAD_HINT
 from backtest_persist.errors import BacktestPersistError
 
-__all__ = ("DUPLICATE_KEY", "BulkOutcome", "already_stored", "write_bulk")
+__all__ = ("DUPLICATE_KEY", "BulkOutcome", "already_stored", "codes_of", "write_bulk")
 
 DUPLICATE_KEY = 11000
 
@@ -34,6 +34,13 @@ def already_stored(error: BulkWriteError) -> set[int]:
     if details.get("writeConcernErrors") or any(failure.get("code") != DUPLICATE_KEY for failure in failures):
         raise error
     return {failure["index"] for failure in failures}
+
+
+def codes_of(error: Exception) -> set[Any]:
+    """Return the codes that the server has given for a refusal."""
+    if isinstance(error, BulkWriteError):
+        return {failure.get("code") for failure in (error.details or {}).get("writeErrors") or ()}
+    return {getattr(error, "code", None)}
 
 
 async def write_bulk(

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from bson.int64 import Int64
@@ -13,12 +14,12 @@ from backtest_persist.core.indexes import Index
 from backtest_persist.core.keys import checked_limit, to_object_id
 from backtest_persist.core.lookup import Stats
 from backtest_persist.core.mongo_store import MongoStore
-from backtest_persist.core.payload import encode_payload
+from backtest_persist.core.payload import Deferred, encode_or_defer, encode_payload
 from backtest_persist.core.query import Filter, Sort
 from backtest_persist.core.row import Context, Row, to_horizon, to_millis, wire_when
 from backtest_persist.core.schema import Schema
 from backtest_persist.core.store import Store
-from backtest_persist.errors import InvalidPayloadError, SettingsError
+from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError
 
 __all__ = ("DbService", "Filter", "Page", "Sort")
 
@@ -111,8 +112,21 @@ class DbService(Generic[C, R]):
         *,
         sort: Sort | None = None,
         limit: int | None = None,
+        newest: int | None = None,
     ) -> list[R]:
-        """Return all rows that match, oldest first unless sorted otherwise, without a cap unless given one."""
+        """Return all rows that match, oldest first unless sorted otherwise.
+
+        `limit` is how many of them from the beginning, so without a `sort` the oldest. `newest` is how many of the
+        newest, which come oldest first as well; it excludes `sort` and `limit`. There is no cap unless one is given.
+        """
+        if newest is not None:
+            if sort is not None or limit is not None:
+                raise InvalidKeyError(
+                    f"{self.collection}: newest excludes sort and limit; sort=[('createDate', -1)] with a limit "
+                    "gives the newest first.",
+                    collection=self.collection,
+                )
+            return await self.mongo_store.find_newest(filter, checked_limit(newest, "newest"))
         return await self.mongo_store.find_all(filter, sort, limit=None if limit is None else checked_limit(limit))
 
     async def iterate(self, filter: Filter | None = None, *, sort: Sort | None = None) -> AsyncIterator[R]:
@@ -124,13 +138,13 @@ class DbService(Generic[C, R]):
 
     async def paginate(
         self,
-        filter: Filter,
+        filter: Filter | None = None,
         *,
         limit: int,
-        offset: int,
+        offset: int = 0,
         sort: Sort | None = None,
     ) -> Page[R]:
-        """Return `limit` rows from `offset` on, and the total number of rows that match."""
+        """Return `limit` rows from `offset` on, oldest first unless sorted otherwise, and how many match in all."""
         number, skip = checked_limit(limit), checked_limit(offset, "offset")
         rows = await self.mongo_store.find_all(filter, sort, limit=number, skip=skip)
         return Page(rows, await self.count(filter))
@@ -169,12 +183,15 @@ class DbService(Generic[C, R]):
         """Return the last ms a reader at `when` may see; without `when` there is no limit."""
         return to_horizon(when, self.allows_early_times)
 
-    def encoded(self, payload: PayloadInput | None, context: C) -> dict[str, Any] | None:
-        """Return a payload as it is stored, None for None; `InvalidPayloadError` for one that cannot be, exactly."""
-        return encode_payload(payload, lambda: f"{self.collection} ({context.describe()})")
+    def encoded(self, payload: PayloadInput | None, context: C) -> dict[str, Any] | Deferred[Any] | None:
+        """Return a payload as the store takes it, None for None; `InvalidPayloadError` for one that cannot be, exactly.
 
-    def encoded_entry(self, payload: PayloadInput, context: C) -> dict[str, Any]:
-        """Return the payload of a list entry, which is never None, as it is stored."""
+        A large one is `Deferred`: the store encodes it in a thread, and the caller leaves it unchanged meanwhile.
+        """
+        return encode_or_defer(partial(encode_payload, payload, lambda: f"{self.collection} ({context.describe()})"))
+
+    def encoded_entry(self, payload: PayloadInput, context: C) -> dict[str, Any] | Deferred[Any]:
+        """Return the payload of a list entry, which is never None, as the store takes it; see `encoded`."""
         encoded = self.encoded(payload, context)
         if encoded is None:
             what = f"{self.collection} ({context.describe()})"

@@ -1,7 +1,8 @@
 """Unique indexes: the write protocol rests on them, so they are created and verified before the first operation."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import pymongo
@@ -15,6 +16,7 @@ __all__ = (
     "BAD_HINT",
     "Index",
     "drop_narrow_indexes",
+    "is_unique",
     "missing_indexes",
     "narrow_indexes",
     "prepare_indexes",
@@ -44,8 +46,12 @@ class _Found:
     expires: bool
 
 
-async def _found(collection: Collection) -> list[_Found]:
-    with mongo_errors(Operation("reading the indexes", collection.name)):
+Errors = Callable[[Operation], AbstractContextManager[None]]
+"""Turns errors of the driver into ours, as `mongo_errors` and `MongoState.errors` do."""
+
+
+async def _found(collection: Collection, errors: Errors = mongo_errors) -> list[_Found]:
+    with errors(Operation("reading the indexes", collection.name)):
         documents = await list_indexes(collection)
     return [
         _Found(
@@ -79,6 +85,14 @@ async def narrow_indexes(collection: Collection, fields: Sequence[str]) -> list[
     return [index.name for index in _narrow(await _found(collection), fields)]
 
 
+async def is_unique(collection: Collection, fields: Sequence[str]) -> bool:
+    """Whether a unique index, of these fields or of a part of them, keeps two documents of one context apart."""
+    return any(
+        index.unique and index.usable and index.name != "_id_" and {field for field, _ in index.keys} <= set(fields)
+        for index in await _found(collection)
+    )
+
+
 async def drop_narrow_indexes(collection: Collection, fields: Sequence[str]) -> list[str]:
     """Drop the unique indexes on only a part of `fields` and return their names; no document is touched."""
     names = await narrow_indexes(collection, fields)
@@ -89,14 +103,14 @@ async def drop_narrow_indexes(collection: Collection, fields: Sequence[str]) -> 
 
 
 async def missing_indexes(
-    collection: Collection, fields: Sequence[str], secondary: Sequence[Index]
+    collection: Collection, fields: Sequence[str], secondary: Sequence[Index], *, errors: Errors = mongo_errors
 ) -> list[IndexModel]:
     """Verify the indexes that are there and return those that have to be created, by one command; writes nothing.
 
     Raises `IndexConflictError` for a narrow unique index of an older database, and for one that is in the way,
     refuses a context by itself or deletes documents.
     """
-    found = await _found(collection)
+    found = await _found(collection, errors)
     narrow = _narrow(found, fields)
     if narrow:
         names = ", ".join(f"{index.name} ({', '.join(field for field, _ in index.keys)})" for index in narrow)
@@ -137,7 +151,13 @@ async def missing_indexes(
 
 
 async def prepare_indexes(
-    collection: Collection, fields: Sequence[str], secondary: Sequence[Index], seconds: float, *, usable: bool = True
+    collection: Collection,
+    fields: Sequence[str],
+    secondary: Sequence[Index],
+    seconds: float,
+    *,
+    usable: bool = True,
+    errors: Errors = mongo_errors,
 ) -> None:
     """Create what is missing and verify the unique index; with all in place this sends one command.
 
@@ -152,13 +172,13 @@ async def prepare_indexes(
     """
     while True:
         with pymongo.timeout(seconds):
-            missing = await missing_indexes(collection, fields, secondary)
+            missing = await missing_indexes(collection, fields, secondary, errors=errors)
         if missing:
-            with pymongo.timeout(BUILD_SECONDS), mongo_errors(Operation("creating the indexes", collection.name)):
+            with pymongo.timeout(BUILD_SECONDS), errors(Operation("creating the indexes", collection.name)):
                 await _create(collection, fields, missing)
         if usable:
             return
-        with pymongo.timeout(seconds), mongo_errors(Operation("waiting for the unique index", collection.name)):
+        with pymongo.timeout(seconds), errors(Operation("waiting for the unique index", collection.name)):
             usable = await _is_usable(collection, fields)
         if not usable:  # or somebody has dropped it
             await asyncio.sleep(_LOOK_SECONDS)
@@ -170,8 +190,8 @@ async def _create(collection: Collection, fields: Sequence[str], missing: Sequen
     except DuplicateKeyError:
         raise IndexConflictError(
             f"{collection.name} holds several documents of one context, so its unique index on "
-            f"{', '.join(fields)} cannot be built. Group by these fields to find them, keep one document of each "
-            "context, and start again.",
+            f"{', '.join(fields)} cannot be built. Run `backtest-persist migrate` to see them, and `backtest-persist "
+            "migrate --keep newest` to keep one document of each context and move the others to a file.",
             collection=collection.name,
             reason=ErrorReason.DUPLICATES,
         ) from None

@@ -17,6 +17,7 @@ from backtest_persist.core.instants import (
     to_int,
 )
 from backtest_persist.errors import InvalidKeyError
+from backtest_persist.mode import Mode
 
 __all__ = (
     "INT64_MAX",
@@ -32,6 +33,7 @@ __all__ = (
     "checked_timestamp",
     "join_key",
     "mode_word",
+    "to_flag",
     "to_int",
     "to_object_id",
 )
@@ -57,10 +59,16 @@ def checked_name(value: Any, what: str) -> str:
 
 
 def checked_flag(value: Any, what: str) -> bool:
-    """Return a key component that is a bool; anything else, 0 and 1 included, is an `InvalidKeyError`."""
+    """Return a key component that is a bool, or that of a `Mode`; anything else, such as 1, is an `InvalidKeyError`."""
+    value = to_flag(value)
     if not isinstance(value, bool):
-        raise InvalidKeyError(f"{what} must be a bool, not {type(value).__name__}.")
+        raise InvalidKeyError(f"{what} must be a bool or a Mode, not {type(value).__name__}.")
     return value
+
+
+def to_flag(backtest: bool | Mode) -> bool:
+    """Return the `backtest` of a mode; anything else is returned as it is."""
+    return backtest.backtest if isinstance(backtest, Mode) else backtest
 
 
 def checked_timestamp(value: Any, what: str, early: EarlyTimes = refused) -> int:
@@ -87,6 +95,10 @@ def _by_field(check: Any) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
+def _checked_frame(value: Any, what: str) -> str:
+    return checked_name(value, what) if value != "" or not isinstance(value, str) else ""
+
+
 def _instant(value: Any, info: ValidationInfo) -> int:
     what = info.field_name or "key"
     if info.context != STORED:  # what is stored already is read, whatever its unit
@@ -100,15 +112,11 @@ def _instant(value: Any, info: ValidationInfo) -> int:
     return checked_int64(millis, what)
 
 
-def _frame(value: Any, info: ValidationInfo) -> str:
-    return "" if value == "" and info.context == STORED else checked_name(value, info.field_name or "key")
-
-
 STORED = "stored"
 """The validation context of what a store holds already."""
 
-FrameName = Annotated[str, BeforeValidator(_frame)]
-"""A name; in documents that the original wrote in live trading, which has no frame, it is empty."""
+FrameName = Annotated[str, _by_field(_checked_frame)]
+"""A name that may be empty: live trading has no frame."""
 
 Name = Annotated[str, _by_field(checked_name)]
 Flag = Annotated[bool, _by_field(checked_flag)]
@@ -125,9 +133,9 @@ def join_key(*components: str | int) -> str:
     return ":".join([*(part.replace("%", "%25").replace(":", "%3A") for part in head), last])
 
 
-def mode_word(backtest: bool) -> str:
+def mode_word(backtest: bool | Mode) -> str:
     """The word for a mode inside a key: ``backtest`` or ``live`` (paper trading counts as live)."""
-    return "backtest" if backtest else "live"
+    return "backtest" if to_flag(backtest) else "live"
 
 
 def to_object_id(value: Any) -> ObjectId | None:

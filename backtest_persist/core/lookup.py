@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from backtest_persist.connections import Collection, Document, MongoState
+from backtest_persist.connections import Document, MongoState
 from backtest_persist.core.batching import Batcher, Call
 from backtest_persist.core.id_index import IdIndex
-from backtest_persist.core.listing import find_each, find_ids
+from backtest_persist.core.listing import Finder
+from backtest_persist.core.off_loop import by_size
 from backtest_persist.core.row import Context, Row
 from backtest_persist.core.schema import Schema
 from backtest_persist.errors import BacktestPersistError, InvalidPayloadError
@@ -50,8 +51,13 @@ class Lookup(Batcher[C, R | None], Generic[C, R]):
         self._state = state
         self._ids = ids
         self._stats = stats
+        self.finder = Finder(schema.of(state))
 
-    async def _send_batch(self, calls: Sequence[Call[C, R | None]], seconds: float) -> None:
+    def size_of(self, item: C) -> int:
+        """Return how large a document probably is, so that few large ones are asked for at once."""
+        return self.finder.mean_size
+
+    async def _send_batch(self, calls: Sequence[Call[C, R | None]], seconds: float) -> Sequence[Call[C, R | None]]:
         """Answer calls: a lone one by GET and a find by id, many by MGET and one find."""
         keys = [call.item.cache_key for call in calls]
         contexts = {key: call.item for key, call in zip(keys, calls, strict=True)}
@@ -59,43 +65,53 @@ class Lookup(Batcher[C, R | None], Generic[C, R]):
         try:
             async with self._state.deadline(operation, seconds, cut=False):
                 documents, hits = await self.documents(contexts)
+                rows = await by_size(self.finder.mean_size * len(calls), self._rows, keys, documents)
         except BacktestPersistError as error:
             for call in calls:
                 call.fail(error.copy())
-            return
-        for key, call in zip(keys, calls, strict=True):
+            return ()
+        for key, call, row in zip(keys, calls, rows, strict=True):
             self._stats.hits += key in hits
+            if isinstance(row, InvalidPayloadError):
+                call.fail(row)
+            else:
+                call.resolve(row)
+        return ()
+
+    def _rows(self, keys: Sequence[str], documents: Mapping[str, Document]) -> list[R | InvalidPayloadError | None]:
+        """Build a row for each caller."""
+        rows: list[R | InvalidPayloadError | None] = []
+        for key in keys:
             document = documents.get(key)
             try:
-                call.resolve(None if document is None else self._schema.row_type.from_document(document))
+                rows.append(None if document is None else self._schema.row_type.from_document(document))
             except InvalidPayloadError as error:
-                call.fail(error)
+                rows.append(error)
+        return rows
 
-    async def documents(self, contexts: Mapping[str, C]) -> tuple[dict[str, Document], Set[str]]:
-        """Find the documents of contexts, by cache key, and tell for which keys Redis had the right id.
+    async def documents(
+        self, contexts: Mapping[str, C], fields: Set[str] | None = None
+    ) -> tuple[dict[str, Document], Set[str]]:
+        """Find the documents of contexts, or these fields of them, and tell for which keys Redis had the right id.
 
-        An id is believed only if the context of its document is the same. Contexts to which no id leads are queried,
-        and their ids put right in Redis.
+        The documents are by cache key. An id is believed only if the context of its document is the same. Contexts to
+        which no id leads are queried, and their ids put right in Redis.
         """
         if not contexts:  # nor is Redis asked: its silence would count as an answer
             return {}, frozenset()
-        collection = self._schema.of(self._state)
+        projection = None if fields is None else [*self._schema.fields, *fields]
         known = {id: key for key, id in zip(contexts, await self._ids.get_many(list(contexts)), strict=True) if id}
         hits: dict[str, Document] = {}
-        for document in await find_ids(collection, list(known)):
+        for document in await self.finder.by_ids(list(known), projection):
             key = known[document["_id"]]
             if contexts[key].matches(document):
                 hits[key] = document
-        misses = {key: context for key, context in contexts.items() if key not in hits}
-        if not misses:
+        filters = {key: context.to_filter() for key, context in contexts.items() if key not in hits}
+        if not filters:
             return hits, hits.keys()
-        found = await self._query(collection, misses)
+        keys: dict[tuple[object, ...] | None, str] = {tuple(filter.values()): key for key, filter in filters.items()}
+        documents = await self.finder.by_each(list(filters.values()), projection)
+        by_values = [(self._schema.values_in(document), document) for document in documents]
+        found = {keys[values]: document for values, document in by_values if values in keys}
         await self._ids.remember_many([(key, document["_id"]) for key, document in found.items()])
         return hits | found, hits.keys()
-
-    async def _query(self, collection: Collection, contexts: Mapping[str, C]) -> dict[str, Document]:
-        """Find documents by their contexts, by one query on the unique index."""
-        filters = {key: context.to_filter() for key, context in contexts.items()}
-        keys = {tuple(filter.values()): key for key, filter in filters.items()}
-        documents = await find_each(collection, list(filters.values()))
-        return {keys[tuple(document[name] for name in self._schema.fields)]: document for document in documents}

@@ -1,15 +1,17 @@
 """MongoStore: the rows of one domain in a MongoDB collection, with the id index of Redis in front."""
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from functools import partial, wraps
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from bson import ObjectId
-from pymongo import ASCENDING, DESCENDING
+from pymongo import ASCENDING
 from pymongo.errors import BulkWriteError
 
 from backtest_persist.connections import Collection, Document, MongoService, MongoState, RedisService, to_plain
@@ -20,11 +22,14 @@ from backtest_persist.core.id_index import IdIndex
 from backtest_persist.core.indexes import BUILD_SECONDS, drop_narrow_indexes, narrow_indexes
 from backtest_persist.core.listing import Batches, Listing
 from backtest_persist.core.lookup import Lookup, Stats
+from backtest_persist.core.off_loop import by_size
+from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.query import Filter, Sort, to_query, to_sort
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
 from backtest_persist.core.schema import Schema
+from backtest_persist.core.updates import inserting, removing, replacing
 from backtest_persist.core.write_queue import Write, WriteQueue, partly_done
-from backtest_persist.errors import InvalidPayloadError
+from backtest_persist.errors import IndexConflictError, InvalidPayloadError
 
 __all__ = ("MongoStore", "Restored", "as_operation")
 
@@ -68,6 +73,11 @@ def as_operation(
     return decorate
 
 
+def _encoded(names: tuple[str, ...], fields: Mapping[str, Any], date: datetime) -> tuple[dict[str, Any], Any, int]:
+    encoded = encoded_fields(fields)
+    return encoded, *replacing(names, encoded, date)
+
+
 class Restored(Enum):
     """The outcome for a document that `MongoStore.restore` was given."""
 
@@ -105,6 +115,7 @@ class MongoStore(Generic[C, R]):
         self.stats = Stats()
         self.mongo = mongo
         self._ids = IdIndex(redis, cache)
+        self._warned = False
 
     def allows_early_times(self) -> bool:
         """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
@@ -116,11 +127,21 @@ class MongoStore(Generic[C, R]):
 
     async def ready(self, *, patience: float | None = None) -> MongoState:
         """Return what the running event loop holds of MongoDB, once the collection is prepared there."""
-        return await self.mongo.prepared(self.schema.collection, self._prepare, patience=patience)
+        name = self.schema.collection
+        state = await self.mongo.prepared(name, self._prepare, patience=patience)
+        while name in state.read_only:  # until somebody has migrated it
+            state.read_only.discard(name)
+            state.prepared.discard(name)
+            state = await self.mongo.prepared(name, self._prepare, patience=patience)
+        return state
+
+    async def readable(self) -> MongoState:
+        """Return the same, for reads alone: a narrow index of an older release prevents none, and is one warning."""
+        return await self.mongo.prepared(self.schema.collection, self._prepare_for_reads)
 
     async def prepared(self) -> Collection:
-        """Return the collection, once it is prepared."""
-        return self.schema.of(await self.ready())
+        """Return the collection, once it is prepared for reads."""
+        return self.schema.of(await self.readable())
 
     def operation(self, verb: str, *, write: bool = False) -> AbstractAsyncContextManager[None]:
         """Begin one operation of this collection: a deadline, translated errors, and closing waits for it."""
@@ -131,7 +152,7 @@ class MongoStore(Generic[C, R]):
     async def find(self, context: C) -> R | None:
         """Return the row of a context, cache first; reads that wait at the same time share their commands."""
         since = time.monotonic()
-        state = await self.ready()
+        state = await self.readable()
         self.stats.reads += 1
         self.stats.lookups += 1
         return await self._in_flight(state).lookup.ask(context, since)
@@ -143,48 +164,64 @@ class MongoStore(Generic[C, R]):
         """
         since = time.monotonic()
         state = await self.ready()
-        write = Write(context, utc_now(), fields=fields)
-        return cast("R", await self._in_flight(state).writes.submit(write, since))
+        writes = self._in_flight(state).writes
+        names, date = self.schema.fields, writes.date()
+        write = Write(context, replaces=True, inserted={"createDate": date}, answer=("createDate",))
+        with state.errors(self.schema.operation("write", context, write=True)):
+            if is_deferred(fields):
+                async with writes.place(write) as call:
+                    fields, write.update, write.size = await asyncio.to_thread(_encoded, names, fields, date)
+                answer = call.future
+            else:
+                write.update, write.size = replacing(names, fields, date)
+                answer = writes.submit(write, since)
+        document = {**context.to_filter(), **fields, **await answer, "updatedDate": date}
+        return await by_size(write.size, self.schema.row_type.from_document, document)
 
     async def update(self, context: C, update: Any, *, upsert: bool) -> R | None:
-        """Send an update of another kind, one atomic write, in its turn; None when there was nothing to update."""
+        """Send an update of another kind, one atomic write, in its turn; those that wait at the same time share a bulk.
+
+        Returns the stored row, or None when there was nothing to update.
+        """
         since = time.monotonic()
-        state = await self.ready()
-        return await self._in_flight(state).writes.submit(
-            Write(context, utc_now(), update=update, upsert=upsert), since
-        )
+        writes = self._in_flight(await self.ready()).writes
+        inserted: Mapping[str, Any] = {} if isinstance(update, list) else update.get("$setOnInsert", {})
+        inserted = {**context.to_filter(), **inserted}
+        document = await writes.submit(Write(context, update, upsert=upsert, inserted=inserted), since)
+        return None if document is None else self.schema.row_type.from_document(document)
 
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Upsert many contexts in unordered bulks; returns how many are new. A cancelled caller cuts no bulk."""
+        if not writes:
+            return 0
         with self.mongo.accept():
             state = await self.ready()
-            return await self._in_flight(state).writes.upsert_many(writes, replace=replace)
+            queue = self._in_flight(state).writes
+            dates = queue.dates(len(writes))
+            command = partial(replacing if replace else inserting, self.schema.fields)
+
+            def encode() -> list[tuple[Any, int]]:
+                return [command(encoded_fields(fields), date) for (_, fields), date in zip(writes, dates, strict=True)]
+
+            deferred = any(is_deferred(fields) for _, fields in writes)
+            with state.errors(self.schema.operation(f"write of {len(writes)} items", write=True)):
+                return await queue.upsert_many([context for context, _ in writes], encode, deferred=deferred)
 
     async def soft_remove(self, context: C) -> bool:
         """Turn a document into a tombstone, in one atomic write."""
-        payload = {
-            "$cond": [
-                {"$eq": [{"$type": "$payload"}, "object"]},
-                {"$mergeObjects": ["$payload", {"removed": True}]},
-                "$payload",
-            ]
-        }
-        update = [{"$set": {"removed": True, "payload": payload, "updatedDate": utc_now()}}]
-        return await self.update(context, update, upsert=False) is not None
+        since = time.monotonic()
+        writes = self._in_flight(await self.ready()).writes
+        update = removing(self.schema.fields, utc_now(), timed="when" in self.schema.row_type.model_fields)
+        write = Write(context, update, upsert=False, answer=("removed",))
+        return await writes.submit(write, since) is not None
 
     async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
         """Return the rows of a part of the collection, without tombstones, oldest first."""
         filter: dict[str, Any] = {to_wire(name): value for name, value in selection.items()}
         if "removed" not in self.schema.row_type.model_fields:
-            return await self._oldest_first(filter, newest)
-        rows = await self._oldest_first({**filter, "removed": {"$ne": True}}, newest)
+            return await self.find_newest(filter, newest)
+        rows = await self.find_newest({**filter, "removed": {"$ne": True}}, newest)
         return [row for row in rows if not getattr(row, "removed", False)]
-
-    async def _oldest_first(self, filter: Filter, newest: int | None) -> list[R]:
-        if newest is None:
-            return await self.find_all(filter)
-        rows = await self.find_all(filter, (("createDate", DESCENDING), ("_id", DESCENDING)), limit=newest)
-        return rows[::-1]
 
     # --- queries ---
 
@@ -206,12 +243,27 @@ class MongoStore(Generic[C, R]):
                 return []
             return [row async for rows in batches for row in rows]
 
+    async def find_newest(self, filter: Filter | None, newest: int | None) -> list[R]:
+        """Return the last `newest` rows of the default order that a filter matches, or all of them, in this order."""
+        if newest is None:
+            return await self.find_all(filter)
+        backwards = [(name, -direction) for name, direction in to_sort(None, self.schema)]
+        return (await self.find_all(filter, backwards, limit=newest))[::-1]
+
     def rows(
         self, filter: Filter | None, sort: Sort | None = None, *, limit: int = 0, skip: int = 0
     ) -> Listing[list[R]]:
-        """Iterate over rows in batches; what cannot be sent is refused before the first."""
+        """Iterate over rows in batches; what cannot be sent is refused before the first.
+
+        Documents that are no rows are left out, and named in a warning.
+        """
         query, order = to_query({} if filter is None else filter, self.schema), to_sort(sort, self.schema)
-        return self.listing(query, order, self.schema.row_type.from_documents, limit=limit, skip=skip)
+        return self.listing(query, order, self._readable, limit=limit, skip=skip)
+
+    def _readable(self, documents: Sequence[Document]) -> list[R]:
+        rows, refused = self.schema.row_type.sift(documents)
+        self.mongo.logger.unreadable(self.schema.collection, refused)
+        return rows
 
     def sift(self, *, sort: Sort | None = None) -> Listing[tuple[list[R], list[tuple[str, InvalidPayloadError]]]]:
         """Iterate over all documents in batches: the rows, and id and error of the documents that are no rows."""
@@ -234,7 +286,7 @@ class MongoStore(Generic[C, R]):
         async def find() -> Batches:
             collection = await self.prepared()
             self.stats.reads += 1
-            return Batches(collection, query, batch_size=LIST_BATCH, **options)
+            return Batches(collection, query, batch_size=LIST_BATCH, background=self.mongo.background, **options)
 
         return Listing(find, partial(self.operation, "list"), lambda: self.mongo.has_client, build)
 
@@ -257,8 +309,9 @@ class MongoStore(Generic[C, R]):
         Several times faster than upserts; the unique index decides between writers. Returns how many are new.
         """
         stored = 0
-        with self.mongo.accept() as state:
-            collection = await self.prepared()
+        with self.mongo.accept():
+            state = await self.ready()
+            collection = self.schema.of(state)
             for start in range(0, len(documents), chunk_size):
                 chunk = documents[start : start + chunk_size]
                 now = utc_now()
@@ -281,11 +334,16 @@ class MongoStore(Generic[C, R]):
         return stored
 
     async def delete_many(self, filter: Filter) -> int:
-        """Delete the documents that a filter matches, in their turn among the writes; returns how many."""
+        """Delete the documents that a filter matches, in their turn among the writes; returns how many.
+
+        One with an array in its context stays: MongoDB takes it for that of every name in the array.
+        """
         return await self.delete(to_query(filter, self.schema))
 
     async def delete(self, query: Mapping[str, Any]) -> int:
         """Delete the documents that a query finds, which is sent as it is; see `delete_many`."""
+        no_array = [{name: {"$not": {"$type": "array"}}} for name in self.schema.fields]
+        query = {"$and": [query, *no_array]}
         with self.mongo.accept():
             state = await self.ready()
             return await self._in_flight(state).writes.delete_many(query)
@@ -317,14 +375,12 @@ class MongoStore(Generic[C, R]):
         """Find the documents of many contexts by one query, without the cache."""
         if not contexts:
             return {}
-        collection = await self.prepared() if prepare else self.mongo.collection(self.schema.collection)
+        collection = self.schema.of(await self.ready()) if prepare else self.mongo.collection(self.schema.collection)
         self.stats.reads += 1
         found = await collection.find({"$or": [context.to_filter() for context in contexts]}).to_list(None)
-        by_values = {tuple(context.to_filter().values()): context for context in contexts}
-        return {
-            by_values[tuple(document[name] for name in self.schema.fields)]: document
-            for document in map(to_plain, found)
-        }
+        by_values: dict[Any, C] = {tuple(context.to_filter().values()): context for context in contexts}
+        documents = {self.schema.values_in(document): document for document in map(to_plain, found)}
+        return {by_values[values]: document for values, document in documents.items() if values in by_values}
 
     # --- indexes of an older release ---
 
@@ -351,3 +407,16 @@ class MongoStore(Generic[C, R]):
     async def _prepare(self, state: MongoState) -> None:
         self._ids.check()  # before anything is written
         await self.schema.prepare(state)
+
+    async def _prepare_for_reads(self, state: MongoState) -> None:
+        try:
+            await self._prepare(state)
+        except IndexConflictError as error:
+            if not error.narrow:
+                raise
+            state.read_only.add(self.schema.collection)
+            if not self._warned:
+                self._warned = True
+                names = ",".join(error.indexes)
+                effect = "reads work, writes are an IndexConflictError until `backtest-persist migrate` has dropped it"
+                self.mongo.logger.warning("mongo.narrow_index", collection=error.collection, index=names, effect=effect)

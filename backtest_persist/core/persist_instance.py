@@ -1,5 +1,6 @@
 """PersistInstance: the common part of the persist adapters of all domains."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast, get_args
 
 from backtest_persist.core.db_service import DbService
@@ -28,6 +29,7 @@ class PersistInstance(Generic[D]):
     _bound: ClassVar[Services | None] = None
     service_type: ClassVar[type[DbService[Any, Any]]]
     """The class of the db service."""
+    _forget: Callable[[Any], None] | None = None
 
     def __init_subclass__(cls) -> None:
         """Take the class of the db service from ``PersistInstance[ItsDbService]``."""
@@ -49,6 +51,15 @@ class PersistInstance(Generic[D]):
         """Get the store of this domain ready when `initial`; may be called again, also after a failure."""
         if initial:
             await self.db.wait_for_init()
+
+    def on_dispose(self, forget: Callable[[Any], None]) -> None:
+        """Call `forget` with this adapter when it is disposed; the registry that memoises it asks for that."""
+        self._forget = forget
+
+    def _dispose(self) -> None:
+        if self._forget is not None:
+            self._forget(self)
+            self._forget = None
 
     @property
     def db(self) -> D:

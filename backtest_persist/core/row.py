@@ -88,6 +88,18 @@ class Row(Wire):
     create_date: datetime
     updated_date: datetime
 
+    _contents: ClassVar[tuple[str, ...]]
+    """The wire names of the fields in which types of BSON can stand."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Remember once per class which fields have to be made plain."""
+        super().__pydantic_init_subclass__(**kwargs)
+        fields = cls.model_fields.items()
+        cls._contents = tuple(
+            to_wire(name) for name, field in fields if cast("Any", field.annotation) not in _ALWAYS_PLAIN
+        )
+
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """Build the row of a MongoDB document, whichever language wrote its numbers.
@@ -95,7 +107,7 @@ class Row(Wire):
         A document that lacks a field, or has one of another type, is an `InvalidPayloadError` that names it.
         """
         try:
-            return cls.model_validate(_with_plain_contents(document), context=STORED)
+            return cls.model_validate(cls._with_plain_contents(document), context=STORED)
         except ValidationError as error:
             problem = f"see {', '.join(sorted({str(found['loc'][0]) for found in error.errors()}))}"
         except InvalidKeyError as error:
@@ -108,10 +120,15 @@ class Row(Wire):
     def from_documents(cls, documents: Sequence[Mapping[str, Any]]) -> list[Self]:
         """Build many rows; see `from_document`."""
         try:
-            plain = [_with_plain_contents(document) for document in documents]
+            plain = [cls._with_plain_contents(document) for document in documents]
             return cast("list[Self]", _list_of(cls).validate_python(plain, context=STORED))
         except (InvalidKeyError, ValidationError):
             return [cls.from_document(document) for document in documents]  # which names the one
+
+    @classmethod
+    def _with_plain_contents(cls, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        contents = {name: to_plain(document[name]) for name in cls._contents if name in document}
+        return {**document, **contents} if contents else document
 
     @classmethod
     def sift(cls, documents: Sequence[Mapping[str, Any]]) -> tuple[list[Self], list[tuple[str, InvalidPayloadError]]]:
@@ -134,13 +151,8 @@ def _list_of(row_type: type[Row]) -> TypeAdapter[list[Row]]:
     return TypeAdapter(cast("Any", GenericAlias(list, (row_type,))))
 
 
-def _with_plain_contents(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    contents = {name: to_plain(document[name]) for name in _CONTENTS if name in document}
-    return {**document, **contents} if contents else document
-
-
-_CONTENTS = ("payload", "positions")
-"""The fields that hold data of the user's own, in which types of BSON can stand."""
+_ALWAYS_PLAIN = (bool, datetime, float, int, str)
+"""The types of fields that pydantic builds from what the driver gives for them."""
 
 
 def to_millis(when: When, early: EarlyTimes = refused) -> int:

@@ -1,9 +1,9 @@
 """Schema: what a collection holds, which indexes it needs, and how it is prepared."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from backtest_persist.connections import Collection, MongoState, Operation
 from backtest_persist.core.indexes import Index, prepare_indexes, unique_hint
@@ -35,6 +35,11 @@ class Schema(Generic[C, R]):
         """The hint by which the server refuses, as `BAD_HINT`, a write to a database that was dropped meanwhile."""
         return unique_hint(self.fields)
 
+    def values_in(self, document: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """Return the values of the context of a document; None if one is an array, which no context has."""
+        values = tuple(document.get(name) for name in self.fields)
+        return None if any(isinstance(value, list) for value in values) else values
+
     def of(self, state: MongoState) -> Collection:
         """Return the collection itself, for the event loop of `state`."""
         return state.collection(self.collection)
@@ -49,7 +54,10 @@ class Schema(Generic[C, R]):
 
     async def prepare(self, state: MongoState, *, usable: bool = True) -> None:
         """Create what is missing and verify the indexes; see `prepare_indexes`."""
-        await prepare_indexes(self.of(state), self.fields, self.secondary_indexes, state.seconds, usable=usable)
+        await state.select_server(self.operation("reading the indexes"))
+        await prepare_indexes(
+            self.of(state), self.fields, self.secondary_indexes, state.seconds, usable=usable, errors=state.errors
+        )
 
     async def prepare_again(self, state: MongoState) -> None:
         """Create the indexes of a collection that was dropped since it was prepared, or wait until they are usable."""

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.db_service import C, DbService
-from backtest_persist.core.payload import Payload
+from backtest_persist.core.payload import Deferred, Payload
 from backtest_persist.core.row import Row
 
 __all__ = ("RemovableRow", "SoftDeleteDbService", "living_payload")
@@ -19,10 +19,11 @@ def _removed(value: Any, info: ValidationInfo) -> Any:
 class RemovableRow(Row):
     """A row that can be a tombstone; an object payload then carries ``removed: true`` as well.
 
-    Where the field is missing or null, as another program may leave it, the payload tells.
+    Where the field is missing or null, as another program may leave it, the payload tells. A document without a
+    payload lacks the field; see `core.null_payload`.
     """
 
-    payload: Payload | None
+    payload: Payload | None = None
     removed: Annotated[bool, BeforeValidator(_removed)] = Field(default=cast("bool", None), validate_default=True)
 
 
@@ -35,6 +36,8 @@ class SoftDeleteDbService(DbService[C, T]):
     def encoded_living(self, payload: PayloadInput | None, context: C) -> dict[str, Any]:
         """Return the fields that store a payload and revive its entry, unless the payload says it is removed."""
         encoded = self.encoded(payload, context)
+        if isinstance(encoded, Deferred):
+            return {"payload": encoded, "removed": Deferred(lambda: _says_removed(encoded.value()))}
         # a payload that says it is removed is a tombstone in the wire format
         return {"payload": encoded, "removed": _says_removed(encoded)}
 

@@ -6,10 +6,13 @@ no later write follows.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
+import math
+import time
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
@@ -17,15 +20,16 @@ from bson import ObjectId
 from pymongo import DeleteOne, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
-from backtest_persist.connections import Document, MongoState
-from backtest_persist.core.batching import Batcher, Call
-from backtest_persist.core.bulk import BulkOutcome, write_bulk
+from backtest_persist.connections import Document, MongoState, Operation
+from backtest_persist.core.batching import BATCH_BYTES, Batcher, Call
+from backtest_persist.core.bulk import BulkOutcome, codes_of, write_bulk
 from backtest_persist.core.id_index import IdIndex
 from backtest_persist.core.indexes import BAD_HINT
 from backtest_persist.core.listing import Batches
 from backtest_persist.core.lookup import Lookup, Stats
 from backtest_persist.core.row import Context, Row, utc_now
 from backtest_persist.core.schema import Schema
+from backtest_persist.core.updates import CONVERSION_FAILURE
 from backtest_persist.errors import (
     BacktestPersistError,
     StoreUnavailableError,
@@ -33,50 +37,84 @@ from backtest_persist.errors import (
     WriteRejectedError,
 )
 
-__all__ = ("BULK_SIZE", "Chunk", "Write", "WriteQueue", "by_unique_index", "partly_done")
+__all__ = ("BULK_SIZE", "Write", "WriteQueue", "by_unique_index", "partly_done")
 
 C = TypeVar("C", bound=Context)
 R = TypeVar("R", bound=Row)
 T = TypeVar("T")
 
 BULK_SIZE = 1000
-"""Writes of one call that are sent together, and between which the writes of others get their turn."""
+"""Upserts of one call that are sent together, and between which the writes of others get their turn."""
+_MS = timedelta(milliseconds=1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Write(Generic[C]):
-    """The write of one context: an upsert of all fields, or an update of another kind."""
+    """The write of one context; it is answered with the stored document, or None when there is none."""
 
     context: C
-    now: datetime
-    fields: Mapping[str, Any] | None = None
     update: Any = None
+    """The update document or pipeline; None as long as it is being encoded, while the write keeps its place."""
+    size: int = 0
+    """How many bytes the update has, as far as that is known."""
     upsert: bool = True
+    replaces: bool = False
+    """Whether it sets all fields, and so makes up for the writes of its context before it."""
+    before: bool = False
+    """Whether it is answered with the document as it was before."""
+    inserted: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What a new document has of what is answered."""
+    answer: tuple[str, ...] | None = None
+    """The wire names of the fields to answer with, beside ``_id``; None for all."""
+    key: str = field(init=False)
 
-    def command(self) -> Any:
-        """Return the update document, or pipeline."""
-        return self.update if self.fields is None else replacing(self.fields, self.now)
+    def __post_init__(self) -> None:
+        self.key = self.context.cache_key
+
+
+@dataclass(eq=False)
+class Upserts(Generic[C]):
+    """The upserts of one call, sent in bulks of `BULK_SIZE`; they are answered with the number of new documents."""
+
+    keys: Counter[str]
+    """How often each context is still to be sent."""
+    total: int
+    updates: deque[tuple[C, Any, int]] | None = None
+    """Contexts, update documents and their sizes, still to be sent; None as long as they are being encoded."""
+    new: int = 0
+    sent: int = 0
+
+    def take(self) -> list[tuple[C, Any]]:
+        """Take what is sent next."""
+        taken: list[tuple[C, Any]] = []
+        size = 0
+        while self.updates and len(taken) < BULK_SIZE and (not taken or size + self.updates[0][2] <= BATCH_BYTES):
+            context, update, bytes_ = self.updates.popleft()
+            taken.append((context, update))
+            size += bytes_
+            key = context.cache_key
+            self.keys[key] -= 1
+            if not self.keys[key]:
+                del self.keys[key]
+        return taken
 
 
 @dataclass(frozen=True, eq=False)
-class Chunk:
-    """Several writes of one call that take their turn as a whole; they answer with a number."""
+class Deletion:
+    """The deletion of what a query finds; it is answered with the number of documents deleted."""
 
-    send: Callable[[], Awaitable[int]]
-
-
-def replacing(fields: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    """Return the update that sets these fields, whatever is stored."""
-    return {"$set": {**fields, "updatedDate": now}, "$setOnInsert": {"createDate": now, "__v": 0}}
+    query: Mapping[str, Any]
 
 
-def inserting(fields: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    """Return the update that stores these fields where no document is stored yet."""
-    return {"$setOnInsert": {**fields, "updatedDate": now, "createDate": now, "__v": 0}}
+Item = Write[Any] | Upserts[Any] | Deletion
 
 
-class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
-    """Sends the writes of one collection in one event loop; those that wait at the same time share a bulk."""
+class WriteQueue(Batcher[Item, Any], Generic[C, R]):
+    """Sends the writes of one collection in one event loop; those that wait at the same time share a bulk.
+
+    Writes of one context are sent in the order of their calls. A write of another context need not wait for all bulks
+    of a call of many items, nor for a large payload to be encoded.
+    """
 
     def __init__(
         self,
@@ -93,9 +131,7 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
             max_in_flight=1,  # so that writes keep their order
             max_size=max_size,
             timeout=state.seconds,
-            timed_out=lambda write: state.timed_out(
-                schema.operation("write", write.context if isinstance(write, Write) else None, write=True)
-            ),
+            timed_out=lambda item: self._partly_done(item, state.timed_out(self._operation(item))),
         )
         self._state = state
         self._schema = schema
@@ -106,38 +142,125 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
         self._session: Any = None
         self._unsettled = False
         """Whether the server may still receive the last write, or one before it."""
-        self._calls: set[asyncio.Future[None]] = set()
+        self._last_sent: Item | None = None
+        self._last_date = datetime.min.replace(tzinfo=UTC)
+
+    # --- calls ---
+
+    async def upsert_many(
+        self, contexts: Sequence[C], encode: Callable[[], Sequence[tuple[Any, int]]], *, deferred: bool
+    ) -> int:
+        """Upsert many contexts, bulk by bulk, each in its turn; returns how many were newly stored.
+
+        `encode` returns their updates with their sizes; `deferred`, it does so in a thread. A cancelled caller cuts no
+        bulk.
+        """
+        upserts = Upserts[C](Counter(context.cache_key for context in contexts), len(contexts))
+
+        def take(updates: Sequence[tuple[Any, int]]) -> None:
+            upserts.updates = deque((c, update, size) for c, (update, size) in zip(contexts, updates, strict=True))
+
+        if deferred:
+            async with self.place(upserts) as call:
+                take(await asyncio.to_thread(encode))
+            return await call.future
+        take(encode())
+        return await self.submit(upserts)
+
+    async def delete_many(self, query: Mapping[str, Any]) -> int:
+        """Delete what a query finds, in its turn among the writes; returns how many documents were deleted."""
+        return await self.submit(Deletion(query))
+
+    def dates(self, count: int) -> list[datetime]:
+        """Return ascending dates, a ms apart, for the items of one call: lists are sorted by them.
+
+        They begin with the present, or after those of the call before, which may lie a little in the future.
+        """
+        first = max(utc_now(), self._last_date + _MS)
+        self._last_date = first + (count - 1) * _MS
+        return [first + n * _MS for n in range(count)]
+
+    def date(self) -> datetime:
+        """Return the date of a single write: the present, but not before what was written earlier."""
+        return max(utc_now(), self._last_date)
+
+    @asynccontextmanager
+    async def place(self, item: Item) -> AsyncGenerator[Call[Item, Any]]:
+        """Keep a place among the calls for an item that is being encoded; without one after an error."""
+        call = self.enqueue(item, math.inf)
+        try:
+            yield call
+        except BaseException:
+            call.future.cancel()
+            raise
+        finally:
+            call.bytes_before, call.size = self._bytes, self.size_of(item)
+            self._bytes += call.size
+            call.submitted_at = time.monotonic()
+            self._dispatch_soon()
+
+    # --- the next batch ---
+
+    def size_of(self, item: Item) -> int:
+        """Return what is known of the size of a write."""
+        if isinstance(item, Write):
+            return item.size
+        return sum(size for _, _, size in item.updates or ()) if isinstance(item, Upserts) else 0
+
+    def next_batch(self, now: float) -> list[Call[Item, Any]]:
+        """Take the writes that come next: several that can share a bulk, or one that goes by itself.
+
+        A call of many items lets the others have their turn between its bulks. Whatever has to wait is passed over by
+        what has nothing to do with it.
+        """
+        batch = _NextBatch(self._max_size, self._last_sent)
+        kept: list[Call[Item, Any]] = []
+        while self._pending and batch.is_open:
+            call = self._pending.popleft()
+            if self.has_ended(call, now):
+                self.remove(call)
+            elif not batch.add(call):
+                kept.append(call)
+        if not batch.calls and batch.had_its_turn in kept:  # there was nobody else
+            kept.remove(batch.had_its_turn)
+            batch.calls.append(batch.had_its_turn)
+        self._pending.extendleft(reversed(kept))
+        self._last_sent = batch.calls[0].item if batch.calls else None
+        return batch.calls
+
+    def busy_error(self, item: Item) -> BacktestPersistError:
+        """Return the error of a write that was not sent within its deadline."""
+        return self._partly_done(item, super().busy_error(item))
 
     # --- one batch ---
 
-    async def _send_batch(self, calls: "Sequence[Call[Write[C] | Chunk, Any]]", seconds: float) -> None:
-        """Carry out writes in their order: neighbouring upserts as one bulk, everything else one by one."""
+    async def _send_batch(self, calls: Sequence[Call[Item, Any]], seconds: float) -> Sequence[Call[Item, Any]]:
+        """Carry out a batch; returns the call of which a part is still to be sent."""
+        item = calls[0].item
         try:
-            async with self._state.deadline(self._schema.operation("write", write=True), seconds, cut=False):
-                for run in _runs(calls):
-                    try:
-                        if self._session is None:
-                            self._session = await self._state.start_session()
-                        self._unsettled = True
-                        self._unsettled = not await self._state.by_session(self._sender(run))
-                    except BacktestPersistError as error:
-                        _fail(run, error)
+            async with self._state.deadline(self._operation(item if len(calls) == 1 else None), seconds, cut=False):
+                if self._session is None:
+                    self._session = await self._state.start_session()
+                self._unsettled = True
+                self._unsettled = not await self._state.by_session(self._sender(calls))
         except BacktestPersistError as error:
-            _fail(calls, error)
+            for call in calls:  # each gets its own copy, as tracebacks grow where they are raised
+                call.fail(self._partly_done(call.item, error.copy()))
+            return ()
+        return calls if isinstance(item, Upserts) and item.updates else ()
 
-    def _sender(self, calls: "Sequence[Call[Write[C] | Chunk, Any]]") -> Callable[[], Awaitable[bool]]:
-        """Return what sends calls that go together, and tells whether the server has acknowledged all of them."""
-        if isinstance(calls[0].item, Chunk):
-            return partial(self._send_chunk, cast("Call[Chunk, int]", calls[0]))
-        writes = cast("Sequence[Call[Write[C], R | None]]", calls)
-        several = len({write.item.context.cache_key for write in writes}) > 1
+    def _sender(self, calls: Sequence[Call[Item, Any]]) -> Callable[[], Awaitable[bool]]:
+        """Return what sends a batch, and tells whether the server has acknowledged all of it."""
+        call = calls[0]
+        if isinstance(call.item, Upserts):
+            return partial(self._send_upserts, call, call.item, call.item.take())
+        if isinstance(call.item, Deletion):
+            return partial(self._send_deletion, call, call.item.query)
+        writes = cast("Sequence[Call[Write[C], Document | None]]", calls)
+        several = any(other.item.key != call.item.key for other in writes)
         return partial(self._write_bulk if several else self._write_one, writes)
 
-    async def _send_chunk(self, call: Call[Chunk, int]) -> bool:
-        call.resolve(await call.item.send())
-        return True
-
-    async def _write_one(self, calls: "Sequence[Call[Write[C], R | None]]") -> bool:
+    async def _write_one(self, calls: "Sequence[Call[Write[C], Document | None]]") -> bool:
         """Send one findAndModify: of several writes of one context the last, which makes up for those before it."""
         write = calls[-1].item
         context = write.context
@@ -145,9 +268,10 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
         def send() -> Awaitable[Document | None]:
             return self._collection.find_one_and_update(
                 context.to_filter(),
-                write.command(),
+                write.update,
+                projection=write.answer,
                 upsert=write.upsert,
-                return_document=ReturnDocument.AFTER,
+                return_document=ReturnDocument.BEFORE if write.before else ReturnDocument.AFTER,
                 hint=self._schema.unique_index,
                 session=self._session,
             )
@@ -157,40 +281,47 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
                 document = await by_unique_index(self._schema, self._state, send)
             except DuplicateKeyError:  # two first writes met in the server: by now the document exists
                 document = await send()
+            except OperationFailure as error:
+                raise (await self._refusal(context, error)) from None
         self._stats.writes += len(calls)
+        self._lookup.finder.learn(write.size)
         if document is not None:
-            await self._ids.remember(context.cache_key, document["_id"])
+            await self._ids.remember(write.key, document["_id"])
         for call in calls:
-            self._resolve(call, document)
+            call.resolve(document)
         return True
 
-    async def _write_bulk(self, calls: "Sequence[Call[Write[C], R | None]]") -> bool:
+    async def _write_bulk(self, calls: "Sequence[Call[Write[C], Document | None]]") -> bool:
         """Send one bulk, of each context the last write; returns whether the server has acknowledged all of them."""
-        last = {call.item.context.cache_key: call.item for call in calls}
+        last = {call.item.key: call.item for call in calls}
         with self._errors(f"write of {len(last)} items"):
-            bulk = await self._send_bulk([(write.context, write.command()) for write in last.values()])
+            bulk = await self._send_bulk([(write.context, write.update, write.upsert) for write in last.values()])
         self._stats.writes += len(calls)
+        self._lookup.finder.learn(sum(write.size for write in last.values()) // len(last))
         keys = list(last)
         new = {keys[index]: id for index, id in bulk.upserted.items()}
         refused = {keys[index]: error for index, error in bulk.refused.items()}
         await self._ids.remember_many(list(new.items()))
-        replaced = {key: write.context for key, write in last.items() if key not in new and key not in refused}
-        documents: dict[str, Document] = {key: {"_id": id, "createDate": last[key].now} for key, id in new.items()}
+        documents: dict[str, Document] = {key: {"_id": id, **last[key].inserted} for key, id in new.items()}
+        updated = {key: write for key, write in last.items() if key not in new and key not in refused}
+        answers = [write.answer for write in updated.values()]
+        fields = None if None in answers else {name for answer in answers for name in answer or ()}
         try:
             with self._state.errors(self._schema.operation("find")):
-                documents |= (await self._lookup.documents(replaced))[0]
+                contexts = {key: write.context for key, write in updated.items()}
+                documents |= (await self._lookup.documents(contexts, fields))[0]
         except BacktestPersistError as error:
             problem = "the write was acknowledged, but its row could not be read"
-            refused |= dict.fromkeys(replaced, self._unknown(problem, error))
+            refused |= dict.fromkeys(updated, self._unknown(problem, error))
         acknowledged = True
         for call in calls:
-            key = call.item.context.cache_key
+            key = call.item.key
             try:
                 if key in refused:
                     with self._errors("write", call.item.context):
-                        raise refused[key]
-                elif key in documents:
-                    self._resolve(call, documents[key])
+                        raise (await self._refusal(call.item.context, refused[key])) from None
+                elif key in documents or not call.item.upsert:
+                    call.resolve(documents.get(key))
                 else:  # it was removed since
                     await self._write_one([call])
             except BacktestPersistError as error:
@@ -198,88 +329,60 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
                 acknowledged = False
         return acknowledged
 
-    def _resolve(self, call: "Call[Write[C], R | None]", document: Document | None) -> None:
-        """Give a writer the row of its own write."""
-        write = call.item
-        if document is not None and write.fields is not None:
-            document = {
-                **write.context.to_filter(),
-                **write.fields,
-                "_id": document["_id"],
-                "createDate": document.get("createDate"),
-                "updatedDate": write.now,
-            }
-        call.resolve(None if document is None else self._schema.row_type.from_document(document))
-
-    # --- calls of many writes ---
-
-    async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
-        """Upsert many contexts, chunk by chunk, each in its turn; returns how many were newly stored.
-
-        With `replace` the fields of existing documents are set, without it the first write wins. A cancelled caller
-        cuts no chunk.
-        """
-        stored = 0
-        with self._call():
-            for start in range(0, len(writes), BULK_SIZE):
-                chunk = Chunk(partial(self._send_upserts, writes[start : start + BULK_SIZE], replace))
-                with partly_done(start, len(writes)):
-                    stored += await self.submit(chunk)
-        return stored
-
-    async def delete_many(self, query: Mapping[str, Any]) -> int:
-        """Delete what a query finds, in its turn among the writes; returns how many documents were deleted."""
-        return await self.submit(Chunk(partial(self._send_deletes, query)))
-
-    async def _send_upserts(self, chunk: Sequence[tuple[C, Mapping[str, Any]]], replace: bool) -> int:
-        now = utc_now()
-        command = replacing if replace else inserting
-        with self._errors(f"write of {len(chunk)} items"):
-            bulk = await self._send_bulk([(context, command(fields, now)) for context, fields in chunk])
-            for error in bulk.refused.values():
-                if len(bulk.refused) < len(chunk) and not isinstance(error, BulkWriteError):  # which tells that itself
-                    raise self._unknown(f"{len(bulk.refused)} of {len(chunk)} items may not be stored", error)
+    async def _send_upserts(self, call: Call[Item, Any], upserts: Upserts[C], updates: Sequence[tuple[C, Any]]) -> bool:
+        with self._errors(f"write of {len(updates)} items"):
+            bulk = await self._send_bulk([(context, update, True) for context, update in updates])
+            for index, refused in bulk.refused.items():
+                error = await self._refusal(updates[index][0], refused)
+                if len(bulk.refused) < len(updates) and not isinstance(
+                    refused, BulkWriteError
+                ):  # which tells that itself
+                    raise self._unknown(f"{len(bulk.refused)} of {len(updates)} items may not be stored", error)
                 raise error
-        self._stats.writes += len(chunk)
-        await self._ids.remember_many([(chunk[index][0].cache_key, id) for index, id in bulk.upserted.items()])
-        return len(bulk.upserted)
+        self._stats.writes += len(updates)
+        await self._ids.remember_many([(updates[index][0].cache_key, id) for index, id in bulk.upserted.items()])
+        upserts.new += len(bulk.upserted)
+        upserts.sent += len(updates)
+        call.succeeded = True
+        call.submitted_at = time.monotonic()
+        if not upserts.updates:
+            call.resolve(upserts.new)
+        return True
 
-    async def _send_deletes(self, query: Mapping[str, Any]) -> int:
+    async def _send_deletion(self, call: Call[Item, Any], query: Mapping[str, Any]) -> bool:
         """Delete by id: the server refuses a late command that names ids, but not one that names a filter."""
         collection, deleted = self._collection, 0
         with _after(lambda: f"{deleted} documents are deleted" if deleted else ""), self._errors("delete"):
-            async with aclosing(Batches(collection, query, projection={"_id": 1}, batch_size=BULK_SIZE)) as batches:
+            async with aclosing(
+                Batches(
+                    collection,
+                    query,
+                    projection={"_id": 1},
+                    batch_size=BULK_SIZE,
+                    background=self._state.background,
+                )
+            ) as batches:
                 async for documents in batches:
                     deletions: Any = [DeleteOne({"_id": document["_id"]}) for document in documents]
                     result = await collection.bulk_write(deletions, ordered=False, session=self._session)
                     deleted += result.deleted_count
             if not deleted:  # what was to be deleted may still be on its way
                 await collection.bulk_write([DeleteOne({"_id": ObjectId()})], session=self._session)
-        return deleted
+        call.resolve(deleted)
+        return True
 
-    async def _send_bulk(self, updates: Iterable[tuple[C, Any]]) -> BulkOutcome:
+    async def _send_bulk(self, updates: Iterable[tuple[C, Any, bool]]) -> BulkOutcome:
         hint = self._schema.unique_index
-        upserts = [UpdateOne(context.to_filter(), update, upsert=True, hint=hint) for context, update in updates]
+        operations = [
+            UpdateOne(context.to_filter(), update, upsert=upsert, hint=hint) for context, update, upsert in updates
+        ]
         prepare = partial(self._schema.prepare_again, self._state)
-        return await write_bulk(self._collection, upserts, self._session, prepare)
+        return await write_bulk(self._collection, operations, self._session, prepare)
 
     # --- before other settings, and at the end ---
 
-    @contextmanager
-    def _call(self) -> Generator[None]:
-        """Mark a call of several chunks, which are submitted one after another."""
-        finished = asyncio.get_running_loop().create_future()
-        self._calls.add(finished)
-        try:
-            yield
-        finally:
-            self._calls.discard(finished)
-            finished.set_result(None)
-
     async def settle(self) -> None:
         """Wait for what has begun, and let nothing that was sent have an effect later; an error if that fails."""
-        while self._calls:
-            await asyncio.wait(self._calls)
         await self.drain()
         await self._fence()
 
@@ -307,6 +410,19 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
 
     # --- errors ---
 
+    def _operation(self, item: Item | None) -> Operation:
+        return self._schema.operation("write", item.context if isinstance(item, Write) else None, write=True)
+
+    def _partly_done(self, item: Item, error: BacktestPersistError) -> BacktestPersistError:
+        """Say, in the error of a call of many items, which of them are stored."""
+        if not isinstance(item, Upserts) or not item.sent:
+            return error
+        try:
+            with partly_done(item.sent, item.total):
+                raise error
+        except BacktestPersistError as described:
+            return described
+
     def _unknown(self, problem: str, error: Exception) -> WriteOutcomeUnknownError:
         unknown = WriteOutcomeUnknownError(
             f"{self._schema.collection}: {problem} ({type(error).__name__}); the next acknowledged write settles it.",
@@ -314,6 +430,19 @@ class WriteQueue(Batcher["Write[C] | Chunk", Any], Generic[C, R]):
         )
         unknown.__cause__ = error
         return unknown
+
+    async def _refusal(self, context: C, error: Exception) -> Exception:
+        """Return the error for a write that the server has refused, which names a document that is in its way."""
+        if CONVERSION_FAILURE not in codes_of(error):
+            return error
+        document = await self._collection.find_one(context.to_filter(), {"_id": 1})
+        found = "a document that is gone by now" if document is None else f"the document {document['_id']}"
+        return WriteRejectedError(
+            f"{self._schema.describe(context)}: nothing was stored, because {found} has an array in its context, which "
+            "MongoDB takes for every value in it. Repair or remove that document.",
+            collection=self._schema.collection,
+            context=context.parts(),
+        )
 
     def _errors(self, verb: str, context: C | None = None) -> AbstractContextManager[None]:
         return self._state.errors(self._schema.operation(verb, context, write=True))
@@ -346,23 +475,64 @@ def _after(done: Callable[[], str], stored: int | None = None) -> Generator[None
         raise WriteOutcomeUnknownError(problem, collection=error.collection, stored=stored) from error
 
 
-def _runs(calls: "Sequence[Call[Write[Any] | Chunk, Any]]") -> "Generator[list[Call[Write[Any] | Chunk, Any]]]":
-    """Group calls: neighbouring upserts, of which one bulk is made, and every other one by itself."""
-    run: list[Call[Write[Any] | Chunk, Any]] = []
-    for call in calls:
-        joins = isinstance(call.item, Write) and call.item.fields is not None
-        if run and not joins:
-            yield run
-            run = []
-        run.append(call)
-        if not joins:
-            yield run
-            run = []
-    if run:
-        yield run
+class _NextBatch:
+    """Puts together writes that can be sent together, from calls in their order."""
 
+    def __init__(self, max_size: int, last_sent: Item | None) -> None:
+        self.calls: list[Call[Item, Any]] = []
+        self.is_open = True
+        self.had_its_turn: Call[Item, Any] | None = None
+        """The call of many items of which a bulk was sent last."""
+        self._max_size = max_size
+        self._last_sent = last_sent
+        self._size = 0
+        self._replaced: dict[str, bool] = {}
+        """The contexts of this batch, and whether all writes of them so far set all fields."""
+        self._waiting_keys: set[str] = set()
+        self._waiting_upserts: list[Upserts[Any]] = []
 
-def _fail(calls: Sequence[Call[Any, Any]], error: BacktestPersistError) -> None:
-    """Give each caller its own copy of an error, as tracebacks grow where they are raised."""
-    for call in calls:
-        call.fail(error.copy())
+    def add(self, call: Call[Item, Any]) -> bool:
+        """Add a call if it can go with those before it; what cannot has to stay before what is added later."""
+        item = call.item
+        if isinstance(item, Write):
+            return self._add_write(call, item)
+        if isinstance(item, Upserts) and item.updates is not None and not self.calls:
+            if item is self._last_sent:
+                self.had_its_turn = call
+            elif self._is_free(item.keys):
+                return self._add_last(call)
+        elif isinstance(item, Deletion) and not (self.calls or self._waiting_keys or self._waiting_upserts):
+            return self._add_last(call)
+        if isinstance(item, Upserts):
+            self._waiting_upserts.append(item)
+        else:  # nothing passes a deletion
+            self.is_open = False
+        return False
+
+    def _add_write(self, call: Call[Item, Any], write: Write[Any]) -> bool:
+        if write.update is None or not self._is_free((write.key,)):
+            self._waiting_keys.add(write.key)
+            return False
+        if self.calls:
+            folds = write.replaces and self._replaced.get(write.key, True)
+            fits = len(self.calls) < self._max_size and self._size + write.size <= BATCH_BYTES
+            if write.before or not fits or (write.key in self._replaced and not folds):
+                self.is_open = False
+                return False
+        if write.before:
+            return self._add_last(call)
+        self.calls.append(call)
+        self._size += write.size
+        self._replaced[write.key] = write.replaces
+        return True
+
+    def _add_last(self, call: Call[Item, Any]) -> bool:
+        self.calls.append(call)
+        self.is_open = False
+        return True
+
+    def _is_free(self, keys: Iterable[str]) -> bool:
+        """Whether no write of these contexts waits."""
+        return not any(
+            key in self._waiting_keys or any(key in upserts.keys for upserts in self._waiting_upserts) for key in keys
+        )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -546,8 +546,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
     ) -> list[Document]:
         collection = await self.mongo_store.prepared()
         self.stats.reads += 1
-        options: Any = {"sort": [("timestamp", direction)], "limit": limit, "batch_size": limit + 1}
-        async with aclosing(Batches(collection, query, projection=projection, **options)) as found:
+        async with aclosing(self._batches(collection, query, direction, limit, projection)) as found:
             return [document async for batch in found for document in batch]
 
     @as_operation("find")
@@ -555,13 +554,23 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         """Find the numbers of a part of a window, oldest first, in BSON."""
         collection = await self.mongo_store.prepared()
         self.stats.reads += 1
-        options: Any = {"sort": [("timestamp", ASCENDING)], "limit": PART, "batch_size": PART + 1}
-        cursor: Any = collection.find_raw_batches(query, _PROJECTION, **options)
-        try:
-            return b"".join([batch async for batch in cursor])
-        finally:
-            with suppress(Exception):  # Motor's thread may still be busy with it
-                await cursor.close()
+        found: list[bytes] = []
+        async with aclosing(self._batches(collection, query, ASCENDING, PART, _PROJECTION)) as batches:
+            while (batch := await batches.read()) is not None:
+                found.append(batch)
+        return b"".join(found)
+
+    def _batches(
+        self,
+        collection: MongoCollection,
+        query: Mapping[str, Any],
+        direction: int,
+        limit: int,
+        projection: Mapping[str, int] | None,
+    ) -> Batches:
+        options: Any = {"sort": [("timestamp", direction)], "limit": limit, "batch_size": limit + 1}
+        background = self.mongo_store.mongo.background
+        return Batches(collection, query, background=background, projection=projection, **options)
 
     @as_operation("find")
     async def _convert(self, query: Mapping[str, Any]) -> bytes:

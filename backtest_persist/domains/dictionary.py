@@ -93,7 +93,8 @@ class PersistDictionaryInstance(PersistInstance[DictionaryDbService]):
         await self.db.upsert(self.signal_id, self.dictionary_name, data, when)
 
     async def dispose(self) -> None:
-        """Let go of the instance: what is stored stays, and nothing is held here that needs closing."""
+        """Let the registry forget this adapter; what is stored stays, and the adapter can still be used."""
+        self._dispose()
 
 
 DICTIONARY = Domain(

@@ -134,7 +134,8 @@ class PersistMemoryInstance(PersistInstance[MemoryDbService]):
         await self.db.soft_remove(self.signal_id, self.bucket_name, memory_id)
 
     async def dispose(self) -> None:
-        """Let go of the instance: what is stored stays, and nothing is held here that needs closing."""
+        """Let the registry forget this adapter; what is stored stays, and the adapter can still be used."""
+        self._dispose()
 
 
 MEMORY = Domain(

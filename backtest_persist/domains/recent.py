@@ -4,10 +4,11 @@ from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
-from backtest_persist.core.keys import Flag, FrameName, Name, Timestamp, join_key, mode_word
+from backtest_persist.core.keys import Flag, FrameName, Name, Timestamp, join_key, mode_word, to_flag
 from backtest_persist.core.payload import Payload
 from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
+from backtest_persist.mode import Mode
 
 __all__ = (
     "RECENT",
@@ -45,7 +46,7 @@ class RecentCacheService(base_map("recent_cache", -1)):
     """Remembers which document holds the latest public signal of a context."""
 
     async def has_recent_id(
-        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool
+        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool | Mode
     ) -> bool:
         """Whether Redis knows an id for this context."""
         return await self.has(
@@ -54,12 +55,12 @@ class RecentCacheService(base_map("recent_cache", -1)):
                 strategy_name=strategy_name,
                 exchange_name=exchange_name,
                 frame_name=frame_name,
-                backtest=backtest,
+                backtest=to_flag(backtest),
             ).cache_key
         )
 
     async def get_recent_id(
-        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool
+        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool | Mode
     ) -> str | None:
         """Return the id that Redis knows for this context, or None."""
         return await self.get(
@@ -68,7 +69,7 @@ class RecentCacheService(base_map("recent_cache", -1)):
                 strategy_name=strategy_name,
                 exchange_name=exchange_name,
                 frame_name=frame_name,
-                backtest=backtest,
+                backtest=to_flag(backtest),
             ).cache_key
         )
 
@@ -89,7 +90,7 @@ class RecentDbService(DbService[RecentContext, RecentRow]):
         strategy_name: str,
         exchange_name: str,
         frame_name: str,
-        backtest: bool,
+        backtest: bool | Mode,
         payload: PayloadInput | None,
         when: When,
     ) -> RecentRow:
@@ -99,14 +100,14 @@ class RecentDbService(DbService[RecentContext, RecentRow]):
             strategy_name=strategy_name,
             exchange_name=exchange_name,
             frame_name=frame_name,
-            backtest=backtest,
+            backtest=to_flag(backtest),
         )
         return await self.store.upsert(
             context, {"payload": self.encoded(payload, context), "when": self.wire_when(when)}
         )
 
     async def find_by_context(
-        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool
+        self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool | Mode
     ) -> RecentRow | None:
         """Return the row of this context, or None."""
         return await self.store.find(
@@ -115,7 +116,7 @@ class RecentDbService(DbService[RecentContext, RecentRow]):
                 strategy_name=strategy_name,
                 exchange_name=exchange_name,
                 frame_name=frame_name,
-                backtest=backtest,
+                backtest=to_flag(backtest),
             )
         )
 
@@ -129,7 +130,7 @@ class PersistRecentInstance(PersistInstance[RecentDbService]):
         strategy_name: str,
         exchange_name: str,
         frame_name: str,
-        backtest: bool,
+        backtest: bool | Mode,
         *,
         ioc: Services | None = None,
     ) -> None:
@@ -138,7 +139,7 @@ class PersistRecentInstance(PersistInstance[RecentDbService]):
         self.strategy_name = strategy_name
         self.exchange_name = exchange_name
         self.frame_name = frame_name
-        self.backtest = backtest
+        self.backtest = to_flag(backtest)
 
     async def read_recent_data(self, *, when: When | None = None) -> Payload | None:
         """The payload, or None when nothing is stored, or nothing yet at `when` (aware datetime, or ms UTC)."""

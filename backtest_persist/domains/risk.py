@@ -1,6 +1,7 @@
 """Risk: the open positions under one risk profile on an exchange."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from backtest_persist.contracts import When
@@ -8,7 +9,7 @@ from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, join_key
-from backtest_persist.core.payload import encode_list
+from backtest_persist.core.payload import encode_list, encode_or_defer
 from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
 
@@ -60,7 +61,7 @@ class RiskDbService(DbService[RiskContext, RiskRow]):
         """Replace the positions in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
         context = RiskContext(risk_name=risk_name, exchange_name=exchange_name)
         what = f"{self.collection} ({context.describe()})"
-        fields = {"positions": encode_list(positions, what), "when": self.wire_when(when)}
+        fields = {"positions": encode_or_defer(partial(encode_list, positions, what)), "when": self.wire_when(when)}
         return await self.store.upsert(context, fields)
 
     async def find_by_context(self, risk_name: str, exchange_name: str) -> RiskRow | None:

@@ -4,10 +4,11 @@ from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
-from backtest_persist.core.keys import Flag, FrameName, Name, Timestamp, join_key, mode_word
+from backtest_persist.core.keys import Flag, FrameName, Name, Timestamp, join_key, mode_word, to_flag
 from backtest_persist.core.payload import Payload
 from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
+from backtest_persist.mode import Mode
 
 __all__ = (
     "SESSION",
@@ -45,7 +46,7 @@ class SessionCacheService(base_map("session_cache", -1)):
     """Remembers which document holds the state of a run."""
 
     async def has_session_id(
-        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool
+        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool | Mode
     ) -> bool:
         """Whether Redis knows an id for this context."""
         return await self.has(
@@ -54,12 +55,12 @@ class SessionCacheService(base_map("session_cache", -1)):
                 exchange_name=exchange_name,
                 frame_name=frame_name,
                 symbol=symbol,
-                backtest=backtest,
+                backtest=to_flag(backtest),
             ).cache_key
         )
 
     async def get_session_id(
-        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool
+        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool | Mode
     ) -> str | None:
         """Return the id that Redis knows for this context, or None."""
         return await self.get(
@@ -68,7 +69,7 @@ class SessionCacheService(base_map("session_cache", -1)):
                 exchange_name=exchange_name,
                 frame_name=frame_name,
                 symbol=symbol,
-                backtest=backtest,
+                backtest=to_flag(backtest),
             ).cache_key
         )
 
@@ -89,7 +90,7 @@ class SessionDbService(DbService[SessionContext, SessionRow]):
         exchange_name: str,
         frame_name: str,
         symbol: str,
-        backtest: bool,
+        backtest: bool | Mode,
         payload: PayloadInput | None,
         when: When,
     ) -> SessionRow:
@@ -99,14 +100,14 @@ class SessionDbService(DbService[SessionContext, SessionRow]):
             exchange_name=exchange_name,
             frame_name=frame_name,
             symbol=symbol,
-            backtest=backtest,
+            backtest=to_flag(backtest),
         )
         return await self.store.upsert(
             context, {"payload": self.encoded(payload, context), "when": self.wire_when(when)}
         )
 
     async def find_by_context(
-        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool
+        self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool | Mode
     ) -> SessionRow | None:
         """Return the row of this context, or None."""
         return await self.store.find(
@@ -115,7 +116,7 @@ class SessionDbService(DbService[SessionContext, SessionRow]):
                 exchange_name=exchange_name,
                 frame_name=frame_name,
                 symbol=symbol,
-                backtest=backtest,
+                backtest=to_flag(backtest),
             )
         )
 
@@ -129,7 +130,7 @@ class PersistSessionInstance(PersistInstance[SessionDbService]):
         exchange_name: str,
         frame_name: str,
         symbol: str,
-        backtest: bool,
+        backtest: bool | Mode,
         *,
         ioc: Services | None = None,
     ) -> None:
@@ -138,7 +139,7 @@ class PersistSessionInstance(PersistInstance[SessionDbService]):
         self.exchange_name = exchange_name
         self.frame_name = frame_name
         self.symbol = symbol
-        self.backtest = backtest
+        self.backtest = to_flag(backtest)
 
     async def read_session_data(self, *, when: When | None = None) -> Payload | None:
         """The payload, or None when nothing is stored, or nothing yet at `when` (aware datetime, or ms UTC)."""
@@ -155,7 +156,8 @@ class PersistSessionInstance(PersistInstance[SessionDbService]):
         )
 
     async def dispose(self) -> None:
-        """Let go of the instance: what is stored stays, and nothing is held here that needs closing."""
+        """Let the registry forget this adapter; what is stored stays, and the adapter can still be used."""
+        self._dispose()
 
 
 SESSION = Domain(

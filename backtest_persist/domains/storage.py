@@ -8,10 +8,11 @@ from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
-from backtest_persist.core.keys import Flag, Name, checked_flag, checked_limit, join_key, mode_word
+from backtest_persist.core.keys import Flag, Name, checked_flag, checked_limit, join_key, mode_word, to_flag
 from backtest_persist.core.payload import Payload, encode_entries
 from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
+from backtest_persist.mode import Mode
 
 __all__ = (
     "STORAGE",
@@ -44,13 +45,13 @@ class StorageRow(StorageContext, Row):
 class StorageCacheService(base_map("storage_cache", -1)):
     """Remembers which document holds a stored signal."""
 
-    async def has_storage_id(self, backtest: bool, signal_id: str) -> bool:
+    async def has_storage_id(self, backtest: bool | Mode, signal_id: str) -> bool:
         """Whether Redis knows an id for this context."""
-        return await self.has(StorageContext(backtest=backtest, signal_id=signal_id).cache_key)
+        return await self.has(StorageContext(backtest=to_flag(backtest), signal_id=signal_id).cache_key)
 
-    async def get_storage_id(self, backtest: bool, signal_id: str) -> str | None:
+    async def get_storage_id(self, backtest: bool | Mode, signal_id: str) -> str | None:
         """Return the id that Redis knows for this context, or None."""
-        return await self.get(StorageContext(backtest=backtest, signal_id=signal_id).cache_key)
+        return await self.get(StorageContext(backtest=to_flag(backtest), signal_id=signal_id).cache_key)
 
     async def set_storage_id(self, row: StorageRow) -> str:
         """Remember the id of a row; returns it."""
@@ -64,37 +65,37 @@ class StorageDbService(DbService[StorageContext, StorageRow]):
     collection = "storage-items"
     secondary_indexes = ((("backtest", ASCENDING), ("createDate", DESCENDING)),)
 
-    async def upsert(self, backtest: bool, signal_id: str, payload: PayloadInput) -> StorageRow:
+    async def upsert(self, backtest: bool | Mode, signal_id: str, payload: PayloadInput) -> StorageRow:
         """Replace the payload in one atomic write."""
-        context = StorageContext(backtest=backtest, signal_id=signal_id)
+        context = StorageContext(backtest=to_flag(backtest), signal_id=signal_id)
         return await self.store.upsert(context, {"payload": self.encoded_entry(payload, context)})
 
-    async def upsert_many(self, backtest: bool, payloads: Iterable[PayloadInput]) -> int:
+    async def upsert_many(self, backtest: bool | Mode, payloads: Iterable[PayloadInput]) -> int:
         """Write payloads in bulk, each under its own ``id``; returns how many were new."""
         checked_flag(backtest, "backtest")
         encoded = encode_entries(payloads, self.collection)
         writes = [
-            (StorageContext(backtest=backtest, signal_id=signal_id), {"payload": payload})
+            (StorageContext(backtest=to_flag(backtest), signal_id=signal_id), {"payload": payload})
             for signal_id, payload in encoded.items()
         ]
         return await self.store.upsert_many(writes, replace=True)
 
-    async def list_by_mode(self, backtest: bool, limit: int | None = None) -> list[StorageRow]:
+    async def list_by_mode(self, backtest: bool | Mode, limit: int | None = None) -> list[StorageRow]:
         """All rows of a mode, or the newest `limit`; oldest first."""
         newest = None if limit is None else checked_limit(limit)
         return await self.store.select({"backtest": checked_flag(backtest, "backtest")}, newest=newest)
 
-    async def find_by_context(self, backtest: bool, signal_id: str) -> StorageRow | None:
+    async def find_by_context(self, backtest: bool | Mode, signal_id: str) -> StorageRow | None:
         """Return the row of this context, or None."""
-        return await self.store.find(StorageContext(backtest=backtest, signal_id=signal_id))
+        return await self.store.find(StorageContext(backtest=to_flag(backtest), signal_id=signal_id))
 
 
 class PersistStorageInstance(PersistInstance[StorageDbService]):
     """Keeps signals of a mode; paper and live are `backtest=False`."""
 
-    def __init__(self, backtest: bool, *, ioc: Services | None = None) -> None:
+    def __init__(self, backtest: bool | Mode, *, ioc: Services | None = None) -> None:
         super().__init__(ioc)
-        self.backtest = backtest
+        self.backtest = to_flag(backtest)
 
     async def read_storage_data(self) -> list[Payload]:
         """The payloads of all signals, oldest first."""

@@ -5,12 +5,14 @@ from backtest_persist.operations.cache.rebuilding import Rebuilt, rebuild
 from backtest_persist.operations.cache.verification import Verified, verify
 from backtest_persist.operations.doctor import examine
 from backtest_persist.operations.doctor.diagnosis import Diagnosis, Finding, Level
+from backtest_persist.operations.duplicates import Duplicates, StoredDocument, find_duplicates
 from backtest_persist.operations.migration import Migrated, find_narrow_indexes, migrate
 from backtest_persist.operations.progress import Progress
 from backtest_persist.operations.replica_set import ReplicaSet, initiate
 
 __all__ = (
     "Diagnosis",
+    "Duplicates",
     "Finding",
     "IdCounts",
     "Level",
@@ -18,8 +20,10 @@ __all__ = (
     "Progress",
     "Rebuilt",
     "ReplicaSet",
+    "StoredDocument",
     "Verified",
     "examine",
+    "find_duplicates",
     "find_narrow_indexes",
     "initiate",
     "migrate",

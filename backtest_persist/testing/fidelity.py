@@ -9,8 +9,10 @@ from enum import Enum, IntEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
+from bson import Binary, ObjectId
 from pydantic import BaseModel
 
 from backtest_persist.errors import InvalidPayloadError
@@ -74,6 +76,7 @@ _PLAIN_PAYLOAD: dict[str, Any] = {
         datetime(1, 1, 1, tzinfo=UTC),
         datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC),
     ],
+    "uuids": [UUID(int=0), UUID(int=2**128 - 1)],
     "bytes": [b"", b"\0", bytes(range(256)), b"text"],
     "empty": [[], {}, [[]], [{}], {"": {}}],
     "": "the empty key",
@@ -106,6 +109,10 @@ _LOOKALIKES: list[dict[str, Any]] = [
     {"$numberInt": 1},
     {"$binary": {"base64": "AA==", "subType": "00"}},
     {"$oid": "0" * 24},
+    {"$code": "f()"},
+    {"$code": "f()", "$scope": {}},
+    {"$timestamp": {"t": 1, "i": 1}},
+    {"$regularExpression": {"pattern": "a", "options": ""}},
     {"$uuid": "00000000-0000-0000-0000-000000000000"},
     {"$undefined": True},
     {"$literal": 1},
@@ -182,6 +189,8 @@ _LIMIT_VALUES: dict[str, Any] = {
     "Decimal of 35 digits": Decimal("1" * 35),
     "Decimal with a large exponent": Decimal("1E+7000"),
     "signalling NaN": Decimal("sNaN"),
+    "ObjectId": ObjectId("65a1b2c3d4e5f60718293a4b"),
+    "Binary of subtype 5": Binary(b"a", 5),
 }
 
 

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
+from backtest_persist.mode import Mode
 from backtest_persist.registry import Registry
 from backtest_persist.testing.subjects import (
     Parts,
     Subject,
     gather_in_batches,
+    has_a_flag,
+    has_optional_names,
     is_list,
     is_listed,
     is_overwritten,
@@ -70,7 +73,7 @@ def _hostile_contexts(subject: Subject) -> list[Parts]:
         found[tuple(changes.get(position, part) for position, part in enumerate(subject.sample))] = None
 
     for position in names:
-        for name in _NAMES:
+        for name in ("", *_NAMES) if position in subject.optional_positions else _NAMES:
             add({position: name})
     for first, second in permutations(names, 2):  # in whatever order they may be joined
         add({first: "A", second: "B"})
@@ -89,6 +92,16 @@ def _hostile_contexts(subject: Subject) -> list[Parts]:
 
 class Isolation(Suite):
     """Two contexts never share a value, and an unusable name is refused."""
+
+    @for_each(has_a_flag)
+    async def test_a_mode_is_its_flag(self, tmp_path: Path, subject: Subject) -> None:
+        """A flag can be given as a `Mode`: backtest is True, paper and live are False."""
+        position = subject.flag_positions[0]
+        async with self.open(tmp_path) as persist:
+            await subject.write(persist, subject.with_part(position, Mode.PAPER), {"n": 1})
+            for flag in (False, Mode.LIVE, Mode.PAPER):
+                assert await subject.read(persist, subject.with_part(position, flag)) == {"n": 1}
+            assert await subject.read(persist, subject.with_part(position, Mode.BACKTEST)) is None
 
     @for_each()
     async def test_no_two_contexts_share_a_value(self, tmp_path: Path, subject: Subject) -> None:
@@ -147,6 +160,22 @@ class Isolation(Suite):
             await subject.write(persist, subject.sample, {"n": 1})
             assert await subject.read(other, subject.sample) is None
 
+    @for_each(has_optional_names)
+    async def test_an_empty_name_is_a_name_where_the_domain_takes_it(self, tmp_path: Path, subject: Subject) -> None:
+        """Live trading has no frame: its contexts are kept apart from each other and from those with a frame."""
+        contexts = {subject.sample: None}
+        for position in subject.optional_positions:
+            contexts |= {subject.with_part(position, name): None for name in ("", "-", "live", "backtest")}
+        for flag in subject.flag_positions:
+            contexts |= {(*parts[:flag], False, *parts[flag + 1 :]): None for parts in list(contexts)}
+        many = list(contexts)
+        async with self.open(tmp_path) as persist:
+            assert await subject.read_many(persist, many) == [None] * len(many)
+            for n, parts in enumerate(many):
+                await subject.write(persist, parts, {"n": n})
+        async with self.open(tmp_path) as persist:
+            assert await subject.read_many(persist, many) == [{"n": n} for n in range(len(many))]
+
     @for_each()
     async def test_an_unusable_name_is_refused(self, tmp_path: Path, subject: Subject) -> None:
         """In any part it is an InvalidKeyError, by the first read or write at the latest, and nothing is stored."""
@@ -159,6 +188,8 @@ class Isolation(Suite):
                 if is_key and is_list(subject):
                     continue  # ids of entries are tested by Lists
                 for value in (*_UNUSABLE_NAMES, *(_UNHASHABLE_KEYS if is_key else ())):
+                    if value == "" and position in subject.optional_positions:
+                        continue
                     await self._check_refusal(persist, subject, subject.with_part(position, value))
         async with self.open(tmp_path) as persist:
             if is_listed(subject):

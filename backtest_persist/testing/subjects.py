@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from pydantic import ValidationError
+
 from backtest_persist.core.domain import Domain, Family
 from backtest_persist.core.ohlcv import NUMBERS
 from backtest_persist.domains import DOMAINS
+from backtest_persist.errors import InvalidKeyError
 from backtest_persist.registry import Registry
 
 __all__ = (
@@ -27,7 +30,9 @@ __all__ = (
     "Subject",
     "candle",
     "gather_in_batches",
+    "has_a_flag",
     "has_many_contexts",
+    "has_optional_names",
     "is_append_only",
     "is_by_mode",
     "is_candle_series",
@@ -183,6 +188,19 @@ class Subject:
         return self._positions_of(str)
 
     @cached_property
+    def optional_positions(self) -> tuple[int, ...]:
+        """The positions of names that may be empty, as the frame of live trading is."""
+        return tuple(position for position in self.name_positions if self._may_be_empty(self.fields[position]))
+
+    def _may_be_empty(self, field: str) -> bool:
+        sample = {name: self._sample_of(name) for name in self.domain.context_type.model_fields}
+        try:
+            self.domain.context_type.model_validate({**sample, field: ""})
+        except (InvalidKeyError, ValidationError):
+            return False
+        return True
+
+    @cached_property
     def flag_positions(self) -> tuple[int, ...]:
         """The positions of parts that are True or False."""
         return self._positions_of(bool)
@@ -332,6 +350,11 @@ def is_packaged(subject: Subject) -> bool:
     return subject.domain in DOMAINS
 
 
+def has_optional_names(subject: Subject) -> bool:
+    """Whether a name of its context may be empty."""
+    return bool(subject.optional_positions)
+
+
 def is_value(subject: Subject) -> bool:
     """Whether a context holds one payload or None."""
     return subject.kind == "value"
@@ -425,6 +448,11 @@ def tells_presence(subject: Subject) -> bool:
 def is_disposable(subject: Subject) -> bool:
     """Whether the adapter has a method ``dispose``."""
     return hasattr(subject.domain.adapter, "dispose")
+
+
+def has_a_flag(subject: Subject) -> bool:
+    """Whether a part is True or False, such as the mode."""
+    return bool(subject.flag_positions)
 
 
 def has_many_contexts(subject: Subject) -> bool:

@@ -192,6 +192,8 @@ async def test_an_entry_refuses_a_bad_context_whatever_stands_behind_it(persist:
     context = ADAPTER_CONTEXTS[domain]
     for place, good in enumerate(context):
         bad_ones = BAD_FLAGS if isinstance(good, bool) else BAD_NAMES
+        if entry._domain.adapter_parameters[place] == "frame_name":  # live trading has none
+            bad_ones = [bad for bad in bad_ones if bad != ""]
         for bad in [*bad_ones, "7m"] if good == "1m" else bad_ones:
             with pytest.raises(InvalidKeyError):
                 await entry(*context[:place], bad, *context[place + 1 :])
@@ -220,9 +222,27 @@ async def test_a_member_of_a_str_enum_is_the_context_of_its_content(persist: Reg
     assert await persist.signal("BTCUSDT", "t", "e") is instance
 
 
-async def test_an_entry_holds_no_lock_when_nobody_waits(persist: Registry) -> None:
-    """Locks of a thousand contexts are gone when their instances are ready, or their initialisation failed."""
+async def test_an_entry_keeps_nothing_of_an_initialisation_that_has_ended(persist: Registry) -> None:
+    """The attempts for a thousand contexts are gone when their instances are ready."""
     persist.use_dummy()
     await asyncio.gather(*(persist.state("sig", f"b{n % 500}") for n in range(1_000)))
     entry: Any = persist.state
-    assert [len(locks) for locks in entry._locks.values()] == [0]
+    assert [len(attempts) for attempts in entry._attempts.values()] == [0]
+
+
+@pytest.mark.parametrize("domain", ["dictionary", "memory", "session", "state"])
+async def test_an_entry_forgets_an_adapter_that_was_disposed(persist: Registry, domain: str) -> None:
+    """A run that disposes of each context it is done with does not grow; the next request builds another adapter."""
+    entry: Any = getattr(persist, domain)
+    context = ADAPTER_CONTEXTS[domain]
+    first = await entry(*context)
+    await first.dispose()
+    assert (entry._instances, entry._ready) == ({}, set())
+    second = await entry(*context)
+    assert second is not first
+    await first.dispose()  # once more, which is not about the second one
+    assert await entry(*context) is second
+    entry.clear()
+    third = await entry(*context)
+    await second.dispose()
+    assert await entry(*context) is third

@@ -53,7 +53,7 @@ async def test_no_caller_of_a_bulk_whose_write_concern_was_not_met_is_acknowledg
 
 ITEMS = [{"id": f"i{n}"} for n in range(5)]
 CANDLES = [
-    {"timestamp": n * 60_000, **dict.fromkeys(("open", "high", "low", "close", "volume"), 1.0)} for n in range(5)
+    {"timestamp": -n * 60_000, **dict.fromkeys(("open", "high", "low", "close", "volume"), 1.0)} for n in range(5)
 ]
 CALLS: dict[str, tuple[str, int, Callable[[Container], Awaitable[int]]]] = {
     "storage": ("update", 5, lambda c: c.storage_db_service.upsert_many(True, ITEMS)),

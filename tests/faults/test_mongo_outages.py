@@ -1,6 +1,7 @@
 """Outages of MongoDB while there is work to do: typed errors in time, and nothing acknowledged is lost."""
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable
@@ -69,6 +70,25 @@ async def test_a_mongod_killed_under_load_loses_nothing(mongo_settings: Settings
             assert await load.wait_for_successes() < 3
         kinds = {type(error) for error in load.errors}
         assert kinds <= {StoreUnavailableError, WriteOutcomeUnknownError, WriteRejectedError}
+        said = {str(error) for error in load.errors}
+        assert not [text for text in said if re.search("TLS|Topology|configured timeouts", text)]
+        refused = [text for text in said if "refused" in text]
+        assert all(": no primary answers: " in text and "`docker compose up -d`" in text for text in refused)
+
+
+async def test_a_replica_set_without_a_primary_is_told_from_one_without_members(
+    mongo_settings: Settings, mongo: PrivateMongo
+) -> None:
+    """The error says that the members answer, and that they elect a primary; nobody is told to start a server."""
+    impatient = mongo_settings.model_copy(update={"mongo_timeout_ms": 500})
+    async with Container(impatient) as container, AsyncMongoClient[dict[str, Any]](mongo.direct_uri) as admin:
+        said = r": no primary answers: \S*\.sock is a secondary\.( Nothing was applied\.)? Its replica set elects one"
+        async with without_primary(admin):
+            await asyncio.sleep(0.6)  # a heartbeat
+            with pytest.raises(StoreUnavailableError, match=said):
+                await container.signal_db_service.find_by_context("s", "t", "e")
+            with pytest.raises(StoreUnavailableError, match=said):
+                await container.signal_db_service.upsert("s", "t", "e", {})
 
 
 async def test_a_step_down_under_load_loses_and_doubles_nothing(mongo_settings: Settings, mongo: PrivateMongo) -> None:
@@ -136,6 +156,7 @@ async def test_a_mongod_that_starts_late_is_waited_for_by_trying_again(
             timed(db.find_by_context("s", "t", "e")), timed(db.upsert("s", "t", "e", {})), timed(db.find_all())
         )
         assert {type(end) for end, _ in ends} == {StoreUnavailableError}
+        assert any("no primary answers: " in str(end) and "`embedded()`" in str(end) for end, _ in ends)
         assert max(seconds for _, seconds in ends) < DEADLINE + GRACE
         await timed(other.signal_db_service.count())
         end, seconds = await timed(other.signal_db_service.upsert("s", "t", "e", {}))

@@ -16,7 +16,6 @@ import pytest
 from backtest_persist import Container, InvalidKeyError, Settings
 from backtest_persist.core.batching import Batcher
 from backtest_persist.testing.subjects import START, candle
-from tests.support.cases import CASES
 from tests.support.stopwatch import timed
 
 TASKS = 16
@@ -60,7 +59,7 @@ def held(container: Container) -> dict[str, int]:
     batchers: list[Batcher[Any, Any]] = [part for each in drainables for part in (each.lookup, each.writes)]
     return {
         "services": len(mongo._drainables),
-        "locks": len(mongo._locks),
+        "preparing": len(mongo._preparing),
         "under way in MongoDB": mongo._calls,
         "pending": sum(len(each._pending) for each in batchers),
         "in flight": sum(len(each._in_flight) for each in batchers),
@@ -68,8 +67,8 @@ def held(container: Container) -> dict[str, int]:
     }
 
 
-HELD = {"services": 4, "locks": len(CASES), "under way in MongoDB": 0, "pending": 0, "in flight": 0, "limits": 0}
-"""Of the four services that are used, and of every service that was prepared."""
+HELD = {"services": 4, "preparing": 0, "under way in MongoDB": 0, "pending": 0, "in flight": 0, "limits": 0}
+"""Of the four services that are used."""
 
 
 class Work:

@@ -202,20 +202,25 @@ async def test_the_last_of_several_upserts_of_a_context_is_stored(
 
 
 @pytest.mark.parametrize("damage", [{"$set": {"createDate": "garbage"}}, {"$unset": {"createDate": ""}}], ids=str)
-async def test_a_damaged_document_fails_its_own_writer_alone(container: Container, damage: dict[str, Any]) -> None:
-    """The writer of a document that another program damaged gets its id; the others of the batch get their rows."""
+async def test_a_write_repairs_the_dates_of_a_damaged_document(container: Container, damage: dict[str, Any]) -> None:
+    """A document that another program left without its createDate gets that of its id, alone and in a batch."""
     db = container.signal_db_service
     rows = await write_all(container, [{"n": number} for number in range(4)])
-    await container.mongo_service.collection(db.collection).update_one({"symbol": rows[1].symbol}, damage)
-    ends = await asyncio.gather(
-        *(db.upsert(*context(number), {"n": "new"}) for number in range(6)), return_exceptions=True
-    )
-    assert isinstance(ends[1], InvalidPayloadError)
-    assert rows[1].id in str(ends[1])
-    assert "create_date" in str(ends[1]) or "createDate" in str(ends[1])
-    others = await db.find_all({"symbol": {"$ne": rows[1].symbol}})
-    assert [ends[0], *ends[2:]] == sorted(others, key=lambda row: row.symbol)
-    assert [row.payload for row in others] == [{"n": "new"}] * 5
+    collection = container.mongo_service.collection(db.collection)
+    created = ObjectId(rows[1].id).generation_time
+    for count in (1, 6):
+        await collection.update_one({"symbol": rows[1].symbol}, damage)
+        with pytest.raises(InvalidPayloadError, match=f"{rows[1].id}.*create"):
+            await db.find_by_context(*context(1))
+        numbers = range(count) if count > 1 else [1]
+        written = await asyncio.gather(*(db.upsert(*context(number), {"n": count}) for number in numbers))
+        mine = next(row for row in written if row.id == rows[1].id)
+        assert (mine.create_date, mine.payload) == (created, {"n": count})
+        assert await db.find_by_context(*context(1)) == mine
+    stored = await collection.find_one({"symbol": rows[1].symbol})
+    assert stored is not None
+    assert stored["createDate"] == created
+    assert [row.create_date for row in written if row.symbol == rows[2].symbol] == [rows[2].create_date]
 
 
 async def test_a_read_that_starts_after_a_write_never_sees_an_older_value(container: Container) -> None:

@@ -30,7 +30,8 @@ async def test_an_unreachable_server_is_one_clear_line(settings: Settings, tmp_p
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith("backtest-persist: ")
-    assert line.endswith("Check the server and try again.")
+    assert "no primary answers: 127.0.0.1:1: " in line
+    assert "`docker compose up -d`" in line
 
 
 @pytest.mark.parametrize(("prelude", "expected"), [("", "uvloop"), ("sys.modules['uvloop'] = None", "asyncio")])

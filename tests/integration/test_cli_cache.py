@@ -6,7 +6,7 @@ from typing import Any
 
 from backtest_persist import Container, Settings
 from tests.support.cases import CASES
-from tests.support.damage import DAMAGED_COUNTS, damage_ids
+from tests.support.damage import DAMAGED_COUNTS, damage_ids, write_unrelated_keys
 from tests.support.documents import fill, keys
 from tests.support.processes import run_cli
 
@@ -14,12 +14,14 @@ from tests.support.processes import run_cli
 async def test_verify_exits_with_3_until_all_is_fixed(container: Container, settings: Settings, tmp_path: Path) -> None:
     """3 when something is wrong, 0 when it was fixed, 0 when there is nothing; a table or JSON on standard output."""
     await damage_ids(container)
+    await write_unrelated_keys(container)
     shown = await run_cli("verify", settings=settings, cwd=tmp_path)
     assert shown.returncode == 3, shown.stderr
     assert "Verifying" in shown.stderr  # the progress bar
     (row,) = (line for line in shown.stdout.splitlines() if "candle" in line)
     assert row.split()[1::2] == ["candle", "2", "2", "4", "1", "0"]
     assert "--fix" in shown.stdout
+    assert "other_cache belongs to no domain of this version; keys left alone: 1." in shown.stdout
     full = await run_cli("verify", "--json", settings=settings, cwd=tmp_path)
     assert full.returncode == 3
     assert json.loads(full.stdout)["wrong"] == 7 * len(CASES)

@@ -61,8 +61,9 @@ NO_REDIS = SecretStr("redis://name:canary@127.0.0.1:1")
 async def test_the_doctor_exits_with_what_it_found(container: Container, settings: Settings, tmp_path: Path) -> None:
     """0 when all is well or there are warnings, 1 for a problem; --json is all of it."""
     await container.wait_for_init()
-    well = await run_cli("doctor", settings=settings, cwd=tmp_path)
+    well = await run_cli("doctor", settings=settings, cwd=tmp_path, columns=80)
     assert (well.returncode, well.stderr) == (0, "")
+    assert max(map(len, well.stdout.splitlines())) <= 80
     assert "problem: 0" in well.stdout
     assert any(line.split()[:2] == ["ok", "mongodb.topology"] for line in well.stdout.splitlines())
 
@@ -76,8 +77,9 @@ async def test_the_doctor_exits_with_what_it_found(container: Container, setting
     assert finding["values"] == {"state": "missing", "missing": ["symbol_1_strategyName_1_exchangeName_1"]}
 
     await container.mongo_service.database["signal-items"].create_index([("symbol", 1)], unique=True)
-    bad = await run_cli("doctor", settings=settings, cwd=tmp_path)
+    bad = await run_cli("doctor", settings=settings, cwd=tmp_path, columns=80)
     assert bad.returncode == 1
+    assert max(map(len, bad.stdout.splitlines())) <= 80
     assert "problem  mongodb.indexes.signal" in bad.stdout
     assert "backtest-persist migrate" in bad.stdout
 
@@ -99,6 +101,9 @@ async def test_a_server_that_is_down(settings: Settings, tmp_path: Path, gone: s
     up = {finding["check"] for finding in report["findings"] if finding["level"] == "ok"}
     assert ("mongodb.latency" in up, "redis.latency" in up) == (gone == "redis", gone == "mongodb")
     assert "canary" not in result.stdout + result.stderr
+    shown = await run_cli("doctor", settings=broken, cwd=tmp_path, columns=80)
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert {"reachable", "there", "->"} & set(shown.stdout.split())
     for command in ("verify", "rebuild-cache"):
         result = await run_cli(command, settings=broken, cwd=tmp_path)
         assert (result.returncode, result.stdout) == (1, ""), command

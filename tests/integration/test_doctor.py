@@ -105,7 +105,7 @@ async def test_documents_that_forbid_the_unique_index_are_a_problem(
     await signals.insert_one({**same})
     diagnosis = await examine(container)
     assert levels(diagnosis)["mongodb.indexes.signal"] is Level.PROBLEM
-    assert "Group by symbol, strategyName, exchangeName" in texts(diagnosis)["mongodb.indexes.signal"]
+    assert "--keep newest" in texts(diagnosis)["mongodb.indexes.signal"]
 
 
 async def test_the_doctor_does_not_wait_for_a_slow_redis(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:

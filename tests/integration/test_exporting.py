@@ -5,13 +5,14 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
-from bson import ObjectId
 
 from backtest_persist import Container, Registry, Settings, SettingsError, export_dump, import_dump
-from backtest_persist.core.row import STORED
+from backtest_persist.operations import Level, examine
 from tests.support.cases import CASES
+from tests.support.diagnoses import levels
 from tests.support.dumps import (
     CANDLE_TEXT,
     CANDLE_TIME,
@@ -21,6 +22,8 @@ from tests.support.dumps import (
     files_of,
     stored_documents,
 )
+from tests.support.payloads import BSON_VALUES
+from tests.support.processes import run_cli
 
 
 async def test_import_of_an_export_gives_identical_documents(
@@ -40,6 +43,9 @@ async def test_import_of_an_export_gives_identical_documents(
         await container.partial_db_service.upsert("A", name, "B_C", name, {"minuteEstimatedTime": float("inf")}, -5)
         await container.recent_db_service.upsert(name, "t", "e", name, False, None, -5)
         await container.session_db_service.upsert(name, "e", name, name, True, {"n": 1}, 10**14 - 1)
+        for backtest in (True, False):
+            await container.recent_db_service.upsert(name, "t", "e", "", backtest, {"n": 1}, -5)
+            await container.session_db_service.upsert(name, "e", "", name, backtest, {"n": 1}, -5)
         await container.state_db_service.upsert(name, name, odd, -7)
         await container.memory_db_service.upsert(name, "b", name, None, -7)
         await container.memory_db_service.upsert("s", "b", name, {"n": 1}, -7)
@@ -80,14 +86,19 @@ async def test_the_json_backend_reads_an_export_and_an_import_reads_its_files(
     """Strategy state moves between the two backends with the time it was written for."""
     mongo, files = Registry(container), Registry(container)
     state = await mongo.state("s_1", "b")
-    await state.write_state_data({"at": datetime(2024, 1, 1, tzinfo=UTC)}, ORIGINAL_WHEN)
+    payload = {"at": datetime(2024, 1, 1, tzinfo=UTC), "key": UUID(int=5), **BSON_VALUES}
+    await state.write_state_data(payload, ORIGINAL_WHEN)
     await export_dump(container, tmp_path / "dump")
     files.use_json(tmp_path / "dump")
     mine = await files.state("s_1", "b")
     assert await mine.read_state_data(when=ORIGINAL_WHEN - 1) is None
-    assert await mine.read_state_data(when=ORIGINAL_WHEN) == {"at": datetime(2024, 1, 1, tzinfo=UTC)}
+    assert await mine.read_state_data(when=ORIGINAL_WHEN) == payload
+    await mine.write_state_data({"again": payload}, ORIGINAL_WHEN)
+    assert await mine.read_state_data() == {"again": payload}
+    await (await files.state("s_2", "b")).write_state_data(payload, ORIGINAL_WHEN)
     await (await files.recent("A_B", "C", "x", "f", False)).write_recent_data({"n": 1}, -5)
     await import_dump(container, tmp_path / "dump")
+    assert await (await mongo.state("s_2", "b")).read_state_data() == payload
     recent = await mongo.recent("A_B", "C", "x", "f", False)
     assert await recent.read_recent_data(when=-6) is None
     assert await recent.read_recent_data(when=-5) == {"n": 1}
@@ -106,12 +117,10 @@ CANDLE = {
 
 
 LOST: list[tuple[str, dict[str, Any], str]] = [
-    ("signal", {"symbol": "foreign type", "payload": {"x": ObjectId()}}, "no exact form"),
     ("signal", {"symbol": "no payload"}, "see payload"),
     ("signal", {"symbol": "no mapping", "payload": 5}, "see payload"),
     ("signal", {"symbol": "no date", "payload": {}, "createDate": None}, "see createDate"),
     ("signal", {"symbol": 5, "payload": {}}, "symbol must be a str"),
-    ("session", {"symbol": "no frame", "frameName": "", "backtest": True, "payload": {}, "when": 0}, "frame_name"),
     ("candle", {**CANDLE, "open": float("nan")}, "open must be a finite number"),
     ("candle", {**CANDLE, "high": 0.0, "symbol": "T"}, "high is below"),
     ("candle", {**CANDLE, "interval": "1w"}, "interval must be one of"),
@@ -156,6 +165,29 @@ async def test_an_export_leaves_nothing_out_in_silence(container: Container, tmp
     assert file_totals(again) == (4, 0, 4, 0)
 
 
+async def test_an_export_names_the_collections_that_it_leaves_behind(
+    container: Container, settings: Settings, tmp_path: Path
+) -> None:
+    """What a newer release of the framework, or another program, has stored; an own domain is none of them."""
+    database = container.mongo_service.database
+    await database["walker-items"].insert_many([{"n": n} for n in range(3)])
+    await database["orders"].insert_one({})
+    await container.signal_db_service.upsert("a", "s", "e", {"n": 1})
+    await container.wait_for_init()
+    report = await export_dump(container, tmp_path / "dump")
+    assert (report.ignored, report.domains["signal"], report.skipped) == ({"orders": 1, "walker-items": 3}, 1, [])
+    finding = next(found for found in (await examine(container)).findings if found.check == "mongodb.collections")
+    assert (finding.level, finding.values["documents"]) == (Level.WARNING, report.ignored)
+    assert "walker-items (3)" in finding.text
+    shown = await run_cli("export-dump", "out", settings=settings, cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "walker-items belongs to no domain of this version; documents left behind: 3." in shown.stdout
+    await database["walker-items"].drop()
+    assert levels(await examine(container)) == {}
+    await database["orders"].drop()
+    assert (await export_dump(container, tmp_path / "more")).ignored == {}
+
+
 async def test_an_export_takes_dates_that_another_program_wrote_as_text(container: Container, tmp_path: Path) -> None:
     """Of a date only the order is kept, so one without a time zone will do."""
     await container.signal_db_service.upsert("a", "s", "e", {"n": 1})
@@ -169,13 +201,7 @@ async def test_a_long_name_beside_an_empty_frame_comes_back(
     container: Container, settings: Settings, tmp_path: Path
 ) -> None:
     """The directory that has no frame is read with what is noted of the others."""
-    sessions = container.session_db_service
-    name = "s" * 201
-    context = sessions.context_type.model_validate(
-        {"strategy_name": name, "exchange_name": "e", "frame_name": "", "symbol": "B", "backtest": False},
-        context=STORED,
-    )
-    await sessions.mongo_store.restore([(context, {"payload": {"n": 1}, "when": -5})])
+    await container.session_db_service.upsert("s" * 201, "e", "", "B", False, {"n": 1}, -5)
     before = await stored_documents(container)
     assert (await export_dump(container, tmp_path / "dump")).skipped == []
     await container.mongo_service.client.drop_database(container.mongo_service.database.name)

@@ -1,12 +1,14 @@
 """Indexes: created and verified before the first operation; what blocks them is named, and dropped only when asked."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from pymongo import AsyncMongoClient
 
-from backtest_persist import Container, IndexConflictError, Settings
+from backtest_persist import Container, IndexConflictError, PersistCandleInstance, Settings
 from tests.support.cases import CASES
 
 
@@ -38,11 +40,64 @@ async def test_a_narrow_index_of_an_older_release_stops_init_until_it_is_dropped
     container = Container(settings)
     db: Any = getattr(container, service)
     with pytest.raises(IndexConflictError):
-        await db.count()
+        await db.wait_for_init()
     assert await db.narrow_indexes() == [name]
     assert await db.drop_narrow_indexes() == [name]
     assert await db.count() == 0
     assert name not in await database[collection].index_information()
+    await container.close()
+
+
+CANDLE = {"symbol": "BTCUSDT", "interval": "1m", "exchangeName": "binance", "open": 1, "high": 2, "low": 1, "close": 2}
+
+
+async def test_candles_under_a_narrow_index_can_be_read_but_not_written(
+    database: Any, settings: Settings, warned: Callable[[], list[str]]
+) -> None:
+    """The docker template of the framework has that index: reads are one warning, each write is the error."""
+    now = datetime.now(UTC)
+    await database["candle-items"].create_index([(field, 1) for field in NARROW[0][1]], unique=True)
+    await database["candle-items"].insert_many(
+        {**CANDLE, "timestamp": float(60_000 * n), "volume": n, "createDate": now, "updatedDate": now}
+        for n in range(30_000_000, 30_000_003)
+    )
+    since = 30_000_000 * 60_000
+    series: tuple[Any, Any, Any] = ("BTCUSDT", "1m", "binance")
+    container = Container(settings)
+    db, adapter = container.candle_db_service, PersistCandleInstance(*series, ioc=container)
+    row = await db.find_by_context(*series, since)
+    assert row is not None
+    assert row.volume == 30_000_000
+
+    async def read() -> None:
+        assert await db.find_by_id(row.id) == row
+        assert await db.find_by_filter({"timestamp": since}) == row
+        assert len(await db.find_all()) == len(await db.find_range(*series, since, 3)) == 3
+        assert [row.timestamp async for row in db.iterate({"volume": 30_000_001})] == [since + 60_000]
+        assert (await db.count(), (await db.paginate({}, limit=1, offset=2)).total) == (3, 3)
+        assert await db.find_gaps(*series, since, since + 240_000) == [(since + 180_000, since + 240_000)]
+        assert await db.has_candle(*series, since)
+        assert len(await adapter.read_candles_data(3, since) or []) == 3
+        assert await container.candle_cache_service.get_candle_id(*series, since) == row.id
+
+    candle = {**CANDLE, "timestamp": since + 180_000, "volume": 1}
+    writes: list[Callable[[], Awaitable[Any]]] = [
+        lambda: db.create(*series, candle),
+        lambda: db.create_many(*series, [candle]),
+        lambda: adapter.write_candles_data([candle]),
+        lambda: db.wait_for_init(),
+    ]
+    for write in writes:
+        await asyncio.gather(read(), read())
+        with pytest.raises(IndexConflictError, match="backtest-persist migrate"):
+            await write()
+    await read()
+    assert warned() == ["mongo.narrow_index"]
+    assert len(await database["candle-items"].index_information()) == 2
+
+    await db.drop_narrow_indexes()  # as `migrate` does, in another process
+    await db.create(*series, candle)
+    assert await db.count() == 4
     await container.close()
 
 

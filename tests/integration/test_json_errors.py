@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +93,22 @@ asyncio.run(main(Path(sys.argv[1])))
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"id": "bro', '{"$date": "x"}'])
-async def test_a_damaged_file_is_a_typed_error_that_names_it(tmp_path: Path, text: str) -> None:
-    """A damaged file is neither guessed at nor removed; a later write repairs it."""
+async def test_a_damaged_file_is_a_typed_error_that_names_it(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged file is neither guessed at nor removed; a list names it and goes on; a later write repairs it."""
     write_dump(tmp_path, {"data/signal/A_B_C/A.json": text, "data/storage/live/x.json": text})
     signal, storage = await open_dump(tmp_path).signal("A", "B", "C"), await open_dump(tmp_path).storage(False)
     with pytest.raises(InvalidPayloadError, match=r"A\.json"):
         await signal.read_signal_data()
-    with pytest.raises(InvalidPayloadError, match=r"x\.json"):
-        await storage.read_storage_data()
+    await storage.write_storage_data([{"id": "w"}, {"id": "y"}])
+    assert await storage.read_storage_data() == [{"id": "w"}, {"id": "y"}]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert re.search(
+        r"^list\.unreadable place=storage \(backtest=False\) left_out=1 ids=x why=.*x\.json is damaged", line
+    )
+    await storage.write_storage_data([{"id": "x"}])
+    assert len(await storage.read_storage_data()) == 3
     await signal.write_signal_data({"n": 1})
     assert await signal.read_signal_data() == {"n": 1}
 
@@ -153,11 +162,28 @@ async def test_a_damaged_file_of_the_hidden_tree_is_a_typed_error_that_names_it(
         file.write_text(text)
     with pytest.raises(InvalidPayloadError, match=rf"{label} is damaged.* Remove it"):
         await (await open_dump(tmp_path).signal("A", "B_C", "x")).read_signal_data()
-    with pytest.raises(InvalidPayloadError, match=rf"{record} is damaged.* Remove it"):
+    with pytest.raises(
+        InvalidPayloadError, match=rf"{record} is damaged.* Remove it together with .*state/s/b/b\.json"
+    ):
         await state.read_state_data()
     with pytest.raises(InvalidPayloadError, match=rf"{record} is damaged"):
         await state.write_state_data({"n": 2}, LATE)
-    for file in (label, record):
+    for file in (label, record, tmp_path / "state/s/b/b.json"):  # as the messages say
         file.unlink()
     assert await (await open_dump(tmp_path).signal("A", "B_C", "x")).read_signal_data() == {"n": 1}
-    assert await state.read_state_data() == {"n": 1}
+    await state.write_state_data({"n": 2}, LATE)
+    assert await state.read_state_data(when=LATE - 1) is None
+    assert await state.read_state_data(when=LATE) == {"n": 2}
+
+
+async def test_a_damaged_record_of_a_place_in_a_list_costs_only_the_place(tmp_path: Path) -> None:
+    """Where nothing has a `when`, the message says that a value without its record is listed by its last write."""
+    storage = await open_dump(tmp_path).storage(True)
+    await storage.write_storage_data([{"id": "a"}, {"id": "b"}])
+    await storage.write_storage_data([{"id": "a", "n": 2}])
+    record = tmp_path / ".backtest-persist/records/data/storage/backtest/a.json"
+    record.write_text("{")
+    with pytest.raises(InvalidPayloadError, match=rf"{record} is damaged. Remove it; .* place of its last write"):
+        await storage.write_storage_data([{"id": "a", "n": 3}])
+    record.unlink()
+    assert await storage.read_storage_data() == [{"id": "b"}, {"id": "a", "n": 2}]

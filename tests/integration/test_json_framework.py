@@ -43,6 +43,8 @@ async def test_a_dump_of_the_framework_is_read_in_every_domain(tmp_path: Path) -
     recent = await persist.recent(*sse, "2024_q1", True)
     assert await recent.read_recent_data(when=before) is None
     assert await recent.read_recent_data(when=ORIGINAL_WHEN) is not None
+    assert await (await persist.recent(*sse, "", False)).read_recent_data() is not None  # live, so without a frame
+    assert await (await persist.session(*sse[1:], "", sse[0], False)).read_session_data() is not None
     state = await persist.state("s-1", "stop")
     assert await state.read_state_data(when=before) is None
     assert await state.read_state_data(when=ORIGINAL_WHEN) is not None

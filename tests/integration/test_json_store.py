@@ -25,8 +25,8 @@ async def quotes(persist: Registry, venue: str, backtest: bool) -> Any:
 async def test_a_domain_of_a_user_is_kept_in_files(tmp_path: Path) -> None:
     """A file contains all fields of a row, and a later process reads the rows with their contexts and times."""
     adapter = await quotes(open_quotes(tmp_path), "x_y", True)
-    written = await adapter.write_quote_data("A_B", "bid", 1.5, [1], 7)
-    await adapter.write_quote_data("A", "B_bid", 2.5, [], 8)
+    written = await adapter.write_quote_data("A_B", "bid", 1.5, [1], -7)
+    await adapter.write_quote_data("A", "B_bid", 2.5, [], -6)
     assert files_of(tmp_path) == {
         "data/quote/x_y_backtest/A%255FB_bid.json": '{"bestPrice":1.5,"sizes":[1]}',
         "data/quote/x_y_backtest/A_B%255Fbid.json": '{"bestPrice":2.5,"sizes":[]}',
@@ -34,8 +34,8 @@ async def test_a_domain_of_a_user_is_kept_in_files(tmp_path: Path) -> None:
     db = (await quotes(open_quotes(tmp_path), "x_y", True)).db
     rows = await db.list_by_venue("x_y", True)
     assert [(row.symbol, row.side, row.best_price, row.when) for row in rows] == [
-        ("A_B", "bid", 1.5, 7),
-        ("A", "B_bid", 2.5, 8),
+        ("A_B", "bid", 1.5, -7),
+        ("A", "B_bid", 2.5, -6),
     ]
     assert rows[0] == written
     assert await db.list_by_venue("x_y", True, newest=1) == rows[1:]

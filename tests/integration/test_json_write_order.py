@@ -94,13 +94,13 @@ async def test_a_read_during_two_writes_sees_a_value_with_its_own_time(
     other = folder.DumpFiles(tmp_path).folder("state", signal_id="s", bucket_name="b")
     real, raced = value_file.load_records, False
 
-    def racing(file: Path) -> Records:
+    def racing(file: Path, advice: str) -> Records:
         nonlocal raced
         if not raced:
             raced = True
             for n in (2, 3):
                 other._write([value_file.Write("b", b'{"n":%d}' % n, LATE)], True, True)
-        return real(file)
+        return real(file, advice)
 
     monkeypatch.setattr(value_file, "load_records", racing)
     assert await state.read_state_data(when=EARLY) is None

@@ -1,5 +1,7 @@
 """The shared base of the db services: filters, order, pages, ids."""
 
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from enum import Enum
 from typing import Any, cast
 from uuid import uuid4
@@ -8,7 +10,15 @@ import numpy as np
 import pytest
 from bson import ObjectId
 
-from backtest_persist import Container, InvalidKeyError, InvalidPayloadError
+from backtest_persist import (
+    Container,
+    InvalidKeyError,
+    InvalidPayloadError,
+    InvalidWhenError,
+    Mode,
+    PersistStorageInstance,
+    Registry,
+)
 from backtest_persist.core.query import to_sort
 
 
@@ -35,6 +45,14 @@ async def test_a_limited_list_by_mode_has_the_newest_rows_oldest_first(container
     assert [row.signal_id for row in await db.list_by_mode(True, 3)] == ["s0007", "s0008", "s0009"]
     assert await db.list_by_mode(True, 0) == []
     assert [row.signal_id for row in await db.find_all(limit=2)] == ["s0000", "s0001"]
+    assert [row.signal_id for row in await db.find_all(newest=2)] == ["s0008", "s0009"]
+    assert [row.signal_id for row in await db.find_all({"signal_id": {"$lt": "s0005"}}, newest=1)] == ["s0004"]
+    assert await db.find_all(newest=0) == []
+    assert await db.find_all(newest=20) == await db.find_all()
+    excluding: list[dict[str, Any]] = [{"limit": 1}, {"sort": [("id", 1)]}]
+    for excluded in excluding:
+        with pytest.raises(InvalidKeyError, match="newest"):
+            await db.find_all(newest=1, **excluded)
     with pytest.raises(InvalidKeyError):
         await db.list_by_mode(True, -1)
     with pytest.raises(InvalidKeyError):
@@ -48,6 +66,7 @@ async def test_pages_tile_the_whole(container: Container) -> None:
     pages = [await db.paginate({"backtest": True}, limit=3, offset=offset) for offset in range(0, 12, 3)]
     assert [page.total for page in pages] == [10] * 4
     assert [row for page in pages for row in page.rows] == await db.find_all()
+    assert await db.paginate(limit=3) == pages[0]
 
 
 async def test_an_order_is_total_and_follows_the_unique_index_where_it_can(container: Container) -> None:
@@ -119,6 +138,50 @@ async def test_a_filter_takes_enums_by_value_and_ids_inside_operators(container:
     assert await db.find_all({"id": {"$exists": True}}) == [first, second]
 
 
+async def test_a_filter_compares_what_was_written(container: Container) -> None:
+    """Times, decimals, ids and numbers find the rows whose writes were given the same."""
+    db, key = container.recent_db_service, uuid4()
+    noon = datetime(2024, 1, 1, 12, tzinfo=UTC)
+    for n in range(3):
+        payload = {"price": Decimal("1.50"), "n": np.int64(n), "key": key, "at": noon + timedelta(hours=n)}
+        await db.upsert(f"S{n}", "t", "e", "f", Mode.LIVE, payload, noon + timedelta(milliseconds=n))
+
+    async def found(filter: Any) -> list[str]:
+        return [row.symbol for row in await db.find_all(filter)]
+
+    finer = noon + timedelta(microseconds=1500)
+    assert await found({"when": {"$lte": finer}}) == await found({"when": {"$lt": finer}}) == ["S0", "S1"]
+    assert await found({"when": {"$gt": finer}}) == await found({"when": {"$gte": finer}}) == ["S2"]
+    assert await found({"when": noon}) == await found({"payload.at": noon}) == ["S0"]
+    assert await found({"payload.price": Decimal("1.5"), "payload.key": key, "payload.n": np.int64(2)}) == ["S2"]
+    assert await found({"backtest": Mode.PAPER, "create_date": {"$gt": noon}, "symbol": {"$ne": "S1"}}) == ["S0", "S2"]
+    assert await found({"$expr": {"$eq": ["$strategy_name", "t"]}, "$nor": [{"symbol": "S0"}]}) == ["S1", "S2"]
+    assert await found({"backtest": Mode.BACKTEST}) == await found({"updated_date": {"$lt": noon}}) == []
+    with pytest.raises(InvalidWhenError, match="naive"):
+        await db.count({"when": {"$lte": datetime(2024, 1, 1)}})
+
+
+async def test_a_mode_is_taken_for_its_flag_in_every_call(container: Container) -> None:
+    """Paper and live are False, in db and cache services, adapters and the registry; any other str is refused."""
+    live, db, cache = Mode.LIVE, container.storage_db_service, container.storage_cache_service
+    row = await db.upsert(live, "s", {"id": "s"})
+    assert row.backtest is False
+    assert await db.find_by_context(Mode.PAPER, "s") == await db.find_by_context(False, "s") == row
+    assert await db.list_by_mode(live) == await db.list_by_mode(False) == [row]
+    assert await db.upsert_many(Mode.BACKTEST, [{"id": "s"}]) == 1
+    assert await cache.get_storage_id(live, "s") == await cache.get("live:s") == row.id
+    assert await cache.has_storage_id(Mode.BACKTEST, "s")
+    session, context = container.session_db_service, ("t", "e", "f", "S")
+    assert (await session.upsert(*context, live, {"n": 1}, 1)) == await session.find_by_context(*context, False)
+    persist = Registry(container)
+    assert await persist.storage(live) is await persist.storage(False)
+    adapter = PersistStorageInstance(live, ioc=container)
+    assert adapter.backtest is False
+    assert await adapter.read_storage_data() == [{"id": "s"}]
+    with pytest.raises(InvalidKeyError, match="Mode"):
+        await db.list_by_mode("live")  # pyright: ignore[reportArgumentType]
+
+
 def cycle() -> dict[str, Any]:
     loop: dict[str, Any] = {}
     loop["symbol"] = loop
@@ -138,8 +201,9 @@ BAD_FILTERS: dict[str, Any] = {
     "int beyond 64 bits": {"payload.n": 2**63},
     "object": {"symbol": object()},
     "set": {"symbol": {1}},
-    "uuid": {"symbol": uuid4()},
-    "numpy": {"payload.n": np.int64(1)},
+    "array": {"payload.n": np.array([1])},
+    "unknown field": {"sybol": "s"},
+    "naive datetime": {"payload.at": datetime(2024, 1, 1)},
     "cycle": cycle(),
     "or of no mappings": {"$or": ["x"]},
     "or of nothing": {"$or": None},
@@ -156,6 +220,7 @@ BAD_SORTS: dict[str, Any] = {
     "lone surrogate": [("\ud800", 1)],
     "NUL": [("a\0b", 1)],
     "pair": ("symbol", 1),
+    "unknown field": [("sybol", 1)],
 }
 BAD_QUERIES: dict[str, dict[str, Any]] = {
     **{name: {"filter": filter} for name, filter in BAD_FILTERS.items()},

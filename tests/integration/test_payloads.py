@@ -9,10 +9,12 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
-from bson.datetime_ms import DatetimeMS
+from bson import Binary, Code
+from bson.raw_bson import RawBSONDocument
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -20,8 +22,9 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from backtest_persist import Container, InvalidPayloadError, Settings, SignalRow
+from backtest_persist.connections import CODEC_OPTIONS
 from tests.support.commands import monitored_container
-from tests.support.payloads import keys, typed, values
+from tests.support.payloads import BSON_VALUES, keys, typed, values
 
 
 @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -210,14 +213,29 @@ async def test_a_payload_changed_after_the_call_is_stored_as_it_was(container: C
     assert (await writing).payload == {"items": [1]}
 
 
-async def test_a_foreign_date_beyond_the_years_of_datetime_is_its_ms(container: Container) -> None:
-    """A date that JavaScript can write and datetime cannot hold is an int in ms, and leaves a list readable."""
-    await container.signal_db_service.upsert("s", "t", "e", {"at": 1})
-    far = DatetimeMS(8_640_000_000_000_000)
+async def test_what_another_program_stored_keeps_its_type(container: Container) -> None:
+    """Values that only BSON has, and UUIDs, come back as what they are, and are written back as what they were."""
+    db, key = container.signal_db_service, UUID(int=5)
     collection = container.mongo_service.collection("signal-items")
-    await collection.update_one({}, {"$set": {"payload.at": far, "payload.list": [far]}})
-    rows = await container.signal_db_service.find_all()
-    assert [row.payload for row in rows] == [{"at": 8_640_000_000_000_000, "list": [8_640_000_000_000_000]}]
+    row = await db.upsert("s", "t", "e", {"key": key})
+    assert row.payload == {"key": key}
+    foreign = {**BSON_VALUES, "Code with scope": Code("f()", {"n": 1}), "key": Binary.from_uuid(key)}
+    await collection.update_one({}, {"$set": {"payload": foreign}})
+    before = await raw(container)
+    found = await db.find_by_context("s", "t", "e")
+    assert found is not None
+    assert found.payload == {**foreign, "key": key}
+    assert (await db.find_all())[0] == found
+    await db.upsert("s", "t", "e", found.payload)
+    assert (await raw(container))["payload"] == before["payload"]
+    far = BSON_VALUES["a date beyond the years of datetime"]
     await collection.update_one({}, {"$set": {"createDate": far}})
-    with pytest.raises(InvalidPayloadError, match=f"{rows[0].id} .*createDate"):
-        await container.signal_db_service.find_all()
+    with pytest.raises(InvalidPayloadError, match=f"{row.id} .*createDate"):
+        await db.find_by_context("s", "t", "e")
+
+
+async def raw(container: Container) -> Any:
+    """Return the one stored signal without decoding its payload."""
+    options = CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
+    document: Any = await container.mongo_service.collection("signal-items").with_options(options).find_one({})
+    return {name: getattr(value, "raw", value) for name, value in document.items()}

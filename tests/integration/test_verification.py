@@ -5,13 +5,15 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+from bson import ObjectId
 
 from backtest_persist import Container, Settings
-from backtest_persist.operations import IdCounts, rebuild, verify
+from backtest_persist.operations import IdCounts, examine, rebuild, verify
 from backtest_persist.operations.cache.ids import CachedIds
 from tests.support.cases import CASES
 from tests.support.containers import open_container
 from tests.support.damage import DAMAGED_COUNTS, damage_ids, write_unrelated_keys
+from tests.support.diagnoses import values
 from tests.support.documents import find, key_of, keys, stored, write
 
 
@@ -33,6 +35,8 @@ async def test_fixing_puts_right_what_is_wrong_and_nothing_else(container: Conta
     await write_unrelated_keys(container)
     documents, before = await stored(settings)
     report = await verify(container, fix=True)
+    assert report.ignored == {"other_cache": 1}
+    assert values(await examine(container))["cache.ignored"] == {"names": ["other_cache"]}
     assert report.domains == {case.domain: IdCounts(right=2, stale=2, foreign=4, missing=1, fixed=7) for case in CASES}
     assert report.wrong == 0
 
@@ -111,6 +115,37 @@ async def test_a_session_without_a_frame_has_an_id(container: Container, setting
     assert (await rebuild(container)).domains["session"] == 1
     assert list(await keys(settings)) == [f"{settings.redis_key_prefix}session_cache:e:t::s:live".encode()]
     assert (await verify(container)).domains["session"] == IdCounts(right=1)
+
+
+async def test_keys_as_the_framework_spells_them_are_right(container: Container, settings: Settings) -> None:
+    """It joins names as they are. Such a key is right for its document, is set right if need be, and stays."""
+    redis: Any = container.redis_service.client
+    database, prefix = container.mongo_service.database, settings.redis_key_prefix
+    ours = {case.domain: f"{prefix}{case.redis_key}" for case in CASES}
+    plain = {domain: key.replace("%3A", ":") for domain, key in ours.items()}
+    ids = {case.domain: (await database[case.collection].insert_one(dict(case.document))).inserted_id for case in CASES}
+    await redis.mset({plain[domain]: str(id) for domain, id in ids.items()})
+    odd = {name: f"100%:{name}" for name in ("symbol", "strategyName", "exchangeName")}
+    id = (await database["strategy-items"].insert_one({**odd, "payload": None})).inserted_id
+    await redis.set(f"{prefix}strategy_cache:100%:exchangeName:100%:strategyName:100%:symbol", str(id))
+    before = await keys(settings)
+    for fix in (False, True):
+        report = await verify(container, fix=fix)
+        assert report.domains == {domain: IdCounts(right=1 + (domain == "strategy")) for domain in ids}
+        assert await keys(settings) == before
+    assert values(await examine(container))["cache"] == {"right": 1 + len(ids), "stale": 0, "foreign": 0, "missing": 0}
+
+    differing = [domain for domain in ids if plain[domain] != ours[domain]]
+    assert len(differing) > 8
+    await redis.mset({plain[domain]: str(ObjectId()) for domain in differing})
+    assert (await verify(container)).domains["signal"] == IdCounts(stale=1, missing=1)
+    assert (await verify(container, fix=True)).domains["signal"] == IdCounts(stale=1, fixed=1)
+    assert {domain: await redis.get(key) for domain, key in plain.items()} == {
+        domain: str(id).encode() for domain, id in ids.items()
+    }
+    await container.mongo_service.collection("signal-items").delete_many({})
+    assert (await verify(container, fix=True)).domains["signal"] == IdCounts(stale=1, fixed=1)
+    assert await redis.get(plain["signal"]) is None  # it led to nothing
 
 
 async def test_the_key_prefix_is_no_pattern(container: Container, settings: Settings) -> None:

@@ -65,7 +65,8 @@ async def silent(driver: str) -> AsyncIterator[Silent]:
 def unusable(call: PublicCall) -> Iterator[tuple[str, Any]]:
     """Yield every place of a call that takes a component, with each unusable value."""
     for place in sorted(PLACES & call.arguments.keys()):
-        yield from ((place, bad) for bad in BAD if not (call.name == "get" and bad is None))
+        usable = {"frame_name": "", "key": None if call.name == "get" else ...}.get(place, ...)
+        yield from ((place, bad) for bad in BAD if bad is not usable)
     for place in sorted(LISTS & call.arguments.keys()):
         yield from ((place, [{"id": bad}]) for bad in BAD)
 

@@ -62,12 +62,14 @@ async def run_program(code: str, *arguments: object) -> None:
         assert await process.wait() == 0
 
 
-async def run_cli(*arguments: str, settings: Settings, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run ``backtest-persist`` to its end, on the servers of the settings, without colours and in wide lines.
+async def run_cli(
+    *arguments: str, settings: Settings, cwd: Path, columns: int = 200
+) -> subprocess.CompletedProcess[str]:
+    """Run ``backtest-persist`` to its end, on the servers of the settings, without colours.
 
     Its timeouts are the defaults, or those of a ``.env`` in `cwd`.
     """
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    environment = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1"}
     environment |= settings_environment(settings, timeouts=False)
     return await asyncio.to_thread(
         subprocess.run,

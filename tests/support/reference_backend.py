@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+from bson.binary import UUID_SUBTYPE, Binary
 from bson.decimal128 import Decimal128
 
 from backtest_persist.contracts import Backend, CandleData, CandleInterval, CandlesInput, Payload, PayloadInput, When
@@ -377,7 +378,7 @@ class Reference:
         return Partial(self.store, "partial", symbol, strategy_name, exchange_name)
 
     def recent(self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool) -> Recent:
-        return Recent(self.store, "recent", symbol, strategy_name, exchange_name, frame_name, mode(backtest))
+        return Recent(self.store, "recent", symbol, strategy_name, exchange_name, frame(frame_name), mode(backtest))
 
     def risk(self, risk_name: str, exchange_name: str) -> Risk:
         return Risk(self.store, "risk", risk_name, exchange_name)
@@ -386,7 +387,7 @@ class Reference:
         return Schedule(self.store, "schedule", symbol, strategy_name, exchange_name)
 
     def session(self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool) -> Session:
-        return Session(self.store, "session", strategy_name, exchange_name, frame_name, symbol, mode(backtest))
+        return Session(self.store, "session", strategy_name, exchange_name, frame(frame_name), symbol, mode(backtest))
 
     def signal(self, symbol: str, strategy_name: str, exchange_name: str) -> Signal:
         return Signal(self.store, "signal", symbol, strategy_name, exchange_name)
@@ -408,6 +409,11 @@ def mode(backtest: bool) -> str:
     return mode_word(checked_flag(backtest, "backtest"))
 
 
+def frame(frame_name: str) -> str:
+    """Return a name for a frame, which is empty in live trading."""
+    return "none" if frame_name == "" else f"frame {checked_name(frame_name, 'frame_name')}"
+
+
 def plain(value: Any) -> Any:
     """Return an encoded payload without the types of MongoDB in it."""
     if isinstance(value, dict):
@@ -416,4 +422,6 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in cast("list[Any]", value)]
     if isinstance(value, Decimal128):
         return value.to_decimal()
+    if isinstance(value, Binary) and value.subtype == UUID_SUBTYPE:
+        return value.as_uuid()
     return value.astimezone(UTC) if isinstance(value, datetime) else value

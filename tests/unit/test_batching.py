@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import StoreUnavailableError
-from backtest_persist.core.batching import Batcher, Call
+from backtest_persist.core.batching import BATCH_BYTES, Batcher, Call
 
 
 def timed_out(item: Any) -> Exception:
@@ -34,7 +34,7 @@ class Recorder:
             limit=limit,
         )
 
-    async def answer(self, calls: Sequence[Call[Any, Any]], seconds: float) -> None:
+    async def answer(self, calls: Sequence[Call[Any, Any]], seconds: float) -> Sequence[Call[Any, Any]]:
         self.sent.append([call.item for call in calls])
         self.seconds.append(seconds)
         reply = asyncio.Event()
@@ -45,6 +45,7 @@ class Recorder:
                 call.fail(call.item)
             else:
                 call.resolve(call.item)
+        return ()
 
     async def close(self) -> None:
         """Answer everything."""
@@ -233,7 +234,7 @@ async def test_each_call_has_its_own_error(make_recorder: RecorderMaker) -> None
     with pytest.raises(LookupError, match="mine"):
         await bad
 
-    async def fail(calls: Sequence[Call[Any, Any]], seconds: float) -> None:
+    async def fail(calls: Sequence[Call[Any, Any]], seconds: float) -> Sequence[Call[Any, Any]]:
         raise ConnectionError("all")
 
     batcher: Batcher[Any, Any] = Batcher(fail, max_in_flight=1, max_size=9, timeout=60.0, timed_out=timed_out)
@@ -241,6 +242,61 @@ async def test_each_call_has_its_own_error(make_recorder: RecorderMaker) -> None
     assert [str(error) for error in await asyncio.gather(*answers, return_exceptions=True)] == ["all"] * 3
     await batcher.drain()
     assert not batcher._in_flight
+
+
+class Sized(Batcher[Any, Any]):
+    """Sends items that are as large as they say."""
+
+    def size_of(self, item: Any) -> int:
+        return item
+
+
+async def test_a_batch_carries_a_limited_number_of_bytes() -> None:
+    """An item that is larger than a batch goes alone; what is sent again comes first."""
+    sent: list[list[Any]] = []
+    again = {5}
+
+    async def send(calls: Sequence[Call[Any, Any]], seconds: float) -> Sequence[Call[Any, Any]]:
+        sent.append([call.item for call in calls])
+        left = [call for call in calls if call.item in again]
+        again.difference_update(call.item for call in calls)
+        for call in calls:
+            if call not in left:
+                call.resolve(call.item)
+        return left
+
+    batcher = Sized(send, max_in_flight=1, max_size=9, timeout=60.0, timed_out=timed_out)
+    items = [BATCH_BYTES, 2 * BATCH_BYTES, 5, BATCH_BYTES - 5, 1]
+    assert await asyncio.gather(*map(batcher.submit, items)) == items
+    assert sent == [[BATCH_BYTES], [2 * BATCH_BYTES], [5, BATCH_BYTES - 5], [5, 1]]
+    assert batcher._bytes == 0
+
+
+async def test_the_time_of_a_call_behind_many_bytes_begins_when_it_is_sent() -> None:
+    """As long as batches succeed; once they do not, it fails as any other, unsent."""
+    succeeds = True
+    seconds_given: list[float] = []
+
+    async def send(calls: Sequence[Call[Any, Any]], seconds: float) -> Sequence[Call[Any, Any]]:
+        seconds_given.append(seconds)
+        await asyncio.sleep(0.15)
+        for call in calls:
+            if succeeds:
+                call.resolve(call.item)
+            else:
+                call.fail(LookupError("no"))
+        return ()
+
+    batcher = Sized(send, max_in_flight=1, max_size=9, timeout=0.4, timed_out=timed_out)
+    items = [BATCH_BYTES + n for n in range(6)]
+    assert await asyncio.gather(*map(batcher.submit, items)) == items
+    assert min(seconds_given) > 0
+    succeeds = False
+    ends = await asyncio.gather(*map(batcher.submit, items), return_exceptions=True)
+    assert [type(end) for end in ends[:1]] == [LookupError]
+    assert "nothing was sent" in str(ends[-1])
+    assert len(seconds_given) < 2 * len(items)
+    await batcher.drain()
 
 
 async def test_a_call_that_was_pending_for_its_whole_deadline_is_not_sent(make_recorder: RecorderMaker) -> None:
@@ -262,12 +318,15 @@ async def test_a_call_that_was_pending_for_its_whole_deadline_is_not_sent(make_r
 
 
 async def test_a_call_times_out_while_its_batch_goes_on(make_recorder: RecorderMaker) -> None:
-    """Calls in flight and pending calls fail in time; the batch counts against the limit until it ends."""
+    """Calls in flight and pending calls fail in time; the batch counts against the limit until it ends.
+
+    Of a call that was never sent the error says so.
+    """
     recorder = make_recorder(timeout=0.05)
     answers = await submit_behind_one(recorder, "ab")
     async with asyncio.timeout(5):
-        for answer, item in zip(answers, "ab", strict=True):
-            with pytest.raises(StoreUnavailableError, match=f"{item} timed out"):
+        for answer, problem in zip(answers, ("a timed out", "nothing was sent"), strict=True):
+            with pytest.raises(StoreUnavailableError, match=problem):
                 await answer
     third = recorder.batcher.submit("c")
     await recorder.turn()

@@ -3,8 +3,10 @@
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
+from bson import Binary
 from bson.decimal128 import Decimal128
 from bson.int64 import Int64
 
@@ -28,6 +30,9 @@ SAME: list[tuple[Any, Any]] = [
     ([1, [2.0]], [1.0, [2]]),
     ({}, {}),
     ({"a": 1, "b": [NAN]}, {"b": [NAN], "a": 1.0}),
+    ({"a": 1, "updatedDate": "then"}, {"a": 1, "updatedDate": datetime(2024, 1, 1, tzinfo=UTC)}),
+    ({"a": [{"updatedDate": 1}]}, {"a": [{}]}),
+    (Binary(UUID(int=5).bytes, 4), UUID(int=5)),
 ]
 """Values to be stored, and stored values as plain data."""
 DIFFERENT: list[tuple[Any, Any]] = [
@@ -46,6 +51,8 @@ DIFFERENT: list[tuple[Any, Any]] = [
     (Decimal128("1.5"), Decimal("1.50")),
     (Decimal128("1"), 1),
     (1, Decimal("1")),
+    (Binary(UUID(int=5).bytes, 4), UUID(int=5).bytes),
+    ({"updatedDate": 1, "b": 1}, {"updatedDate": 1}),
     ([], {}),
     ([], None),
     ([1], [1, 2]),

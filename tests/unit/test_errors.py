@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,26 @@ def test_a_copy_has_the_cause_of_the_original_and_a_traceback_of_its_own() -> No
     assert error.__cause__ is caught.value.__cause__
     assert isinstance(error.__cause__, ConnectionError)
     assert error.__traceback__ is None
+
+
+def raised(error: BacktestPersistError) -> str:
+    """Return the traceback of an error that is raised while a long one of a driver is being handled."""
+    try:
+        try:
+            raise ConnectionError("of the driver")
+        except ConnectionError:
+            raise error  # noqa: B904  # the context is what matters here
+    except BacktestPersistError as caught:
+        return "".join(traceback.format_exception(caught))
+
+
+@pytest.mark.parametrize("way", COPIES.values(), ids=COPIES)
+def test_a_copy_hides_what_the_original_hides(way: Callable[[Any], Any]) -> None:
+    """`raise ... from None` keeps the traceback of a driver out of a notebook, whichever caller of a batch gets it."""
+    shown, hidden = StoreUnavailableError("Gone."), StoreUnavailableError("Gone.")
+    hidden.__suppress_context__ = True
+    assert "of the driver" in raised(way(shown))
+    assert "of the driver" not in raised(way(hidden))
 
 
 @pytest.mark.parametrize("error_type", CLASSES)

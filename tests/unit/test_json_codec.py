@@ -5,14 +5,16 @@ import math
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
+from bson import encode as bson_encode
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backtest_persist.backends.json import codec
 from backtest_persist.core.payload import encode_payload
-from tests.support.payloads import keys, typed, values
+from tests.support.payloads import BSON_VALUES, keys, typed, values
 
 
 @given(st.dictionaries(keys, values, max_size=5))
@@ -21,7 +23,13 @@ def test_a_payload_comes_back_exactly(payload: dict[str, Any]) -> None:
     assert typed(through(payload)) == typed(payload)
 
 
-@pytest.mark.parametrize("tag", ["$numberDecimal", "$date", "$binary", "$numberDouble", "$literal"])
+TAGS = (
+    *("$binary", "$code", "$date", "$literal", "$maxKey", "$minKey", "$numberDecimal", "$numberDouble"),
+    *("$oid", "$regularExpression", "$timestamp"),
+)
+
+
+@pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize("content", ["1", None, 1.5, {"base64": "AA=="}, {}, [], {"$literal": 1}])
 def test_what_looks_like_a_tag_is_data(tag: str, content: Any) -> None:
     """A key of a user that is also a tag round-trips as the only key, nested, and beside others."""
@@ -59,6 +67,22 @@ def test_types_that_json_lacks_are_written_as_extended_json() -> None:
     assert through(payload) == {**payload, "t": datetime(2024, 1, 31, 12, tzinfo=UTC)}
 
 
+@pytest.mark.parametrize("value", BSON_VALUES.values(), ids=BSON_VALUES)
+def test_what_only_bson_has_keeps_its_type(value: Any) -> None:
+    """It is written as Extended JSON and read as what the driver gives for it, alone and among others."""
+    for payload in ({"value": value}, {"inner": [{"value": value, "more": 1}, value]}):
+        assert bson_encode(encode_payload(through(payload), "test") or {}) == bson_encode(
+            encode_payload(payload, "test") or {}
+        )
+
+
+def test_a_uuid_is_binary_of_subtype_4() -> None:
+    """It is the form in which other programs read it."""
+    assert json.loads(codec.dumps(codec.encode({"key": UUID(int=5)}))) == {
+        "key": {"$binary": {"base64": "AAAAAAAAAAAAAAAAAAAABQ==", "subType": "04"}}
+    }
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -70,6 +94,12 @@ def test_types_that_json_lacks_are_written_as_extended_json() -> None:
         b'{"$date": 5}',
         b'{"$numberDecimal": "x"}',
         b'{"$binary": "x"}',
+        b'{"$binary": {"base64": "AA=="}}',
+        b'{"$binary": {"base64": "AA==", "subType": "x"}}',
+        b'{"$oid": "x"}',
+        b'{"$timestamp": 5}',
+        b'{"$regularExpression": {"pattern": "a"}}',
+        b'{"$date": {"$numberLong": "x"}}',
         b'{"$numberDouble": []}',
         b"[" * 100_000,
     ],

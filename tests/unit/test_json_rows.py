@@ -20,6 +20,7 @@ TEXTS: list[tuple[str, dict[str, Any], str]] = [
     ("measure", {"payload": {"n": 1, "removed": True}, "removed": True}, '{"n":1,"removed":true}'),
     ("measure", {"payload": {"n": 1}, "removed": True}, '{"$literal":{"n":1},"removed":true}'),
     ("measure", {"payload": {"removed": True}, "removed": False}, '{"$literal":{"removed":true},"removed":false}'),
+    ("memory", {"payload": None, "removed": False, "when": 5}, '{"$literal":null}'),
     ("memory", {"payload": None, "removed": True, "when": 5}, '{"$literal":null,"removed":true}'),
     ("quote", {"bestPrice": 1.5, "sizes": [1, 2], "when": 5}, '{"bestPrice":1.5,"sizes":[1,2]}'),
 ]

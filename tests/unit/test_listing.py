@@ -1,15 +1,16 @@
 """Lists: batches as they come from the server, and how a query goes on when the server has no time left for it."""
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from bson import ObjectId, encode
+from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure
 
-from backtest_persist import StoreUnavailableError
-from backtest_persist.core.listing import Batches, Listing, find_each, find_ids
+from backtest_persist.core.listing import Batches, Finder, Listing
 
 OUT_OF_TIME = OperationFailure("operation exceeded time limit", 50)
 ID = ObjectId("65a1b2c3d4e5f60718293a4b")
@@ -21,10 +22,12 @@ class Cursor:
 
     def __init__(self, batches: Sequence[Any]) -> None:
         self._batches = list(batches)
+        self.alive = True
         self.closed = 0
 
     async def __anext__(self) -> bytes:
         if not self._batches:
+            self.alive = False
             raise StopAsyncIteration
         batch = self._batches.pop(0)
         if isinstance(batch, Exception):
@@ -33,6 +36,19 @@ class Cursor:
 
     async def close(self) -> None:
         self.closed += 1
+
+
+class Background:
+    """Runs what goes on in the background, and knows its tasks."""
+
+    def __init__(self) -> None:
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def __call__(self, work: Coroutine[Any, Any, None]) -> None:
+        self.tasks.append(asyncio.create_task(work))
+
+    async def finish(self) -> None:
+        await asyncio.gather(*self.tasks)
 
 
 class Collection:
@@ -46,9 +62,21 @@ class Collection:
         self.queries.append({"query": query, **options})
         return self.cursors[len(self.queries) - 1]
 
-    async def find_one(self, query: Any) -> Any:
-        self.queries.append({"one": query})
-        return next(iter(self.cursors[0]._batches), None)
+    def with_options(self, **_: Any) -> "Collection":
+        return self
+
+    def find(self, query: Any, projection: Any, batch_size: int) -> Self:
+        self.queries.append({"query": query, "projection": projection, "batch_size": batch_size})
+        self._found = self.cursors[len(self.queries) - 1]._batches
+        return self
+
+    async def to_list(self, length: None) -> list[RawBSONDocument]:
+        return [RawBSONDocument(encode(document)) for document in self._found]
+
+    async def find_one(self, query: Any, projection: Any) -> RawBSONDocument | None:
+        self.queries.append({"one": query, "projection": projection})
+        batch = next(iter(self.cursors[0]._batches), None)
+        return None if batch is None else RawBSONDocument(encode(batch))
 
 
 def documents(*numbers: int) -> list[dict[str, Any]]:
@@ -56,16 +84,48 @@ def documents(*numbers: int) -> list[dict[str, Any]]:
 
 
 async def collected(collection: Any, **options: Any) -> list[Any]:
-    async with aclosing(Batches(collection, {"symbol": "s"}, **options)) as batches:
-        return [document async for batch in batches for document in batch]
+    background = Background()
+    async with aclosing(Batches(collection, {"symbol": "s"}, background=background, **options)) as batches:
+        found = [document async for batch in batches for document in batch]
+    await background.finish()
+    return found
 
 
-async def test_a_query_is_passed_on_and_its_cursor_is_closed() -> None:
-    """Every batch is decoded, and the server may forget the rest when the list is over."""
+async def test_a_query_is_passed_on() -> None:
+    """Every batch is decoded; a cursor that has given all is not closed once more."""
     collection = Collection([documents(1, 2), documents(3)])
     assert await collected(collection, sort=SORT, skip=1, batch_size=2) == documents(1, 2, 3)
     assert collection.queries == [{"query": {"symbol": "s"}, "sort": SORT, "limit": 0, "skip": 1, "batch_size": 2}]
-    assert collection.cursors[0].closed == 1
+    assert collection.cursors[0].closed == 0
+
+
+async def test_a_query_that_is_left_closes_its_cursor_behind_the_caller() -> None:
+    """Whoever leaves waits for nothing: the driver finishes the batch that it reads and closes the cursor then."""
+    background = Background()
+    collection: Any = Collection([documents(1), documents(2)])
+    cursor = collection.cursors[0]
+    read, reply = cursor.__class__.__anext__, asyncio.Event()
+
+    async def slow(self: Any) -> bytes:
+        await reply.wait()
+        return await read(self)
+
+    cursor.__class__ = type("SlowCursor", (Cursor,), {"__anext__": slow})
+    batches = Batches(collection, {}, background=background)
+    reading = asyncio.create_task(anext(batches))
+    await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await batches.aclose()
+    await asyncio.sleep(0)
+    assert (cursor.closed, len(background.tasks)) == (0, 1)
+    reply.set()
+    await background.finish()
+    assert cursor.closed == 1
+    unread = Batches(Collection([]), {}, background=background)  # pyright: ignore[reportArgumentType]
+    await unread.aclose()
+    assert len(background.tasks) == 1
 
 
 async def test_documents_keep_what_looks_like_a_reference() -> None:
@@ -90,7 +150,7 @@ async def test_a_list_goes_on_behind_its_last_document() -> None:
     assert [query["limit"] for query in collection.queries] == [9, 7, 6]
     assert ["skip" in query for query in collection.queries] == [True, False, False]
     assert [query["batch_size"] for query in collection.queries] == [2, 2, 2]
-    assert [cursor.closed for cursor in collection.cursors] == [1, 1, 1]
+    assert [cursor.closed for cursor in collection.cursors] == [1, 1, 0]  # the last one has given all
     first, after = collection.queries[2]["query"]["$and"]
     assert first == {"symbol": "s"}
     by_date, by_date_type, by_id, by_id_type = after["$or"]
@@ -161,6 +221,7 @@ class Client:
         self.begun = 0
         self.opened = 0
         self.is_open = True
+        self.background = Background()
 
     @asynccontextmanager
     async def operation(self) -> AsyncGenerator[None]:
@@ -170,7 +231,7 @@ class Client:
     async def find(self) -> Batches:
         self.opened += 1
         anything: Any = self.collection
-        return Batches(anything, {})
+        return Batches(anything, {}, background=self.background)
 
     def list(self) -> Listing[list[int]]:
         return Listing(self.find, self.operation, lambda: self.is_open, lambda batch: [each["_id"] for each in batch])
@@ -182,8 +243,7 @@ async def test_each_batch_of_a_listing_is_an_operation() -> None:
     async with aclosing(client.list()) as listing:
         assert client.opened == 0
         assert [batch async for batch in listing] == [[1, 2], [3]]
-    assert (client.opened, client.begun) == (1, 4)  # two batches, the end, and the close
-    assert client.collection.cursors[0].closed == 1
+    assert (client.opened, client.begun) == (1, 3)  # two batches and the end
 
 
 async def test_a_listing_that_is_left_is_closed_while_there_is_a_client() -> None:
@@ -194,25 +254,11 @@ async def test_a_listing_that_is_left_is_closed_while_there_is_a_client() -> Non
         assert await anext(listing) == [1]
         client.is_open = is_open
         await listing.aclose()
+        await client.background.finish()
         assert client.collection.cursors[0].closed == is_open
     unused = Client()
     await unused.list().aclose()
     assert (unused.opened, unused.begun) == (0, 0)
-
-
-async def test_a_server_that_is_gone_does_not_keep_a_listing_from_closing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of the cursor is a courtesy."""
-    client = Client(documents(1))
-    listing = client.list()
-    await anext(listing)
-
-    @asynccontextmanager
-    async def operation() -> AsyncGenerator[None]:
-        raise StoreUnavailableError("gone")
-        yield
-
-    monkeypatch.setattr(listing, "_operation", operation)
-    await listing.aclose()
 
 
 # --- many documents by one query ---
@@ -221,21 +267,39 @@ async def test_a_server_that_is_gone_does_not_keep_a_listing_from_closing(monkey
 async def test_one_document_is_found_by_one_simple_query() -> None:
     """A lone id or context costs no cursor."""
     one: Any = Collection([{"_id": ID}])
-    assert await find_ids(one, [ID]) == [{"_id": ID}]
-    assert await find_each(one, [{"symbol": "s"}]) == [{"_id": ID}]
-    assert one.queries == [{"one": {"_id": ID}}, {"one": {"symbol": "s"}}]
-    nothing: Any = Collection([])
-    assert await find_ids(nothing, [ID]) == await find_each(nothing, [{}]) == []
+    finder = Finder(one)
+    assert await finder.by_ids([ID]) == [{"_id": ID}]
+    assert await finder.by_each([{"symbol": "s"}], ["symbol"]) == [{"_id": ID}]
+    assert one.queries == [
+        {"one": {"_id": ID}, "projection": None},
+        {"one": {"symbol": "s"}, "projection": ["symbol"]},
+    ]
+    nothing = Finder(Collection([]))  # pyright: ignore[reportArgumentType]
+    assert await nothing.by_ids([ID]) == await nothing.by_each([{}]) == []
 
 
 async def test_many_documents_are_found_in_one_batch() -> None:
     """One query finds them all, and the first batch has room for them; of none nothing is asked."""
     ids = [ObjectId() for _ in range(3)]
-    many: Any = Collection([[{"_id": ids[0]}]], [[{"_id": ids[1]}, {"_id": ids[2]}]])
-    assert await find_ids(many, ids) == [{"_id": ids[0]}]
+    many: Any = Collection([{"_id": ids[0]}], [{"_id": ids[1]}, {"_id": ids[2]}])
+    finder = Finder(many)
+    assert await finder.by_ids(ids) == [{"_id": ids[0]}]
     contexts = [{"symbol": "s"}, {"symbol": "t"}]
-    assert await find_each(many, contexts) == [{"_id": ids[1]}, {"_id": ids[2]}]
+    assert await finder.by_each(contexts) == [{"_id": ids[1]}, {"_id": ids[2]}]
     assert [query["query"] for query in many.queries] == [{"_id": {"$in": ids}}, {"$or": contexts}]
     assert [query["batch_size"] for query in many.queries] == [4, 3]
-    assert await find_ids(many, []) == await find_each(many, []) == []
-    assert len(many.queries) == 2
+    assert await finder.by_ids([]) == await finder.by_each([]) == []
+
+
+async def test_the_mean_size_of_documents_is_learned_from_whole_ones() -> None:
+    """It grows at once and shrinks by halves, so that large documents among small ones are remembered for a while."""
+    large, small = {"_id": ID, "x": "x" * 3_000_000}, {"_id": ID}
+    collection: Any = Collection([large])
+    finder = Finder(collection)
+    await finder.by_ids([ID], ["x"])
+    assert finder.mean_size == 1024 * 1024  # before any was read
+    await finder.by_ids([ID])
+    assert finder.mean_size == len(encode(large))
+    collection.cursors[0]._batches[0] = small
+    await finder.by_ids([ID])
+    assert finder.mean_size == (len(encode(large)) + len(encode(small))) // 2

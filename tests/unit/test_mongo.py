@@ -1,6 +1,7 @@
 """The MongoDB side of a container, as far as no server is needed."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from pymongo.errors import ConfigurationError
 
 from backtest_persist import ClosedError, ErrorReason, Settings, SettingsError, StoreUnavailableError
 from backtest_persist.connections import MongoService, MongoState, Operation
+from backtest_persist.connections.drivers import open_client
 from backtest_persist.logger import LoggerService
 
 DRIVERS: tuple[Literal["motor", "pymongo"], ...] = ("motor", "pymongo")
@@ -41,6 +43,61 @@ async def test_a_connection_string_that_cannot_work_is_named_by_its_setting(uri:
         _ = service(uri).client
     assert caught.value.setting == "CC_MONGO_CONNECTION_STRING"
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_client_that_does_not_number_its_writes_is_refused(driver: Any) -> None:
+    """Without transaction numbers a late write can overwrite a later one, whoever opened the client."""
+    uri = "mongodb://user:hunter2@localhost:1/test?retryWrites=false"
+    for mongo, setting in (
+        (service(uri, mongo_driver=driver), "CC_MONGO_CONNECTION_STRING"),
+        (MongoService(Settings, LoggerService(), open_client(driver, uri, {})), None),
+    ):
+        with pytest.raises(SettingsError, match=r"retryWrites=false .* say retryWrites=true") as caught:
+            _ = mongo.client
+        assert caught.value.setting == setting
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_options_of_the_connection_string_win(driver: Any) -> None:
+    """Every one that docs/settings.md names; without them the settings apply."""
+
+    def options(uri: str) -> tuple[Any, ...]:
+        client = service(uri, mongo_driver=driver, mongo_max_pool_size=7).client
+        pool = client.options.pool_options
+        seconds = (client.options.server_selection_timeout, pool.connect_timeout, client.options.timeout)
+        return (*seconds, pool.max_pool_size, pool.appname)
+
+    assert options("mongodb://localhost:1/test") == (0.2, 0.2, 0.2, 7, "backtest-persist")
+    given = "serverselectiontimeoutms=800&connectTimeoutMS=900;TIMEOUTMS=1000&maxPoolSize=3&appName=mine"
+    assert options(f"mongodb://localhost:1/test?{given.replace(';', '&')}") == (0.8, 0.9, 1.0, 3, "mine")
+    assert service("mongodb://localhost:1/test?timeoutMS=1000").seconds == 1.0
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_the_wait_for_a_server_is_as_short_as_the_connection_string_says(driver: Any) -> None:
+    """Not as long as an operation may take; the first one to wait does not shorten or lengthen the wait of another."""
+    mongo = service("mongodb://127.0.0.1:1/test?serverSelectionTimeoutMS=300&timeoutMS=5000", mongo_driver=driver)
+
+    async def ping(pause: float) -> float:
+        await asyncio.sleep(pause)
+        started = time.monotonic()
+        with pytest.raises(
+            StoreUnavailableError, match=r"no primary answers: 127\.0\.0\.1:1: .*docker compose up"
+        ) as caught:
+            await mongo.ping()
+        assert "TopologyDescription" not in str(caught.value)
+        assert caught.value.__cause__ is None
+        return time.monotonic() - started
+
+    for seconds in await asyncio.gather(*(ping(pause) for pause in (0, 0.1, 0.25))):
+        assert 0.28 < seconds < 0.45
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailableError, match="no primary answers"), mongo.accept() as state:
+        await state.select_server(Operation("find"))
+    assert 0.28 < time.monotonic() - started < 0.45
+    await mongo.close()
 
 
 async def test_whether_the_event_loop_has_a_client() -> None:

@@ -1,19 +1,25 @@
 """Payloads before they are sent: what each value becomes, and which are refused."""
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from enum import Enum
+from pathlib import PurePath
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
 import pytest
+from bson import BSON, Binary, encode
 from pydantic import BaseModel, RootModel, field_serializer
 
 from backtest_persist import InvalidPayloadError
+from backtest_persist.connections import CODEC_OPTIONS, to_plain
 from backtest_persist.core.payload import encode_entries, encode_list, encode_payload
+from tests.support.payloads import BSON_VALUES
 
 EAST, WEST = timezone(timedelta(hours=5)), timezone(timedelta(hours=-5))
 
@@ -168,6 +174,47 @@ def test_a_model_that_was_constructed_with_another_type_is_stored_without_a_warn
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert encode_payload(Order.model_construct(price="much"), "here") == {"price": "much", "next": None}
+
+
+def test_a_uuid_is_binary_of_subtype_4() -> None:
+    """It is the form that every driver reads, and comes back as a UUID."""
+    encoded = encode_payload({"key": UUID(int=5)}, "here")
+    assert encoded == {"key": Binary(UUID(int=5).bytes, 4)}
+    assert to_plain(encoded) == {"key": UUID(int=5)}
+
+
+@pytest.mark.parametrize("value", BSON_VALUES.values(), ids=BSON_VALUES)
+def test_what_only_bson_has_is_written_back_as_it_was_read(value: Any) -> None:
+    """A value that another program stored keeps its type and content when its payload is read and written."""
+    stored = encode(encode_payload({"value": value, "inner": [value]}, "here") or {})
+    read = to_plain(BSON(stored).decode(CODEC_OPTIONS))
+    assert type(read["value"]) is type(value)
+    assert encode(encode_payload(read, "here") or {}) == stored
+
+
+WAYS_OUT: dict[str, tuple[Any, str]] = {
+    "date": (date(2024, 1, 1), r"\.isoformat\(\)"),
+    "timedelta": (timedelta(1), r"\.total_seconds\(\)"),
+    "set": ({1}, r"list\(\.\.\.\)"),
+    "generator": ((n for n in (1, 2)), r"list\(\.\.\.\)"),
+    "array": (np.array([1]), r"\.tolist\(\)"),
+    "frame": (pd.DataFrame({"a": [1]}), r"\.to_dict\(\)"),
+    "path": (PurePath("a"), r"str\(\.\.\.\)"),
+    "pattern": (re.compile("a"), "bson.Regex"),
+    "key": ({1: 2}, r"str\(key\)"),
+    "fine instant": (datetime(2024, 1, 1, microsecond=1, tzinfo=UTC), r"utc_now\(\)"),
+    "in a model": (Order(next=[{1}]), r"model_dump\(mode=\"json\"\)"),
+}
+
+
+@pytest.mark.parametrize(("value", "way"), WAYS_OUT.values(), ids=WAYS_OUT)
+def test_a_refusal_says_what_to_give_instead(value: Any, way: str) -> None:
+    """The message fits the type; after a model its advice is not about models any more."""
+    with pytest.raises(InvalidPayloadError, match=way):
+        encode_payload({"value": value}, "here")
+    with pytest.raises(InvalidPayloadError) as caught:
+        encode_payload({"model": Order(), "value": {1}}, "here")
+    assert "model_dump" not in str(caught.value)
 
 
 @pytest.mark.parametrize("entries", [None, 5, object()])

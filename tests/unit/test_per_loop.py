@@ -1,7 +1,9 @@
 """Values that belong to an event loop, in several loops, threads and tasks."""
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -98,6 +100,34 @@ def test_retired_values_are_closed_by_close() -> None:
             values.get()
 
     asyncio.run(use())
+
+
+@pytest.mark.parametrize("end", ["asyncio.run", "close"])
+def test_a_retired_value_is_let_go_with_its_loop(end: str) -> None:
+    """Whether its loop was run to its end or only closed: nothing but a later loop comes after it."""
+    values = PerLoop(Value, Value.close)
+
+    async def retire() -> "weakref.ref[Value]":
+        value = values.get()
+        values.retire()
+        return weakref.ref(value)
+
+    async def get() -> None:
+        values.get()
+
+    if end == "close":
+        loop = asyncio.new_event_loop()
+        retired = loop.run_until_complete(retire())
+        loop.close()
+        del loop
+    else:
+        retired = asyncio.run(retire())
+        gc.collect()
+        assert values._retired == []
+    asyncio.run(get())
+    gc.collect()
+    assert values._retired == []
+    assert retired() is None
 
 
 def test_work_is_not_cancelled_with_its_caller() -> None:

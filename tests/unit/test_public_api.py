@@ -21,9 +21,9 @@ DOMAINS = [domain.name for domain in domains.DOMAINS]
 def test_the_package_names_what_a_user_types() -> None:
     """Every name in __all__ exists; the registry, the container and four classes of every domain are among them."""
     assert all(hasattr(backtest_persist, name) for name in backtest_persist.__all__)
-    assert {"ioc", "persist", "setup", "Mode", "Container", "Settings", "base_map", "embedded"} <= set(
-        backtest_persist.__all__
-    )
+    names = {"ioc", "persist", "setup", "Mode", "Container", "Settings", "base_map", "embedded", "utc_now"}
+    assert names | {"DEFAULT_TTL_EXPIRE_SECONDS", "ITERATOR_BATCH_SIZE"} <= set(backtest_persist.__all__)
+    assert (backtest_persist.DEFAULT_TTL_EXPIRE_SECONDS, backtest_persist.ITERATOR_BATCH_SIZE) == (300, 100)
     for domain in DOMAINS:
         title = domain.capitalize()
         assert {f"Persist{title}Instance", f"{title}CacheService", f"{title}DbService", f"{title}Row"} <= set(

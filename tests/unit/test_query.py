@@ -1,17 +1,26 @@
 """Filters and sorts: translated to the names and types of the wire, or refused before anything is sent."""
 
+import re
 from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from enum import Enum
 from typing import Any
+from uuid import UUID
 
 import numpy as np
+import pandas as pd
 import pytest
-from bson import ObjectId
+from bson import Binary, ObjectId
+from bson.decimal128 import Decimal128
 
-from backtest_persist import InvalidKeyError, SignalDbService
+from backtest_persist import InvalidKeyError, InvalidWhenError, Mode, RecentDbService, SignalDbService
 from backtest_persist.core.query import to_query, to_sort
 
 SIGNALS = SignalDbService.schema()
+RECENT = RecentDbService.schema()
+EAST = timezone(timedelta(hours=5))
 ID = ObjectId("65a1b2c3d4e5f60718293a4b")
 
 
@@ -29,6 +38,12 @@ class Venue(Enum):
     BINANCE = "binance"
 
 
+@dataclass
+class Point:
+    x: int
+    y: Any
+
+
 # --- filters ---
 
 
@@ -38,16 +53,21 @@ class Venue(Enum):
         ({}, {}),
         ({"symbol": "s"}, {"symbol": "s"}),
         ({"strategy_name": "t", "exchangeName": "e"}, {"strategyName": "t", "exchangeName": "e"}),
-        ({"create_date": {"$gt": 1}}, {"createDate": {"$gt": 1}}),
         ({"payload.price_open": 1}, {"payload.price_open": 1}),
         ({"payload.id": "a"}, {"payload.id": "a"}),
-        ({"not_a_field": 1}, {"not_a_field": 1}),
+        ({"payload": {"not_a_field": 1}}, {"payload": {"not_a_field": 1}}),
+        ({"payload.a.b": 1, "__v": 0}, {"payload.a.b": 1, "__v": 0}),
+        ({"$expr": {"$eq": ["$strategy_name", "t"]}}, {"$expr": {"$eq": ["$strategyName", "t"]}}),
+        (
+            {"$expr": {"$in": ["$$NOW", ["$payload.at", {"$literal": "$a"}]]}},
+            {"$expr": {"$in": ["$$NOW", ["$payload.at", {"$literal": "$a"}]]}},
+        ),
         ({"payload": {"strategy_name": "t"}}, {"payload": {"strategy_name": "t"}}),
     ],
     ids=str,
 )
 def test_names_of_fields_are_translated(filter: Any, query: Any) -> None:
-    """Both spellings of a field work; a path into a payload and a name that is no field stay as they are."""
+    """Both spellings of a field work, in expressions as well; a path into a payload stays as it is."""
     assert translated(filter) == query
 
 
@@ -100,6 +120,86 @@ def test_text_that_looks_like_an_id_is_text_in_other_fields() -> None:
 def test_a_member_of_an_enum_is_its_value(value: Any, operand: Any) -> None:
     """The value is what is stored, and is compared in operators and lists as well."""
     assert translated({"exchange_name": value}) == {"exchangeName": operand}
+
+
+UNKNOWN: dict[str, tuple[Any, str]] = {
+    "misspelled": ({"stratgy_name": "t"}, "the nearest is strategy_name"),
+    "misspelled wire name": ({"exchangName": "e"}, "the nearest is exchangeName"),
+    "combined": ({"$or": [{"$and": [{"sybol": "s"}]}]}, "the nearest is symbol"),
+    "in an expression": ({"$expr": {"$eq": ["$sybol", "s"]}}, "the nearest is symbol"),
+    "of the payload": ({"price_open": 1}, r"symbol, .*payload\.price_open"),
+    "the head of a path": ({"payloat.x": 1}, "the nearest is payload"),
+}
+
+
+@pytest.mark.parametrize(("filter", "nearest"), UNKNOWN.values(), ids=UNKNOWN)
+def test_a_name_that_rows_do_not_have_is_refused_with_the_nearest(filter: Any, nearest: str) -> None:
+    """Such a filter would match nothing, or with ``$nor`` everything, without a word."""
+    with pytest.raises(InvalidKeyError, match=f"signal-items: rows have no field .*{nearest}"):
+        translated(filter)
+
+
+NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
+NOON_MS = 1_704_110_400_000
+FINER = timedelta(microseconds=1500)
+
+
+@pytest.mark.parametrize(
+    ("filter", "query"),
+    [
+        ({"when": NOON}, {"when": NOON_MS}),
+        ({"when": {"$lte": NOON + FINER}}, {"when": {"$lte": NOON_MS + 1}}),
+        ({"when": {"$gt": NOON + FINER}}, {"when": {"$gt": NOON_MS + 1}}),
+        ({"when": {"$lt": NOON + FINER}}, {"when": {"$lt": NOON_MS + 2}}),
+        ({"when": {"$not": {"$gte": NOON + FINER}}}, {"when": {"$not": {"$gte": NOON_MS + 2}}}),
+        ({"when": {"$gte": pd.Timestamp("2024-01-01T12:00:00.000000001Z")}}, {"when": {"$gte": NOON_MS + 1}}),
+        ({"when": {"$in": [np.int64(NOON_MS), None]}}, {"when": {"$in": [NOON_MS, None]}}),
+        ({"when": {"$exists": True, "$type": "long"}}, {"when": {"$exists": True, "$type": "long"}}),
+        ({"create_date": {"$gt": NOON_MS, "$lt": NOON}}, {"createDate": {"$gt": NOON, "$lt": NOON}}),
+        ({"updatedDate": {"$gte": NOON + FINER}}, {"updatedDate": {"$gte": NOON + timedelta(milliseconds=2)}}),
+        ({"createDate": None}, {"createDate": None}),
+        ({"backtest": Mode.PAPER}, {"backtest": False}),
+        ({"backtest": {"$in": [Mode.BACKTEST, False]}}, {"backtest": {"$in": [True, False]}}),
+        ({"payload.p": Decimal("1.5")}, {"payload.p": Decimal128("1.5")}),
+        (
+            {"payload.p": {"$in": [np.float64(0.5), UUID(int=5)]}},
+            {"payload.p": {"$in": [0.5, Binary.from_uuid(UUID(int=5))]}},
+        ),
+        ({"payload.at": {"$gt": NOON.astimezone(EAST)}}, {"payload.at": {"$gt": NOON}}),
+        ({"payload.m": Venue.BINANCE}, {"payload.m": "binance"}),
+        ({"symbol": re.compile("^S")}, {"symbol": re.compile("^S")}),
+        ({"payload": Point(1, Decimal(2))}, {"payload": {"x": 1, "y": Decimal128("2")}}),
+        ({"$expr": {"$gt": ["$payload.at", NOON]}}, {"$expr": {"$gt": ["$payload.at", NOON]}}),
+    ],
+    ids=str,
+)
+def test_values_are_converted_as_in_writes(filter: Any, query: Any) -> None:
+    """Times, modes, decimals, ids and numbers of numpy are compared with what a write of them has stored."""
+    assert to_query(filter, RECENT) == query
+
+
+REFUSED_VALUES: dict[str, tuple[Any, type[Exception], str]] = {
+    "naive when": ({"when": {"$lte": datetime(2024, 1, 1)}}, InvalidWhenError, "naive"),
+    "text for when": ({"when": "2024-01-01"}, InvalidWhenError, "str"),
+    "bool for when": ({"when": {"$gt": True}}, InvalidWhenError, "bool"),
+    "naive date": ({"create_date": {"$gt": datetime(2024, 1, 1)}}, InvalidKeyError, "naive"),
+    "NaT": ({"create_date": pd.NaT}, InvalidKeyError, "NaT"),
+    "naive date in a payload": ({"payload.at": {"$in": [datetime(2024, 1, 1)]}}, InvalidKeyError, "naive"),
+    "naive date in an expression": (
+        {"$expr": {"$gt": ["$payload.at", datetime(2024, 1, 1)]}},
+        InvalidKeyError,
+        "naive",
+    ),
+    "a set": ({"symbol": {"$in": {"s"}}}, InvalidKeyError, r"list\(\.\.\.\)"),
+    "a number for a flag": ({"backtest": 1}, InvalidKeyError, "bool"),
+}
+
+
+@pytest.mark.parametrize(("filter", "error", "problem"), REFUSED_VALUES.values(), ids=REFUSED_VALUES)
+def test_a_value_that_no_write_takes_is_refused(filter: Any, error: type[Exception], problem: str) -> None:
+    """A naive time would be taken for UTC, and the others would match nothing, without a word."""
+    with pytest.raises(error, match=problem):
+        to_query(filter, RECENT)
 
 
 def test_a_filter_is_not_changed() -> None:
@@ -204,6 +304,7 @@ UNUSABLE_SORTS: dict[str, Any] = {
     "NUL in a name": [("a\0b", 1)],
     "a lone surrogate": [("\ud800", 1)],
     "a name that is no text": [(5, 1)],
+    "a field that rows do not have": [("sybol", 1)],
     "one bad pair among others": [("symbol", 1), ("strategy_name", 0)],
 }
 
@@ -211,5 +312,5 @@ UNUSABLE_SORTS: dict[str, Any] = {
 @pytest.mark.parametrize("sort", UNUSABLE_SORTS.values(), ids=UNUSABLE_SORTS)
 def test_an_unusable_sort_is_refused(sort: Any) -> None:
     """It is an InvalidKeyError, before a server sees it."""
-    with pytest.raises(InvalidKeyError, match="sort"):
+    with pytest.raises(InvalidKeyError, match=r"sort|rows have no field"):
         ordered(sort)

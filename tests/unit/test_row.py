@@ -3,9 +3,10 @@
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
-from bson import ObjectId
+from bson import Binary, ObjectId
 from bson.decimal128 import Decimal128
 from bson.int64 import Int64
 
@@ -33,6 +34,12 @@ class PriceContext(Context):
 class PriceRow(PriceContext, Row):
     payload: Payload | None
     price: float
+
+
+class FeeRow(PriceContext, Row):
+    fee: Decimal
+    key: UUID
+    steps: list[Decimal] | None = None
 
 
 class NoteRow(RemovableRow):
@@ -161,20 +168,35 @@ def test_numbers_of_another_language_are_taken_by_value() -> None:
 
 def test_a_payload_is_plain_data() -> None:
     """Types of BSON inside a payload become those of Python, in lists and dicts as well."""
-    payload = {"n": Int64(5), "list": [{"price": Decimal128("1.50")}], "keep": [1, 2.0, None, "a", CREATED]}
+    payload = {"n": Int64(5), "list": [{"price": Decimal128("1.50")}, Binary(b"x" * 16, 4)], "keep": [1, None, CREATED]}
     row = PriceRow.from_document({**DOCUMENT, "payload": payload})
     plain: Any = row.payload
-    assert plain == {"n": 5, "list": [{"price": Decimal("1.50")}], "keep": [1, 2.0, None, "a", CREATED]}
+    expected = {"n": 5, "list": [{"price": Decimal("1.50")}, UUID(bytes=b"x" * 16)], "keep": [1, None, CREATED]}
+    assert plain == expected
     assert type(plain["n"]) is int
     assert payload["n"] == Int64(5)
     assert type(payload["n"]) is Int64  # the document is not changed
 
 
-def test_a_stored_frame_may_be_empty() -> None:
-    """The original leaves it empty in live trading; a context here needs one."""
+def test_every_field_of_an_own_row_is_read_as_its_type() -> None:
+    """Decimals and UUIDs beside a payload are built from what the driver gives for them, in lists as well."""
+    key = UUID(int=5)
+    stored = {"fee": Decimal128("0.10"), "key": Binary.from_uuid(key), "steps": [Decimal128("1.5")]}
+    row = FeeRow.from_document({**DOCUMENT, **stored})
+    assert (row.fee, row.key, row.steps) == (Decimal("0.10"), key, [Decimal("1.5")])
+    assert FeeRow.from_documents([{**DOCUMENT, **stored}]) == [row]
+
+
+def test_a_frame_may_be_empty() -> None:
+    """The original leaves it empty in live trading; no other name may be, and a frame is a str like other names."""
     assert PriceRow.from_document({**DOCUMENT, "frameName": ""}).frame_name == ""
-    with pytest.raises(InvalidKeyError, match="frame_name"):
-        PriceContext(symbol="BTC", frame_name="", open_time=0, backtest=True)
+    assert PriceContext(symbol="BTC", frame_name="", open_time=0, backtest=True).cache_key == "BTC::0"
+    unusable: list[Any] = [None, 0, b"", [], {}, "a\0b"]
+    for bad in unusable:
+        with pytest.raises(InvalidKeyError, match="frame_name"):
+            PriceContext(symbol="BTC", frame_name=bad, open_time=0, backtest=True)
+    with pytest.raises(InvalidKeyError, match="symbol must not be empty"):
+        PriceContext(symbol="", frame_name="", open_time=0, backtest=True)
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {

@@ -10,6 +10,7 @@ import pytest
 from pymongo import _csot
 
 from backtest_persist.connections.deadlines import SELECTION_SECONDS, Deadline, StepTimer, driver_timeout
+from backtest_persist.connections.selection import ServerSelection
 from backtest_persist.connections.translation import Operation, mongo_errors
 from backtest_persist.errors import ErrorReason, StoreUnavailableError
 
@@ -17,6 +18,9 @@ from backtest_persist.errors import ErrorReason, StoreUnavailableError
 def client(*, writable: bool = True) -> Any:
     """A client that knows, or does not know, of a primary."""
     return SimpleNamespace(topology_description=SimpleNamespace(has_writable_server=lambda: writable))
+
+
+KNOWN = ServerSelection(client(), srv=False)
 
 
 async def test_a_limit_raises_after_its_time_and_a_step_at_most() -> None:
@@ -103,7 +107,7 @@ async def test_a_deadline_bounds_the_driver_and_the_caller() -> None:
     timer = StepTimer(0.01)
 
     async def find() -> None:
-        async with Deadline(client(), 0.05, timer.limit(0.05), mongo_errors(Operation("find", "signal-items"))):
+        async with Deadline(client(), KNOWN, 0.05, timer.limit(0.05), mongo_errors(Operation("find", "signal-items"))):
             assert _csot.remaining() is not None
             await asyncio.Event().wait()
 
@@ -116,7 +120,7 @@ async def test_a_deadline_bounds_the_driver_and_the_caller() -> None:
 
 async def test_a_deadline_without_a_limit_lets_the_driver_exceed_it() -> None:
     """For a driver that does not bear to be cancelled by a timer."""
-    async with Deadline(client(), 0.01, nullcontext(), mongo_errors(Operation("Find"))):
+    async with Deadline(client(), KNOWN, 0.01, nullcontext(), mongo_errors(Operation("Find"))):
         await asyncio.sleep(0.05)
 
 
@@ -124,7 +128,7 @@ async def test_a_cancellation_within_a_deadline_is_not_translated() -> None:
     """Nor swallowed, if the driver has swallowed it."""
 
     async def forget() -> None:
-        async with Deadline(client(), 5, nullcontext(), mongo_errors(Operation("Find"))):
+        async with Deadline(client(), KNOWN, 5, nullcontext(), mongo_errors(Operation("Find"))):
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:

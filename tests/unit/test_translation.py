@@ -27,11 +27,12 @@ from pymongo.errors import (
 )
 from redis import exceptions as redis
 
+from backtest_persist.connections.endpoint import Endpoint, Outage
 from backtest_persist.connections.translation import (
     MONGO_RULES,
     REDIS_REASONS,
+    SILENCE,
     Access,
-    Endpoint,
     Operation,
     mongo_errors,
     redis_error,
@@ -95,6 +96,20 @@ class Case:
     stored: int | None = None
 
 
+def raised_from(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+def dns_error(kind: str) -> Exception:
+    """An error of the package that the driver asks name servers by."""
+    return type(kind, (Exception,), {"__module__": "dns.resolver"})(SECRET)
+
+
+NO_SERVER = (
+    "localhost:27017: [Errno 111] refused (configured timeouts: socketTimeoutMS: 20.0ms, connectTimeoutMS: 20.0ms), "
+    f"Timeout: 0.9s, Topology Description: <TopologyDescription id: 1, topology_type: Single, {SECRET}"
+)
 DEADLINE, BUSY_POOL = "no answer within the deadline", "WaitQueueTimeoutError: all in use"
 READS: dict[str, Case] = {
     "a damaged document": Case(
@@ -107,50 +122,62 @@ READS: dict[str, Case] = {
         InvalidOperation("Cannot use MongoClient after close"), ClosedError, None, "the client was closed", 3
     ),
     "no sessions": Case(SESSIONLESS, StoreUnavailableError, ErrorReason.NO_SESSIONS, "deployment. Try again", 4),
-    "a bad option": Case(ConfigurationError(SECRET), SettingsError, None, "does not fit (ConfigurationError)", 6),
-    "a bad URI": Case(InvalidURI(SECRET), SettingsError, None, "does not fit (InvalidURI)", 6),
+    "a bad option": Case(ConfigurationError(SECRET), SettingsError, None, "does not fit (ConfigurationError)", 8),
+    "a bad URI": Case(InvalidURI(SECRET), SettingsError, None, "does not fit (InvalidURI)", 8),
     **{
         f"a filter that the server does not know: {code}": Case(
-            failure(code), InvalidKeyError, None, "the filter or the sort: reason", 7
+            failure(code), InvalidKeyError, None, "the filter or the sort: reason", 9
         )
         for code in (2, 9, 14, 139, 168, 16410, 51091)
     },
-    "an argument of another type": Case(TypeError(SECRET), InvalidKeyError, None, "this filter or sort (TypeErr", 8),
-    "an argument of another value": Case(ValueError(SECRET), InvalidKeyError, None, "this filter or sort", 8),
+    "an argument of another type": Case(TypeError(SECRET), InvalidKeyError, None, "this filter or sort (TypeErr", 10),
+    "an argument of another value": Case(ValueError(SECRET), InvalidKeyError, None, "this filter or sort", 10),
+    **{
+        f"a name server: {kind}": Case(
+            raised_from(ConfigurationError(f"{kind} _mongodb._tcp.h."), dns_error(kind)),
+            StoreUnavailableError,
+            ErrorReason.CONNECTION,
+            f"no name server has resolved the host: {kind} _mongodb._tcp.h. {advice}",
+            6,
+        )
+        for kind, advice in (("NXDOMAIN", "Check the host in the address"), ("NoNameservers", "Check the name server"))
+    },
     "no server": Case(
-        ServerSelectionTimeoutError("localhost:27017: refused"),
+        ServerSelectionTimeoutError(NO_SERVER),
         StoreUnavailableError,
         ErrorReason.TIMEOUT,
-        "ServerSelectionTimeoutError: localhost:27017: refused. Check the server and try again",
-        9,
+        "no primary answers: localhost:27017: [Errno 111] refused. Start it, or correct the address of the client",
+        11,
     ),
-    "silence": Case(TimeoutError(), StoreUnavailableError, ErrorReason.TIMEOUT, DEADLINE, 9),
+    "silence": Case(TimeoutError(), StoreUnavailableError, ErrorReason.TIMEOUT, DEADLINE, 11),
     "silence of the socket": Case(
-        NetworkTimeout("timed out"), StoreUnavailableError, ErrorReason.TIMEOUT, "timed out", 9
+        NetworkTimeout("timed out"), StoreUnavailableError, ErrorReason.TIMEOUT, "timed out", 11
     ),
     "a pool in use": Case(
-        WaitQueueTimeoutError("all in use"), StoreUnavailableError, ErrorReason.TIMEOUT, BUSY_POOL, 9
+        WaitQueueTimeoutError("all in use"), StoreUnavailableError, ErrorReason.TIMEOUT, BUSY_POOL, 11
     ),
-    "a broken connection": Case(AutoReconnect("reset"), StoreUnavailableError, ErrorReason.CONNECTION, "reset", 9),
+    "a broken connection": Case(AutoReconnect("reset"), StoreUnavailableError, ErrorReason.CONNECTION, "reset", 11),
     "a refused connection": Case(
-        ConnectionFailure("refused"), StoreUnavailableError, ErrorReason.CONNECTION, "refused", 9
+        ConnectionFailure("refused"), StoreUnavailableError, ErrorReason.CONNECTION, "refused", 11
     ),
-    "a socket": Case(OSError(SECRET), StoreUnavailableError, ErrorReason.CONNECTION, "failed with OSError", 9),
-    "a step-down": Case(NotPrimaryError("no"), StoreUnavailableError, ErrorReason.CONNECTION, "NotPrimaryErr", 9),
+    "a socket": Case(OSError(SECRET), StoreUnavailableError, ErrorReason.CONNECTION, "failed with OSError", 11),
+    "a step-down": Case(
+        NotPrimaryError("not primary"), StoreUnavailableError, ErrorReason.CONNECTION, "no primary answers: not", 11
+    ),
     **{
         f"a state of the server: {code}": Case(
-            failure(code), StoreUnavailableError, ErrorReason.SERVER_ERROR, f"answered Name (code {code})", 9
+            failure(code), StoreUnavailableError, ErrorReason.SERVER_ERROR, f"answered Name (code {code})", 11
         )
         for code in (1, 91, 10107, 11601, 13436)
     },
     "no right": Case(
-        failure(13), StoreUnavailableError, ErrorReason.NOT_PERMITTED, "(code 13; grant the user readWrite on", 9
+        failure(13), StoreUnavailableError, ErrorReason.NOT_PERMITTED, "(code 13; grant the user readWrite on", 11
     ),
-    "no login": Case(failure(18), StoreUnavailableError, ErrorReason.UNAUTHENTICATED, "check user and password", 9),
+    "no login": Case(failure(18), StoreUnavailableError, ErrorReason.UNAUTHENTICATED, "check user and password", 11),
     "too much for the deadline": Case(
-        failure(50, kind=ExecutionTimeout), StoreUnavailableError, ErrorReason.TIMEOUT, "raise CC_MONGO_TIMEOUT_MS", 9
+        failure(50, kind=ExecutionTimeout), StoreUnavailableError, ErrorReason.TIMEOUT, "raise CC_MONGO_TIMEOUT_MS", 11
     ),
-    "a bug": Case(AttributeError(SECRET), StoreUnavailableError, ErrorReason.DRIVER, "failed with AttributeError", 9),
+    "a bug": Case(AttributeError(SECRET), StoreUnavailableError, ErrorReason.DRIVER, "failed with AttributeError", 11),
 }
 WRITES: dict[str, Case] = {
     "a value that is no BSON": Case(InvalidDocument(SECRET), InvalidPayloadError, None, "cannot store this value", 2),
@@ -159,27 +186,34 @@ WRITES: dict[str, Case] = {
     "no sessions": Case(
         SESSIONLESS, StoreUnavailableError, ErrorReason.NO_SESSIONS, "Nothing was applied; try again", 5
     ),
-    "a bad URI": Case(InvalidURI(SECRET), SettingsError, None, "the connection string does not fit", 6),
+    "a bad URI": Case(InvalidURI(SECRET), SettingsError, None, "the connection string does not fit", 8),
+    "a name server": Case(
+        raised_from(ConfigurationError("_mongodb._tcp.h."), dns_error("LifetimeTimeout")),
+        StoreUnavailableError,
+        ErrorReason.CONNECTION,
+        "_mongodb._tcp.h. Nothing was applied. Check the name server and try again",
+        7,
+    ),
     "no server": Case(
-        ServerSelectionTimeoutError("localhost:27017: refused"),
+        ServerSelectionTimeoutError(NO_SERVER),
         StoreUnavailableError,
         ErrorReason.TIMEOUT,
-        "refused. Nothing was applied. Check the server and try again",
-        10,
+        "no primary answers: localhost:27017: [Errno 111] refused. Nothing was applied. Start it, or",
+        12,
     ),
     "a bulk without the write concern": Case(
         bulk(writeConcernErrors=[{"code": 64}], nInserted=5),
         WriteOutcomeUnknownError,
         ErrorReason.SERVER_ERROR,
         "the write concern was not met",
-        11,
+        13,
     ),
     "a bulk refused in part, the rest without the write concern": Case(
         bulk(writeConcernErrors=[{"code": 64}], writeErrors=[{"index": 0, "code": 13}]),
         WriteOutcomeUnknownError,
         ErrorReason.SERVER_ERROR,
         "the write concern was not met",
-        11,
+        13,
     ),
     "a bulk refused in part": Case(
         bulk(
@@ -191,37 +225,37 @@ WRITES: dict[str, Case] = {
         WriteRejectedError,
         ErrorReason.SERVER_ERROR,
         "3 of the writes were refused (codes [13, 121]); the others are stored",
-        12,
+        14,
         stored=7,
     ),
     "one write of a bulk": Case(
-        bulk(writeErrors=[{"index": 0, "code": 121}]), WriteRejectedError, ErrorReason.SERVER_ERROR, "1 of the", 12
+        bulk(writeErrors=[{"index": 0, "code": 121}]), WriteRejectedError, ErrorReason.SERVER_ERROR, "1 of the", 14
     ),
     "a refusal": Case(
-        failure(121), WriteRejectedError, ErrorReason.SERVER_ERROR, "(code 121). The stored value is unchanged", 13
+        failure(121), WriteRejectedError, ErrorReason.SERVER_ERROR, "(code 121). The stored value is unchanged", 15
     ),
-    "no right": Case(failure(13), WriteRejectedError, ErrorReason.NOT_PERMITTED, "grant the user readWrite", 13),
+    "no right": Case(failure(13), WriteRejectedError, ErrorReason.NOT_PERMITTED, "grant the user readWrite", 15),
     "a duplicate": Case(
-        failure(11000, kind=DuplicateKeyError), WriteRejectedError, ErrorReason.SERVER_ERROR, "(code 11000)", 13
+        failure(11000, kind=DuplicateKeyError), WriteRejectedError, ErrorReason.SERVER_ERROR, "(code 11000)", 15
     ),
     "a refusal that may be retried": Case(
-        failure(10107, "RetryableWriteError"), WriteOutcomeUnknownError, ErrorReason.SERVER_ERROR, "10107", 14
+        failure(10107, "RetryableWriteError"), WriteOutcomeUnknownError, ErrorReason.SERVER_ERROR, "10107", 16
     ),
     "too late": Case(
-        failure(50, kind=ExecutionTimeout), WriteOutcomeUnknownError, ErrorReason.TIMEOUT, "It may have been", 14
+        failure(50, kind=ExecutionTimeout), WriteOutcomeUnknownError, ErrorReason.TIMEOUT, "It may have been", 16
     ),
     "a write concern that was not met": Case(
-        failure(91, kind=WriteConcernError), WriteOutcomeUnknownError, ErrorReason.SERVER_ERROR, "code 91", 14
+        failure(91, kind=WriteConcernError), WriteOutcomeUnknownError, ErrorReason.SERVER_ERROR, "code 91", 16
     ),
     "a write concern that was not met in time": Case(
-        failure(64, kind=WTimeoutError), WriteOutcomeUnknownError, ErrorReason.TIMEOUT, "next acknowledged write", 14
+        failure(64, kind=WTimeoutError), WriteOutcomeUnknownError, ErrorReason.TIMEOUT, "next acknowledged write", 16
     ),
-    "a closed client": Case(InvalidOperation("closed"), WriteOutcomeUnknownError, None, "InvalidOperation: cl", 14),
-    "silence": Case(TimeoutError(), WriteOutcomeUnknownError, ErrorReason.TIMEOUT, DEADLINE, 14),
-    "a broken connection": Case(AutoReconnect("reset"), WriteOutcomeUnknownError, ErrorReason.CONNECTION, "reset", 14),
-    "nonsense on the wire": Case(ProtocolError("op"), WriteOutcomeUnknownError, ErrorReason.CONNECTION, "op", 14),
-    "a bug": Case(AttributeError(SECRET), WriteOutcomeUnknownError, ErrorReason.DRIVER, "with AttributeError", 14),
-    "an argument of another type": Case(TypeError(SECRET), WriteOutcomeUnknownError, ErrorReason.DRIVER, "TypeErr", 14),
+    "a closed client": Case(InvalidOperation("closed"), WriteOutcomeUnknownError, None, "InvalidOperation: cl", 16),
+    "silence": Case(TimeoutError(), WriteOutcomeUnknownError, ErrorReason.TIMEOUT, DEADLINE, 16),
+    "a broken connection": Case(AutoReconnect("reset"), WriteOutcomeUnknownError, ErrorReason.CONNECTION, "reset", 16),
+    "nonsense on the wire": Case(ProtocolError("op"), WriteOutcomeUnknownError, ErrorReason.CONNECTION, "op", 16),
+    "a bug": Case(AttributeError(SECRET), WriteOutcomeUnknownError, ErrorReason.DRIVER, "with AttributeError", 16),
+    "an argument of another type": Case(TypeError(SECRET), WriteOutcomeUnknownError, ErrorReason.DRIVER, "TypeErr", 16),
 }
 
 
@@ -360,9 +394,58 @@ TLS = {
 
 @pytest.mark.parametrize("said", TLS)
 def test_advice_on_tls_and_passwords(said: str) -> None:
-    """A driver says these things in words only."""
-    assert f"{said.rstrip('.')}; {TLS[said]}" in str(translated(READ, AutoReconnect(said)))
-    assert TLS[said] in str(redis_error("GET", redis.ConnectionError(said)))
+    """A driver says these things in words only; nothing else is advised then."""
+    for operation in (READ, WRITE):
+        text = str(translated(operation, ServerSelectionTimeoutError(said)))
+        assert f"no primary answers: {said.rstrip('.')}; {TLS[said]}" in text
+        assert "Start it" not in text
+    text = str(redis_error("GET", redis.ConnectionError(said)))
+    assert TLS[said] in text
+    assert "Start it" not in text
+
+
+def test_a_connection_that_breaks_is_no_question_of_tls() -> None:
+    """A server that has answered before was killed, or has closed an idle connection."""
+    assert "TLS" not in str(translated(READ, AutoReconnect("localhost:27017: connection closed")))
+    known = Endpoint("Redis", None, lambda: None, was_known=lambda: True)
+    assert "TLS" not in str(redis_error("GET", redis.ConnectionError("Connection closed by server."), endpoint=known))
+
+
+def outage(problem: str, *, was_known: bool = False, has_members: bool = False) -> Endpoint:
+    """Where a client without a primary leads."""
+    return Endpoint(
+        "MongoDB",
+        "CC_MONGO_CONNECTION_STRING",
+        lambda: "h:27017",
+        outage=lambda: Outage(problem, was_known=was_known, has_members=has_members),
+    )
+
+
+START = "Start it, or correct CC_MONGO_CONNECTION_STRING; `docker compose up -d` starts servers here, `embedded()`"
+AGAIN = "Check the server and try again"
+ADVICE: list[tuple[Endpoint, str]] = [
+    (outage("localhost:27017: [Errno 111] Connection refused"), START),
+    (outage("127.0.0.1:1: [Errno 111] Connect call failed ('127.0.0.1', 1)", was_known=True), START),
+    (outage("/run/mongod.sock: [Errno 2] No such file or directory", was_known=True), START),
+    (outage("db-1:27017: [Errno 111] Connection refused"), START),
+    (outage("db-1:27017: [Errno 111] Connection refused", was_known=True), AGAIN),
+    (outage("localhost.example.com:27017: [Errno 111] Connection refused", was_known=True), AGAIN),
+    (outage("localhost:27017: timed out", was_known=True), AGAIN),
+    (outage("db-1:27017: [Errno -2] Name or service not known"), "Check the host in CC_MONGO_CONNECTION_STRING"),
+    (outage("a:1 is a secondary", has_members=True), "Its replica set elects one within seconds; try again"),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "advice"), ADVICE)
+@pytest.mark.parametrize("error", [TimeoutError(), ServerSelectionTimeoutError(NO_SERVER)], ids=repr)
+def test_advice_on_a_server_that_is_not_there(endpoint: Endpoint, advice: str, error: Exception) -> None:
+    """What the driver knows of the servers decides, whoever's deadline has passed; a local one is started like this."""
+    with pytest.raises(StoreUnavailableError) as caught, mongo_errors(READ, endpoint=endpoint):
+        raise error
+    found = endpoint.outage()
+    assert found is not None
+    assert f": {found.problem}. {advice}" in str(caught.value)
+    assert caught.value.__cause__ is None
 
 
 def test_only_the_first_line_of_a_driver_is_passed_on() -> None:
@@ -372,11 +455,6 @@ def test_only_the_first_line_of_a_driver_is_passed_on() -> None:
     assert "first" in text
     assert SECRET not in text
     assert "x" * 201 not in text
-
-
-def raised_from(error: Exception, cause: Exception) -> Exception:
-    error.__cause__ = cause
-    return error
 
 
 REDIS: dict[str, tuple[Exception, ErrorReason, int]] = {
@@ -415,7 +493,8 @@ def test_an_error_of_redis(name: str) -> None:
     assert ours.reason is reason
     assert ours.retryable is (reason not in (ErrorReason.NOT_PERMITTED, ErrorReason.UNAUTHENTICATED))
     assert (ours.server, ours.host, ours.setting) == ("Redis", "localhost:6379", "CC_REDIS_URL")
-    assert ours.__cause__ is error
+    assert ours.__cause__ is (None if reason in SILENCE else error)
+    assert ours.__suppress_context__
 
 
 def test_every_reason_of_redis_has_a_case() -> None:
@@ -427,3 +506,19 @@ def test_every_reason_of_redis_has_a_case() -> None:
 def test_the_silence_of_redis_names_its_setting() -> None:
     """A deadline of ours says nothing itself."""
     assert str(redis_error("GET", TimeoutError())) == "GET: TimeoutError: no answer within CC_REDIS_TIMEOUT_MS."
+
+
+@pytest.mark.parametrize(
+    ("said", "advised"),
+    [
+        ("Error 111 connecting to 127.0.0.1:6379. Connection refused", True),
+        ("Error 2 connecting to unix:///run/redis.sock. No such file or directory", True),
+        ("Connection reset by peer", False),
+    ],
+)
+def test_advice_on_a_redis_that_is_not_there(said: str, advised: bool) -> None:
+    """It says how to start one; a connection that breaks says nothing of that."""
+    endpoint = Endpoint("Redis", "CC_REDIS_URL", lambda: None)
+    text = str(redis_error("GET", redis.ConnectionError(f"{said}."), endpoint=endpoint))
+    assert text.startswith(f"GET: ConnectionError: {said}.")
+    assert ("Start it, or correct CC_REDIS_URL; `docker compose up -d`" in text) is advised

@@ -1,7 +1,7 @@
 """Payloads as JSON text and back: plain JSON for plain data, MongoDB's Extended JSON for what JSON lacks.
 
 The types JSON does not know are written as in MongoDB Extended JSON v2 (relaxed): ``{"$numberDecimal": "1.10"}``,
-``{"$date": "2024-01-31T12:00:00.000Z"}``, ``{"$binary": {"base64": "…", "subType": "00"}}`` and
+``{"$date": "2024-01-31T12:00:00.000Z"}``, ``{"$binary": {"base64": "…", "subType": "04"}}``, ``{"$oid": "…"}`` and
 ``{"$numberDouble": "NaN"}``. A dict of the user that has such a key is wrapped in ``{"$literal": …}``.
 
 The TypeScript framework writes an infinite `minuteEstimatedTime`, with which a signal never expires, as null. So does
@@ -15,13 +15,22 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, cast
+from uuid import UUID
 
+from bson import Binary, Code, json_util
+from bson.binary import UUID_SUBTYPE
+from bson.datetime_ms import DatetimeMS
 from bson.decimal128 import Decimal128
+from bson.errors import BSONError
+
+from backtest_persist.connections import to_plain
 
 __all__ = ("LITERAL", "decode", "dumps", "encode", "loads", "tombstone")
 
 LITERAL = "$literal"
-_TAGS = frozenset({"$numberDecimal", "$date", "$binary", "$numberDouble", LITERAL})
+_BSON_TAGS = frozenset({"$code", "$maxKey", "$minKey", "$oid", "$regularExpression", "$timestamp"})
+"""The tags of what only BSON has."""
+_TAGS = frozenset({"$numberDecimal", "$date", "$binary", "$numberDouble", LITERAL, *_BSON_TAGS})
 _ETERNAL = "minuteEstimatedTime"
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -45,7 +54,7 @@ def loads(text: bytes) -> Any:
 
 def encode(value: Any) -> Any:
     """Return a payload value as JSON values: one that `core.payload.encode_payload` checked, or `decode` returned."""
-    if value is None or isinstance(value, str | bool | int):
+    if value is None or (isinstance(value, str | bool | int) and not isinstance(value, Code)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"$numberDouble": _name(value)}
@@ -59,7 +68,14 @@ def encode(value: Any) -> Any:
     if isinstance(value, datetime):
         utc = _EPOCH + (value - _EPOCH)  # `astimezone` would fail at both ends of the calendar
         return {"$date": f"{utc.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"}
-    return {"$binary": {"base64": base64.b64encode(value).decode(), "subType": "00"}}
+    if isinstance(value, UUID):
+        value = Binary(value.bytes, UUID_SUBTYPE)
+    if isinstance(value, bytes):
+        subtype = value.subtype if isinstance(value, Binary) else 0
+        return {"$binary": {"base64": base64.b64encode(value).decode(), "subType": f"{subtype:02x}"}}
+    if isinstance(value, Code):
+        return {"$code": str(value)} if value.scope is None else {"$code": str(value), "$scope": encode(value.scope)}
+    return json_util.default(value, json_util.CANONICAL_JSON_OPTIONS)
 
 
 def tombstone(payload: Any) -> bytes:
@@ -84,6 +100,8 @@ def decode(value: Any) -> Any:
             members = cast("dict[str, Any]", content)
         elif tag in _TAGS:
             return _decode_tag(tag, content)
+    elif members.keys() == {"$code", "$scope"}:
+        return Code(members["$code"], decode(members["$scope"]))
     return {key: _decode_member(key, item) for key, item in members.items()}
 
 
@@ -105,12 +123,17 @@ def _decode_tag(tag: str, content: Any) -> Any:
         if tag == "$numberDecimal":
             return Decimal(content)
         if tag == "$date":
+            if isinstance(content, dict):  # beyond the years of datetime
+                return DatetimeMS(int(cast("dict[str, Any]", content)["$numberLong"]))
             moment = datetime.fromisoformat(content)
             return _EPOCH + (moment - _EPOCH) // _MILLISECOND * _MILLISECOND
         if tag == "$binary":
-            return base64.b64decode(content["base64"], validate=True)
+            data, subtype = base64.b64decode(content["base64"], validate=True), int(content["subType"], 16)
+            return to_plain(Binary(data, subtype)) if subtype else data
+        if tag in _BSON_TAGS:
+            return json_util.object_hook({tag: content}, json_util.CANONICAL_JSON_OPTIONS)
         return float(content)
-    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, BSONError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"a damaged {tag}") from error
 
 

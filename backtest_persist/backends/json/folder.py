@@ -5,7 +5,7 @@ The files hold what the TypeScript framework writes, and nothing else; `sidecar`
 
 import asyncio
 import os
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from backtest_persist.backends.json.value_file import (
 from backtest_persist.core.domain import Domain
 from backtest_persist.domains import DOMAINS
 from backtest_persist.errors import (
+    InvalidPayloadError,
     SettingsError,
     StoreUnavailableError,
     WriteOutcomeUnknownError,
@@ -110,14 +111,22 @@ class Folder:
         """List the names of all values, in no order."""
         return await run_sync(self._names)
 
-    async def read_all(self) -> list[tuple[str, Stored]]:
-        """Read the whole directory: (name, value), oldest first."""
+    async def read_all(self) -> "tuple[list[tuple[str, Stored]], list[tuple[str, InvalidPayloadError]]]":
+        """Read the whole directory: (name, value), oldest first, and (name, error) of what is damaged."""
         return await run_sync(self._read_all)
 
     # --- writing ---
 
-    async def write(self, writes: Sequence[Write], *, replace: bool = True, flush: bool = True) -> int:
+    async def write(
+        self,
+        writes: Sequence[Write] | Callable[[], Awaitable[Sequence[Write]]],
+        *,
+        replace: bool = True,
+        flush: bool = True,
+    ) -> int:
         """Store values, in order; without `replace` the first write wins. Returns how many were new.
+
+        Values that are still being encoded have their place among the calls.
 
         Many values are written in batches, between which other processes and other folders may write; a cancelled call
         ends with the current batch. Without `flush` the values are on the disk only after the caller has called `sync`.
@@ -127,6 +136,7 @@ class Folder:
         """
         new = 0
         async with self._write_lock.get():
+            writes = await writes() if callable(writes) else writes
             for start in range(0, len(writes), _BATCH_SIZE):
                 if start and flush:
                     await asyncio.sleep(2 * POLL_SECONDS)  # else no waiting process would ever find the lock free
@@ -135,9 +145,10 @@ class Folder:
                 new += sum(effect.new for effect in written if effect is not None)
         return new
 
-    async def write_one(self, write: Write) -> Times:
+    async def write_one(self, write: Write | Callable[[], Awaitable[Write]]) -> Times:
         """Store a value, as `write` does; returns when it was first and last written."""
         async with self._write_lock.get():
+            write = await write() if callable(write) else write
             (effect,) = await self._writer.run(partial(self._write, [write], replace=True, flush=True))
         assert effect is not None
         return effect.times
@@ -186,17 +197,22 @@ class Folder:
         with self._read_errors():
             return {name for path, stems in self._stems() for stem in stems if (name := self._paths.name(path, stem))}
 
-    def _read_all(self) -> list[tuple[str, Stored]]:
+    def _read_all(self) -> "tuple[list[tuple[str, Stored]], list[tuple[str, InvalidPayloadError]]]":
         found: list[tuple[str, Stored]] = []
+        damaged: list[tuple[str, InvalidPayloadError]] = []
         with self._read_errors():
             for path, stems in self._stems():
                 known = {name for name, _ in found}
                 for stem in stems:
                     name = self._paths.name(path, stem)
-                    stored = None if name in known else self._file(path, stem).load()
+                    try:
+                        stored = None if name in known else self._file(path, stem).load()
+                    except InvalidPayloadError as error:
+                        damaged.append((name, error))
+                        continue
                     if stored is not None:
                         found.append((name, stored))
-        return sorted(found, key=lambda entry: (entry[1].created, natural(entry[0])))
+        return sorted(found, key=lambda entry: (entry[1].created, natural(entry[0]))), damaged
 
     def _stems(self) -> Iterator[tuple[Path, list[str]]]:
         """Iterate over this directory and that of the framework, with the stems of the value files in them."""

@@ -184,8 +184,9 @@ class Layout:
         parts = tuple(part for field in fields if (part := _part(context[field])))
         free = sum(not isinstance(context[field], bool) for field in fields)
         joined = free > 1 and any("_" in part for part in parts)
-        # the framework leaves the frame of live trading out
-        return Segment(parts, ambiguous=joined or ("frame_name" in fields and free > 1 and not context["backtest"]))
+        # the framework leaves an empty frame out, and its live trading has none
+        frameless = "frame_name" in fields and free > 1 and not (context["frame_name"] and context["backtest"])
+        return Segment(parts, ambiguous=joined or frameless)
 
 
 def _part(value: Any) -> str:

@@ -37,6 +37,8 @@ def to_text(layout: Layout, fields: Mapping[str, Any]) -> bytes:
     encoded = codec.encode(value)
     if layout.removable and removed != marked:
         return codec.dumps({codec.LITERAL: encoded, "removed": removed})
+    if layout.removable and value is None:  # the framework does not remove null, and fails to read it
+        return codec.dumps({codec.LITERAL: None})
     return codec.dumps(encoded)
 
 

@@ -75,9 +75,9 @@ def digest(text: bytes) -> str:
     return blake2b(text, digest_size=16).hexdigest()
 
 
-def load_records(file: str | Path) -> Records:
-    """Read a file of records, {} when it does not exist; `InvalidPayloadError` when it is damaged."""
-    return _load(file, _RECORDS, "its value is then read like one that another program wrote") or {}
+def load_records(file: str | Path, advice: str) -> Records:
+    """Read a file of records, {} when it does not exist; `InvalidPayloadError`, with the advice, when it is damaged."""
+    return _load(file, _RECORDS, advice) or {}
 
 
 def store_records(file: Path, records: Records, *, flush: bool) -> None:
@@ -90,7 +90,8 @@ def store_records(file: Path, records: Records, *, flush: bool) -> None:
 
 def parts_of(root: Path, directory: Path, name: str) -> list[str] | None:
     """Read the label of a name: its parts, or None without a label; `InvalidPayloadError` when it is damaged."""
-    return _load(_label_file(root, directory, name), _PARTS, f"{name} then belongs to the next one to write there")
+    advice = f"Remove it; {name} then belongs to the next one to write there"
+    return _load(_label_file(root, directory, name), _PARTS, advice)
 
 
 def claim_name(root: Path, directory: Path, name: str, parts: list[str]) -> list[str] | None:
@@ -106,9 +107,9 @@ def _label_file(root: Path, directory: Path, name: str) -> Path:
     return label_directory(root, directory) / f"{name}%~.json"  # no directory of labels has a name that ends like this
 
 
-def _load(file: str | Path, kind: TypeAdapter[T], consequence: str) -> T | None:
+def _load(file: str | Path, kind: TypeAdapter[T], advice: str) -> T | None:
     text = read_file(file)
     try:
         return None if text is None else kind.validate_json(text, strict=True)
     except ValueError:
-        raise InvalidPayloadError(f"The file {file} is damaged. Remove it; {consequence}.") from None
+        raise InvalidPayloadError(f"The file {file} is damaged. {advice}.") from None

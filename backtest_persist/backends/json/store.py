@@ -1,6 +1,8 @@
 """JsonStore: the rows of one domain in the files of a dump."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 from backtest_persist.backends.json.folder import DumpFiles, Folder
@@ -8,11 +10,15 @@ from backtest_persist.backends.json.layout import Layout
 from backtest_persist.backends.json.rows import row_dates, to_row, to_text
 from backtest_persist.backends.json.value_file import Stored, Write
 from backtest_persist.core.domain import Domain
+from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.row import Context, Row
-from backtest_persist.errors import SettingsError
+from backtest_persist.errors import InvalidPayloadError, SettingsError
+from backtest_persist.logger import LoggerService
 from backtest_persist.settings import Settings
 
 __all__ = ("JsonStore",)
+
+_logger = LoggerService()
 
 C = TypeVar("C", bound=Context)
 R = TypeVar("R", bound=Row)
@@ -46,17 +52,41 @@ class JsonStore(Generic[C, R]):
     async def upsert(self, context: C, fields: Mapping[str, Any]) -> R:
         """Replace the file of a row, atomically; returns the row."""
         parts = context.parts()
-        times = await self.folder(parts).write_one(self._write(parts, fields))
+        if is_deferred(fields):
+            encoded: list[tuple[Write, Mapping[str, Any]]] = []
+
+            async def encode() -> Write:
+                encoded.append(await asyncio.to_thread(self._encode, parts, fields))
+                return encoded[0][0]
+
+            times = await self.folder(parts).write_one(encode)
+            fields = encoded[0][1]
+        else:
+            times = await self.folder(parts).write_one(self._write(parts, fields))
         document = {**context.to_filter(), **fields, **row_dates(parts, times)}
         return cast("R", self._domain.row_type.from_document(document))
 
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Store many rows, those of one directory in order and each atomically; returns how many are new."""
-        by_folder: dict[Folder, list[Write]] = {}
+        by_folder: dict[Folder, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
         for context, fields in writes:
             parts = context.parts()
-            by_folder.setdefault(self.folder(parts), []).append(self._write(parts, fields))
-        return sum([await folder.write(batch, replace=replace) for folder, batch in by_folder.items()])
+            by_folder.setdefault(self.folder(parts), []).append((parts, fields))
+        if not any(is_deferred(fields) for _, fields in writes):
+            encoded = [(folder, [self._write(*row) for row in rows]) for folder, rows in by_folder.items()]
+            return sum([await folder.write(batch, replace=replace) for folder, batch in encoded])
+
+        def encode_all() -> dict[Folder, list[Write]]:
+            return {folder: [self._encode(*row)[0] for row in rows] for folder, rows in by_folder.items()}
+
+        batches: dict[Folder, list[Write]] = {}
+
+        async def encode(folder: Folder) -> list[Write]:
+            if not batches:  # of all, before the first is stored
+                batches.update(await asyncio.to_thread(encode_all))
+            return batches[folder]
+
+        return sum([await folder.write(partial(encode, folder), replace=replace) for folder in by_folder])
 
     async def soft_remove(self, context: C) -> bool:
         """Turn the file of a row into a tombstone; False when there is no row."""
@@ -66,6 +96,8 @@ class JsonStore(Generic[C, R]):
     async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
         """Return the rows of a directory, without tombstones, oldest first, or the newest of them.
 
+        What is damaged is left out, and named in a warning.
+
         `SettingsError` when `selection` does not name the directory: files cannot be asked across directories.
         """
         if missing := [name for name in self._layout.directory_fields if name not in selection]:
@@ -74,18 +106,27 @@ class JsonStore(Generic[C, R]):
                 f"select {', '.join(missing)} as well."
             )
         rows: list[R] = []
-        for name, stored in await self.folder(selection).read_all():
+        found, damaged = await self.folder(selection).read_all()
+        for name, stored in found:
             fields = self._layout.parse_name(name)
             if fields is None or stored.removed:
                 continue
             context = {**fields, **selection}
             if all(context[field] == value for field, value in fields.items()):
-                rows.append(self._row(context, stored))
+                try:
+                    rows.append(self._row(context, stored))
+                except InvalidPayloadError as error:
+                    damaged.append((name, error))
+        _logger.unreadable(self.folder(selection).describe(), damaged)
         return rows if newest is None else rows[max(0, len(rows) - newest) :]
 
     def folder(self, context: Mapping[str, Any]) -> Folder:
         """Return the directory of a context, which may leave out the fields that name only files."""
         return self.dump.folder(self._domain.name, **{name: context[name] for name in self._layout.directory_fields})
+
+    def _encode(self, context: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[Write, Mapping[str, Any]]:
+        fields = encoded_fields(fields)
+        return self._write(context, fields), fields
 
     def _write(self, context: Mapping[str, Any], fields: Mapping[str, Any]) -> Write:
         when = int(fields["when"]) if self._layout.timed else None

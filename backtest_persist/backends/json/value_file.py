@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 from backtest_persist.backends.json import codec
 from backtest_persist.backends.json.atomic import TEMPORARY, read_file, replace_file
 from backtest_persist.backends.json.layout import Layout, Shape
-from backtest_persist.backends.json.sidecar import digest, load_records, record_file, store_records
+from backtest_persist.backends.json.sidecar import Records, digest, load_records, record_file, store_records
 from backtest_persist.core.instants import checked_int64, to_int
 from backtest_persist.core.row import to_millis
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, InvalidWhenError
@@ -98,6 +98,16 @@ class ValueFile:
         """The path of its records."""
         return record_file(self.root, self.directory, self.stem)
 
+    def _load_records(self) -> Records:
+        if self.layout.timed:
+            advice = (
+                f"Remove it together with {self.path}, and write that value again: with its record alone removed, it "
+                "would be seen by readers of any time, before it was known too"
+            )
+        else:
+            advice = "Remove it; its value then has the place of its last write in lists"
+        return load_records(self.records, advice)
+
     def load(self) -> Stored | None:
         """Read the value with its record, None when it does not exist; `InvalidPayloadError` when it is damaged."""
         path = f"{self.directory}/{self.stem}{SUFFIX}"  # a Path takes several times as long as the rest of this loop
@@ -108,7 +118,7 @@ class ValueFile:
                     text, updated = opened.read(), os.fstat(opened.fileno()).st_mtime_ns
             except FileNotFoundError:
                 return None
-            known = load_records(self.records) if recorded else {}
+            known = self._load_records() if recorded else {}
             record = known.get(digest(text), {})
             if record or not known or read_file(path) == text:  # else it was replaced twice between the two reads
                 break
@@ -124,7 +134,7 @@ class ValueFile:
         `old` is the text in this file, and `replaced` the file of the value that is replaced, which may be another
         one. `now` returns the creation time for a `write` without one, in ns since the epoch.
         """
-        known = load_records(self.records)
+        known = self._load_records()
         old_record = {} if old is None else known.get(digest(old), {})
         record: dict[str, int] = {} if write.when is None else {"when": write.when}
         if replaced is not None and self.layout.ordered:

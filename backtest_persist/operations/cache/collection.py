@@ -1,8 +1,9 @@
 """One collection and the keys under which Redis holds the ids of its documents; nothing here creates an index."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
+from itertools import combinations, islice, pairwise
 from typing import Any
 
 from bson import ObjectId
@@ -21,6 +22,8 @@ __all__ = ("BATCH", "CachedCollection", "cached_collections")
 
 BATCH = 500
 """The number of ids or documents that are compared at once."""
+MOST_READINGS = 1000
+"""The largest number of ways in which a key of the framework is read."""
 
 
 class CachedCollection:
@@ -45,13 +48,40 @@ class CachedCollection:
         """Return the context that a full Redis key was made of, or None when no context has this key."""
         try:
             text = key.removeprefix(self.namespace).decode()
-            *head, last = text.split(":", len(self._types) - 1)
-            parts = [*(part.replace("%3A", ":").replace("%25", "%") for part in head), last]
+        except UnicodeDecodeError:
+            return None
+        *head, last = text.split(":", len(self._types) - 1)
+        context = self._context([*(part.replace("%3A", ":").replace("%25", "%") for part in head), last])
+        return context if context is not None and context.cache_key == text else None
+
+    def plain_key_of(self, context: Context) -> bytes:
+        """Return the key of a context as the framework spells it: its parts are joined as they are."""
+        values = context.parts()
+        parts = (mode_word(value) if isinstance(value, bool) else f"{value}" for value in map(values.get, self._types))
+        return self.namespace + ":".join(parts).encode()
+
+    def readings_of(self, key: bytes) -> list[Context]:
+        """Return the contexts whose key this can be, in either spelling; a plain one can be read in several ways."""
+        own = self.context_of(key)
+        readings = [] if own is None else [own]
+        try:
+            words = key.removeprefix(self.namespace).decode().split(":")
+        except UnicodeDecodeError:
+            return []
+        for cuts in islice(combinations(range(1, len(words)), len(self._types) - 1), MOST_READINGS):
+            bounds = pairwise([0, *cuts, len(words)])
+            context = self._context(":".join(words[start:end]) for start, end in bounds)
+            if context is not None and self.plain_key_of(context) == key:
+                readings.append(context)
+        return readings
+
+    def _context(self, parts: Iterable[str]) -> Context | None:
+        """Return the context with these parts in the order of a key, or None when no context has them."""
+        try:
             values = {field: _parse(part, self._types[field]) for field, part in zip(self._types, parts, strict=True)}
-            context = self.context_type.model_validate(values, context=STORED)
+            return self.context_type.model_validate(values, context=STORED)
         except (InvalidKeyError, ValueError):
             return None
-        return context if context.cache_key == text else None
 
     def context_in(self, document: Mapping[str, Any]) -> Context | None:
         """Return the context of a document, or None when it lacks a part, so that no look-up can find it."""
@@ -72,7 +102,10 @@ class CachedCollection:
         projection = dict.fromkeys(self.context_type.wire_names(), 1)
 
         async def find() -> Batches:
-            return Batches(collection, query, projection=projection, batch_size=BATCH, **(options or by_id))
+            background = self._mongo.background
+            return Batches(
+                collection, query, projection=projection, batch_size=BATCH, background=background, **(options or by_id)
+            )
 
         operation = partial(self._mongo.operation, Operation("list", collection.name))
         return Listing(find, operation, lambda: self._mongo.has_client, list[Document])
@@ -81,14 +114,25 @@ class CachedCollection:
         """Return the documents with these ids, by one query."""
         return {document["_id"]: document for document in await self._find({"_id": {"$in": ids}}, ids)}
 
-    async def by_context(self, contexts: Sequence[Context]) -> dict[bytes, ObjectId]:
-        """Return the ids of the documents of these contexts by full Redis key, by one query."""
-        return self.ids_by_key(await self._find({"$or": [context.to_filter() for context in contexts]}, contexts))
+    async def by_key(self, keys: Sequence[bytes]) -> dict[bytes, ObjectId]:
+        """Return the ids of the documents that these keys name, in either spelling, by full Redis key."""
+        contexts = list(dict.fromkeys(context for key in keys for context in self.readings_of(key)))
+        plain: dict[bytes, ObjectId] = {}
+        own: dict[bytes, ObjectId] = {}
+        for start in range(0, len(contexts), BATCH):
+            filters = [context.to_filter() for context in contexts[start : start + BATCH]]
+            documents = await self._find({"$or": filters}, filters)
+            plain |= self.ids_by_key(documents, self.plain_key_of)
+            own |= self.ids_by_key(documents)
+        return {key: id for key, id in (plain | own).items() if key in set(keys)}
 
-    def ids_by_key(self, documents: Iterable[Document]) -> dict[bytes, ObjectId]:
+    def ids_by_key(
+        self, documents: Iterable[Document], spell: Callable[[Context], bytes] | None = None
+    ) -> dict[bytes, ObjectId]:
         """Return the ids of documents by full Redis key, without the documents that no look-up can find."""
+        spell = spell or self.key_of
         return {
-            self.key_of(context): document["_id"]
+            spell(context): document["_id"]
             for document in documents
             if isinstance(document["_id"], ObjectId) and (context := self.context_in(document)) is not None
         }

@@ -1,19 +1,24 @@
 """The comparison of ids in Redis with documents in MongoDB, in batches: memory stays flat on millions of ids."""
 
-from collections import defaultdict
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum
 
 from bson import ObjectId
 
+from backtest_persist.connections import Document
 from backtest_persist.core.base_map import SeenKeys
 from backtest_persist.core.keys import to_object_id
 from backtest_persist.operations.cache.collection import BATCH, CachedCollection
 from backtest_persist.operations.cache.ids import CachedIds
 
 __all__ = ("IdCounts", "check_keys", "iterate_keys", "missing_ids")
+
+_MOST_IGNORED = 100
+_OTHERS = "others"
+"""Stands for further namespaces, of which there can be any number."""
 
 
 @dataclass
@@ -44,11 +49,16 @@ class _Verdict(Enum):
 
 
 async def iterate_keys(
-    ids: CachedIds, collections: Sequence[CachedCollection], *, steps: int | None = None
+    ids: CachedIds,
+    collections: Sequence[CachedCollection],
+    *,
+    ignored: Counter[str],
+    steps: int | None = None,
 ) -> AsyncGenerator[tuple[CachedCollection, list[bytes]]]:
     """Iterate over the keys in Redis, each once, in batches of one collection; with `steps`, over a part of them.
 
-    Keys that belong to no collection are left out. `steps` is the largest number of SCAN commands.
+    Keys that belong to no collection are left out; those of other cache services are counted in `ignored`, by their
+    namespace. `steps` is the largest number of SCAN commands.
     """
     owners = {collection.namespace: collection for collection in collections}
     pending: dict[bytes, list[bytes]] = defaultdict(list)
@@ -58,8 +68,12 @@ async def iterate_keys(
         async for keys in scan:
             for key in keys:
                 namespace = key[: key.find(b":", len(ids.prefix)) + 1]
-                if namespace in owners and seen.add(key):
-                    pending[namespace].append(key)
+                if namespace in owners:
+                    if seen.add(key):
+                        pending[namespace].append(key)
+                elif namespace.endswith(b"_cache:") and seen.add(key):
+                    name = namespace[len(ids.prefix) : -1].decode(errors="replace")
+                    ignored[name if name in ignored or len(ignored) < _MOST_IGNORED else _OTHERS] += 1
             for namespace, batch in pending.items():
                 while len(batch) >= BATCH:
                     yield owners[namespace], batch[:BATCH]
@@ -82,19 +96,28 @@ async def check_keys(
     counts.stale += sum(verdict is _Verdict.STALE for verdict in verdicts.values())
     counts.foreign += sum(verdict is _Verdict.FOREIGN for verdict in verdicts.values())
     if fix:
-        contexts = [context for key in wrong if (context := collection.context_of(key)) is not None]
-        right = await collection.by_context(contexts)
+        right = await collection.by_key(wrong)
         await ids.store(right)
         await ids.remove([key for key in wrong if key not in right])
         counts.fixed += len(wrong)
 
 
-async def missing_ids(ids: CachedIds, documents: Mapping[bytes, ObjectId]) -> dict[bytes, ObjectId]:
-    """Return those of the documents, by full Redis key, whose key does not exist."""
-    values = zip(documents, await ids.values(list(documents)), strict=True)
+async def missing_ids(
+    collection: CachedCollection, ids: CachedIds, documents: Sequence[Document]
+) -> dict[bytes, ObjectId]:
+    """Return the ids of those documents to which no key leads, by full Redis key.
+
+    A key that exists is not missing, even if it is wrong; one of the framework's spelling has to have the right id.
+    """
+    by_key = collection.ids_by_key(documents)
+    values = zip(by_key, await ids.values(list(by_key)), strict=True)
     without_string = [key for key, value in values if value is None]
     existing = await ids.existing(without_string)
-    return {key: documents[key] for key in without_string if key not in existing}
+    missing = {key: by_key[key] for key in without_string if key not in existing}
+    plain = collection.ids_by_key(documents, collection.plain_key_of)
+    plain = {key: id for key, id in plain.items() if key not in by_key and id in set(missing.values())}
+    found = {id for id, value in zip(plain.values(), await ids.values(list(plain)), strict=True) if _to_id(value) == id}
+    return {key: id for key, id in missing.items() if id not in found}
 
 
 async def _judge(collection: CachedCollection, ids: CachedIds, keys: Sequence[bytes]) -> dict[bytes, _Verdict]:
@@ -108,12 +131,16 @@ async def _judge(collection: CachedCollection, ids: CachedIds, keys: Sequence[by
         context, id = collection.context_of(key), known.get(key)
         if value is None and key not in existing:
             continue
-        if context is None or id is None:
+        if id is None:
             verdicts[key] = _Verdict.FOREIGN
         elif id not in documents:
-            verdicts[key] = _Verdict.STALE
+            verdicts[key] = _Verdict.STALE if collection.readings_of(key) else _Verdict.FOREIGN
+        elif context is not None and context.matches(documents[id]):
+            verdicts[key] = _Verdict.RIGHT
         else:
-            verdicts[key] = _Verdict.RIGHT if context.matches(documents[id]) else _Verdict.FOREIGN
+            named = collection.context_in(documents[id])
+            plain = named is not None and collection.plain_key_of(named) == key
+            verdicts[key] = _Verdict.RIGHT if plain else _Verdict.FOREIGN
     return verdicts
 
 

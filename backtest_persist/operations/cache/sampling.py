@@ -1,6 +1,6 @@
 """`sample`: the comparison of Redis with MongoDB on a few ids of each domain."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -23,6 +23,8 @@ class Sampled:
     counts: IdCounts = field(default_factory=IdCounts)
     expiring: int | None = 0
     """The number of sampled ids that expire; None when the server does not say."""
+    ignored: Counter[str] = field(default_factory=Counter[str])
+    """The namespaces of cache services that belong to no domain, and the number of their keys that were seen."""
 
 
 async def sample(container: Container, size: int) -> Sampled:
@@ -34,7 +36,7 @@ async def sample(container: Container, size: int) -> Sampled:
     collections = cached_collections(container)
     sampled = Sampled()
     keys: dict[str, list[bytes]] = defaultdict(list)
-    async with aclosing(iterate_keys(ids, collections, steps=SCAN_STEPS)) as batches_of_keys:
+    async with aclosing(iterate_keys(ids, collections, ignored=sampled.ignored, steps=SCAN_STEPS)) as batches_of_keys:
         async for collection, batch in batches_of_keys:
             keys[collection.name] += batch[: size - len(keys[collection.name])]
     for collection in collections:
@@ -43,7 +45,7 @@ async def sample(container: Container, size: int) -> Sampled:
         if collection.is_cached:
             async with aclosing(collection.documents({}, sort=[("_id", -1)], limit=size)) as batches:
                 async for batch in batches:
-                    sampled.counts.missing += len(await missing_ids(ids, collection.ids_by_key(batch)))
+                    sampled.counts.missing += len(await missing_ids(collection, ids, batch))
     try:
         lifetimes = await ids.for_each("ttl", [key for batch in keys.values() for key in batch])
         sampled.expiring = sum(seconds >= 0 for seconds in lifetimes)

@@ -1,8 +1,9 @@
 """`verify`: every id in Redis compared with MongoDB, and every document with Redis."""
 
 import time
+from collections import Counter
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backtest_persist.container import Container
 from backtest_persist.operations.cache.collection import cached_collections
@@ -19,6 +20,8 @@ class Verified:
 
     domains: dict[str, IdCounts]
     seconds: float = 0.0
+    ignored: dict[str, int] = field(default_factory=dict[str, int])
+    """The namespaces of cache services that belong to no domain, and the number of keys in each, left alone."""
 
     @property
     def wrong(self) -> int:
@@ -40,8 +43,9 @@ async def verify(container: Container, *, fix: bool = False, progress: Progress 
     ids = CachedIds(container.redis_service)
     collections = cached_collections(container)
     counts = {collection.name: IdCounts() for collection in collections}
+    ignored = Counter[str]()
     checked = 0
-    async with aclosing(iterate_keys(ids, collections)) as batches_of_keys:
+    async with aclosing(iterate_keys(ids, collections, ignored=ignored)) as batches_of_keys:
         async for collection, keys in batches_of_keys:
             await check_keys(collection, ids, keys, counts[collection.name], fix=fix)
             checked += len(keys)
@@ -51,10 +55,10 @@ async def verify(container: Container, *, fix: bool = False, progress: Progress 
     for collection in cached:
         async with aclosing(collection.documents({})) as batches:
             async for batch in batches:
-                missing = await missing_ids(ids, collection.ids_by_key(batch))
+                missing = await missing_ids(collection, ids, batch)
                 counts[collection.name].missing += len(missing)
                 if fix:
                     await ids.store(missing)
                     counts[collection.name].fixed += len(missing)
                 progress.advance(len(batch))
-    return Verified(counts, time.perf_counter() - started)
+    return Verified(counts, time.perf_counter() - started, dict(sorted(ignored.items())))

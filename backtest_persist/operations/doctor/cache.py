@@ -47,3 +47,6 @@ async def examine_cache(container: Container, diagnosis: Diagnosis) -> None:
         )
     elif sampled.expiring == 0:
         diagnosis.ok("cache.expiry", "ids do not expire", expiring=0)
+    if sampled.ignored:
+        names = sorted(sampled.ignored)
+        diagnosis.ok("cache.ignored", f"namespaces of no domain, which are left alone: {', '.join(names)}", names=names)

@@ -14,6 +14,7 @@ from backtest_persist.core.indexes import missing_indexes
 from backtest_persist.errors import BacktestPersistError, IndexConflictError
 from backtest_persist.operations.doctor.diagnosis import PINGS, Diagnosis, Finding, Level, median_ms, server_advice
 from backtest_persist.operations.domains import DomainServices, domain_services
+from backtest_persist.operations.unknown import unknown_collections
 
 __all__ = ("MongoExamination",)
 
@@ -29,6 +30,7 @@ class MongoExamination:
     """Adds the findings on MongoDB to a diagnosis."""
 
     def __init__(self, container: Container, diagnosis: Diagnosis) -> None:
+        self.container = container
         self.mongo = container.mongo_service
         self.domains = domain_services(container)
         self.diagnosis = diagnosis
@@ -56,6 +58,7 @@ class MongoExamination:
         self.read_preference(state)
         await self.rights(state)
         await self.indexes(state)
+        await self.collections()
         await self.clock()
         await self.latency(state)
         return True
@@ -199,7 +202,7 @@ class MongoExamination:
         if any(index.document.get("unique") for index in missing):
             try:
                 if await self.holds_duplicates(collection, fields):
-                    advice = f"Group by {', '.join(fields)} to find them, and keep one document of each context."
+                    advice = "Run `backtest-persist migrate` to see them; --keep newest resolves them."
                     problem = f"{shown}, which cannot be created: several documents have the same context"
                     return Finding(check, Level.PROBLEM, problem, advice, {**values, "state": "duplicates"})
             except BacktestPersistError as error:
@@ -216,6 +219,23 @@ class MongoExamination:
         ]
         async with self.mongo.operation(Operation("the search for duplicates", collection.name)):
             return [document async for document in aggregate(collection, pipeline)] != []
+
+    async def collections(self) -> None:
+        """Report collections that belong to no domain; one named as domains name theirs may be of a newer release."""
+        counts = await unknown_collections(self.container)
+        if not counts:
+            return
+        shown = "in no domain of this version: " + ", ".join(f"{name} ({count:,})" for name, count in counts.items())
+        if not any(name.endswith("-items") for name in counts):
+            self.diagnosis.ok("mongodb.collections", shown, documents=counts)
+            return
+        self.diagnosis.warning(
+            "mongodb.collections",
+            shown,
+            "`export-dump` leaves them behind. Update this package if a newer release of the framework wrote them; a "
+            "domain of your own is exported from Python, by a container that knows it.",
+            documents=counts,
+        )
 
     async def clock(self) -> None:
         """Compare the clock of the server with that of this machine."""

@@ -15,7 +15,7 @@ from backtest_persist.core.ohlcv import Series
 from backtest_persist.core.payload import encode_list, encode_payload
 from backtest_persist.core.row import Context, Row
 from backtest_persist.domains.candle import CandleRow
-from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
+from backtest_persist.errors import InvalidPayloadError
 from backtest_persist.operations.domains import DomainServices
 
 __all__ = ("check_id", "to_document", "to_text")
@@ -46,8 +46,6 @@ def to_text(domain: DomainServices, row: Row) -> bytes:
     if isinstance(row, CandleRow):
         series = Series(row.symbol, row.interval, row.exchange_name)
         return codec.dumps(checked_candle(series, row.data(), lambda: True))
-    if getattr(row, "frame_name", None) == "" and getattr(row, "backtest", False):
-        raise InvalidKeyError(f"{description}: frame_name must not be empty in a backtest.")
     layout = domain.layout
     fields = {
         wire: _encode(wire, getattr(row, name), description)

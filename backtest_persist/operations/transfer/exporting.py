@@ -20,6 +20,7 @@ from backtest_persist.operations.domains import DomainServices, domain_services
 from backtest_persist.operations.progress import NoProgress, Progress
 from backtest_persist.operations.transfer.conversion import check_id, to_text
 from backtest_persist.operations.transfer.report import Exported, Skipped
+from backtest_persist.operations.unknown import unknown_collections
 
 __all__ = ("export_dump",)
 
@@ -32,14 +33,15 @@ async def export_dump(
     """Write all documents of MongoDB as a dump, into a directory that is empty or does not exist yet.
 
     An import of it gives the same documents, except for their dates and ids. A document that no file can hold is
-    reported with the reason. `SettingsError` when the directory is not empty or cannot be used.
+    reported with the reason, and so are collections that belong to no domain of the container. `SettingsError` when the
+    directory is not empty or cannot be used.
     """
     started = time.perf_counter()
     progress = progress or NoProgress()
     root = Path(directory)
     await run_sync(_check_empty, root)
     domains = domain_services(container)
-    report = Exported({domain.name: 0 for domain in domains})
+    report = Exported({domain.name: 0 for domain in domains}, ignored=await unknown_collections(container))
     exporter = _Exporter(DumpFiles(root, container.domains), report)
     progress.begin(sum([await domain.db.count() for domain in domains]))
     for domain in domains:

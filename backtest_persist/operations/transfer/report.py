@@ -49,3 +49,5 @@ class Exported:
     skipped: list[Skipped] = field(default_factory=list[Skipped])
     """Every document that was not exported, and why."""
     seconds: float = 0.0
+    ignored: dict[str, int] = field(default_factory=dict[str, int])
+    """The collections that belong to no domain, and the number of documents in each: they are not exported."""

@@ -172,7 +172,7 @@ def _unnested(layout: Layout, directories: Sequence[str], name: str) -> tuple[li
     """Undo the directories that an empty frame removes and a ``/`` in a symbol adds in the TypeScript framework."""
     wanted, fields = len(layout.directories), [field for group in layout.directories for field in group]
     shape = list(directories)
-    if len(shape) == wanted - 1 and fields[-1:] == ["frame_name"] and name.endswith("_live"):
+    if len(shape) == wanted - 1 and fields[-1:] == ["frame_name"]:
         return [*shape, ""], name
     if len(shape) < wanted or not wanted:
         return shape, name
@@ -215,8 +215,8 @@ def _splits(layout: Layout, fields: Sequence[str], segment: str) -> Iterator[Con
             flags[name] = layout.parse(name, parts.pop(end))
     if None in flags.values() or bool(names) != bool(parts):
         return
-    if "frame_name" in names and len(names) > 1 and not flags.get("backtest", True):
-        # the TypeScript framework trades live without a frame
+    if "frame_name" in names and len(names) > 1 and (len(parts) < len(names) or not flags.get("backtest", True)):
+        # the TypeScript framework leaves an empty frame out, and its live trading has none
         frameless = [name for name in names if name != "frame_name"]
         yield from _cuts(layout, frameless, parts, {**flags, "frame_name": ""})
     if names:

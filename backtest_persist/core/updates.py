@@ -1,0 +1,83 @@
+"""Updates: what a write does to a document, whatever another program has left in it.
+
+They are aggregation pipelines, because the filter of an upsert must be the unique index and nothing else, so that what
+depends on the stored document has to be in the update.
+
+A field of the context that holds an array is such a case. MongoDB takes the document for that of every name in the
+array: an upsert of one of them would overwrite it. Here the server refuses it, with `CONVERSION_FAILURE`.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+from bson import encode
+from bson.int64 import Int64
+from bson.raw_bson import RawBSONDocument
+
+from backtest_persist.core.null_payload import absent_fields, present_fields
+
+__all__ = ("CONVERSION_FAILURE", "inserting", "removing", "replacing")
+
+CONVERSION_FAILURE = 241
+"""The code of the server's error for a document that has an array in its context, as nothing else here converts."""
+
+_FIRST_DATE, _LAST_DATE = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
+def replacing(names: tuple[str, ...], fields: Mapping[str, Any], now: datetime) -> tuple[Any, int]:
+    """Return the update that sets these fields, whatever is stored, and its size; `names` are those of the context.
+
+    A document without a usable ``createDate``, from another program, gets that of its id.
+    """
+    raw = encode({**present_fields(fields), "updatedDate": now})
+    checked = {"createDate": _create_date(now), "__v": _version(names)}
+    update: list[dict[str, Any]] = [{"$replaceWith": {"$mergeObjects": ["$$ROOT", _literal(raw), checked]}}]
+    absent = absent_fields(fields)
+    return [*update, {"$unset": [*absent]}] if absent else update, len(raw)
+
+
+def inserting(names: tuple[str, ...], fields: Mapping[str, Any], now: datetime) -> tuple[Any, int]:
+    """Return the update that stores these fields where no document is stored yet, and its size."""
+    raw = encode({**present_fields(fields), "updatedDate": now, "createDate": now, "__v": 0})
+    inserted = {"$mergeObjects": ["$$ROOT", _literal(raw)]}
+    is_new = {"$eq": [{"$type": "$_id"}, "missing"]}
+    return [{"$replaceWith": _unless_array(names, {"$cond": [is_new, inserted, "$$ROOT"]})}], len(raw)
+
+
+def removing(names: tuple[str, ...], now: datetime, *, timed: bool) -> list[dict[str, Any]]:
+    """Return the update that makes a tombstone; one without a usable ``when`` was always known, as its entry was."""
+    payload = {
+        "$cond": [
+            {"$eq": [{"$type": "$payload"}, "object"]},
+            {"$mergeObjects": ["$payload", {"removed": True}]},
+            "$payload",
+        ]
+    }
+    dates: dict[str, Any] = {"updatedDate": now, "createDate": _create_date(now)}
+    if timed:
+        dates["when"] = {"$cond": [{"$isNumber": "$when"}, "$when", Int64(0)]}
+    return [{"$set": {"removed": _unless_array(names, True), "payload": payload, **dates}}]
+
+
+def _literal(raw: bytes) -> dict[str, Any]:
+    """Return an encoded document as an expression: data may look like one."""
+    return {"$literal": RawBSONDocument(raw)}
+
+
+@cache
+def _version(names: tuple[str, ...]) -> dict[str, Any]:
+    return _unless_array(names, {"$ifNull": ["$__v", 0]})
+
+
+def _create_date(now: datetime) -> dict[str, Any]:
+    is_date = {"$and": [{"$gte": ["$createDate", _FIRST_DATE]}, {"$lte": ["$createDate", _LAST_DATE]}]}
+    of_the_id = {"$convert": {"input": "$_id", "to": "date", "onError": now, "onNull": now}}
+    return {"$cond": [is_date, "$createDate", of_the_id]}
+
+
+def _unless_array(names: tuple[str, ...], expression: Any) -> dict[str, Any]:
+    """Return an expression that fails for a document that has an array in one of the fields."""
+    failure = {"$toInt": {"$concat": ["array in the context of ", {"$toString": "$_id"}]}}
+    return {"$cond": [{"$or": [{"$isArray": f"${name}"} for name in names]}, failure, expression]}
