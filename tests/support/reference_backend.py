@@ -24,7 +24,7 @@ from backtest_persist.core.payload import encode_entries, encode_list, encode_pa
 from backtest_persist.core.row import to_horizon, to_millis
 from backtest_persist.domains import DOMAINS
 
-__all__ = ("Candle", "Entry", "Funding", "Reference", "Store")
+__all__ = ("Candle", "Entry", "Funding", "Reference", "State", "Store")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entry (
