@@ -340,7 +340,10 @@ class PartialAdapter(Adapter, Protocol):
 
 @runtime_checkable
 class RecentAdapter(Adapter, Protocol):
-    """Keeps the latest public signal of a symbol, strategy, exchange, frame and mode."""
+    """Keeps the latest public signal of a symbol, strategy, exchange, frame and mode.
+
+    Live trading has no frame: `frame_name` is then empty.
+    """
 
     async def read_recent_data(self, *, when: When | None = None) -> Payload | None:
         """Return the payload; None when nothing is stored, when None is, or when it was written with a later `when`."""
@@ -382,7 +385,10 @@ class ScheduleAdapter(Adapter, Protocol):
 
 @runtime_checkable
 class SessionAdapter(Adapter, Protocol):
-    """Keeps the state of a run: of a strategy, exchange, frame, symbol and mode."""
+    """Keeps the state of a run: of a strategy, exchange, frame, symbol and mode.
+
+    Live trading has no frame: `frame_name` is then empty.
+    """
 
     async def read_session_data(self, *, when: When | None = None) -> Payload | None:
         """Return the payload; None when nothing is stored, when None is, or when it was written with a later `when`."""

@@ -24,6 +24,9 @@ CONVERSION_FAILURE = 241
 """The code of the server's error for a document that has an array in its context, as nothing else here converts."""
 
 _FIRST_DATE, _LAST_DATE = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+_HAS_CREATE_DATE = RawBSONDocument(  # encoded once, as this is a part of every write
+    encode({"$and": [{"$gte": ["$createDate", _FIRST_DATE]}, {"$lte": ["$createDate", _LAST_DATE]}]})
+)
 
 
 def replacing(names: tuple[str, ...], fields: Mapping[str, Any], now: datetime) -> tuple[Any, int]:
@@ -67,14 +70,13 @@ def _literal(raw: bytes) -> dict[str, Any]:
 
 
 @cache
-def _version(names: tuple[str, ...]) -> dict[str, Any]:
-    return _unless_array(names, {"$ifNull": ["$__v", 0]})
+def _version(names: tuple[str, ...]) -> RawBSONDocument:
+    return RawBSONDocument(encode(_unless_array(names, {"$ifNull": ["$__v", 0]})))
 
 
 def _create_date(now: datetime) -> dict[str, Any]:
-    is_date = {"$and": [{"$gte": ["$createDate", _FIRST_DATE]}, {"$lte": ["$createDate", _LAST_DATE]}]}
     of_the_id = {"$convert": {"input": "$_id", "to": "date", "onError": now, "onNull": now}}
-    return {"$cond": [is_date, "$createDate", of_the_id]}
+    return {"$cond": [_HAS_CREATE_DATE, "$createDate", of_the_id]}
 
 
 def _unless_array(names: tuple[str, ...], expression: Any) -> dict[str, Any]:

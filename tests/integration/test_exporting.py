@@ -165,6 +165,7 @@ async def test_an_export_leaves_nothing_out_in_silence(container: Container, tmp
     assert file_totals(again) == (4, 0, 4, 0)
 
 
+@pytest.mark.parametrize("driver", ["motor"], indirect=True)
 async def test_an_export_names_the_collections_that_it_leaves_behind(
     container: Container, settings: Settings, tmp_path: Path
 ) -> None:

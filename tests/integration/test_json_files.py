@@ -51,6 +51,23 @@ async def test_files_are_where_the_framework_keeps_its_own(tmp_path: Path) -> No
     }
 
 
+async def test_live_trading_has_no_frame_in_its_paths(tmp_path: Path) -> None:
+    """The framework leaves an empty frame out, in both modes."""
+    persist = open_dump(tmp_path)
+    await (await persist.recent("S", "t", "x", "", False)).write_recent_data({"n": 1}, LATE)
+    await (await persist.recent("S", "t", "x", "", True)).write_recent_data({"n": 2}, LATE)
+    await (await persist.session("t", "x", "", "S", False)).write_session_data({"n": 3}, LATE)
+    await (await persist.session("t", "x", "", "S", True)).write_session_data({"n": 4}, LATE)
+    await (await persist.recent("S", "t", "x", "", False)).write_recent_data(None, LATE)
+    assert files_of(tmp_path) == {
+        "data/recent/S_t_x_backtest/S.json": '{"n":2}',
+        "data/recent/S_t_x_live/S.json": "null",
+        "session/t/x/S_backtest.json": '{"n":4}',
+        "session/t/x/S_live.json": '{"n":3}',
+    }
+    assert await (await open_dump(tmp_path).session("t", "x", "", "S", False)).read_session_data() == {"n": 3}
+
+
 async def test_an_entry_keeps_its_place_when_it_is_written_again(tmp_path: Path) -> None:
     """The order is that of the first writes, over restarts, rewrites, removals and revivals."""
     storage, memory = await open_dump(tmp_path).storage(True), await open_dump(tmp_path).memory("s", "b")
