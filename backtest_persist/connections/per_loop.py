@@ -135,11 +135,17 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=PerLoop.disinherit)
 
 
+def _retrieve(task: "asyncio.Task[Any]") -> None:
+    if not task.cancelled():
+        task.exception()
+
+
 async def joined(task: "asyncio.Task[T]", seconds: float | None = None) -> T:
     """Wait for a task together with others, none of whom cancels it; each gets its own copy of an error of ours.
 
     Raises `TimeoutError` after so many seconds.
     """
+    task.add_done_callback(_retrieve)  # all who wait may be cancelled
     if not (await asyncio.wait([task], timeout=seconds))[0]:
         raise TimeoutError
     error = None if task.cancelled() else task.exception()

@@ -118,6 +118,7 @@ class DbService(Generic[C, R]):
 
         `limit` is how many of them from the beginning, so without a `sort` the oldest. `newest` is how many of the
         newest, which come oldest first as well; it excludes `sort` and `limit`. There is no cap unless one is given.
+        Documents that cannot be read are left out, and named in a warning.
         """
         if newest is not None:
             if sort is not None or limit is not None:
@@ -150,7 +151,11 @@ class DbService(Generic[C, R]):
         return Page(rows, await self.count(filter))
 
     async def count(self, filter: Filter | None = None) -> int:
-        """Count the rows that match."""
+        """Count the rows that match; without a filter all, by what the server keeps count of.
+
+        That takes no time, however many there are. Right after a crash of the server it may be a little off;
+        ``count({})`` counts.
+        """
         return await self.mongo_store.count(filter)
 
     async def narrow_indexes(self) -> list[str]:

@@ -27,7 +27,7 @@ from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.query import Filter, Sort, to_query, to_sort
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
 from backtest_persist.core.schema import Schema
-from backtest_persist.core.updates import inserting, removing, replacing
+from backtest_persist.core.updates import claiming, inserting, removing, replacing, was_removed
 from backtest_persist.core.write_queue import Write, WriteQueue, partly_done
 from backtest_persist.errors import IndexConflictError, InvalidPayloadError
 
@@ -190,6 +190,21 @@ class MongoStore(Generic[C, R]):
         document = await writes.submit(Write(context, update, upsert=upsert, inserted=inserted), since)
         return None if document is None else self.schema.row_type.from_document(document)
 
+    async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
+        """Store fields unless a row that is not a tombstone is stored, in one atomic write: True if this one did.
+
+        The server answers with what was there before, also when the driver has to ask again, so that a lost answer
+        loses no claim.
+        """
+        since = time.monotonic()
+        state = await self.ready()
+        writes = self._in_flight(state).writes
+        with state.errors(self.schema.operation("write", context, write=True)):
+            update, size = claiming(self.schema.fields, fields, writes.date())
+            write = Write(context, update, size, before=True, answer=("removed", "payload.removed"))
+            before = await writes.submit(write, since)
+        return before is None or was_removed(before)
+
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Upsert many contexts in unordered bulks; returns how many are new. A cancelled caller cuts no bulk."""
         if not writes:
@@ -228,7 +243,7 @@ class MongoStore(Generic[C, R]):
     @as_operation("find")
     async def find_one(self, filter: Filter, sort: Sort | None = None) -> R | None:
         """Return the first row that a filter matches, or None."""
-        query, order = to_query(filter, self.schema), to_sort(sort, self.schema)
+        query, order = to_query(filter, self.schema, self.allows_early_times), to_sort(sort, self.schema)
         collection = await self.prepared()
         self.stats.reads += 1
         document = await collection.find_one(query, sort=order)
@@ -257,7 +272,10 @@ class MongoStore(Generic[C, R]):
 
         Documents that are no rows are left out, and named in a warning.
         """
-        query, order = to_query({} if filter is None else filter, self.schema), to_sort(sort, self.schema)
+        query, order = (
+            to_query({} if filter is None else filter, self.schema, self.allows_early_times),
+            to_sort(sort, self.schema),
+        )
         return self.listing(query, order, self._readable, limit=limit, skip=skip)
 
     def _readable(self, documents: Sequence[Document]) -> list[R]:
@@ -292,9 +310,11 @@ class MongoStore(Generic[C, R]):
 
     @as_operation("count")
     async def count(self, filter: Filter | None) -> int:
-        """Count the rows that a filter matches."""
-        query = to_query({} if filter is None else filter, self.schema)
+        """Count the rows that a filter matches; without one, by the metadata of the collection."""
+        query = None if filter is None else to_query(filter, self.schema, self.allows_early_times)
         collection = await self.prepared()
+        if query is None:
+            return await collection.estimated_document_count()
         return await collection.count_documents(query)
 
     # --- many documents ---
@@ -336,8 +356,12 @@ class MongoStore(Generic[C, R]):
 
         One with an array in its context stays: MongoDB takes it for that of every name in the array.
         """
+        return await self.delete(to_query(filter, self.schema, self.allows_early_times))
+
+    async def delete(self, query: Mapping[str, Any]) -> int:
+        """Delete the documents that a query finds, which is sent as it is; see `delete_many`."""
         no_array = [{name: {"$not": {"$type": "array"}}} for name in self.schema.fields]
-        query = {"$and": [to_query(filter, self.schema), *no_array]}
+        query = {"$and": [query, *no_array]}
         with self.mongo.accept():
             state = await self.ready()
             return await self._in_flight(state).writes.delete_many(query)

@@ -35,6 +35,9 @@ CAUGHT_BY: dict[str, set[str]] = {
     "TestOrdersByName": {"test_entries_are_in_the_order_of_their_calls", "test_keys_are_listed_oldest_first"},
     "TestReplacesCandles": {"test_the_first_write_of_a_candle_wins"},
     "TestLeavesGaps": {"test_a_window_is_complete_or_none", "test_a_long_window_comes_back_complete"},
+    "TestStoresWhatWasOpen": {"test_a_candle_that_was_fetched_open_is_skipped"},
+    "TestReadsOpenCandles": {"test_the_last_candles_are_read_over_gaps"},
+    "TestTakesAnyUnit": {"test_a_when_that_is_no_instant_is_refused"},
     "TestSeesTheFuture": {
         "test_a_value_is_hidden_from_readers_before_its_when",
         "test_lists_leave_out_what_is_later",
@@ -47,6 +50,11 @@ CAUGHT_BY: dict[str, set[str]] = {
     "TestWritesJson": {
         "test_plain_data_comes_back_exactly",
         "test_other_values_come_back_as_plain_data",
+    },
+    "TestClaimsInTwoSteps": {
+        "test_a_key_is_claimed_by_exactly_one_caller",
+        "test_whatever_is_stored_is_in_the_way_of_a_claim",
+        "test_a_removed_key_can_be_claimed_again",
     },
     "TestWritesBehind": {
         "test_what_was_written_is_there_after_the_writer_was_killed",
@@ -107,7 +115,7 @@ def test_every_capability_has_a_broken_backend_that_fails_it() -> None:
     }
     assert classes.keys() == CAUGHT_BY.keys()
     capabilities = {base for base in testing.Conformance.__bases__ if base is not testing.Suite}
-    assert len(capabilities) == 9
+    assert len(capabilities) == 10
     failing = [value for name, value in classes.items() if CAUGHT_BY[name]]
     assert capabilities == {base for value in failing for base in value.__mro__ if base in capabilities}
 

@@ -16,14 +16,16 @@ from typing import Any, cast
 from bson.binary import UUID_SUBTYPE, Binary
 from bson.decimal128 import Decimal128
 
-from backtest_persist.contracts import Backend, CandleData, CandleInterval, Payload, PayloadInput, When
-from backtest_persist.core.keys import checked_flag, checked_name, mode_word
-from backtest_persist.core.ohlcv import checked_candle, checked_window, closed_candles
+from backtest_persist.contracts import Backend, CandleData, CandleInterval, CandlesInput, Payload, PayloadInput, When
+from backtest_persist.core.candle_input import check_candles
+from backtest_persist.core.keys import checked_flag, checked_limit, checked_name, checked_timestamp, mode_word
+from backtest_persist.core.ohlcv import Series, checked_window
 from backtest_persist.core.payload import encode_entries, encode_list, encode_payload
 from backtest_persist.core.row import to_horizon, to_millis
 from backtest_persist.domains import DOMAINS
+from backtest_persist.errors import InvalidPayloadError
 
-__all__ = ("Candle", "Entry", "Funding", "Reference", "Store")
+__all__ = ("Candle", "Entry", "Funding", "Reference", "State", "Store")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entry (
@@ -63,6 +65,13 @@ class Store:
                 _WRITE + (_REPLACE if replace else "NOTHING"),
                 [(context, name, self.encode(value), at, removed) for name, value, at, removed in entries],
             )
+
+    def claim(self, context: str, entry: Entry) -> bool:
+        name, value, at, removed = entry
+        with self.transaction() as connection:
+            condition = " WHERE entry.removed"
+            values = (context, name, self.encode(value), at, removed)
+            return connection.execute(_WRITE + _REPLACE + condition, values).rowcount == 1
 
     def get(self, context: str, name: str) -> Entry | None:
         return next(iter(self.select("WHERE context = ? AND name = ?", context, name)), None)
@@ -108,6 +117,12 @@ class Adapter:
         removed = self.removable and value is not None and value.get("removed") is True
         self.store.put(self.context, [(checked_name(name, "name"), value, to_millis(when), removed)])
 
+    def _claim(self, name: str, payload: PayloadInput, when: When) -> bool:
+        value = plain(encode_payload(payload, "a payload"))
+        if value is None or value.get("removed") is True:
+            raise InvalidPayloadError("a payload is a mapping that is not removed")
+        return self.store.claim(self.context, (checked_name(name, "name"), value, to_millis(when), False))
+
     def _get(self, name: str, when: When | None = None) -> Any:
         horizon = to_horizon(when)
         entry = self.store.get(self.context, checked_name(name, "name"))
@@ -141,20 +156,31 @@ class Breakeven(Adapter):
 class Candle(Adapter):
     def __init__(self, store: Store, symbol: str, interval: CandleInterval, exchange_name: str) -> None:
         super().__init__(store, "candle", symbol, interval, exchange_name)
-        self.key: tuple[str, CandleInterval, str] = symbol, interval, exchange_name
+        self.series = Series(symbol, interval, exchange_name)
 
     async def read_candles_data(
-        self, limit: int, since_timestamp: int, until_timestamp: int | None = None
+        self, limit: int, since_timestamp: When, until_timestamp: When | None = None
     ) -> list[CandleData] | None:
-        window = checked_window(self.key[1], limit, since_timestamp, until_timestamp)
-        stored = {int(name): value for name, value, _, _ in self.store.all(self.context)}
+        window = checked_window(self.series.interval, limit, since_timestamp, until_timestamp)
+        stored = self._stored()
         return None if window is None or not stored.keys() >= set(window) else [stored[at] for at in window]
 
-    async def write_candles_data(self, candles: Sequence[PayloadInput]) -> None:
-        closed = closed_candles(self.key[1], candles, int(time.time() * 1000))
-        checked = [checked_candle(*self.key, candle) for candle in closed]
-        entries: list[Entry] = [(str(candle["timestamp"]), candle, 0, False) for candle in checked]
+    async def read_last_candles(self, limit: int, until: When | None = None) -> list[CandleData]:
+        latest = (int(time.time() * 1000) if until is None else checked_timestamp(until, "until")) - self.series.step
+        times = sorted(at for at in self._stored() if at <= latest)
+        return [self._stored()[at] for at in times[max(len(times) - checked_limit(limit), 0) :]]
+
+    async def write_candles_data(self, candles: CandlesInput, *, as_of: When | None = None) -> None:
+        now = int(time.time() * 1000)
+        asked = now if as_of is None else min(now, checked_timestamp(as_of, "as_of"))
+        checked = check_candles(self.series, candles, as_of=asked, early=lambda: False)
+        if checked.invalid:
+            raise checked.error(self.series)
+        entries: list[Entry] = [(str(at), candle, 0, False) for at, candle in checked.valid.items()]
         self.store.put(self.context, entries, replace=False)
+
+    def _stored(self) -> dict[int, CandleData]:
+        return {int(name): value for name, value, _, _ in self.store.all(self.context)}
 
 
 class Interval(Adapter):
@@ -169,6 +195,9 @@ class Interval(Adapter):
 
     async def write_interval_data(self, data: PayloadInput | None, key: str, when: When) -> None:
         self._put(key, data, when)
+
+    async def claim_interval_data(self, data: PayloadInput, key: str, when: When) -> bool:
+        return self._claim(key, data, when)
 
     async def remove_interval_data(self, key: str) -> None:
         self._remove(key)

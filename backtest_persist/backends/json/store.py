@@ -66,6 +66,11 @@ class JsonStore(Generic[C, R]):
         document = {**context.to_filter(), **fields, **row_dates(parts, times)}
         return cast("R", self._domain.row_type.from_document(document))
 
+    async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
+        """Write the file of a row unless there is one that is not a tombstone, while no other process may write."""
+        parts = context.parts()
+        return await self.folder(parts).claim(self._write(parts, fields))
+
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Store many rows, those of one directory in order and each atomically; returns how many are new."""
         by_folder: dict[Folder, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
