@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from contextlib import aclosing
+
 import pytest
 from pydantic import SecretStr
 
@@ -33,6 +35,12 @@ async def test_an_outage_of_dns_is_an_outage(mongo_settings: Settings, monkeypat
                 assert (error.reason, error.retryable) == (ErrorReason.CONNECTION, True)
                 assert (error.host, error.setting) == (dns.cluster, "CC_MONGO_CONNECTION_STRING")
                 assert error.__cause__ is None
+        dns.state = "silent"
+        patient = SecretStr(f"{uri}&connectTimeoutMS=3000")
+        async with aclosing(Container(settings.model_copy(update={"mongo_connection_string": patient}))) as other:
+            with Stopwatch() as watch, pytest.raises(StoreUnavailableError, match=f"{dns.cluster}: no name server has"):
+                await other.signal_db_service.find_all()
+            assert watch.seconds < DEADLINE + GRACE
         dns.state = "answering"
         row = await db.upsert("s", "t", "e", {"n": 1})
         assert await db.find_all() == [row]
