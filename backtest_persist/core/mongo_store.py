@@ -163,6 +163,7 @@ class MongoStore(Generic[C, R]):
         Writes that wait at the same time share a bulk.
         """
         since = time.monotonic()
+        self.schema.row_type.check_whole(context, fields)
         state = await self.ready()
         writes = self._in_flight(state).writes
         names, date = self.schema.fields, writes.date()
@@ -197,6 +198,7 @@ class MongoStore(Generic[C, R]):
         loses no claim.
         """
         since = time.monotonic()
+        self.schema.row_type.check_whole(context, fields)
         state = await self.ready()
         writes = self._in_flight(state).writes
         with state.errors(self.schema.operation("write", context, write=True)):
@@ -207,6 +209,8 @@ class MongoStore(Generic[C, R]):
 
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Upsert many contexts in unordered bulks; returns how many are new. A cancelled caller cuts no bulk."""
+        for context, fields in writes:
+            self.schema.row_type.check_whole(context, fields)
         if not writes:
             return 0
         with self.mongo.accept():
