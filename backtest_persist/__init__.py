@@ -16,7 +16,13 @@ from backtest_persist.domains.breakeven import (
     BreakevenRow,
     PersistBreakevenInstance,
 )
-from backtest_persist.domains.candle import CandleCacheService, CandleDbService, CandleRow, PersistCandleInstance
+from backtest_persist.domains.candle import (
+    CandleCacheService,
+    CandleDbService,
+    CandleReport,
+    CandleRow,
+    PersistCandleInstance,
+)
 from backtest_persist.domains.dictionary import (
     DictionaryCacheService,
     DictionaryDbService,
@@ -91,6 +97,7 @@ __all__ = (
     "CandleData",
     "CandleDbService",
     "CandleInterval",
+    "CandleReport",
     "CandleRow",
     "ClosedError",
     "Container",

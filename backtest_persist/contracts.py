@@ -62,6 +62,7 @@ __all__ = (
     "CandleColumns",
     "CandleData",
     "CandleInterval",
+    "CandlesInput",
     "DictionaryAdapter",
     "IntervalAdapter",
     "LogAdapter",
@@ -90,6 +91,19 @@ Payload = dict[str, Any]
 
 PayloadInput = Mapping[str, Any] | BaseModel
 """A payload as it may be written."""
+
+CandlesInput = Any
+"""Candles as they may be written. Names of fields and columns may be capitalised.
+
+- rows: mappings, pydantic models, dataclasses, named tuples, ``[ms, open, high, low, close, volume]`` as ccxt gives
+  them, klines of Binance of twelve fields
+- columns: a mapping of names to lists or arrays, as `CandleColumns.read_candle_columns` gives them
+- frames: of pandas (with a DatetimeIndex, or a column called timestamp, open time, datetime, date or time), of polars,
+  or anything that exports an Arrow stream (``__arrow_c_stream__``)
+
+The opening time is an instant or its ms as digits. For an interval of a day it may be a date, or a naive datetime at
+midnight, which mean that UTC day. Numbers are of any type that is a number, or its digits as str.
+"""
 
 CandleInterval = Literal["1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "1d"]
 
@@ -147,12 +161,22 @@ class CandleAdapter(Adapter, Protocol):
         """
         ...
 
-    async def write_candles_data(self, candles: Sequence[PayloadInput]) -> None:
-        """Store candles, each atomically; the first write of an opening time wins, also within one call.
+    async def read_last_candles(self, limit: int, until: When | None = None) -> list[CandleData]:
+        """Return the last `limit` stored candles that have closed by `until`, oldest first.
 
-        Those that have not closed yet by this machine's clock are skipped. `InvalidPayloadError`, before anything is
-        stored, when one is not real: a timestamp that is no multiple of the interval, a number that is missing or not
-        finite, a high or a low inside the body, a negative volume.
+        By default that is now. Missing ones are passed over, such as those of days without a session or minutes without
+        a trade; with fewer stored ones there are fewer. `InvalidKeyError` as for a window.
+        """
+        ...
+
+    async def write_candles_data(self, candles: CandlesInput, *, as_of: When | None = None) -> None:
+        """Store candles, each atomically; a stored one stays as it was first written.
+
+        Those that had not closed at `as_of`, which is when the exchange was asked, are skipped, because they may have
+        changed afterwards; the default, and the latest that counts, is now by this machine's clock.
+        `InvalidPayloadError`, before anything is stored, when one is not real: a timestamp that is no multiple of the
+        interval, a number that is missing or not finite, a high or a low inside the body, a negative volume, or
+        different candles of one time. A high or low that misses the body by 1e-9 of the price at most is set to it.
         """
         ...
 

@@ -6,14 +6,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from backtest_persist.backends.services import AdapterFactories, StoreServices
-from backtest_persist.contracts import CandleData, PayloadInput, When
+from backtest_persist.connections import Document
+from backtest_persist.contracts import CandleData, When
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain
-from backtest_persist.core.ohlcv import candle_columns, checked_candle
-from backtest_persist.core.payload import checked_entries, encoded_fields, is_deferred
+from backtest_persist.core.keys import checked_limit
+from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
+from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.row import Context, Row
 from backtest_persist.domains import DOMAINS
-from backtest_persist.domains.candle import CANDLE, CandleDbService
+from backtest_persist.domains.candle import CANDLE, CandleContext, CandleDbService, CandleRow
+from backtest_persist.logger import LoggerService
 from backtest_persist.settings import Settings, deferred
 
 if TYPE_CHECKING:
@@ -77,24 +80,59 @@ class DummyStore(Generic[C, R]):
 
 
 class DummyCandleDbService(CandleDbService):
-    """Keeps no candle."""
+    """Keeps no candle; all that are written would have been new."""
+
+    def __init__(self, store: DummyStore[CandleContext, CandleRow]) -> None:
+        super().__init__(store)
+        self._own_logger = LoggerService()
+
+    async def find_range(
+        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
+    ) -> list[CandleRow]:
+        """Find nothing."""
+        self._bounds(Series(symbol, interval, exchange_name), since, limit)
+        return []
 
     async def find_data(
         self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
     ) -> list[CandleData]:
         """Find nothing."""
+        self._bounds(Series(symbol, interval, exchange_name), since, limit)
         return []
 
     async def find_columns(
         self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
     ) -> "dict[str, NDArray[Any]]":
         """Find nothing."""
+        self._bounds(Series(symbol, interval, exchange_name), since, limit)
         return candle_columns([])
 
-    async def create_many(self, symbol: str, interval: str, exchange_name: str, candles: Iterable[PayloadInput]) -> int:
-        """Check the candles and keep none; all would have been new."""
-        given, early = checked_entries(candles, self.collection), self.store.allows_early_times
-        return len([checked_candle(symbol, interval, exchange_name, candle, early) for candle in given])
+    @property
+    def _logger(self) -> LoggerService:
+        return self._own_logger
+
+    async def _create(self, series: Series, candle: CandleData) -> CandleRow:
+        context = self._context(series.symbol, series.interval, series.exchange_name, candle["timestamp"])
+        return await self._store.upsert(context, {name: candle[name] for name in NUMBERS})
+
+    async def _find_numbers(
+        self, series: Series, times: Sequence[int], *, prepare: bool = True
+    ) -> dict[int, Mapping[str, Any]]:
+        return {}
+
+    async def _last(
+        self, series: Series, limit: int, until: When | None, projection: Mapping[str, int] | None = None
+    ) -> list[Document]:
+        checked_limit(limit)
+        if until is not None:
+            self._instant(until, "until")
+        return []
+
+    async def _insert(self, series: Series, candles: Sequence[CandleData]) -> int:
+        return len(candles)
+
+    async def _delete_range(self, series: Series, start: int | None, end: int | None) -> int:
+        return 0
 
 
 class DummyBackend(AdapterFactories):

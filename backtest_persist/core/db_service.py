@@ -151,7 +151,11 @@ class DbService(Generic[C, R]):
         return Page(rows, await self.count(filter))
 
     async def count(self, filter: Filter | None = None) -> int:
-        """Count the rows that match."""
+        """Count the rows that match; without a filter all, by what the server keeps count of.
+
+        That takes no time, however many there are. Right after a crash of the server it may be a little off;
+        ``count({})`` counts.
+        """
         return await self.mongo_store.count(filter)
 
     async def narrow_indexes(self) -> list[str]:

@@ -85,12 +85,12 @@ class Batches:
         if self._limited and not self._limit:  # a server may keep its cursor, and run out of time on it
             raise StopAsyncIteration
         try:
-            raw = await self._read()
+            raw = await self.read()
         except OperationFailure as error:
             if error.code != _TIME_IS_OVER or self._last is None:
                 raise
             await self._resume(self._last)
-            raw = await self._read()
+            raw = await self.read()
         if raw is None:
             raise StopAsyncIteration
         self.size = len(raw)
@@ -101,8 +101,11 @@ class Batches:
             self._last = last if all(type(value) in _TYPES_AFTER and value == value for value in last) else None
         return documents
 
-    async def _read(self) -> bytes | None:
-        """Read the next batch, in a task of its own: the driver, Motor's thread above all, cannot be cancelled."""
+    async def read(self) -> bytes | None:
+        """Read the next batch in BSON, None at the end.
+
+        This takes a separate task: the driver, Motor's thread above all, cannot be cancelled.
+        """
         self._reading = asyncio.create_task(_next(self._cursor))
         return await asyncio.shield(self._reading)
 

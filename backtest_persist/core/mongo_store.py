@@ -314,9 +314,11 @@ class MongoStore(Generic[C, R]):
 
     @as_operation("count")
     async def count(self, filter: Filter | None) -> int:
-        """Count the rows that a filter matches."""
-        query = to_query({} if filter is None else filter, self.schema, self.allows_early_times)
+        """Count the rows that a filter matches; without one, by the metadata of the collection."""
+        query = None if filter is None else to_query(filter, self.schema, self.allows_early_times)
         collection = await self.prepared()
+        if query is None:
+            return await collection.estimated_document_count()
         return await collection.count_documents(query)
 
     # --- many documents ---
@@ -358,8 +360,12 @@ class MongoStore(Generic[C, R]):
 
         One with an array in its context stays: MongoDB takes it for that of every name in the array.
         """
+        return await self.delete(to_query(filter, self.schema, self.allows_early_times))
+
+    async def delete(self, query: Mapping[str, Any]) -> int:
+        """Delete the documents that a query finds, which is sent as it is; see `delete_many`."""
         no_array = [{name: {"$not": {"$type": "array"}}} for name in self.schema.fields]
-        query = {"$and": [to_query(filter, self.schema, self.allows_early_times), *no_array]}
+        query = {"$and": [query, *no_array]}
         with self.mongo.accept():
             state = await self.ready()
             return await self._in_flight(state).writes.delete_many(query)

@@ -1,21 +1,22 @@
 """Candles: OHLCV of one symbol, interval and exchange; immutable, the first write wins."""
 
-import math
 import time
-from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from bson.decimal128 import Decimal128
 from bson.int64 import Int64
 from pydantic import BeforeValidator, ValidationInfo
-from pymongo import ASCENDING
+from pymongo import ASCENDING, DESCENDING
 
 from backtest_persist.connections import Collection as MongoCollection
-from backtest_persist.connections import aggregate, aggregate_raw
-from backtest_persist.contracts import CandleData, CandleInterval, PayloadInput, When
+from backtest_persist.connections import Document, aggregate, aggregate_raw
+from backtest_persist.contracts import CandleData, CandleInterval, CandlesInput, When
 from backtest_persist.core.base_map import base_map
+from backtest_persist.core.candle_input import CheckedCandles, check_candles
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.instants import EarlyTimes, checked_int64
@@ -25,17 +26,18 @@ from backtest_persist.core.mongo_store import Restored, as_operation
 from backtest_persist.core.ohlcv import (
     COLUMNS,
     NUMBERS,
+    Series,
     candle_columns,
-    checked_candle,
     checked_window,
-    closed_candles,
-    import_numpy,
     interval_step_ms,
 )
-from backtest_persist.core.payload import checked_entries
 from backtest_persist.core.persist_instance import PersistInstance, Services
+from backtest_persist.core.raw_columns import CONVERSION, converted_columns, joined_columns, raw_columns
 from backtest_persist.core.row import Context, Row, utc_now
+from backtest_persist.core.store import Store
 from backtest_persist.core.write_queue import by_unique_index
+from backtest_persist.errors import InvalidPayloadError
+from backtest_persist.logger import LoggerService
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,42 +47,17 @@ __all__ = (
     "CandleCacheService",
     "CandleContext",
     "CandleDbService",
+    "CandleReport",
     "CandleRow",
     "PersistCandleInstance",
 )
 
+PART = 50_000
+"""Candles that one command reads; each has its own deadline."""
+DELETED_PART = 5000
+"""Candles that are deleted in one turn among the writes, which has its own deadline."""
 _NAMES = dict.fromkeys(COLUMNS).keys()
-_COLUMNS_LAYOUT = [
-    ("length", "V4"),
-    *(
-        column
-        for name in COLUMNS
-        # type and name of the field, then its eight bytes
-        for column in ((f"{name} header", f"V{len(name) + 2}"), (name, "<i8" if name == "timestamp" else "<f8"))
-    ),
-    ("end", "V1"),
-]
-"""A document of int64 and doubles in BSON (https://bsonspec.org), as fields of a numpy dtype."""
-_NUMBER_TYPES = ("double", "int", "long")
-
-
-class _Series:
-    """The candles of one symbol, interval and exchange; `InvalidKeyError` for a part that cannot be."""
-
-    def __init__(self, symbol: str, interval: str, exchange_name: str) -> None:
-        self.symbol = checked_name(symbol, "symbol")
-        self.interval = checked_name(interval, "interval")
-        self.step = interval_step_ms(interval)
-        self.exchange_name = checked_name(exchange_name, "exchange_name")
-
-    def filter(self) -> dict[str, Any]:
-        return {"exchangeName": self.exchange_name, "symbol": self.symbol, "interval": self.interval}
-
-    def window(self, since: int, until: int) -> dict[str, Any]:
-        return {**self.filter(), "timestamp": {"$gte": Int64(since), "$lt": Int64(until)}}
-
-    def cache_key(self, timestamp: int) -> str:
-        return join_key(self.exchange_name, self.symbol, self.interval, timestamp)
+_PROJECTION = {"_id": 0, **dict.fromkeys(COLUMNS, 1)}
 
 
 def _interval(value: Any, info: ValidationInfo) -> str:
@@ -148,6 +125,40 @@ class CandleCacheService(base_map("candle_cache", -1)):
         return row.id
 
 
+@dataclass
+class CandleReport:
+    """The result of one call of `CandleDbService.store`; times are opening times in ms UTC, in order."""
+
+    new: int = 0
+    """How many candles are newly stored."""
+    same: int = 0
+    """How many were stored already with the same numbers, or were given more than once."""
+    different: list[int] = field(default_factory=list[int])
+    """The times of those that are stored with other numbers, which were kept."""
+    open: list[int] = field(default_factory=list[int])
+    """The times of those that had not closed at `as_of`, and were not stored."""
+    invalid: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    """The positions of those that cannot be stored, each with what is wrong with it."""
+    ignored: tuple[str, ...] = ()
+    """The names of the fields or columns that a stored candle does not have."""
+    rounded: list[int] = field(default_factory=list[int])
+    """The times of those with a number of more digits than a float holds, which is stored as the nearest float."""
+    widened: list[int] = field(default_factory=list[int])
+    """The times of those whose high or low missed the body by a rounding error, and was set to it."""
+
+    @classmethod
+    def of(cls, checked: CheckedCandles) -> "CandleReport":
+        """Begin the report on checked candles."""
+        return cls(
+            same=checked.repeated,
+            open=sorted(checked.open),
+            invalid=checked.invalid,
+            ignored=tuple(sorted(checked.ignored)),
+            rounded=sorted(checked.rounded),
+            widened=sorted(checked.widened),
+        )
+
+
 class CandleDbService(DbService[CandleContext, CandleRow]):
     """Reads and writes ``candle-items``; there is no `upsert`, because a closed candle never changes."""
 
@@ -155,107 +166,234 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
     default_sort = tuple((name, ASCENDING) for name in ("timestamp", "exchangeName", "symbol", "interval"))
     """In one series by its unique index, so that the server need not sort."""
 
-    async def create(self, symbol: str, interval: str, exchange_name: str, candle: PayloadInput) -> CandleRow:
+    def __init__(self, store: Store[CandleContext, CandleRow]) -> None:
+        super().__init__(store)
+        self._told: set[tuple[Series, tuple[str, ...]]] = set()
+        """The fields that are not stored and of which the log has told."""
+
+    # --- writing ---
+
+    async def create(self, symbol: str, interval: str, exchange_name: str, candle: Any) -> CandleRow:
         """Store one candle and return what is stored: an earlier candle of that time stays as it is.
 
-        Raises `InvalidPayloadError` for a candle that cannot be real (see `create_many`).
+        Raises `InvalidPayloadError` for a candle that has not closed yet, or cannot be real; see `store`.
         """
-        checked = checked_candle(symbol, interval, exchange_name, candle, self.store.allows_early_times)
-        context = self._context(symbol, interval, exchange_name, checked["timestamp"])
+        series = Series(symbol, interval, exchange_name)
+        checked = self._checked(series, [candle])
+        if checked.open:
+            raise series.error("the candle has not closed yet and may still change", checked.open[0])
+        (data,) = checked.valid.values()
+        row = await self._create(series, data)
+        report = CandleReport.of(checked)
+        if row.data() != data:
+            report.different.append(row.timestamp)
+        self._tell(series, report)
+        return row
+
+    async def _create(self, series: Series, candle: CandleData) -> CandleRow:
+        context = self._context(series.symbol, series.interval, series.exchange_name, candle["timestamp"])
         now = utc_now()
-        update = {
-            "$setOnInsert": {
-                **{name: checked[name] for name in NUMBERS},
-                "createDate": now,
-                "updatedDate": now,
-                "__v": 0,
-            }
-        }
+        dates = {"createDate": now, "updatedDate": now, "__v": 0}
+        update = {"$setOnInsert": {**{name: candle[name] for name in NUMBERS}, **dates}}
         row = await self.mongo_store.update(context, update, upsert=True)
         return cast("CandleRow", row)
 
-    async def create_many(self, symbol: str, interval: str, exchange_name: str, candles: Iterable[PayloadInput]) -> int:
-        """Store candles in unordered bulks; returns how many were new. Of two at one time the first wins.
+    async def create_many(self, symbol: str, interval: str, exchange_name: str, candles: CandlesInput) -> int:
+        """Store closed candles, of which the first write of a time wins; returns how many were new. See `store`."""
+        return (await self.store(symbol, interval, exchange_name, candles)).new
 
-        Every candle is checked before any is sent. `InvalidPayloadError` for a timestamp that is not a multiple of the
-        interval, a number that is not finite, a high or low inside the body, a negative volume. Prices may be
-        negative, as some futures have been.
+    async def store(  # pyright: ignore[reportIncompatibleMethodOverride]  # a name of the API; rows are in `_store`
+        self,
+        symbol: str,
+        interval: str,
+        exchange_name: str,
+        candles: CandlesInput,
+        *,
+        as_of: When | None = None,
+        errors: Literal["raise", "skip"] = "raise",
+    ) -> CandleReport:
+        """Store the candles that had closed at `as_of`, and tell what became of each; the first write of a time wins.
+
+        For the shapes of `candles` see `contracts.CandlesInput`. `as_of` is when the exchange was asked: a candle that
+        was open then is not stored, even if it has closed since. The default, and the latest that counts, is now.
+
+        All candles are checked before any is stored. Those that cannot be real are an `InvalidPayloadError` that names
+        five of them, or with ``errors="skip"`` entries of the report: a time that is no multiple of the interval, a
+        number that is not finite, a high or low inside the body, a negative volume, and different candles of one time.
+        Prices may be negative, as some futures have been. A high or low that misses the body by no more than 1e-9 of
+        the price is set to it.
         """
-        series = _Series(symbol, interval, exchange_name)
-        unique: dict[int, CandleData] = {}
-        for candle in checked_entries(candles, self.collection):
-            checked = checked_candle(symbol, interval, exchange_name, candle, self.store.allows_early_times)
-            unique.setdefault(checked["timestamp"], checked)
-        stored = await self._find_series(series, unique, fields=("timestamp",))
-        return await self._insert_series(series, [candle for at, candle in unique.items() if at not in stored])
+        series = Series(symbol, interval, exchange_name)
+        if errors not in ("raise", "skip"):
+            raise InvalidPayloadError(f"errors must be 'raise' or 'skip', not {errors!r:.40}.")
+        checked = self._checked(series, candles, as_of, skip=errors == "skip")
+        report = CandleReport.of(checked)
+        await self._store_candles(series, checked.valid, report)
+        self._tell(series, report)
+        return report
+
+    async def replace_range(
+        self,
+        symbol: str,
+        interval: str,
+        exchange_name: str,
+        since: When,
+        until: When,
+        candles: CandlesInput,
+        *,
+        as_of: When | None = None,
+    ) -> CandleReport:
+        """Replace what is stored in [since, until) by these candles, such as after a split or a wrong import.
+
+        They are checked first, as by `store`, and lie in that range. What is stored is deleted before they are stored,
+        so that a reader meanwhile, or after a failure, finds the range incomplete, but never a mixture.
+        """
+        series = Series(symbol, interval, exchange_name)
+        start, end = self._instant(since, "since"), self._instant(until, "until")
+        checked = self._checked(series, candles, as_of)
+        if outside := [at for at in checked.valid if not start <= at < end]:
+            raise series.error(
+                f"{len(outside)} candles lie outside of the range [{start}, {end}), such as {outside[0]}"
+            )
+        report = CandleReport.of(checked)
+        await self._delete_range(series, start, end)
+        await self._store_candles(series, checked.valid, report)
+        self._tell(series, report)
+        return report
+
+    async def delete_range(
+        self,
+        symbol: str,
+        interval: str,
+        exchange_name: str,
+        since: When | None = None,
+        until: When | None = None,
+    ) -> int:
+        """Delete what is stored in [since, until), without bounds the whole series; returns how many candles."""
+        series = Series(symbol, interval, exchange_name)
+        start = None if since is None else self._instant(since, "since")
+        return await self._delete_range(series, start, None if until is None else self._instant(until, "until"))
 
     async def restore_series(
         self, symbol: str, interval: str, exchange_name: str, candles: Sequence[CandleData], *, dry_run: bool = False
     ) -> list[Restored]:
         """Restore candles of one series that `checked_candle` has passed; see `MongoStore.restore`."""
-        series = _Series(symbol, interval, exchange_name)
-        stored = await self._find_series(
-            series, [candle["timestamp"] for candle in candles], fields=tuple(NUMBERS), prepare=not dry_run
-        )
+        series = Series(symbol, interval, exchange_name)
+        stored: dict[int, Mapping[str, Any]] = {}
+        for times in _parts(sorted(candle["timestamp"] for candle in candles)):
+            stored |= await self._find_numbers(series, times, prepare=not dry_run)
         if not dry_run:
-            await self._insert_series(series, [candle for candle in candles if candle["timestamp"] not in stored])
+            await self._insert(series, [candle for candle in candles if candle["timestamp"] not in stored])
         return [
             Restored.NEW
             if (document := stored.get(candle["timestamp"])) is None
             else Restored.SAME
-            if all(document.get(name) == candle[name] for name in NUMBERS)
+            if _is_same(document, candle)
             else Restored.DIFFERENT
             for candle in candles
         ]
+
+    def _checked(
+        self, series: Series, candles: CandlesInput, as_of: When | None = None, *, skip: bool = False
+    ) -> CheckedCandles:
+        now = _now()
+        asked = now if as_of is None else min(now, self._instant(as_of, "as_of"))
+        checked = check_candles(series, candles, as_of=asked, early=self.allows_early_times)
+        if checked.invalid and not skip:
+            raise checked.error(series)
+        return checked
+
+    async def _store_candles(self, series: Series, candles: Mapping[int, CandleData], report: CandleReport) -> None:
+        missing: list[CandleData] = []
+        for times in _parts(sorted(candles)):
+            stored = await self._find_numbers(series, times)
+            missing += [candles[at] for at in times if at not in stored]
+            self._compare(candles, stored, report)
+        report.new = await self._insert(series, missing)
+        if report.new < len(missing):  # others have stored some of them since
+            for times in _parts([candle["timestamp"] for candle in missing]):
+                self._compare(candles, await self._find_numbers(series, times), report)
+            report.different.sort()
+            report.same -= report.new
+
+    def _compare(
+        self, candles: Mapping[int, CandleData], stored: Mapping[int, Mapping[str, Any]], report: CandleReport
+    ) -> None:
+        different = sorted(
+            at for at, document in stored.items() if at in candles and not _is_same(document, candles[at])
+        )
+        report.different += different
+        report.same += len(stored.keys() & candles.keys()) - len(different)
+
+    def _tell(self, series: Series, report: CandleReport) -> None:
+        """Log by one line what was not stored as it was given; of fields that are left out once for each series."""
+        counts = {name: len(getattr(report, name)) for name in ("different", "open", "invalid", "rounded")}
+        fields: dict[str, Any] = {name: count for name, count in counts.items() if count}
+        if report.ignored and (series, report.ignored) not in self._told:
+            self._told.add((series, report.ignored))
+            fields["ignored"] = ",".join(report.ignored)
+        for name in ("different", "open", "rounded"):
+            if times := getattr(report, name):
+                fields[f"first_{name}"] = times[0]
+        if report.invalid:
+            fields["first_invalid"] = report.invalid[0][0]
+        if fields:
+            log = self._logger.info if fields.keys() == {"open", "first_open"} else self._logger.warning
+            log("candles.not_as_given", **series.parts(), **fields)
+
+    # --- reading ---
 
     async def find_by_context(
         self, symbol: str, interval: str, exchange_name: str, timestamp: When
     ) -> CandleRow | None:
         """Return the row of this context, or None."""
-        return await self.store.find(self._context(symbol, interval, exchange_name, timestamp))
+        return await self._store.find(self._context(symbol, interval, exchange_name, timestamp))
+
+    async def has_candle(self, symbol: str, interval: str, exchange_name: str, timestamp: When) -> bool:
+        """Whether MongoDB holds the candle."""
+        return await self.find_by_context(symbol, interval, exchange_name, timestamp) is not None
 
     async def find_range(
         self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
     ) -> list[CandleRow]:
-        """Find what is stored of the window of `limit` candles from `since` (ms UTC) on: one query, oldest first."""
-        series = _Series(symbol, interval, exchange_name)
-        return CandleRow.from_documents(await self._window(series, since, limit, None))
+        """Find what is stored of the window of `limit` candles from `since` on, oldest first."""
+        series = Series(symbol, interval, exchange_name)
+        rows: list[CandleRow] = []
+        async for documents in self._window(series, since, limit):
+            rows += CandleRow.from_documents(documents)
+        return rows
 
     async def find_data(
         self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
     ) -> list[CandleData]:
         """Find the same as `find_range`, as plain data: no row is built, and context and dates stay in the server."""
-        series = _Series(symbol, interval, exchange_name)
-        documents = await self._window(series, since, limit, {"_id": 0, **dict.fromkeys(COLUMNS, 1)})
-        for document in documents:
-            if not _is_usual(document):
+        series = Series(symbol, interval, exchange_name)
+        candles: list[CandleData] = []
+        async for documents in self._window(series, since, limit, _PROJECTION):
+            if not all(map(_is_usual, documents)):
                 return [row.data() for row in await self.find_range(symbol, interval, exchange_name, since, limit)]
-            document["timestamp"] = int(document["timestamp"])
-        return cast("list[CandleData]", documents)
+            candles += map(_to_data, documents)
+        return candles
 
-    @as_operation("find")
-    async def _window(
-        self, series: "_Series", since: When, limit: int, projection: Mapping[str, int] | None
-    ) -> list[dict[str, Any]]:
-        start = checked_timestamp(since, "since", self.store.allows_early_times)
-        end = checked_int64(start + checked_limit(limit) * series.step, "the end of the window")
-        if end == start:
-            return []
-        collection = await self.mongo_store.prepared()
-        self.stats.reads += 1
-        order = [("timestamp", ASCENDING)]
-        query = series.window(start, end)
-        async with aclosing(
-            Batches(
-                collection,
-                query,
-                projection=projection,
-                sort=order,
-                batch_size=limit + 1,
-                background=self.mongo_store.mongo.background,
-            )
-        ) as found:
-            return [document async for batch in found for document in batch]
+    async def find_last(
+        self, symbol: str, interval: str, exchange_name: str, limit: int, until: When | None = None
+    ) -> list[CandleRow]:
+        """Find the last `limit` stored candles that have closed by `until`, by default now, oldest first.
+
+        Missing ones are passed over, such as those of days without a session or minutes without a trade.
+        """
+        series = Series(symbol, interval, exchange_name)
+        return CandleRow.from_documents(await self._last(series, limit, until))
+
+    async def find_last_data(
+        self, symbol: str, interval: str, exchange_name: str, limit: int, until: When | None = None
+    ) -> list[CandleData]:
+        """Find the same as `find_last`, as plain data."""
+        series = Series(symbol, interval, exchange_name)
+        documents = await self._last(series, limit, until, _PROJECTION)
+        if not all(map(_is_usual, documents)):
+            return [row.data() for row in await self.find_last(symbol, interval, exchange_name, limit, until)]
+        return [_to_data(document) for document in documents]
 
     async def find_columns(
         self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
@@ -264,102 +402,101 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
 
         No object is built for a candle. Needs numpy; `SettingsError` without it.
         """
-        numpy = import_numpy()
-        found = numpy.frombuffer(
-            await self._columns(_Series(symbol, interval, exchange_name), since, limit),
-            dtype=numpy.dtype(_COLUMNS_LAYOUT),
-        )
-        if any(numpy.isnan(found[name]).any() for name in NUMBERS):
-            rows = await self.find_range(symbol, interval, exchange_name, since, limit)  # or the error that names it
-            return candle_columns([row.data() for row in rows])
-        return {name: numpy.ascontiguousarray(found[name]) for name in COLUMNS}
+        series = Series(symbol, interval, exchange_name)
+        start, end = self._bounds(series, since, limit)
+        parts = [candle_columns([])]
+        while start < end:
+            query = series.window(start, end)
+            found = raw_columns(await self._find_raw(query)) or converted_columns(await self._convert(query))
+            if found is None:
+                rows = await self.find_range(
+                    symbol, interval, exchange_name, since, limit
+                )  # or the error that names it
+                return candle_columns([row.data() for row in rows])
+            times = found["timestamp"]
+            start = int(times[-1]) + 1 if len(times) == PART else end
+            parts.append(found)
+        return joined_columns(parts)
 
-    @as_operation("find")
-    async def _columns(self, series: "_Series", since: When, limit: int) -> bytes:
-        """The documents of a window in the layout of the columns; with NaN for what is no number."""
-        start = checked_timestamp(since, "since", self.store.allows_early_times)
-        end = checked_int64(start + checked_limit(limit) * series.step, "the end of the window")
-        is_number: dict[str, Any] = {name: {"$in": [{"$type": f"${name}"}, _NUMBER_TYPES]} for name in COLUMNS}
-        is_time = {"$cond": [is_number["timestamp"], {"$eq": [{"$trunc": "$timestamp"}, "$timestamp"]}, False]}
-        time = {"$cond": [is_number["timestamp"], {"$toLong": "$timestamp"}, Int64(0)]}
-        is_number["open"] = {"$and": [is_number["open"], is_time]}
-        numbers = {name: {"$cond": [is_number[name], {"$toDouble": f"${name}"}, math.nan]} for name in NUMBERS}
-        pipeline = [
-            {"$match": series.window(start, end)},
-            {"$sort": {"timestamp": 1}},
-            {"$project": {"_id": 0, "timestamp": time, **numbers}},
-        ]
-        collection = await self.mongo_store.prepared()
-        self.stats.reads += 1
-        return b"".join([batch async for batch in aggregate_raw(collection, pipeline)])
-
-    @as_operation("find gaps")
     async def find_gaps(
         self, symbol: str, interval: str, exchange_name: str, since: When, until: When
     ) -> list[tuple[int, int]]:
         """Return the holes in [since, until), each as (first missing opening time, time after the hole), in ms UTC."""
-        series = _Series(symbol, interval, exchange_name)
+        series = Series(symbol, interval, exchange_name)
         step = series.step
-        early = self.store.allows_early_times
-        start = checked_int64(_ceil(checked_timestamp(since, "since", early), step), "since")
-        end = checked_int64(_ceil(checked_timestamp(until, "until", early), step), "until")
-        if start >= end:
-            return []
-        window = series.window(start, end)
-        window["timestamp"]["$mod"] = [step, 0]  # what another program stored in between closes no gap
-        pipeline = [
-            {"$match": window},
-            {"$project": {"_id": 0, "timestamp": 1}},
-            {
-                "$setWindowFields": {
-                    "sortBy": {"timestamp": 1},
-                    "output": {
-                        "next": {"$shift": {"output": "$timestamp", "by": 1, "default": Int64(end)}},
-                        "first": {"$min": "$timestamp", "window": {"documents": ["unbounded", "unbounded"]}},
-                    },
-                }
-            },
-            {
-                "$match": {
-                    "$expr": {
-                        "$or": [
-                            {"$ne": ["$next", {"$add": ["$timestamp", Int64(step)]}]},
-                            {"$eq": ["$timestamp", "$first"]},
-                        ]
-                    }
-                }
-            },
-        ]
-        collection = await self.mongo_store.prepared()
+        covered = checked_int64(_ceil(self._instant(since, "since"), step), "since")
+        end = checked_int64(_ceil(self._instant(until, "until"), step), "until")
         gaps: list[tuple[int, int]] = []
-        covered, seen = start, False
-        async for document in aggregate(collection, pipeline):
-            timestamp, following = _whole(document["timestamp"]), _whole(document["next"])
-            if timestamp is not None:
-                if timestamp > start and not seen:
-                    gaps.append((start, timestamp))
-                covered = timestamp + step
-            if following is not None and following > covered:
-                gaps.append((covered, following))
-            seen = True
-        return gaps if seen else [(start, end)]
+        query = series.window(covered, end)
+        query["timestamp"]["$mod"] = [step, 0]  # what another program stored in between closes no gap
+        while covered < end and (documents := await self._find_edges(query, step)):
+            for position, document in enumerate(documents):
+                at, following = _whole(document["timestamp"]), _whole(document.get("next"))
+                if at is not None:
+                    if at > covered and not position:
+                        gaps.append((covered, at))
+                    covered = at + step
+                if following is not None and following > covered:
+                    gaps.append((covered, following))
+            query["timestamp"] = {**query["timestamp"], "$gt": documents[-1]["timestamp"]}
+        return [*gaps, (covered, end)] if covered < end else gaps
+
+    def _bounds(self, series: Series, since: When, limit: int) -> tuple[int, int]:
+        start = self._instant(since, "since")
+        return start, checked_int64(start + checked_limit(limit) * series.step, "the end of the window")
+
+    async def _window(
+        self, series: Series, since: When, limit: int, projection: Mapping[str, int] | None = None
+    ) -> AsyncIterator[list[Document]]:
+        """Iterate over the documents of a window, part by part."""
+        start, end = self._bounds(series, since, limit)
+        while start < end:
+            documents = await self._find_part(series.window(start, end), ASCENDING, PART, projection)
+            yield documents
+            start = int(documents[-1]["timestamp"]) + 1 if len(documents) == PART else end
+
+    async def _last(
+        self, series: Series, limit: int, until: When | None, projection: Mapping[str, int] | None = None
+    ) -> list[Document]:
+        """Find the last documents of a series that have closed by `until`, oldest first."""
+        remaining = checked_limit(limit)
+        latest = (_now() if until is None else self._instant(until, "until")) - series.step
+        documents: list[Document] = []
+        while remaining:
+            query = {**series.filter(), "timestamp": {"$lte": Int64(latest), "$mod": [series.step, 0]}}
+            found = await self._find_part(query, DESCENDING, min(PART, remaining), projection)
+            documents += found
+            remaining = remaining - len(found) if len(found) == PART else 0
+            latest = found[-1]["timestamp"] - 1 if found else latest
+        return documents[::-1]
+
+    def _context(self, symbol: str, interval: str, exchange_name: str, timestamp: When) -> CandleContext:
+        return _context(symbol, interval, exchange_name, timestamp, self.allows_early_times)
+
+    def _instant(self, value: When, what: str) -> int:
+        return checked_timestamp(value, what, self.allows_early_times)
+
+    # --- what a backend does differently ---
+
+    @property
+    def _logger(self) -> LoggerService:
+        return self.mongo_store.mongo.logger
 
     @as_operation("find")
-    async def _find_series(
-        self, series: "_Series", timestamps: Collection[int], *, fields: tuple[str, ...], prepare: bool = True
+    async def _find_numbers(
+        self, series: Series, times: Sequence[int], *, prepare: bool = True
     ) -> dict[int, Mapping[str, Any]]:
-        """Find these fields of the candles stored at these times; the timestamp alone is answered by the index."""
-        if not timestamps:
+        """Find the numbers of the candles that are stored at these times, in order."""
+        if not times:
             return {}
-        first, last = min(timestamps), max(timestamps)
-        dense = last - first < 2 * len(timestamps) * series.step
+        first, last = times[0], times[-1]
         filter = {**series.filter(), "timestamp": {"$gte": Int64(first), "$lte": Int64(last)}}
-        if not dense:
-            filter["timestamp"] = {"$in": [Int64(timestamp) for timestamp in timestamps]}
-        projection = {"_id": 0, "timestamp": 1, **dict.fromkeys(fields, 1)}
+        if last - first >= 2 * len(times) * series.step:
+            filter["timestamp"] = {"$in": [Int64(at) for at in times]}
+        projection = {"_id": 0, **dict.fromkeys(COLUMNS, 1)}
 
         def find(collection: MongoCollection, hint: Mapping[str, int] | None) -> Awaitable[list[dict[str, Any]]]:
-            return collection.find(filter, projection, hint=hint, batch_size=len(timestamps) + 1).to_list(None)
+            return collection.find(filter, projection, hint=hint, batch_size=2 * len(times) + 1).to_list(None)
 
         if prepare:
             store = self.mongo_store
@@ -368,10 +505,11 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             documents = await by_unique_index(store.schema, state, indexed)
         else:
             documents = await find(self.mongo_store.mongo.collection(self.collection), None)
-        times = [_whole(document["timestamp"]) for document in documents]
-        return {time: document for time, document in zip(times, documents, strict=True) if time is not None}
+        whole = [_whole(document["timestamp"]) for document in documents]
+        return {at: document for at, document in zip(whole, documents, strict=True) if at is not None}
 
-    async def _insert_series(self, series: "_Series", candles: Sequence[CandleData]) -> int:
+    async def _insert(self, series: Series, candles: Sequence[CandleData]) -> int:
+        """Store candles where none is stored yet; returns how many."""
         settings, fields = self.mongo_store.mongo.settings, series.filter()
         return await self.mongo_store.insert_many(
             [(series.cache_key(candle["timestamp"]), {**fields, **candle}) for candle in candles],
@@ -379,12 +517,95 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             remember=settings.candle_cache,
         )
 
-    async def has_candle(self, symbol: str, interval: str, exchange_name: str, timestamp: When) -> bool:
-        """Whether MongoDB holds the candle."""
-        return await self.find_by_context(symbol, interval, exchange_name, timestamp) is not None
+    async def _delete_range(self, series: Series, start: int | None, end: int | None) -> int:
+        """Delete what is stored from `start` on and before `end`, in its turn among the writes, part by part."""
+        deleted = 0
+        while True:
+            bounds = {"$gte": None if start is None else Int64(start), "$lt": None if end is None else Int64(end)}
+            filter = series.filter()
+            if times := {name: bound for name, bound in bounds.items() if bound is not None}:
+                filter["timestamp"] = times
+            following = await self._find_nth(filter, DELETED_PART)
+            if following is not None:
+                filter["timestamp"] = {**times, "$lt": following}
+            deleted += await self.mongo_store.delete(filter)
+            if following is None:
+                return deleted
 
-    def _context(self, symbol: str, interval: str, exchange_name: str, timestamp: When) -> CandleContext:
-        return _context(symbol, interval, exchange_name, timestamp, self.store.allows_early_times)
+    @as_operation("find")
+    async def _find_nth(self, filter: Mapping[str, Any], number: int) -> Any:
+        """Return the time of the n-th candle, counted from 0, that a filter finds, or None."""
+        collection = await self.mongo_store.prepared()
+        options: Any = {"sort": [("timestamp", ASCENDING)], "skip": number}
+        found = await collection.find_one(filter, {"_id": 0, "timestamp": 1}, **options)
+        return None if found is None else found["timestamp"]
+
+    @as_operation("find")
+    async def _find_part(
+        self, query: Mapping[str, Any], direction: int, limit: int, projection: Mapping[str, int] | None
+    ) -> list[Document]:
+        collection = await self.mongo_store.prepared()
+        self.stats.reads += 1
+        async with aclosing(self._batches(collection, query, direction, limit, projection)) as found:
+            return [document async for batch in found for document in batch]
+
+    @as_operation("find")
+    async def _find_raw(self, query: Mapping[str, Any]) -> bytes:
+        """Find the numbers of a part of a window, oldest first, in BSON."""
+        collection = await self.mongo_store.prepared()
+        self.stats.reads += 1
+        found: list[bytes] = []
+        async with aclosing(self._batches(collection, query, ASCENDING, PART, _PROJECTION)) as batches:
+            while (batch := await batches.read()) is not None:
+                found.append(batch)
+        return b"".join(found)
+
+    def _batches(
+        self,
+        collection: MongoCollection,
+        query: Mapping[str, Any],
+        direction: int,
+        limit: int,
+        projection: Mapping[str, int] | None,
+    ) -> Batches:
+        options: Any = {"sort": [("timestamp", direction)], "limit": limit, "batch_size": limit + 1}
+        background = self.mongo_store.mongo.background
+        return Batches(collection, query, background=background, projection=projection, **options)
+
+    @as_operation("find")
+    async def _convert(self, query: Mapping[str, Any]) -> bytes:
+        """Find the same as `_find_raw`, with numbers of other types converted by the server."""
+        pipeline = [
+            {"$match": query},
+            {"$sort": {"timestamp": 1}},
+            {"$limit": PART},
+            {"$project": CONVERSION},
+        ]
+        collection = await self.mongo_store.prepared()
+        self.stats.reads += 1
+        return b"".join([batch async for batch in aggregate_raw(collection, pipeline)])
+
+    @as_operation("find gaps")
+    async def _find_edges(self, query: Mapping[str, Any], step: int) -> list[Document]:
+        """Find the first and the last candle of a part of a series, and each that is not followed by its successor.
+
+        Each comes with the time of the `next` one in the part.
+        """
+        numbered = {
+            "next": {"$shift": {"output": "$timestamp", "by": 1}},
+            "first": {"$min": "$timestamp", "window": {"documents": ["unbounded", "unbounded"]}},
+        }
+        is_followed = {"$eq": ["$next", {"$add": ["$timestamp", Int64(step)]}]}
+        pipeline = [
+            {"$match": query},
+            {"$sort": {"timestamp": 1}},
+            {"$limit": PART},
+            {"$project": {"_id": 0, "timestamp": 1}},
+            {"$setWindowFields": {"sortBy": {"timestamp": 1}, "output": numbered}},
+            {"$match": {"$expr": {"$or": [{"$not": is_followed}, {"$eq": ["$timestamp", "$first"]}]}}},
+        ]
+        collection = await self.mongo_store.prepared()
+        return [document async for document in aggregate(collection, pipeline)]
 
 
 class PersistCandleInstance(PersistInstance[CandleDbService]):
@@ -431,18 +652,28 @@ class PersistCandleInstance(PersistInstance[CandleDbService]):
             columns = {name: column[on_grid] for name, column in columns.items()}
         return columns if len(columns["timestamp"]) == len(window) else None
 
-    def _window(self, limit: int, since: When, until: When | None) -> range | None:
-        return checked_window(self.interval, limit, since, until, self.db.store.allows_early_times)
+    async def read_last_candles(self, limit: int, until: When | None = None) -> list[CandleData]:
+        """Return the last `limit` stored candles that have closed by `until`, by default now, oldest first.
 
-    async def write_candles_data(self, candles: Sequence[PayloadInput]) -> None:
-        """Store candles; those that have not closed yet by this machine's clock are skipped."""
-        early = self.db.store.allows_early_times
-        closed = closed_candles(self.interval, candles, int(time.time() * 1000), early)
-        await self.db.create_many(self.symbol, self.interval, self.exchange_name, closed)
+        Missing ones are passed over, such as those of days without a session or minutes without a trade.
+        """
+        return await self.db.find_last_data(self.symbol, self.interval, self.exchange_name, limit, until)
+
+    async def write_candles_data(self, candles: CandlesInput, *, as_of: When | None = None) -> None:
+        """Store candles; those that had not closed at `as_of`, when the exchange was asked, are skipped.
+
+        The default, and the latest that counts, is now.
+        """
+        await self.db.store(self.symbol, self.interval, self.exchange_name, candles, as_of=as_of)
+
+    def _window(self, limit: int, since: When, until: When | None) -> range | None:
+        return checked_window(self.interval, limit, since, until, self.db.allows_early_times)
 
 
 def _whole(stored: Any) -> int | None:
-    """A stored number as int; None for one that is not whole, which $mod of a query cuts off."""
+    """A stored number as int; None for None and for one that is not whole, which $mod of a query cuts off."""
+    if stored is None:
+        return None
     number = stored.to_decimal() if isinstance(stored, Decimal128) else stored
     return int(number) if number == int(number) else None
 
@@ -454,6 +685,24 @@ def _is_usual(document: Mapping[str, Any]) -> bool:
         and type(document["timestamp"]) is Int64
         and all(type(document[name]) is float for name in NUMBERS)
     )
+
+
+def _to_data(document: Document) -> CandleData:
+    """Turn a usual document into plain data."""
+    document["timestamp"] = int(document["timestamp"])
+    return cast("CandleData", document)
+
+
+def _is_same(document: Mapping[str, Any], candle: Mapping[str, Any]) -> bool:
+    return all(document.get(name) == candle[name] for name in NUMBERS)
+
+
+def _parts(times: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (times[start : start + PART] for start in range(0, len(times), PART))
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 def _ceil(timestamp: int, step: int) -> int:
@@ -473,4 +722,5 @@ CANDLE = Domain(
     PersistCandleInstance,
     FileLayout("data/candle", (("exchange_name",), ("symbol",), ("interval",)), ("timestamp",)),
     noun="candles",
+    deletes=True,
 )

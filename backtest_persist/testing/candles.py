@@ -2,9 +2,10 @@
 
 import asyncio
 import time
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import pytest
 from pydantic import BaseModel
@@ -29,7 +30,8 @@ _IMPOSSIBLE_CHANGES: list[dict[str, Any]] = [
     {"open": float("nan")},
     {"high": float("inf")},
     {"low": float("-inf")},
-    {"close": "11"},
+    {"close": "eleven"},
+    {"close": "0x1"},
     {"close": None},
     {"close": True},
     {"high": 10.5},
@@ -40,6 +42,15 @@ _IMPOSSIBLE_CHANGES: list[dict[str, Any]] = [
 
 
 class _Candle(BaseModel):
+    timestamp: int
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+
+
+class _Named(NamedTuple):
     timestamp: int
     open: float
     high: float
@@ -89,12 +100,12 @@ class Candles(Suite):
 
     @requires(CANDLE)
     async def test_the_first_write_of_a_candle_wins(self, tmp_path: Path) -> None:
-        """A second candle of one opening time changes nothing, in a later call, the same one, or another instance."""
+        """A later candle of one opening time changes nothing, whichever instance writes it."""
         changed: dict[str, Any] = {"close": 9.5, "volume": 99.0}
         async with self.open(tmp_path) as persist, self.open(tmp_path) as other:
             adapter, same = await persist.candle(*_CONTEXT), await other.candle(*_CONTEXT)
             await adapter.write_candles_data([candle(0)])
-            await adapter.write_candles_data([candle(0, **changed), candle(1), candle(1, **changed), candle(2)])
+            await adapter.write_candles_data([candle(0, **changed), candle(1), candle(1), candle(2)])
             await same.write_candles_data([candle(n, **changed) for n in range(4)])
             expected = [*(candle(n) for n in range(3)), candle(3, **changed)]
             assert await adapter.read_candles_data(4, START) == expected
@@ -144,6 +155,94 @@ class Candles(Suite):
             assert await adapter.read_candles_data(1, coming + DAY) is None
 
     @requires(CANDLE)
+    async def test_a_candle_that_was_fetched_open_is_skipped(self, tmp_path: Path) -> None:
+        """What had not closed at `as_of` is not stored, so that the final candle is; `as_of` is never after now."""
+        now = int(time.time() * 1000)
+        coming = now - now % DAY + DAY
+        async with self.open(tmp_path) as persist:
+            adapter = await persist.candle(*_CONTEXT)
+            fetched = [candle(0), candle(1, close=9.5)]
+            await adapter.write_candles_data(fetched, as_of=START + 2 * MINUTE - 1)
+            assert await adapter.read_last_candles(5) == [candle(0)]
+            await adapter.write_candles_data([candle(0), candle(1)], as_of=datetime.fromtimestamp(now / 1000, UTC))
+            assert await adapter.read_last_candles(5) == [candle(0), candle(1)]
+            daily = await persist.candle("BTCUSDT", "1d", "binance")
+            await daily.write_candles_data([candle(0, timestamp=coming)], as_of=coming + DAY)
+            assert await daily.read_last_candles(1, coming + DAY) == []
+            for bad in (START // 1000, datetime(2024, 1, 1)):
+                with pytest.raises(InvalidKeyError):
+                    await adapter.write_candles_data([candle(2)], as_of=bad)
+
+    @requires(CANDLE)
+    async def test_the_last_candles_are_read_over_gaps(self, tmp_path: Path) -> None:
+        """They are the last that have closed by `until`, oldest first, as many as are stored of those asked for."""
+        async with self.open(tmp_path) as persist:
+            adapter = await persist.candle(*_CONTEXT)
+            assert await adapter.read_last_candles(3) == []
+            stored = [candle(n) for n in (0, 1, 2, 5, 6, 200)]
+            await adapter.write_candles_data(list(reversed(stored)))
+            assert await adapter.read_last_candles(0) == []
+            assert await adapter.read_last_candles(3) == stored[-3:]
+            assert await adapter.read_last_candles(100) == stored
+            assert await adapter.read_last_candles(3, START + 7 * MINUTE) == stored[2:5]
+            assert await adapter.read_last_candles(3, START + 7 * MINUTE - 1) == stored[1:4]
+            until = datetime.fromtimestamp((START + MINUTE) / 1000, UTC)
+            assert await adapter.read_last_candles(3, until) == stored[:1]
+            assert await adapter.read_last_candles(3, START) == []
+            bad: Any
+            for bad in (-1, 1.5, None, "3"):
+                with pytest.raises(InvalidKeyError):
+                    await adapter.read_last_candles(bad)
+            for bad in (START // 1000, True, datetime(2024, 1, 1)):
+                with pytest.raises(InvalidKeyError):
+                    await adapter.read_last_candles(1, bad)
+
+    @requires(CANDLE)
+    async def test_candles_come_in_the_shapes_of_their_sources(self, tmp_path: Path) -> None:
+        """Rows of ccxt, klines of twelve fields, named tuples, columns, and fields with capitals are stored alike."""
+        values = [list(candle(n).values()) for n in range(3)]
+        texts = [
+            [START + n * MINUTE, *map(str, values[n][1:]), START + (n + 1) * MINUTE - 1, *"12340"] for n in range(3)
+        ]
+        shapes: list[Any] = [
+            values,
+            texts,
+            [[*map(str, row)] for row in texts],
+            [_Named(*row) for row in values],
+            {name: [row[place] for row in values] for place, name in enumerate(candle(0))},
+            [{name.capitalize(): value for name, value in candle(n).items()} for n in range(3)],
+            [candle(n, timestamp=datetime.fromtimestamp((START + n * MINUTE) / 1000, UTC)) for n in range(3)],
+            (candle(n, volume=Decimal(n + 1)) for n in range(3)),
+        ]
+        async with self.open(tmp_path) as persist:
+            for number, shape in enumerate(shapes):
+                adapter = await persist.candle(f"S{number}", "1m", "binance")
+                await adapter.write_candles_data(shape)
+                assert await adapter.read_candles_data(3, START) == [candle(n) for n in range(3)]
+            daily = await persist.candle("BTCUSDT", "1d", "binance")
+            await daily.write_candles_data(
+                [candle(0, timestamp=date(2020, 9, 14)), candle(0, timestamp=datetime(2020, 9, 15))]
+            )
+            assert await daily.read_last_candles(2) == [candle(0), candle(0, timestamp=START + DAY)]
+            hourly = await persist.candle("BTCUSDT", "1h", "binance")
+            for bad in (date(2020, 9, 14), datetime(2020, 9, 14)):
+                with pytest.raises(InvalidPayloadError):
+                    await hourly.write_candles_data([candle(0, timestamp=bad)])
+
+    @requires(CANDLE)
+    async def test_a_high_that_misses_the_body_by_a_rounding_error_is_widened(self, tmp_path: Path) -> None:
+        """Scaled prices do so: such a high or low becomes the body's; a larger difference is refused."""
+        ulp = 11.0 * (1 - 1e-15)
+        async with self.open(tmp_path) as persist:
+            adapter = await persist.candle(*_CONTEXT)
+            await adapter.write_candles_data([candle(0, high=ulp), candle(1, low=10.0 * (1 + 1e-15))])
+            assert await adapter.read_candles_data(2, START) == [candle(0, high=11.0), candle(1, low=10.0)]
+            too_far: list[dict[str, Any]] = [{"high": 11.0 * (1 - 1e-8)}, {"low": 10.0 * (1 + 1e-8)}]
+            for bad in too_far:
+                with pytest.raises(InvalidPayloadError):
+                    await adapter.write_candles_data([candle(2, **bad)])
+
+    @requires(CANDLE)
     async def test_an_impossible_candle_is_refused_with_its_call(self, tmp_path: Path) -> None:
         """One among good ones is an InvalidPayloadError, and no candle of the call is stored."""
         partial = [{name: value for name, value in candle(1).items() if name != left_out} for left_out in candle(1)]
@@ -155,6 +254,9 @@ class Candles(Suite):
                     await adapter.write_candles_data([candle(0), bad, candle(2)])
                 for number in range(3):
                     assert await adapter.read_candles_data(1, START + number * MINUTE) is None
+            with pytest.raises(InvalidPayloadError):
+                await adapter.write_candles_data([candle(0), candle(1), candle(1, close=9.5)])
+            assert await adapter.read_last_candles(5) == []
 
     @requires(CANDLE)
     async def test_extreme_but_possible_candles_are_stored(self, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from backtest_persist import Container, LogRow, Registry, base_map
+from backtest_persist.core.ohlcv import Series
 from tests.bench.baseline import SIGNAL, STATE, Baseline
 from tests.bench.floor import Floor
 from tests.bench.measure import Figure, compare, load
@@ -58,6 +59,9 @@ class Bench:
             yield await self.candles_written(size)
             yield await self.candles_read(size)
         yield await self.columns(1000)
+        yield await self.column_commands(1000 if quick else 10_000)
+        async for figure in self.year(10_000 if quick else 525_600):
+            yield figure
         yield await self.listing(1000 if quick else 10_000)
         yield await self.minutes(60 if quick else 31 * 1440)
         async for figure in self.iteration(10_000 if quick else 1_000_000):
@@ -210,6 +214,30 @@ class Bench:
             unit="/s",
             rounds=self.rounds,
         )
+
+    async def column_commands(self, size: int) -> Figure:
+        """The commands for columns: for plain documents, and the pipeline that converts numbers of all types."""
+        db: Any = self.container.candle_db_service
+        query = Series(f"R{size}", "1m", "b").window(START, START + size * MINUTE)
+        return await compare(
+            f"columns by documents against a pipeline, window of {size:,}",
+            {"pipeline": lambda: _rate(size, db._convert(query)), "ours": lambda: _rate(size, db._find_raw(query))},
+            unit="/s",
+            rounds=self.rounds,
+        )
+
+    async def year(self, size: int) -> AsyncIterator[Figure]:
+        """The minutes of a year, as columns and as plain data, and the search for the gaps in them."""
+        db, key = self.container.candle_db_service, ("YEAR", "1m", "b")
+        await db.create_many(*key, _candles(size))
+        variants: dict[str, Callable[[], Awaitable[float]]] = {
+            "rows": lambda: _rate(size, db.find_data(*key, START, size)),
+            "ours": lambda: _rate(size, db.find_columns(*key, START, size)),
+        }
+        name = f"candles read as columns, window of {size:,}"
+        yield await compare(name, variants, unit="/s", rounds=min(self.rounds, 2))
+        gaps = {"ours": lambda: _rate(size, db.find_gaps(*key, START, START + size * MINUTE))}
+        yield await compare(f"gaps searched for in {size:,} candles", gaps, unit="/s", rounds=min(self.rounds, 2))
 
     # --- lists and iteration ---
 

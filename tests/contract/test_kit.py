@@ -35,6 +35,9 @@ CAUGHT_BY: dict[str, set[str]] = {
     "TestOrdersByName": {"test_entries_are_in_the_order_of_their_calls", "test_keys_are_listed_oldest_first"},
     "TestReplacesCandles": {"test_the_first_write_of_a_candle_wins"},
     "TestLeavesGaps": {"test_a_window_is_complete_or_none", "test_a_long_window_comes_back_complete"},
+    "TestStoresWhatWasOpen": {"test_a_candle_that_was_fetched_open_is_skipped"},
+    "TestReadsOpenCandles": {"test_the_last_candles_are_read_over_gaps"},
+    "TestTakesAnyUnit": {"test_a_when_that_is_no_instant_is_refused"},
     "TestSeesTheFuture": {
         "test_a_value_is_hidden_from_readers_before_its_when",
         "test_lists_leave_out_what_is_later",

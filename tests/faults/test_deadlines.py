@@ -49,7 +49,7 @@ async def test_an_injected_client_has_the_deadline(settings: Settings, driver: s
                 outcome(db.count()),
                 outcome(container.log_db_service.create_many([{"id": "a"}])),
                 outcome(container.risk_db_service.wait_for_init()),
-                outcome(container.candle_db_service.find_gaps("b", "1m", "e", 0, 60_000)),
+                outcome(container.candle_db_service.find_gaps("b", "1m", "e", -60_000, 0)),
             )
             assert [kind for kind, _ in ends] == [StoreUnavailableError, WriteOutcomeUnknownError] + [
                 StoreUnavailableError

@@ -51,10 +51,10 @@ async def test_single_updates_over_a_slow_line_share_their_round_trips(settings:
         assert await candles.count() == CALLS
 
 
-async def test_writes_of_different_kinds_share_a_bulk(settings: Settings) -> None:
+async def test_writes_of_different_kinds_share_a_bulk(settings: Settings, driver: str) -> None:
     """Upserts and tombstones of different contexts are one command; of one context they are sent in their order."""
     commands = Commands()
-    client: Any = monitored_client(Container(settings), settings, commands)
+    client: Any = monitored_client(settings, driver, commands)
     container = Container(settings, mongo_client=client)
     try:
         db = container.memory_db_service

@@ -211,7 +211,7 @@ async def test_a_standalone_mongod_with_users(settings: Settings, tmp_path: Path
         found, said = await seen_by("narrow:canary")
         lacking = dict.fromkeys((f"mongodb.indexes.{case.domain}" for case in CASES), Level.PROBLEM)
         assert found == {**standalone, "mongodb.rights": Level.WARNING, **lacking}
-        assert "remove on interval-items; only clear_bucket" in said["mongodb.rights"]
+        assert "remove on interval-items, candle-items; only methods that delete" in said["mongodb.rights"]
         assert "may not create them" in said["mongodb.indexes.signal"]
         assert (await seen_by("elsewhere:canary"))[0]["mongodb.rights"] is Level.PROBLEM
         found, said = await seen_by("reader:canary")

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from backtest_persist import Registry
-from backtest_persist.contracts import CandleData, CandleInterval
+from backtest_persist.contracts import CandleData, CandleInterval, CandlesInput, PayloadInput, When
 from backtest_persist.core.ohlcv import checked_window
+from backtest_persist.errors import InvalidWhenError
 from backtest_persist.testing import (
     Candles,
     Claims,
@@ -28,7 +29,7 @@ from backtest_persist.testing import (
     Tombstones,
 )
 from tests.own_domain.funding import FUNDING
-from tests.support.reference_backend import Candle, Entry, Funding, Reference, Store
+from tests.support.reference_backend import Candle, Entry, Funding, Reference, State, Store
 
 
 class OnStore(Suite):
@@ -110,15 +111,67 @@ class LeavesGaps(Reference):
 
 class CandleWithGaps(Candle):
     async def read_candles_data(
-        self, limit: int, since_timestamp: int, until_timestamp: int | None = None
+        self, limit: int, since_timestamp: When, until_timestamp: When | None = None
     ) -> list[CandleData] | None:
-        window = checked_window(self.key[1], limit, since_timestamp, until_timestamp)
+        window = checked_window(self.series.interval, limit, since_timestamp, until_timestamp)
         stored = [value for _, value, _, _ in self.store.all(self.context)]
         return None if window is None else [candle for candle in stored if candle["timestamp"] in window]
 
 
 class TestLeavesGaps(OnStore, Candles):
     backend = LeavesGaps
+
+
+class StoresWhatWasOpen(Reference):
+    """Stores what was open when the exchange was asked."""
+
+    def candle(self, symbol: str, interval: CandleInterval, exchange_name: str) -> Candle:
+        return CandleWithoutAsOf(self.store, symbol, interval, exchange_name)
+
+
+class CandleWithoutAsOf(Candle):
+    async def write_candles_data(self, candles: CandlesInput, *, as_of: When | None = None) -> None:
+        await super().write_candles_data(candles)
+
+
+class TestStoresWhatWasOpen(OnStore, Candles):
+    backend = StoresWhatWasOpen
+
+
+class ReadsOpenCandles(Reference):
+    """Returns last candles that are still open."""
+
+    def candle(self, symbol: str, interval: CandleInterval, exchange_name: str) -> Candle:
+        return CandleWithoutUntil(self.store, symbol, interval, exchange_name)
+
+
+class CandleWithoutUntil(Candle):
+    async def read_last_candles(self, limit: int, until: When | None = None) -> list[CandleData]:
+        return await super().read_last_candles(limit)
+
+
+class TestReadsOpenCandles(OnStore, Candles):
+    backend = ReadsOpenCandles
+
+
+class TakesAnyUnit(Reference):
+    """Stores a `when` in any unit."""
+
+    def state(self, signal_id: str, bucket_name: str) -> State:
+        return StateOfAnyUnit(self.store, "state", signal_id, bucket_name)
+
+
+class StateOfAnyUnit(State):
+    async def write_state_data(self, data: PayloadInput | None, when: When) -> None:
+        try:
+            await super().write_state_data(data, when)
+        except InvalidWhenError:
+            if type(when) is not int:
+                raise
+
+
+class TestTakesAnyUnit(OnStore, LookAhead):
+    backend = TakesAnyUnit
 
 
 class SeesTheFuture(Store):

@@ -20,7 +20,7 @@ from motor.motor_asyncio import AsyncIOMotorCollection
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import AutoReconnect, NetworkTimeout
 
-from backtest_persist.connections.redis import _Connection
+from backtest_persist.connections.redis_connection import _Connection
 
 __all__ = ("FAULTS", "HELD", "Drivers", "Fault", "Outcome", "intercepted_drivers")
 

@@ -17,8 +17,10 @@ _ARGUMENTS: Mapping[str, Any] = {
     "candle": _CANDLE,
     "candles": [_CANDLE, {**_CANDLE, "timestamp": 1_700_000_040_000}],
     "contents": [],
+    "as_of": 1_700_000_100_000,
     "data": PAYLOAD,
     "dry_run": False,
+    "errors": "raise",
     "entries": [PAYLOAD, {**PAYLOAD, "id": "s-2"}],
     "filter": {},
     "id": "f" * 24,
@@ -45,17 +47,8 @@ _ARGUMENTS: Mapping[str, Any] = {
     "when": WHEN,
 }
 _NOT_FOR_USERS = {
-    "bind",
-    "encoded",
-    "encoded_claim",
-    "encoded_entry",
-    "encoded_living",
-    "on_dispose",
-    "operation",
-    "schema",
-    "to_horizon",
-    "to_millis",
-    "wire_when",
+    *("bind", "encoded", "encoded_claim", "encoded_entry", "encoded_living", "on_dispose", "operation", "schema"),
+    *("allows_early_times", "to_horizon", "to_millis", "wire_when"),
 }
 """Methods for domains and for the container."""
 
@@ -90,7 +83,12 @@ def db_calls(container: Container, case: Case) -> list[PublicCall]:
     """Return the calls of a db service, writes first, so that reads find something."""
     service = getattr(container, f"{case.domain}_db_service")
     calls = _calls(service, {**_ARGUMENTS, **case.context})
-    return sorted(calls, key=lambda call: (not call.name.startswith(("create", "upsert")), "clear" in call.name))
+    return sorted(calls, key=_order)
+
+
+def _order(call: PublicCall) -> tuple[bool, bool]:
+    writes, deletes = ("create", "replace", "store", "upsert"), ("clear", "delete")
+    return not call.name.startswith(writes), call.name.startswith(deletes)
 
 
 def cache_calls(container: Container, case: Case, row: Any = None) -> list[PublicCall]:

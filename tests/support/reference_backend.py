@@ -16,15 +16,16 @@ from typing import Any, cast
 from bson.binary import UUID_SUBTYPE, Binary
 from bson.decimal128 import Decimal128
 
-from backtest_persist.contracts import Backend, CandleData, CandleInterval, Payload, PayloadInput, When
-from backtest_persist.core.keys import checked_flag, checked_name, mode_word
-from backtest_persist.core.ohlcv import checked_candle, checked_window, closed_candles
+from backtest_persist.contracts import Backend, CandleData, CandleInterval, CandlesInput, Payload, PayloadInput, When
+from backtest_persist.core.candle_input import check_candles
+from backtest_persist.core.keys import checked_flag, checked_limit, checked_name, checked_timestamp, mode_word
+from backtest_persist.core.ohlcv import Series, checked_window
 from backtest_persist.core.payload import encode_entries, encode_list, encode_payload
 from backtest_persist.core.row import to_horizon, to_millis
 from backtest_persist.domains import DOMAINS
 from backtest_persist.errors import InvalidPayloadError
 
-__all__ = ("Candle", "Entry", "Funding", "Reference", "Store")
+__all__ = ("Candle", "Entry", "Funding", "Reference", "State", "Store")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entry (
@@ -155,20 +156,31 @@ class Breakeven(Adapter):
 class Candle(Adapter):
     def __init__(self, store: Store, symbol: str, interval: CandleInterval, exchange_name: str) -> None:
         super().__init__(store, "candle", symbol, interval, exchange_name)
-        self.key: tuple[str, CandleInterval, str] = symbol, interval, exchange_name
+        self.series = Series(symbol, interval, exchange_name)
 
     async def read_candles_data(
-        self, limit: int, since_timestamp: int, until_timestamp: int | None = None
+        self, limit: int, since_timestamp: When, until_timestamp: When | None = None
     ) -> list[CandleData] | None:
-        window = checked_window(self.key[1], limit, since_timestamp, until_timestamp)
-        stored = {int(name): value for name, value, _, _ in self.store.all(self.context)}
+        window = checked_window(self.series.interval, limit, since_timestamp, until_timestamp)
+        stored = self._stored()
         return None if window is None or not stored.keys() >= set(window) else [stored[at] for at in window]
 
-    async def write_candles_data(self, candles: Sequence[PayloadInput]) -> None:
-        closed = closed_candles(self.key[1], candles, int(time.time() * 1000))
-        checked = [checked_candle(*self.key, candle) for candle in closed]
-        entries: list[Entry] = [(str(candle["timestamp"]), candle, 0, False) for candle in checked]
+    async def read_last_candles(self, limit: int, until: When | None = None) -> list[CandleData]:
+        latest = (int(time.time() * 1000) if until is None else checked_timestamp(until, "until")) - self.series.step
+        times = sorted(at for at in self._stored() if at <= latest)
+        return [self._stored()[at] for at in times[max(len(times) - checked_limit(limit), 0) :]]
+
+    async def write_candles_data(self, candles: CandlesInput, *, as_of: When | None = None) -> None:
+        now = int(time.time() * 1000)
+        asked = now if as_of is None else min(now, checked_timestamp(as_of, "as_of"))
+        checked = check_candles(self.series, candles, as_of=asked, early=lambda: False)
+        if checked.invalid:
+            raise checked.error(self.series)
+        entries: list[Entry] = [(str(at), candle, 0, False) for at, candle in checked.valid.items()]
         self.store.put(self.context, entries, replace=False)
+
+    def _stored(self) -> dict[int, CandleData]:
+        return {int(name): value for name, value, _, _ in self.store.all(self.context)}
 
 
 class Interval(Adapter):

@@ -1,6 +1,7 @@
 """Candles in files: windows are read by the names of their files, and every candle is checked."""
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,13 +10,14 @@ from backtest_persist.backends.json.layout import Layout
 from backtest_persist.backends.json.rows import to_row
 from backtest_persist.backends.json.store import JsonStore
 from backtest_persist.backends.json.value_file import Stored, Write
-from backtest_persist.contracts import CandleData, PayloadInput, When
+from backtest_persist.contracts import CandleData, When
+from backtest_persist.core.candle_input import checked_candle
 from backtest_persist.core.instants import checked_int64
-from backtest_persist.core.keys import checked_limit, checked_name, checked_timestamp
-from backtest_persist.core.ohlcv import candle_columns, checked_candle, interval_step_ms
-from backtest_persist.core.payload import checked_entries
+from backtest_persist.core.keys import checked_limit
+from backtest_persist.core.ohlcv import Series, candle_columns
 from backtest_persist.domains.candle import CANDLE, CandleContext, CandleDbService, CandleRow
 from backtest_persist.errors import InvalidPayloadError
+from backtest_persist.logger import LoggerService
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,44 +36,28 @@ class JsonCandleDbService(CandleDbService):
     def __init__(self, store: JsonStore[CandleContext, CandleRow]) -> None:
         super().__init__(store)
         self._files = store
-
-    async def create(self, symbol: str, interval: str, exchange_name: str, candle: PayloadInput) -> CandleRow:
-        """Store one candle and return what is stored: an earlier candle of that time stays as it is."""
-        checked = checked_candle(symbol, interval, exchange_name, candle, self.store.allows_early_times)
-        series = self._series(symbol, interval, exchange_name)
-        await series.write([checked])
-        return cast("CandleRow", await series.find(checked["timestamp"]))
-
-    async def create_many(self, symbol: str, interval: str, exchange_name: str, candles: Iterable[PayloadInput]) -> int:
-        """Store candles; returns how many were new. Of two at one time the first is stored.
-
-        All candles are checked before the first is stored; see `CandleDbService.create_many`.
-        """
-        given = checked_entries(candles, self.collection)
-        early = self.store.allows_early_times
-        checked = [checked_candle(symbol, interval, exchange_name, candle, early) for candle in given]
-        return await self._series(symbol, interval, exchange_name).write(checked)
+        self._own_logger = LoggerService()
 
     async def find_by_context(
         self, symbol: str, interval: str, exchange_name: str, timestamp: When
     ) -> CandleRow | None:
         """Return the row of this context, or None."""
-        series = self._series(symbol, interval, exchange_name)
-        return await series.find(self._instant(timestamp, "timestamp"))
+        files = self._open(Series(symbol, interval, exchange_name))
+        return await files.find(self._instant(timestamp, "timestamp"))
 
     async def find_range(
         self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
     ) -> list[CandleRow]:
-        """Return the stored candles of the window of `limit` candles from `since` (ms UTC) on, oldest first."""
-        series = self._series(symbol, interval, exchange_name)
-        return [series.row(at, stored) for at, stored in await series.read(self._instant(since, "since"), limit)]
+        """Return the stored candles of the window of `limit` candles from `since` on, oldest first."""
+        files = self._open(Series(symbol, interval, exchange_name))
+        return [files.row(at, stored) for at, stored in await self._read(files, since, limit)]
 
     async def find_data(
         self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
     ) -> list[CandleData]:
         """Return what `find_range` finds, as plain data."""
-        series = self._series(symbol, interval, exchange_name)
-        return [series.candle(at, stored) for at, stored in await series.read(self._instant(since, "since"), limit)]
+        files = self._open(Series(symbol, interval, exchange_name))
+        return [files.candle(at, stored) for at, stored in await self._read(files, since, limit)]
 
     async def find_columns(
         self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
@@ -79,35 +65,73 @@ class JsonCandleDbService(CandleDbService):
         """Return what `find_range` finds, as numpy arrays by field: `timestamp` int64, the others float64."""
         return candle_columns(await self.find_data(symbol, interval, exchange_name, since, limit))
 
+    async def find_last(
+        self, symbol: str, interval: str, exchange_name: str, limit: int, until: When | None = None
+    ) -> list[CandleRow]:
+        """Return the last `limit` stored candles that have closed by `until`, by default now, oldest first."""
+        files = self._open(Series(symbol, interval, exchange_name))
+        return [files.row(at, stored) for at, stored in await self._read_last(files, limit, until)]
+
+    async def find_last_data(
+        self, symbol: str, interval: str, exchange_name: str, limit: int, until: When | None = None
+    ) -> list[CandleData]:
+        """Return what `find_last` finds, as plain data."""
+        files = self._open(Series(symbol, interval, exchange_name))
+        return [files.candle(at, stored) for at, stored in await self._read_last(files, limit, until)]
+
     async def find_gaps(
         self, symbol: str, interval: str, exchange_name: str, since: When, until: When
     ) -> list[tuple[int, int]]:
         """Return the gaps in [since, until), each as (first missing opening time, opening time after it), in ms UTC."""
-        series = self._series(symbol, interval, exchange_name)
-        window = series.window(self._instant(since, "since"), self._instant(until, "until"))
-        bounds = [window.start - series.step, *await series.times(window), window.stop]
-        return [(before + series.step, after) for before, after in pairwise(bounds) if after > before + series.step]
+        files = self._open(Series(symbol, interval, exchange_name))
+        window = files.window(self._instant(since, "since"), self._instant(until, "until"))
+        bounds = [window.start - window.step, *await files.times(window), window.stop]
+        return [(before + window.step, after) for before, after in pairwise(bounds) if after > before + window.step]
 
-    def _instant(self, value: When, what: str) -> int:
-        return checked_timestamp(value, what, self.store.allows_early_times)
+    async def _read(self, files: "_SeriesFiles", since: When, limit: int) -> list[tuple[int, Stored]]:
+        start = self._instant(since, "since")
+        return await files.read(
+            start, checked_int64(start + checked_limit(limit) * files.step, "the end of the window")
+        )
 
-    def _series(self, symbol: str, interval: str, exchange_name: str) -> "_Series":
-        return _Series(self._files, symbol, interval, exchange_name)
+    async def _read_last(self, files: "_SeriesFiles", limit: int, until: When | None) -> list[tuple[int, Stored]]:
+        end = int(time.time() * 1000) if until is None else self._instant(until, "until")
+        return await files.read_last(checked_limit(limit), end - files.step)
+
+    # --- writing ---
+
+    @property
+    def _logger(self) -> LoggerService:
+        return self._own_logger
+
+    async def _create(self, series: Series, candle: CandleData) -> CandleRow:
+        files = self._open(series)
+        await files.write([candle])
+        return cast("CandleRow", await files.find(candle["timestamp"]))
+
+    async def _find_numbers(
+        self, series: Series, times: Sequence[int], *, prepare: bool = True
+    ) -> dict[int, Mapping[str, Any]]:
+        files = self._open(series)
+        return {at: files.candle(at, stored) for at, stored in await files.read_times(times)}
+
+    async def _insert(self, series: Series, candles: Sequence[CandleData]) -> int:
+        return await self._open(series).write(candles)
+
+    async def _delete_range(self, series: Series, start: int | None, end: int | None) -> int:
+        return await self._open(series).delete(start, end)
+
+    def _open(self, series: Series) -> "_SeriesFiles":
+        return _SeriesFiles(self._files, series)
 
 
-class _Series:
-    """The candles of one symbol, interval and exchange; `InvalidKeyError` for a part that no series has."""
+class _SeriesFiles:
+    """The files of the candles of one series."""
 
-    def __init__(
-        self, files: JsonStore[CandleContext, CandleRow], symbol: str, interval: str, exchange_name: str
-    ) -> None:
-        self.step = interval_step_ms(interval)
-        self._parts = {
-            "exchange_name": checked_name(exchange_name, "exchange_name"),
-            "symbol": checked_name(symbol, "symbol"),
-            "interval": interval,
-        }
-        self._folder = files.folder(self._parts)
+    def __init__(self, files: JsonStore[CandleContext, CandleRow], series: Series) -> None:
+        self.step = series.step
+        self._series = series
+        self._folder = files.folder(series.parts())
 
     def window(self, since: int, until: int) -> range:
         """Return the opening times in [since, until), which ends at one."""
@@ -124,26 +148,46 @@ class _Series:
         stored = await self._folder.read(str(timestamp))
         return None if stored is None else self.row(timestamp, stored)
 
-    async def read(self, since: int, limit: int) -> list[tuple[int, Stored]]:
-        """Read the stored values of a window of `limit` candles, each with its opening time."""
-        end = checked_int64(since + checked_limit(limit) * self.step, "the end of the window")
-        window = self.window(since, end)
-        found, count = await self._folder.read_many(map(str, window), max_missing=_MAX_MISSING)
-        if count < len(window):
-            times = await self.times(window[count:])
-            found += (await self._folder.read_many(map(str, times), max_missing=len(times)))[0]
+    async def read(self, since: int, until: int) -> list[tuple[int, Stored]]:
+        """Read the stored values of [since, until), each with its opening time, in order."""
+        return await self.read_times(self.window(since, until))
+
+    async def read_times(self, times: Sequence[int]) -> list[tuple[int, Stored]]:
+        """Read the values that are stored at these times, which are in order."""
+        found, count = await self._folder.read_many(map(str, times), max_missing=_MAX_MISSING)
+        if count < len(times):
+            left = times[count:]
+            wanted = left if isinstance(left, range) else set(left)
+            rest = sorted(at for at in await self._stored_times() if at in wanted)
+            found += (await self._folder.read_many(map(str, rest), max_missing=len(rest)))[0]
+        return [(int(name), value) for name, value in found]
+
+    async def read_last(self, limit: int, latest: int) -> list[tuple[int, Stored]]:
+        """Read the values of the last `limit` opening times up to `latest`, in order."""
+        times = [at for at in await self._stored_times() if at <= latest and not at % self.step]
+        last = sorted(times)[-limit:] if limit else []
+        found, _ = await self._folder.read_many(map(str, last), max_missing=len(last))
         return [(int(name), stored) for name, stored in found]
+
+    async def delete(self, start: int | None, end: int | None) -> int:
+        """Delete what is stored from `start` on and before `end`; returns how many files."""
+        times = [
+            at for at in await self._stored_times() if (start is None or start <= at) and (end is None or at < end)
+        ]
+        return await self._folder.delete([str(at) for at in sorted(times)])
+
+    async def _stored_times(self) -> set[int]:
+        found = [_LAYOUT.parse_name(name) for name in await self._folder.names()]
+        return {fields["timestamp"] for fields in found if fields is not None}
 
     async def times(self, window: range) -> list[int]:
         """List the opening times in a window that are stored, in order."""
-        found = [_LAYOUT.parse_name(name) for name in await self._folder.names()]
-        times = [fields["timestamp"] for fields in found if fields is not None]
-        return sorted(at for at in times if at in window)
+        return sorted(at for at in await self._stored_times() if at in window)
 
     def candle(self, timestamp: int, stored: Stored) -> CandleData:
         """Return the candle of a file; `InvalidPayloadError` for a damaged one."""
         try:
-            candle = checked_candle(**self._parts, candle=stored.value, early=lambda: True)
+            candle = checked_candle(self._series, stored.value, lambda: True)
         except InvalidPayloadError as error:
             raise InvalidPayloadError(
                 f"A damaged file: {error} Repair or remove it.", collection=error.collection, context=error.context
@@ -152,11 +196,11 @@ class _Series:
             raise InvalidPayloadError(
                 f"{self._folder.describe(str(timestamp))}: the file holds another candle. Repair or remove it.",
                 collection=CANDLE.collection,
-                context={**self._parts, "timestamp": timestamp},
+                context={**self._series.parts(), "timestamp": timestamp},
             )
         return candle
 
     def row(self, timestamp: int, stored: Stored) -> CandleRow:
         """Return the row of a file; `InvalidPayloadError` for a damaged one."""
         self.candle(timestamp, stored)
-        return cast("CandleRow", to_row(_LAYOUT, {**self._parts, "timestamp": timestamp}, stored))
+        return cast("CandleRow", to_row(_LAYOUT, {**self._series.parts(), "timestamp": timestamp}, stored))

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 from anyio.to_thread import run_sync
 
 from backtest_persist.backends.json import codec
-from backtest_persist.backends.json.atomic import find_leftovers, read_file, remove_leftovers
+from backtest_persist.backends.json.atomic import find_leftovers, read_file, remove_leftovers, sync_directory
 from backtest_persist.backends.json.layout import Layout
 from backtest_persist.backends.json.locks import POLL_SECONDS, LoopLock, WriterThread, directory_lock
 from backtest_persist.backends.json.paths import ContextPaths, value_stem
@@ -163,6 +163,21 @@ class Folder:
         async with self._write_lock.get():
             return await self._writer.run(partial(self._remove, name))
 
+    async def delete(self, names: Sequence[str]) -> int:
+        """Delete the files of values, those of the framework as well, in batches; returns how many values there were.
+
+        Raises what `write` does.
+        """
+        deleted = 0
+        async with self._write_lock.get():
+            for start in range(0, len(names), _BATCH_SIZE):
+                if start:
+                    await asyncio.sleep(2 * POLL_SECONDS)  # else no waiting process would ever find the lock free
+                deleted += await self._writer.run(
+                    partial(self._delete, names[start : start + _BATCH_SIZE], deleted > 0)
+                )
+        return deleted
+
     # --- in a thread ---
 
     def _read(self, name: str) -> Stored | None:
@@ -266,6 +281,23 @@ class Folder:
             claimed = True
             os.fsync(descriptor)
         return True
+
+    def _delete(self, names: Sequence[str], deleted_before: bool) -> int:
+        deleted: set[str] = set()
+        with self._locked(lambda: deleted_before or bool(deleted)) as (directory, descriptor):
+            for name in names:
+                own, framework = (
+                    self._file(directory, value_stem(name)).path,
+                    self._paths.framework_file(directory, name),
+                )
+                for path in (own, framework):
+                    if path is not None and path.exists():
+                        path.unlink()
+                        deleted.add(name)
+                        if path is framework:
+                            sync_directory(path.parent)
+            os.fsync(descriptor)
+        return len(deleted)
 
     def _remove(self, name: str) -> bool:
         with self._write_errors(lambda: False):

@@ -161,7 +161,7 @@ class MongoExamination:
             return
         self.cannot_create = lacking.get("createIndex", ())  # a problem where an index is missing
         if "remove" in lacking:
-            shown = f"the user may not {shown}; only clear_bucket needs remove"
+            shown = f"the user may not {shown}; only methods that delete documents need remove"
             self.diagnosis.warning(at, shown, advice, lacking=lacking)
         else:
             needed = "the user has all rights that are needed" + (" once the indexes exist" if lacking else "")

@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
+from bson.int64 import Int64
+
 from backtest_persist.backends.json import codec, rows
 from backtest_persist.backends.json.layout import Shape
 from backtest_persist.backends.json.value_file import Stored, members
+from backtest_persist.core.candle_input import checked_candle
 from backtest_persist.core.domain import Family
 from backtest_persist.core.keys import STORED
-from backtest_persist.core.ohlcv import checked_candle
+from backtest_persist.core.ohlcv import Series
 from backtest_persist.core.payload import encode_list, encode_payload
-from backtest_persist.core.row import Context, Row, wire_when
+from backtest_persist.core.row import Context, Row
 from backtest_persist.domains.candle import CandleRow
 from backtest_persist.errors import InvalidPayloadError
 from backtest_persist.operations.domains import DomainServices
@@ -27,7 +30,7 @@ def to_document(domain: DomainServices, context: Mapping[str, Any], stored: Stor
     fields = rows.to_fields(domain.layout, stored)
     fields |= {name: _encode(name, fields[name], domain.name) for name in domain.layout.contents if name in fields}
     if "when" in fields:
-        fields["when"] = wire_when(stored.when)
+        fields["when"] = Int64(stored.when)
     check_id(domain, context, fields.get("payload"))
     if domain.layout.shape is Shape.OBJECT:
         rows.to_row(domain.layout, checked.parts(), stored)  # which says what is missing
@@ -41,7 +44,8 @@ def to_text(domain: DomainServices, row: Row) -> bytes:
     """
     description = f"{domain.name} {row.id}"
     if isinstance(row, CandleRow):
-        return codec.dumps(checked_candle(row.symbol, row.interval, row.exchange_name, row.data(), lambda: True))
+        series = Series(row.symbol, row.interval, row.exchange_name)
+        return codec.dumps(checked_candle(series, row.data(), lambda: True))
     layout = domain.layout
     fields = {
         wire: _encode(wire, getattr(row, name), description)

@@ -17,9 +17,9 @@ from backtest_persist.backends.json.layout import Layout
 from backtest_persist.backends.json.value_file import SUFFIX, Stored, ValueFile, members, natural
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.keys import checked_name
+from backtest_persist.core.candle_input import checked_candle
 from backtest_persist.core.mongo_store import Restored
-from backtest_persist.core.ohlcv import checked_candle, closed_candles
+from backtest_persist.core.ohlcv import Series
 from backtest_persist.core.row import Context
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import BacktestPersistError, InvalidKeyError, SettingsError
@@ -265,8 +265,7 @@ def _modified(file: Found) -> int:
 def _read_candles(series: _Series, files: Sequence[Found]) -> list[CandleData | str]:
     """Return the candle of each file, or the reason why it cannot be imported."""
     try:
-        for name, value in series._asdict().items():
-            checked_name(value, name)
+        checked = Series(series.symbol, series.interval, series.exchange_name)
     except InvalidKeyError as error:
         return [str(error)] * len(files)
     results: list[CandleData | str] = []
@@ -274,10 +273,10 @@ def _read_candles(series: _Series, files: Sequence[Found]) -> list[CandleData | 
     for file in files:
         try:
             value = codec.loads((file.path / f"{file.stem}{SUFFIX}").read_bytes())
-            candle = checked_candle(series.symbol, series.interval, series.exchange_name, value)
+            candle = checked_candle(checked, value, lambda: True)
             if candle["timestamp"] != file.contexts[0]["timestamp"]:
                 results.append("it holds a candle of another time")
-            elif not closed_candles(series.interval, [candle], now):
+            elif candle["timestamp"] + checked.step > now:
                 results.append("the candle has not closed yet")
             else:
                 results.append(candle)

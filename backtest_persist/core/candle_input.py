@@ -1,0 +1,251 @@
+"""Candle input: what is given as candles, in any usual shape, becomes checked candles of one series."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple, cast
+
+from pydantic import BaseModel
+
+from backtest_persist.contracts import CandleData
+from backtest_persist.core.candle_columns import CERTAIN_NAMES, TIME_NAMES, find_columns, plain_name
+from backtest_persist.core.instants import EarlyTimes
+from backtest_persist.core.ohlcv import (
+    CANDLES,
+    COLUMNS,
+    NUMBERS,
+    ImpossibleCandleError,
+    Series,
+    candle_numbers,
+    opening_time,
+)
+from backtest_persist.core.payload import opened
+from backtest_persist.errors import InvalidPayloadError
+
+__all__ = ("CheckedCandles", "check_candles", "checked_candle")
+
+_STORED_NAMES = frozenset(
+    (
+        *("id", "_id", "exchange_name", "exchangename", "symbol", "interval", "index"),
+        *("create_date", "createdate", "updated_date", "updateddate", "__v"),
+    )
+)
+"""The plain names of what a stored row, or a row of a frame, has beside its candle: to leave it out loses nothing."""
+_KLINE = 12
+"""The fields of a kline of Binance, of which the first are those of a row of ccxt, with numbers as str."""
+_SHOWN_PROBLEMS = 5
+
+
+@dataclass
+class CheckedCandles:
+    """The candles of one call, by what may become of them; times are opening times in ms."""
+
+    count: int = 0
+    """How many were given."""
+    valid: dict[int, CandleData] = field(default_factory=dict[int, CandleData])
+    """The closed ones that can be stored, by time."""
+    repeated: int = 0
+    """How many closed ones were given again."""
+    open: list[int] = field(default_factory=list[int])
+    """The times of those that had not closed."""
+    invalid: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    """The positions of those that cannot be stored, and why."""
+    widened: list[int] = field(default_factory=list[int])
+    """The times of those whose high or low was set to the body, which it missed by a rounding error."""
+    rounded: list[int] = field(default_factory=list[int])
+    """The times of those with a number of which a float does not hold all digits."""
+    ignored: set[str] = field(default_factory=set[str])
+    """The names of what was given beside time and numbers."""
+
+    def error(self, series: Series) -> InvalidPayloadError:
+        """Return the error about those that are invalid, the first five of which it names."""
+        shown = [f"candle {position}: {problem}" for position, problem in self.invalid[:_SHOWN_PROBLEMS]]
+        if more := len(self.invalid) - len(shown):
+            shown.append(f"and {more} more")
+        counts = f"{len(self.invalid)} of {self.count} candles cannot be stored, and none was"
+        return series.error(f"{counts}. {'; '.join(shown)}")
+
+
+class _Row(NamedTuple):
+    """One candle as it was given."""
+
+    kind: str
+    """Its type, for messages."""
+    names: tuple[Any, ...]
+    values: Mapping[Any, Any]
+    in_ms: frozenset[Any] = frozenset()
+    """The names of instants that are in ms for certain, because they were datetimes."""
+
+    def describe(self) -> str:
+        return f"a {self.kind} with {', '.join(map(str, self.names)):.200}"
+
+
+class _Plan(NamedTuple):
+    """Where the fields of a candle are among the names of rows."""
+
+    places: Mapping[str, Any]
+    """The given name of each field."""
+    problem: str
+    """What is missing or ambiguous; empty if nothing is."""
+    ignored: frozenset[str]
+
+
+def check_candles(series: Series, candles: Any, *, as_of: int, early: EarlyTimes) -> CheckedCandles:
+    """Check the candles of one call, in one of the shapes of `contracts.CandlesInput`.
+
+    One has closed if its interval ends at `as_of` (ms UTC) or before. What is wrong with single candles, of which there
+    may also be two different ones of one time, is in the result. `InvalidPayloadError` for what holds no candles.
+    """
+    checked, latest = CheckedCandles(), as_of - series.step
+    plans: dict[tuple[Any, ...], _Plan] = {}
+    positions: dict[int, int] = {}
+    repeats: dict[int, list[int]] = {}
+    rivals: dict[int, int] = {}
+    for position, given in enumerate(_given(series, candles)):
+        checked.count += 1
+        row = None
+        try:
+            row = given if type(given) is _Row else _row(given)
+            plan = plans.get(row.names) or plans.setdefault(row.names, _plan(row.names))
+            checked.ignored |= plan.ignored
+            timestamp = _timestamp(row, plan, series, early)
+            if timestamp > latest:
+                checked.open.append(timestamp)
+                continue
+            values = [row.values[plan.places[name]] for name in NUMBERS]
+            candle = candle_numbers(timestamp, values, rounded=checked.rounded, widened=checked.widened)
+            first = checked.valid.setdefault(timestamp, candle)
+            if first is candle:
+                positions[timestamp] = position
+            elif first == candle:
+                repeats.setdefault(timestamp, []).append(position)
+            else:
+                rivals.setdefault(timestamp, position)
+                raise ImpossibleCandleError(_rivalry(timestamp, positions[timestamp]))
+        except ImpossibleCandleError as problem:
+            checked.invalid.append((position, f"{problem} ({row.describe()})" if row else str(problem)))
+    for timestamp, rival in rivals.items():  # nobody knows which of them is right
+        del checked.valid[timestamp]
+        for position in (positions[timestamp], *repeats.pop(timestamp, ())):
+            checked.invalid.append((position, _rivalry(timestamp, rival)))
+    checked.repeated = sum(map(len, repeats.values()))
+    checked.invalid.sort()
+    return checked
+
+
+def _rivalry(timestamp: int, rival: int) -> str:
+    return f"its timestamp {timestamp} is also that of candle {rival}, which differs"
+
+
+def checked_candle(series: Series, candle: Any, early: EarlyTimes) -> CandleData:
+    """Return the timestamp and the numbers of one candle; `InvalidPayloadError` for one that cannot be real."""
+    timestamp = None
+    try:
+        row = _row(candle)
+        plan = _plan(row.names)
+        timestamp = _timestamp(row, plan, series, early)
+        values = [row.values[plan.places[name]] for name in NUMBERS]
+        return candle_numbers(timestamp, values, rounded=[], widened=[])
+    except ImpossibleCandleError as problem:
+        raise series.error(str(problem), timestamp) from None
+
+
+def _timestamp(row: _Row, plan: _Plan, series: Series, early: EarlyTimes) -> int:
+    if plan.problem:
+        raise ImpossibleCandleError(plan.problem)
+    place = plan.places["timestamp"]
+    return opening_time(row.values[place], series.interval, _always if place in row.in_ms else early)
+
+
+def _always() -> bool:
+    return True
+
+
+def _given(series: Series, candles: Any) -> Iterable[Any]:
+    """Iterate over the candles of one call, which are rows already if they came as columns."""
+    try:
+        columns = find_columns(candles)
+        if columns is not None:
+            return _rows(columns.kind, columns.names, columns.in_ms, columns.rows())
+    except ImpossibleCandleError as problem:
+        raise series.error(str(problem)) from None
+    if isinstance(candles, str | bytes | BaseModel) or not isinstance(candles, Iterable):
+        kind = type(candles).__name__
+        raise series.error(f"expected candles as a list, as columns or as a frame, not {kind}")
+    return cast("Iterable[Any]", candles)
+
+
+def _rows(
+    kind: str, names: tuple[Any, ...], in_ms: frozenset[Any], values: Iterator[Mapping[Any, Any]]
+) -> Iterator[_Row]:
+    return (_Row(kind, names, row, in_ms) for row in values)
+
+
+def _row(given: Any) -> _Row:
+    """Return the names and values of one candle; `ImpossibleCandleError` for what is none."""
+    kind: Any = type(given)  # pyright: ignore[reportUnknownVariableType]
+    if kind is dict:
+        return _Row("dict", tuple(given), given)
+    try:
+        members = opened(given, CANDLES, by_alias=False)
+    except InvalidPayloadError as error:
+        raise ImpossibleCandleError(str(error).rstrip(".")) from None
+    if isinstance(members, dict):
+        values = cast("dict[Any, Any]", members)
+        return _Row(kind.__name__, tuple(values), values)
+    if isinstance(given, tuple) and hasattr(kind, "_fields"):
+        return _named_row(kind.__name__, kind._fields, cast("Any", given))
+    if isinstance(given, list | tuple) or _is_numpy(kind, "ndarray"):
+        return _positional_row(kind.__name__, cast("Sequence[Any]", given))
+    if _is_numpy(kind, "void") and given.dtype.names:
+        return _named_row("record", given.dtype.names, given.item())
+    if hasattr(kind, "keys") and hasattr(kind, "__getitem__"):  # a Series of pandas, a record of a database driver
+        values = {name: given[name] for name in given.keys()}  # noqa: SIM118  # of a Series, `in` gives values
+        return _Row(kind.__name__, tuple(values), values)
+    raise ImpossibleCandleError(f"a candle is a mapping, a model, a dataclass or a row, not {kind.__name__}")
+
+
+def _named_row(kind: str, fields: Sequence[str], values: Sequence[Any]) -> _Row:
+    names = tuple(fields)
+    if names[0] == "Index" and isinstance(values[0], datetime):  # the index of a frame, from its itertuples
+        names = ("datetime", *names[1:])
+    return _Row(kind, names, dict(zip(names, values, strict=True)))
+
+
+def _positional_row(kind: str, values: Sequence[Any]) -> _Row:
+    if len(values) not in (len(COLUMNS), _KLINE):
+        raise ImpossibleCandleError(
+            f"a {kind} of {len(values)} values is no candle; give [timestamp, open, high, low, close, volume], a kline "
+            f"of {_KLINE} fields, or the values by their names"
+        )
+    return _Row(kind, COLUMNS, dict(zip(COLUMNS, values, strict=False)))
+
+
+def _is_numpy(kind: type[Any], name: str) -> bool:
+    return kind.__module__ == "numpy" and kind.__name__ == name
+
+
+def _plan(names: tuple[Any, ...]) -> _Plan:
+    """Find the fields of a candle among the names of rows, capitalised or not."""
+    plain: dict[str, Any] = {}
+    ambiguous: set[str] = set()
+    for name in names:
+        key = plain_name(name)
+        if key not in plain or name in COLUMNS:
+            plain[key] = name
+        elif plain[key] not in COLUMNS:
+            ambiguous.add(key)
+    places = {name: plain[name] for name in NUMBERS if name in plain}
+    times = [name for name in CERTAIN_NAMES if name in plain][:1] or sorted(TIME_NAMES.intersection(plain))
+    if times:
+        places["timestamp"] = plain[times[0]]
+    problem = ""
+    if missing := [name for name in COLUMNS if name not in places]:
+        problem = f"it lacks {', '.join(missing)}"
+    elif len(times) > 1:
+        problem = f"it has {' and '.join(times)}; call the opening time timestamp"
+    elif doubled := sorted(ambiguous.intersection({*NUMBERS, *times})):
+        problem = f"it has several values for {', '.join(doubled)}"
+    taken = set(places.values())
+    ignored = {str(name) for key, name in plain.items() if name not in taken and key not in _STORED_NAMES}
+    return _Plan(places, problem, frozenset(ignored))
