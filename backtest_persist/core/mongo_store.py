@@ -400,9 +400,15 @@ class MongoStore(Generic[C, R]):
         collection = self.schema.of(await self.ready()) if prepare else self.mongo.collection(self.schema.collection)
         self.stats.reads += 1
         found = await collection.find({"$or": [context.to_filter() for context in contexts]}).to_list(None)
-        by_values: dict[Any, C] = {tuple(context.to_filter().values()): context for context in contexts}
-        documents = {self.schema.values_in(document): document for document in map(to_plain, found)}
-        return {by_values[values]: document for values, document in documents.items() if values in by_values}
+        by_values = {tuple(context.to_filter().values()): context for context in contexts}
+        existing: dict[C, Document] = {}
+        for document in map(to_plain, found):
+            values = self.schema.values_in(document)
+            if values is not None:
+                existing[by_values[values]] = document
+            else:  # it holds nothing of these contexts, but is in their way
+                existing |= {context: {} for context in contexts if self.schema.may_find(context, document)}
+        return existing
 
     # --- indexes of an older release ---
 
