@@ -192,7 +192,7 @@ class MongoStore(Generic[C, R]):
         return None if document is None else self.schema.row_type.from_document(document)
 
     async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
-        """Store fields unless a row that is not a tombstone is stored, in one atomic write: True if this one did.
+        """Store fields unless a row that is not a tombstone is stored, atomically: True if this call did.
 
         The server answers with what was there before, also when the driver has to ask again, so that a lost answer
         loses no claim.
@@ -202,9 +202,13 @@ class MongoStore(Generic[C, R]):
         state = await self.ready()
         writes = self._in_flight(state).writes
         with state.errors(self.schema.operation("write", context, write=True)):
-            update, size = claiming(self.schema.fields, fields, writes.date())
-            write = Write(context, update, size, before=True, answer=("removed", "payload.removed"))
-            before = await writes.submit(write, since)
+            date = writes.date()
+            (update, size), (claim, _) = (
+                command(self.schema.fields, fields, date) for command in (inserting, claiming)
+            )
+        answer = ("removed", "payload.removed")
+        write = Write(context, update, size, claim=claim, claimable=was_removed, answer=answer)
+        before = await writes.submit(write, since)
         return before is None or was_removed(before)
 
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
