@@ -121,7 +121,7 @@ class Batcher(Generic[Item, Answer]):
 
     def enqueue(self, item: Item, since: float) -> Call[Item, Answer]:
         """Submit an item, which waits since that time, and return its call."""
-        call = Call[Item, Answer](item, since, self._bytes, self.size_of(item))
+        call: Call[Item, Answer] = Call(item, since, self._bytes, self.size_of(item))
         self._bytes += call.size
         self._pending.append(call)
         self._contended = self._contended or bool(self._in_flight)
@@ -138,7 +138,7 @@ class Batcher(Generic[Item, Answer]):
         if self._limit is None or self._contended or self._in_flight or self._pending:
             return await self.submit(item, since)
         now, finished = time.monotonic(), asyncio.get_running_loop().create_future()
-        call = Call[Item, Answer](item, now if since is None else since)
+        call: Call[Item, Answer] = Call(item, now if since is None else since)
         self._in_flight[finished] = ()
         seconds = self._timeout - now + call.submitted_at
         try:
@@ -183,8 +183,11 @@ class Batcher(Generic[Item, Answer]):
                 yield call
 
     def has_ended(self, call: Call[Item, Answer], now: float) -> bool:
-        """Whether a pending call is not to be sent: its caller has gone, or it has waited too long and fails."""
-        if not call.future.done() and self._is_overdue(call, now, 0.0):
+        """Whether a pending call is not to be sent: its caller has gone, or it has waited too long and fails.
+
+        One with hardly any time left is not sent either: nobody would learn what became of it.
+        """
+        if not call.future.done() and self._is_overdue(call, now, -min(self.CHECK_SECONDS, self._timeout / 10)):
             call.fail(self.busy_error(call.item))
         return call.future.done()
 

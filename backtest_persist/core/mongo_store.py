@@ -27,7 +27,7 @@ from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.query import Filter, Sort, to_query, to_sort
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
 from backtest_persist.core.schema import Schema
-from backtest_persist.core.updates import claiming, inserting, removing, replacing, was_removed
+from backtest_persist.core.updates import claiming, inserting, removing, replacing, setting, was_removed
 from backtest_persist.core.write_queue import Write, WriteQueue, partly_done
 from backtest_persist.errors import IndexConflictError, InvalidPayloadError
 
@@ -71,11 +71,6 @@ def as_operation(
         return bounded
 
     return decorate
-
-
-def _encoded(names: tuple[str, ...], fields: Mapping[str, Any], date: datetime) -> tuple[dict[str, Any], Any, int]:
-    encoded = encoded_fields(fields)
-    return encoded, *replacing(names, encoded, date)
 
 
 class Restored(Enum):
@@ -163,20 +158,34 @@ class MongoStore(Generic[C, R]):
         Writes that wait at the same time share a bulk.
         """
         since = time.monotonic()
+        self.schema.row_type.check_whole(context, fields)
         state = await self.ready()
         writes = self._in_flight(state).writes
-        names, date = self.schema.fields, writes.date()
+        date = writes.date()
         write = Write(context, replaces=True, inserted={"createDate": date}, answer=("createDate",))
         with state.errors(self.schema.operation("write", context, write=True)):
             if is_deferred(fields):
                 async with writes.place(write) as call:
-                    fields, write.update, write.size = await asyncio.to_thread(_encoded, names, fields, date)
+                    fields = await asyncio.to_thread(self._encode_update, writes, write, fields, date)
                 answer = call.future
             else:
-                write.update, write.size = replacing(names, fields, date)
+                self._encode_update(writes, write, fields, date)
                 answer = writes.submit(write, since)
         document = {**context.to_filter(), **fields, **await answer, "updatedDate": date}
         return await by_size(write.size, self.schema.row_type.from_document, document)
+
+    def _encode_update(
+        self, writes: WriteQueue[C, R], write: Write[C], fields: Mapping[str, Any], date: datetime
+    ) -> Mapping[str, Any]:
+        """Encode the update of a write that replaces all fields, which are returned, encoded as well."""
+        encoded = encoded_fields(fields) if is_deferred(fields) else fields
+        if writes.is_sound(write.key):
+            update, write.size = setting(encoded, date)
+            write.repair = lambda: replacing(self.schema.fields, encoded, date)[0]
+        else:
+            update, write.size = replacing(self.schema.fields, encoded, date)
+        write.update = update  # last: from now on it can be sent
+        return encoded
 
     async def update(self, context: C, update: Any, *, upsert: bool) -> R | None:
         """Send an update of another kind, one atomic write, in its turn; those that wait at the same time share a bulk.
@@ -191,22 +200,29 @@ class MongoStore(Generic[C, R]):
         return None if document is None else self.schema.row_type.from_document(document)
 
     async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
-        """Store fields unless a row that is not a tombstone is stored, in one atomic write: True if this one did.
+        """Store fields unless a row that is not a tombstone is stored, atomically: True if this call did.
 
         The server answers with what was there before, also when the driver has to ask again, so that a lost answer
         loses no claim.
         """
         since = time.monotonic()
+        self.schema.row_type.check_whole(context, fields)
         state = await self.ready()
         writes = self._in_flight(state).writes
         with state.errors(self.schema.operation("write", context, write=True)):
-            update, size = claiming(self.schema.fields, fields, writes.date())
-            write = Write(context, update, size, before=True, answer=("removed", "payload.removed"))
-            before = await writes.submit(write, since)
+            date = writes.date()
+            (update, size), (claim, _) = (
+                command(self.schema.fields, fields, date) for command in (inserting, claiming)
+            )
+        answer = ("removed", "payload.removed")
+        write = Write(context, update, size, claim=claim, claimable=was_removed, answer=answer)
+        before = await writes.submit(write, since)
         return before is None or was_removed(before)
 
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Upsert many contexts in unordered bulks; returns how many are new. A cancelled caller cuts no bulk."""
+        for context, fields in writes:
+            self.schema.row_type.check_whole(context, fields)
         if not writes:
             return 0
         with self.mongo.accept():
@@ -396,9 +412,15 @@ class MongoStore(Generic[C, R]):
         collection = self.schema.of(await self.ready()) if prepare else self.mongo.collection(self.schema.collection)
         self.stats.reads += 1
         found = await collection.find({"$or": [context.to_filter() for context in contexts]}).to_list(None)
-        by_values: dict[Any, C] = {tuple(context.to_filter().values()): context for context in contexts}
-        documents = {self.schema.values_in(document): document for document in map(to_plain, found)}
-        return {by_values[values]: document for values, document in documents.items() if values in by_values}
+        by_values = {tuple(context.to_filter().values()): context for context in contexts}
+        existing: dict[C, Document] = {}
+        for document in map(to_plain, found):
+            values = self.schema.values_in(document)
+            if values is not None:
+                existing[by_values[values]] = document
+            else:  # it holds nothing of these contexts, but is in their way
+                existing |= {context: {} for context in contexts if self.schema.may_find(context, document)}
+        return existing
 
     # --- indexes of an older release ---
 

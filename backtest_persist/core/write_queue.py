@@ -46,6 +46,7 @@ T = TypeVar("T")
 BULK_SIZE = 1000
 """Upserts of one call that are sent together, and between which the writes of others get their turn."""
 _MS = timedelta(milliseconds=1)
+_MAX_SOUND = 50_000
 
 
 @dataclass(eq=False)
@@ -60,8 +61,15 @@ class Write(Generic[C]):
     upsert: bool = True
     replaces: bool = False
     """Whether it sets all fields, and so makes up for the writes of its context before it."""
-    before: bool = False
-    """Whether it is answered with the document as it was before."""
+    claim: Any = None
+    """An update that is sent alone instead, and answered with the document as it was before.
+
+    A bulk does not tell that. It gets `update`, which then changes nothing that is stored, so that the answer is the
+    same; `claim` follows for documents that are `claimable`.
+    """
+    claimable: Callable[[Document], bool] | None = None
+    repair: Callable[[], Any] | None = None
+    """Makes the update that follows alone if the document turns out to lack a usable creation date."""
     inserted: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What a new document has of what is answered."""
     answer: tuple[str, ...] | None = None
@@ -143,6 +151,8 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         self._unsettled = False
         """Whether the server may still receive the last write, or one before it."""
         self._last_sent: Item | None = None
+        self._sound: dict[str, None] = {}
+        """The contexts, by cache key, whose documents this queue has written, lately: see `is_sound`."""
         self._last_date = datetime.min.replace(tzinfo=UTC)
 
     # --- calls ---
@@ -183,6 +193,18 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
     def date(self) -> datetime:
         """Return the date of a single write: the present, but not before what was written earlier."""
         return max(utc_now(), self._last_date)
+
+    def is_sound(self, key: str) -> bool:
+        """Whether the document of a context is one of ours, so that a write need not look at what is stored.
+
+        As the context is unique, no document with an array in its place can be there as well.
+        """
+        return key in self._sound
+
+    def _note(self, writes: Iterable[Write[C]]) -> None:
+        if len(self._sound) > _MAX_SOUND:
+            self._sound.clear()
+        self._sound.update((write.key, None) for write in writes if write.replaces)
 
     @asynccontextmanager
     async def place(self, item: Item) -> AsyncGenerator[Call[Item, Any]]:
@@ -264,14 +286,15 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         """Send one findAndModify: of several writes of one context the last, which makes up for those before it."""
         write = calls[-1].item
         context = write.context
+        update = write.update if write.claim is None else write.claim
 
         def send() -> Awaitable[Document | None]:
             return self._collection.find_one_and_update(
                 context.to_filter(),
-                write.update,
+                update,
                 projection=write.answer,
                 upsert=write.upsert,
-                return_document=ReturnDocument.BEFORE if write.before else ReturnDocument.AFTER,
+                return_document=ReturnDocument.AFTER if write.claim is None else ReturnDocument.BEFORE,
                 hint=self._schema.unique_index,
                 session=self._session,
             )
@@ -279,12 +302,16 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         with self._errors("write", context):
             try:
                 document = await by_unique_index(self._schema, self._state, send)
+                if write.repair is not None and not _has_date(document):
+                    update = write.repair()
+                    document = await send()
             except DuplicateKeyError:  # two first writes met in the server: by now the document exists
                 document = await send()
             except OperationFailure as error:
                 raise (await self._refusal(context, error)) from None
         self._stats.writes += len(calls)
         self._lookup.finder.learn(write.size)
+        self._note([write])
         if document is not None:
             await self._ids.remember(write.key, document["_id"])
         for call in calls:
@@ -302,7 +329,9 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         new = {keys[index]: id for index, id in bulk.upserted.items()}
         refused = {keys[index]: error for index, error in bulk.refused.items()}
         await self._ids.remember_many(list(new.items()))
-        documents: dict[str, Document] = {key: {"_id": id, **last[key].inserted} for key, id in new.items()}
+        documents: dict[str, Document | None] = {
+            key: None if last[key].claim else {"_id": id, **last[key].inserted} for key, id in new.items()
+        }
         updated = {key: write for key, write in last.items() if key not in new and key not in refused}
         answers = [write.answer for write in updated.values()]
         fields = None if None in answers else {name for answer in answers for name in answer or ()}
@@ -313,6 +342,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         except BacktestPersistError as error:
             problem = "the write was acknowledged, but its row could not be read"
             refused |= dict.fromkeys(updated, self._unknown(problem, error))
+        self._note(write for key, write in last.items() if key not in refused)
         acknowledged = True
         for call in calls:
             key = call.item.key
@@ -320,14 +350,24 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
                 if key in refused:
                     with self._errors("write", call.item.context):
                         raise (await self._refusal(call.item.context, refused[key])) from None
-                elif key in documents or not call.item.upsert:
+                elif self._is_answered(call.item, documents):
                     call.resolve(documents.get(key))
-                else:  # it was removed since
+                else:
                     await self._write_one([call])
             except BacktestPersistError as error:
                 call.fail(error.copy())
                 acknowledged = False
         return acknowledged
+
+    @staticmethod
+    def _is_answered(write: Write[C], documents: Mapping[str, Document | None]) -> bool:
+        """Whether a bulk and what was read after it are the answer to a write."""
+        if write.key not in documents:  # there was none, or it was removed since
+            return not write.upsert
+        document = documents[write.key]
+        if write.repair is not None and not _has_date(document):
+            return False
+        return document is None or write.claimable is None or not write.claimable(document)
 
     async def _send_upserts(self, call: Call[Item, Any], upserts: Upserts[C], updates: Sequence[tuple[C, Any]]) -> bool:
         with self._errors(f"write of {len(updates)} items"):
@@ -352,6 +392,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
     async def _send_deletion(self, call: Call[Item, Any], query: Mapping[str, Any]) -> bool:
         """Delete by id: the server refuses a late command that names ids, but not one that names a filter."""
         collection, deleted = self._collection, 0
+        self._sound.clear()
         with _after(lambda: f"{deleted} documents are deleted" if deleted else ""), self._errors("delete"):
             async with aclosing(
                 Batches(
@@ -448,6 +489,10 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         return self._state.errors(self._schema.operation(verb, context, write=True))
 
 
+def _has_date(document: Document | None) -> bool:
+    return document is not None and isinstance(document.get("createDate"), datetime)
+
+
 async def by_unique_index(schema: Schema[Any, Any], state: MongoState, send: Callable[[], Awaitable[T]]) -> T:
     """Send a command that has the unique index as its hint, and once more after the index was created if it is gone."""
     try:
@@ -516,11 +561,9 @@ class _NextBatch:
         if self.calls:
             folds = write.replaces and self._replaced.get(write.key, True)
             fits = len(self.calls) < self._max_size and self._size + write.size <= BATCH_BYTES
-            if write.before or not fits or (write.key in self._replaced and not folds):
+            if not fits or (write.key in self._replaced and not folds):
                 self.is_open = False
                 return False
-        if write.before:
-            return self._add_last(call)
         self.calls.append(call)
         self._size += write.size
         self._replaced[write.key] = write.replaces

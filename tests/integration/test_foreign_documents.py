@@ -10,6 +10,7 @@ import pytest
 from bson import ObjectId
 
 from backtest_persist import Container, InvalidPayloadError, PersistStorageInstance, WriteRejectedError
+from backtest_persist.core.mongo_store import Restored
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 WHEN = 1_700_000_000_000
@@ -117,6 +118,9 @@ async def test_an_array_in_a_context_belongs_to_no_name_in_it(container: Contain
     await is_refused(container.log_db_service.create_many([{"id": "a"}, {"id": "x"}]), "log-items")
     await is_refused(container.storage_db_service.upsert_many(True, [{"id": "a"}, {"id": "x"}]), "storage-items")
     assert [row.entry_id for row in await container.log_db_service.list_all()] == ["a"]
+    contexts = [state.context_type(signal_id=name, bucket_name="b") for name in ("x", "restored")]
+    restored = await state.mongo_store.restore([(context, {"payload": {}, "when": WHEN}) for context in contexts])
+    assert restored == [Restored.DIFFERENT, Restored.NEW]
     await is_refused(interval.soft_remove("x", "k"), "interval-items")
     assert await interval.clear_bucket("sig") == 1
     for collection, document in documents.items():

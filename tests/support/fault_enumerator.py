@@ -235,6 +235,10 @@ class _Cursor:
 
         return await self._drivers.pass_on("mongo", collect)
 
+    @property
+    def alive(self) -> bool:
+        return self._cursor is None or self._cursor.alive
+
     async def close(self) -> None:
         if self._cursor is not None:
             await self._cursor.close()

@@ -76,13 +76,6 @@ async def test_writes_of_one_context_share_a_batch_only_if_the_last_makes_up_for
     assert queue.batches() == [[first, other, second], [removal], [third]]
 
 
-async def test_a_write_that_is_answered_with_what_was_before_goes_alone(queue: Queue) -> None:
-    """A bulk does not tell that."""
-    a, claim, b = write("a"), write("c", before=True), write("b")
-    queue.add(a, claim, b)
-    assert queue.batches() == [[a], [claim], [b]]
-
-
 async def test_a_write_that_is_being_encoded_keeps_its_place(queue: Queue) -> None:
     """Others pass it, but for those of its context and deletions."""
     large, same, other, deletion, last = write("a", update=None), write("a"), write("b"), Deletion({}), write("c")

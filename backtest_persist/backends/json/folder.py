@@ -209,8 +209,9 @@ class Folder:
             for path, stems in self._stems():
                 known = {name for name, _ in found}
                 for stem in stems:
-                    name = self._paths.name(path, stem)
+                    name = stem
                     try:
+                        name = self._paths.name(path, stem)
                         stored = None if name in known else self._file(path, stem).load()
                     except InvalidPayloadError as error:
                         damaged.append((name, error))
