@@ -29,6 +29,7 @@ _ARGUMENTS: Mapping[str, Any] = {
     "keys": ["k-1", "k-2"],
     "limit": 2,
     "memory_id": "m-1",
+    "newest": None,
     "notifications": [PAYLOAD],
     "offset": 0,
     "payload": PAYLOAD,
@@ -47,7 +48,7 @@ _ARGUMENTS: Mapping[str, Any] = {
 }
 _NOT_FOR_USERS = {
     *("bind", "encoded", "encoded_entry", "encoded_living", "operation", "schema"),
-    *("allows_early_times", "to_horizon", "to_millis", "wire_when"),
+    *("allows_early_times", "on_dispose", "to_horizon", "to_millis", "wire_when"),
 }
 """Methods for domains and for the container."""
 
