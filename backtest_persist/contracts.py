@@ -228,6 +228,15 @@ class IntervalAdapter(Adapter, Protocol):
         """
         ...
 
+    async def claim_interval_data(self, data: PayloadInput, key: str, when: When) -> bool:
+        """Write the marker, atomically, unless one is stored that is not removed; return whether this call wrote it.
+
+        Of any number of calls for one key, of any task or process, exactly one returns True, until the marker is
+        removed; then one can claim it again. `when` decides nothing: a marker of a later one is in the way as well.
+        None and a payload with ``removed: true`` are an `InvalidPayloadError`.
+        """
+        ...
+
     async def remove_interval_data(self, key: str) -> None:
         """Remove the marker from reads and lists, whatever its `when`; nothing happens when none is stored."""
         ...

@@ -57,6 +57,8 @@ class ErrorReason(StrEnum):
     """The call waited for its turn for the whole deadline; nothing was sent."""
     CIRCUIT_OPEN = "circuit open"
     """Others found that the server does not answer while this call waited for its turn; nothing was sent."""
+    UNSUPPORTED = "unsupported"
+    """The server is a node of a Redis Cluster or a Sentinel, which this package does not use."""
     EVENT_LOOP = "event loop"
     """The client that the container was given belongs to another event loop; nothing was sent."""
     DRIVER = "driver"

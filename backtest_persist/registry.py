@@ -65,8 +65,8 @@ class Entry(Generic[P, T]):
         instance = instances.setdefault(context, self._factory(*cast("tuple[Any, ...]", context)))
         await instance.wait_for_init(True)
         ready.add(context)
-        if (on_dispose := getattr(instance, "on_dispose", None)) is not None:
-            on_dispose(partial(self._forget, context))
+        if hasattr(instance, "on_dispose"):
+            cast("Any", instance).on_dispose = partial(self._forget, context)
         return instance
 
     def _forget(self, context: Hashable, instance: T) -> None:

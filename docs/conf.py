@@ -22,7 +22,7 @@ release = version = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "domain_tables"]
 exclude_patterns = ["_build", "_diagrams", "_ext"]
 myst_enable_extensions = ["colon_fence", "deflist"]
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 
 default_role = "py:obj"
 add_module_names = False

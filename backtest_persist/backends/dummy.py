@@ -51,13 +51,21 @@ class DummyStore(Generic[C, R]):
 
     async def upsert(self, context: C, fields: Mapping[str, Any]) -> R:
         """Return the row that a store would have kept."""
+        self._row_type.check_whole(context, fields)
         if is_deferred(fields):
             fields = await asyncio.to_thread(encoded_fields, fields)
         dates = {"_id": _NO_ID, "createDate": _NEVER, "updatedDate": _NEVER}
         return self._row_type.from_document({**context.to_filter(), **fields, **dates})
 
+    async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
+        """Keep nothing; nobody has claimed it before."""
+        self._row_type.check_whole(context, fields)
+        return True
+
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Keep none; all would have been new."""
+        for context, fields in writes:
+            self._row_type.check_whole(context, fields)
         if any(is_deferred(fields) for _, fields in writes):
             await asyncio.to_thread(lambda: [encoded_fields(fields) for _, fields in writes])
         return len(writes)

@@ -86,6 +86,8 @@ def _show_verified(report: Verified) -> None:
     console.print(f"{checked:,} ids in {report.seconds:,.1f} s, {checked / report.seconds:,.0f} ids/s.")
     for name, ids in report.ignored.items():
         console.print(f"{escape(name)} belongs to no domain of this version; keys left alone: {ids:,}.", soft_wrap=True)
+    for name, why in report.unreadable.items():
+        console.print(f"{escape(name)} cannot be read, and lists leave it out: {escape(why)}", soft_wrap=True)
     if report.wrong:
         console.print("Reads never use a wrong id, and correct those that they meet; --fix corrects all of them now.")
 

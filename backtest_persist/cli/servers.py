@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import TextWrapper
 from typing import Literal
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.markup import escape
@@ -33,24 +34,31 @@ SHOWN = 20
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
 
 
-async def initiate(*, member: str = "localhost:27017") -> int:
+async def initiate(*, member: str = "localhost:27017", rename: Flag = False) -> int:
     """Make the mongod of the CC_* settings a replica set of one member, if it is not in a replica set yet.
 
     Majority writes that survive a crash, sessions and retryable writes need a replica set. Start mongod with
-    --replSet rs0 and let the connection string say directConnection=true.
+    --replSet rs0 and let the connection string say directConnection=true. Prints a connection string for its clients.
 
     Parameters
     ----------
     member
         The host and port under which clients find this server.
+    rename
+        If it is the only member of a replica set already, give it this host and port.
 
     """
     async with open_container() as container:
-        replica_set = await operations.initiate(container, member)
+        replica_set = await operations.initiate(container, member, rename=rename)
+        database = container.mongo_service.database.name
     text = f"The replica set {replica_set.name} is ready; its member is {', '.join(replica_set.members)}."
     if member not in replica_set.members:
         text += f" It was initiated before; {member} is not in it."
-    Console().print(text)
+    console = Console(highlight=False)
+    console.print(text)
+    options = "directConnection=true" if len(replica_set.members) == 1 else f"replicaSet={replica_set.name}"
+    hosts = ",".join(quote(host, safe=":[]") for host in replica_set.members)
+    print(f"CC_MONGO_CONNECTION_STRING=mongodb://{hosts}/{database}?{options}")
     return 0
 
 

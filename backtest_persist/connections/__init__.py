@@ -8,7 +8,8 @@ closes it when that loop shuts down, so one process-wide container serves a note
 from backtest_persist.connections.drivers import Collection, aggregate, aggregate_raw, list_indexes
 from backtest_persist.connections.mongo import MongoService, MongoState
 from backtest_persist.connections.per_loop import joined, uncancelled
-from backtest_persist.connections.redis import RedisCommands, RedisService
+from backtest_persist.connections.redis import RedisService
+from backtest_persist.connections.redis_connection import RedisCommands
 from backtest_persist.connections.translation import (
     Operation,
     mongo_errors,

@@ -124,7 +124,8 @@ class Deadline(AbstractAsyncContextManager[None]):
         self._requests = self._task.cancelling()
         seconds = self._seconds
         await self._limit.__aenter__()
-        if not self._selection.leaves_it_to_the_driver(seconds):
+        is_known = self._selection.is_known
+        if not is_known and self._selection.is_up_to_us(seconds):
             started = time.monotonic()
             try:
                 await self._selection.wait(seconds)
@@ -132,7 +133,7 @@ class Deadline(AbstractAsyncContextManager[None]):
                 await self.__aexit__(*sys.exc_info())
                 raise
             seconds = max(0.0, seconds - (time.monotonic() - started))
-        driver = driver_timeout(self._client, seconds)
+        driver = pymongo.timeout(max(seconds, 0.001)) if is_known else driver_timeout(self._client, seconds)
         driver.__enter__()
         self._driver = driver
 

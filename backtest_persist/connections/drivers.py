@@ -24,6 +24,7 @@ __all__ = (
     "aggregate",
     "aggregate_raw",
     "driver_of",
+    "is_client",
     "list_indexes",
     "open_client",
 )
@@ -123,6 +124,11 @@ PYMONGO: Driver = _PyMongo()
 def driver_of(thing: Client | Collection) -> Driver:
     """Return the driver that a client or a collection is of."""
     return MOTOR if isinstance(thing, AsyncIOMotorClient | AsyncIOMotorCollection) else PYMONGO
+
+
+def is_client(thing: object) -> bool:
+    """Whether it is a client of one of the drivers."""
+    return isinstance(thing, AsyncIOMotorClient | AsyncMongoClient)
 
 
 def open_client(name: Literal["motor", "pymongo"], uri: str, options: Mapping[str, Any]) -> Client:

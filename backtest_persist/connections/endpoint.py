@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ("Endpoint", "Outage", "connection_advice", "start_advice")
+__all__ = ("Endpoint", "Outage", "connection_advice", "start_advice", "unsupported")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,24 @@ _OWN_SERVERS = {
 
 
 def start_advice(said: str, endpoint: Endpoint, *, was_known: bool) -> str:
-    """Return what to do about a server that cannot be reached."""
+    """Return what to do about a server that cannot be used; one that refuses connections here is to be started."""
     setting = endpoint.setting or "the address of the client"
     if _HAS_NO_ADDRESS.search(said):
         return f"Check the host in {setting}, and the name server"
     if was_known and not (_IS_HERE.search(said) and _IS_REFUSED.search(said)):
         return "Check the server and try again"
     return f"Start it, or correct {setting}; {_OWN_SERVERS[endpoint.server]}"
+
+
+def unsupported(mode: str, endpoint: Endpoint) -> str:
+    """Return what is wrong with a Redis server in that mode (``cluster`` or ``sentinel``), and what to do."""
+    setting = endpoint.setting or "the address of the client"
+    if mode == "sentinel":
+        return (
+            f"the server is a Sentinel, which stores nothing; {setting} has to name the Redis that it watches, or "
+            "give the container a client that asks it: redis_client=Sentinel(...).master_for(...)"
+        )
+    return (
+        f"the server is a node of a Redis Cluster, which this package does not use; {setting} has to name a Redis "
+        "that is not clustered. It holds ids only, so a small one is enough"
+    )

@@ -22,7 +22,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 
 from backtest_persist.connections.deadlines import Deadline, StepTimer, driver_timeout
-from backtest_persist.connections.drivers import Client, Collection, driver_of, open_client
+from backtest_persist.connections.drivers import Client, Collection, driver_of, is_client, open_client
 from backtest_persist.connections.endpoint import Endpoint
 from backtest_persist.connections.per_loop import LoopAffinity, PerLoop, closed_error, joined
 from backtest_persist.connections.selection import ServerSelection, to_text
@@ -73,12 +73,16 @@ class _Preparation:
 
     def __init__(self, collection: str) -> None:
         self.collection = collection
-        self.progress = "what was sent with other settings is still in progress; try again"
+        self.is_settled = False
+        """Whether nothing that was sent with other settings is in progress any more."""
         self.task: asyncio.Task[None]
 
     def unfinished(self) -> StoreUnavailableError:
         """Return the error of those who have waited long enough."""
-        problem = f"Nothing was asked of {self.collection}: {self.progress}."
+        progress = "what was sent with other settings is still in progress; try again"
+        if self.is_settled:
+            progress = "its indexes are still being created; await wait_for_init() first"
+        problem = f"Nothing was asked of {self.collection}: {progress}."
         return StoreUnavailableError(problem, collection=self.collection, server="MongoDB", reason=ErrorReason.BUSY)
 
 
@@ -231,10 +235,13 @@ class MongoState:
             attempt.task = asyncio.create_task(self._prepare(attempt, prepare, before), context=Context())
             self._preparing[name, prepare] = attempt
             attempt.task.add_done_callback(lambda _: self._preparing.pop((name, prepare)))
+            attempt.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # they may be gone
         try:
             with self.track():
                 await joined(attempt.task, patience or self.seconds)
         except TimeoutError:
+            if attempt.is_settled and not self._selection.is_known:
+                raise self.timed_out(Operation("reading the indexes", name)) from None
             raise attempt.unfinished() from None
 
     async def _prepare(
@@ -250,7 +257,7 @@ class MongoState:
                         await state._settled(attempt.collection)
             except (BacktestPersistError, TimeoutError) as error:
                 raise attempt.unfinished() from error
-            attempt.progress = "its indexes are still being created; await wait_for_init() first"
+            attempt.is_settled = True
             await prepare(self)
         self.prepared.add(attempt.collection)
 
@@ -335,6 +342,9 @@ class MongoService:
     """The MongoDB side of a container: one client per event loop, the database, and prepared collections."""
 
     def __init__(self, settings: Callable[[], Settings], logger: LoggerService, client: Client | None = None) -> None:
+        if not (client is None or is_client(client)):
+            given = f"{type(client).__module__}.{type(client).__name__}"
+            raise SettingsError(f"The mongo_client must be an AsyncIOMotorClient or an AsyncMongoClient, not {given}.")
         self._settings = settings
         self.logger = logger
         self._injected = client
@@ -466,8 +476,26 @@ def _hosts(client: Client) -> str | None:
     return ",".join(to_text(host, port) for host, port in addresses) or None
 
 
+def _describe_bad_uri(uri: str) -> str | None:
+    """Return what is wrong with a connection string, where the driver would say less or nothing."""
+    if not uri.strip():
+        return "it is empty"
+    if uri.strip()[0] in "'\"`" or uri.strip()[-1] in "'\"`":
+        return "it is in quotes, which belong to the value here; remove them"
+    if re.search(r"\s", uri):
+        return "it holds a blank or a line break; remove it (in a password a blank is %20)"
+    if "://" not in uri:
+        return "it has no scheme"
+    if re.match("(redis|unix)", uri):
+        return "it is a Redis URL, which belongs into CC_REDIS_URL"
+    return None
+
+
 def _open_mongo(settings: Settings) -> Client:
     uri = settings.mongo_connection_string.get_secret_value()
+    problem = _describe_bad_uri(uri)
+    if problem is not None:
+        raise SettingsError(f"{_SETTING} is not usable: {problem}; write mongodb://host/database.", setting=_SETTING)
     timeout = settings.mongo_timeout_ms
     options: dict[str, Any] = {
         "appName": "backtest-persist",

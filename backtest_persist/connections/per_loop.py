@@ -65,7 +65,7 @@ class PerLoop(Generic[T]):
         for other in list(self._entries):  # one by one, as another thread may be adding its own
             if other.is_closed():
                 self._entries.pop(other, None)
-        self._retired = [entry for entry in self._retired if not entry[0].is_closed()]
+        self._let_go(lambda loop, _: loop.is_closed())
         value = self._create()
         guard = self._guard(loop, value)
         with suppress(StopIteration):  # runs to the yield: there is no suspension before it
@@ -81,9 +81,15 @@ class PerLoop(Generic[T]):
             entry = self._entries.get(loop)
             if entry is not None and entry[0] is value:
                 del self._entries[loop]
-            self._retired = [entry for entry in self._retired if entry[1][0] is not value]
+            self._let_go(lambda _, retired: retired is value)
             if os.getpid() == owner:
                 await WithoutAsyncgenHooks(self._close(value))
+
+    def _let_go(self, is_over: Callable[[asyncio.AbstractEventLoop, T], bool]) -> None:
+        for entry in list(self._retired):  # one by one, as another thread may be retiring its own
+            if is_over(entry[0], entry[1][0]):
+                with suppress(ValueError):
+                    self._retired.remove(entry)
 
     def retire(self) -> None:
         """Forget every value; each is closed with its loop, or by the next `close` in it."""
@@ -129,11 +135,17 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=PerLoop.disinherit)
 
 
+def _retrieve(task: "asyncio.Task[Any]") -> None:
+    if not task.cancelled():
+        task.exception()
+
+
 async def joined(task: "asyncio.Task[T]", seconds: float | None = None) -> T:
     """Wait for a task together with others, none of whom cancels it; each gets its own copy of an error of ours.
 
     Raises `TimeoutError` after so many seconds.
     """
+    task.add_done_callback(_retrieve)  # all who wait may be cancelled
     if not (await asyncio.wait([task], timeout=seconds))[0]:
         raise TimeoutError
     error = None if task.cancelled() else task.exception()

@@ -2,24 +2,28 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import (
     AbstractAsyncContextManager,
     suppress,
 )
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
-from redis.asyncio.connection import parse_url
+from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.cluster import RedisCluster as SyncRedisCluster
 from redis.exceptions import RedisError, ResponseError
 
 from backtest_persist.connections.circuit import CircuitBreaker
 from backtest_persist.connections.deadlines import StepTimer
+from backtest_persist.connections.endpoint import Endpoint
 from backtest_persist.connections.per_loop import LoopAffinity, PerLoop, closed_error
-from backtest_persist.connections.translation import Endpoint, redis_error
+from backtest_persist.connections.redis_connection import BorrowedConnection, OwnConnection, RedisCommands
+from backtest_persist.connections.redis_url import connection_options
+from backtest_persist.connections.translation import SILENCE, redis_error
 from backtest_persist.errors import (
     ClosedError,
     ErrorReason,
@@ -35,71 +39,6 @@ __all__ = ("RedisCommands", "RedisService")
 T = TypeVar("T")
 
 
-class RedisCommands(Protocol):
-    """Sends commands; answers are as the server gives them: bytes, int, lists of them."""
-
-    async def execute(self, *command: str | bytes | int) -> Any:
-        """Send a command and return its answer."""
-        ...
-
-    async def execute_all(self, commands: Sequence[tuple[str | bytes | int, ...]]) -> None:
-        """Send commands in one round trip."""
-        ...
-
-
-class _Client:
-    """Commands by a client that was given to the container."""
-
-    def __init__(self, client: Redis) -> None:
-        self._client = cast("Any", client)
-
-    async def execute(self, *command: str | bytes | int) -> Any:
-        return await self._client.execute_command(*_encoded(command))
-
-    async def execute_all(self, commands: Sequence[tuple[str | bytes | int, ...]]) -> None:
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*_encoded(command))
-        await pipeline.execute()
-
-
-def _encoded(command: Sequence[str | bytes | int]) -> list[str | bytes | int]:
-    """Return a command with its arguments in UTF-8, whatever encoding the client has."""
-    return [command[0], *(part.encode() if isinstance(part, str) else part for part in command[1:])]
-
-
-class _Connection:
-    """Commands by a connection of our own: half the work of a client, whose pool and retries we do not need."""
-
-    def __init__(self, pool: ConnectionPool) -> None:
-        self._connection: Any = pool.make_connection()  # which connects with the first command
-
-    async def execute(self, *command: str | bytes | int) -> Any:
-        await self._reconnect()
-        await self._connection.send_command(*command)
-        return await self._connection.read_response()
-
-    async def execute_all(self, commands: Sequence[tuple[str | bytes | int, ...]]) -> None:
-        await self._reconnect()
-        await self._connection.send_packed_command(self._connection.pack_commands(commands))
-        refused: ResponseError | None = None
-        for _ in commands:
-            try:
-                await self._connection.read_response()
-            except ResponseError as error:  # the other answers are still to come
-                refused = error
-        if refused is not None:
-            raise refused
-
-    async def _reconnect(self) -> None:
-        """Leave a connection that the server has closed meanwhile."""
-        if self._connection.is_connected and await self._connection.can_read():
-            await self._connection.disconnect(nowait=True)
-
-    async def close(self) -> None:
-        await self._connection.disconnect()
-
-
 class _RedisState:
     """The Redis side of one event loop: a client for the user, and the connections of our own commands."""
 
@@ -109,27 +48,35 @@ class _RedisState:
         self.connections = settings.redis_max_connections
         self.free = asyncio.Semaphore(self.connections)
         self._pool = _open_pool(settings, ConnectionPool) if injected is None else None
-        self._idle: list[_Connection] = []
+        self._idle: list[OwnConnection] = []
+        self.was_known = False
+        """Whether the server has answered."""
+        self.refusal: StoreUnavailableError | None = None
+        """Why it is not asked any more: it has told that it is a node of a cluster."""
         self._seconds = settings.redis_timeout_ms / 1000
         self._timer = StepTimer(self._seconds / STEPS)
         setting = None if injected else "CC_REDIS_HOST" if settings.redis_url is None else "CC_REDIS_URL"
-        self.endpoint = Endpoint("Redis", setting, partial(_host, self.client))
+        self.endpoint = Endpoint("Redis", setting, partial(_host, self.client), was_known=lambda: self.was_known)
 
     def limit(self) -> AbstractAsyncContextManager[None]:
         """The time that one command has."""
         return self._timer.limit(self._seconds)
 
-    def begin(self) -> RedisCommands:
+    def begin(self) -> OwnConnection | BorrowedConnection:
         """Take a connection; `free` was acquired for it."""
         if self._pool is None:
-            return _Client(self.client)
-        return self._idle.pop() if self._idle else _Connection(self._pool)
+            return BorrowedConnection(self.client.connection_pool, look=not self.was_known)
+        return self._idle.pop() if self._idle else OwnConnection(self._pool)
 
-    def end(self, commands: RedisCommands) -> None:
+    async def end(self, connection: OwnConnection | BorrowedConnection) -> None:
         """Give the connection back."""
-        self.free.release()
-        if isinstance(commands, _Connection):
-            self._idle.append(commands)
+        try:
+            if isinstance(connection, OwnConnection):
+                self._idle.append(connection)
+            else:
+                await connection.give_back()
+        finally:
+            self.free.release()
 
     async def close(self) -> None:
         if self.owned:
@@ -154,8 +101,8 @@ class RedisService:
     def __init__(self, settings: Callable[[], Settings], logger: LoggerService, client: Redis | None = None) -> None:
         self._settings = settings
         self._logger = logger
-        if client is not None and client.get_encoder().decode_responses:
-            raise SettingsError("The redis_client must return bytes; open it without decode_responses=True.")
+        if client is not None:
+            _check_injected(client)
         self._injected = client
         self._affinity = LoopAffinity("Redis")
         self._states = PerLoop(self._open, _RedisState.close)
@@ -174,6 +121,11 @@ class RedisService:
     def client(self) -> Redis:
         """The client of the running event loop; answers are bytes."""
         return self._states.get().client
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the connections of the running event loop lead."""
+        return self._states.get().endpoint
 
     def check(self) -> None:
         """Raise a `SettingsError` if Redis cannot be reached by these settings at all; sends nothing."""
@@ -222,7 +174,7 @@ class RedisService:
             return default
         except StoreUnavailableError as error:
             if error.reason not in _ANSWERS:
-                if self._circuit.fail(started, at_once=error.reason is ErrorReason.TIMEOUT):
+                if self._circuit.fail(started, at_once=error.reason in _FAILING_AT_ONCE):
                     self._logger.warning("redis.down", why=error, now="MongoDB alone")
             elif kind not in self._refused:
                 self._refused.add(kind)
@@ -254,13 +206,17 @@ _ANSWERS = frozenset(
 """Reasons for which asking again costs no time."""
 
 
+_FAILING_AT_ONCE = frozenset({ErrorReason.TIMEOUT, ErrorReason.UNSUPPORTED})
+"""Reasons for which the next call would fail as this one has."""
+
+
 STEPS = 5
 
 
 class _Command(AbstractAsyncContextManager[RedisCommands]):
     """Holds one of our connections for a command, as long as it may take."""
 
-    __slots__ = ("_asked", "_check", "_commands", "_limit", "_operation", "_state")
+    __slots__ = ("_asked", "_check", "_connection", "_limit", "_operation", "_state")
 
     def __init__(self, state: _RedisState, operation: str, check: Callable[[str, float], None]) -> None:
         self._state = state
@@ -273,22 +229,46 @@ class _Command(AbstractAsyncContextManager[RedisCommands]):
         await self._state.free.acquire()
         try:
             self._check(self._operation, self._asked)
+            if self._state.refusal is not None:
+                raise self._state.refusal.copy()
             await self._limit.__aenter__()
         except BaseException:
             self._state.free.release()
             raise
-        self._commands = self._state.begin()
-        return self._commands
+        self._connection = self._state.begin()
+        return self._connection
 
     async def __aexit__(self, *raised: Any) -> None:
-        self._state.end(self._commands)
-        error = raised[1]
+        error: BaseException | None = raised[1]
+        if error is None or isinstance(error, ResponseError):
+            self._state.was_known = True
+        else:
+            self._connection.abort()
         try:
             await self._limit.__aexit__(*raised)
         except TimeoutError as timeout:
             error = timeout
+        finally:
+            await self._state.end(self._connection)
         if isinstance(error, RedisError | OSError | TimeoutError):
-            raise redis_error(self._operation, error, endpoint=self._state.endpoint) from error
+            ours = redis_error(self._operation, error, endpoint=self._state.endpoint)
+            if ours.reason is ErrorReason.UNSUPPORTED and isinstance(error, ResponseError):
+                self._state.refusal = ours  # not known by its HELLO, so that another look would not help
+            raise ours from (None if ours.reason in SILENCE else error)
+
+
+def _check_injected(client: Any) -> None:
+    if isinstance(client, RedisCluster | SyncRedisCluster):
+        raise SettingsError(
+            "The redis_client is a RedisCluster, which this package does not use; give it a redis.asyncio.Redis of a "
+            "Redis that is not clustered. It holds ids only, so a small one is enough."
+        )
+    if not isinstance(client, Redis):
+        raise SettingsError(
+            f"The redis_client must be a redis.asyncio.Redis, not {type(client).__module__}.{type(client).__name__}."
+        )
+    if client.get_encoder().decode_responses:
+        raise SettingsError("The redis_client must return bytes; open it without decode_responses=True.")
 
 
 def _host(client: Redis) -> str | None:
@@ -308,20 +288,14 @@ def _open_pool(settings: Settings, pool_type: type[ConnectionPool]) -> Connectio
     }
     if pool_type is BlockingConnectionPool:
         options |= dict.fromkeys(("socket_timeout", "timeout"), options["socket_connect_timeout"])
-    if settings.redis_url is None:
-        options |= {
-            "host": settings.redis_host,
-            "port": settings.redis_port,
-            "username": settings.redis_user or None,
-            "password": settings.redis_password.get_secret_value() or None,
-        }
+    options = {**connection_options(settings), **options}
+    if pool_type is ConnectionPool:
+        options.setdefault("protocol", 2)  # whose handshake takes half the time
     with suppress(Exception):  # whose message can quote the URL, so it is not even the context of ours
-        if settings.redis_url is not None:
-            options = {**parse_url(settings.redis_url.get_secret_value()), **options}
         pool = pool_type(**options)
         pool.make_connection()  # which does not connect, but refuses unknown options
         return pool
     raise SettingsError(
-        "CC_REDIS_URL is not usable; write redis://, rediss:// or unix://, and only options that redis-py knows.",
+        "CC_REDIS_URL is not usable: redis-py does not take its options.",
         setting="CC_REDIS_URL",
     )

@@ -39,9 +39,9 @@ class ServerSelection:
         self.was_known = self.was_known or known
         return known
 
-    def leaves_it_to_the_driver(self, seconds: float) -> bool:
-        """Whether a command with that deadline waits for a server as long as it should, by itself."""
-        return self.is_known or not (self._srv or self._client.options.server_selection_timeout < seconds)
+    def is_up_to_us(self, seconds: float) -> bool:
+        """Whether a command with that deadline would, by itself, wait too long for an unknown server."""
+        return self._srv or self._client.options.server_selection_timeout < seconds
 
     async def wait(self, seconds: float) -> None:
         """Wait for a server that takes writes, for so many seconds at most.
@@ -54,7 +54,7 @@ class ServerSelection:
         while not self.is_known:
             ping = self._shared_ping(timeout)
             await asyncio.wait({ping}, timeout=max(0.0, until - time.monotonic()))
-            error = ping.exception() if ping.done() else ServerSelectionTimeoutError()
+            error = _outcome(ping)
             if isinstance(error, ConfigurationError):  # of DNS
                 raise error
             if not isinstance(error, ServerSelectionTimeoutError):
@@ -105,6 +105,12 @@ class ServerSelection:
             was_known=self.was_known,
             has_members=any(server.is_server_type_known for server in servers.values()),
         )
+
+
+def _outcome(ping: asyncio.Task[Any]) -> BaseException | None:
+    if not ping.done():
+        return ServerSelectionTimeoutError()
+    return None if ping.cancelled() else ping.exception()  # cancelled: the client was closed
 
 
 def to_text(host: str, port: int | None) -> str:

@@ -30,16 +30,22 @@ from pymongo.errors import (
     WTimeoutError,
 )
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    MasterDownError,
     NoPermissionError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from backtest_persist.connections.endpoint import Endpoint, Outage, connection_advice, start_advice
+from backtest_persist.connections.endpoint import Endpoint, Outage, connection_advice, start_advice, unsupported
+from backtest_persist.connections.redis_connection import UnsupportedServerError
 from backtest_persist.connections.workarounds import is_sessionless
 from backtest_persist.errors import (
     BacktestPersistError,
@@ -341,7 +347,7 @@ class _Facts(dict[str, Any]):
             return _dns_advice(self._error, self._endpoint)
         outage = self._outage()
         if outage is None:
-            return "Check the server and try again"
+            return start_advice(str(self._error), self._endpoint, was_known=True)
         if connection_advice(outage.problem, self._endpoint):
             return ""
         if outage.has_members:
@@ -441,11 +447,16 @@ def redis_errors(operation: str, *, endpoint: Endpoint | None = None) -> Generat
         raise ours from (None if ours.reason in SILENCE else error)
 
 
-SILENCE = frozenset({ErrorReason.CONNECTION, ErrorReason.TIMEOUT})
+SILENCE = frozenset({ErrorReason.CONNECTION, ErrorReason.TIMEOUT, ErrorReason.UNSUPPORTED})
 """Reasons of Redis whose cause says nothing more."""
 
 REDIS_REASONS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], ErrorReason], ...] = (
     (NoPermissionError, ErrorReason.NOT_PERMITTED),
+    (MasterDownError, ErrorReason.SERVER_ERROR),
+    (
+        (UnsupportedServerError, AskError, ClusterCrossSlotError, ClusterDownError, TryAgainError),
+        ErrorReason.UNSUPPORTED,
+    ),
     ((AuthenticationError, AuthorizationError), ErrorReason.UNAUTHENTICATED),
     ((ResponseError, BusyLoadingError), ErrorReason.SERVER_ERROR),
     ((TimeoutError, RedisTimeoutError), ErrorReason.TIMEOUT),
@@ -461,11 +472,13 @@ def redis_error(operation: str, error: Exception, *, endpoint: Endpoint | None =
     reason = _redis_reason(error)
     hint = connection_advice(said, endpoint)
     text = f"{type(error).__name__}: {said}" + (f"; {hint}" if hint else "")
-    if reason is ErrorReason.CONNECTION and not hint and _CANNOT_CONNECT.search(said):
+    if reason is ErrorReason.UNSUPPORTED:
+        text = unsupported(error.mode if isinstance(error, UnsupportedServerError) else "cluster", endpoint)
+    elif reason is ErrorReason.CONNECTION and not hint and _CANNOT_CONNECT.search(said):
         text += f". {start_advice(said, endpoint, was_known=endpoint.was_known())}"
     ours = StoreUnavailableError(
         f"{operation}: {text}.",
-        retryable=reason not in _UNUSABLE_BY_THIS_USER,
+        retryable=reason not in (*_UNUSABLE_BY_THIS_USER, ErrorReason.UNSUPPORTED),
         reason=reason,
     )
     _locate(ours, endpoint)
@@ -483,7 +496,7 @@ def _redis_reason(error: Exception) -> ErrorReason:
     return next(reason for errors, reason in REDIS_REASONS if isinstance(decisive, errors))
 
 
-_REDIS_ANSWERS = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
+_REDIS_ANSWERS = (UnsupportedServerError, ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

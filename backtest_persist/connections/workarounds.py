@@ -24,6 +24,7 @@ __all__ = (
     "close_next_connection",
     "is_sessionless",
     "raise_swallowed_cancellation",
+    "transport_of",
 )
 
 T = TypeVar("T")
@@ -111,6 +112,19 @@ async def raise_swallowed_cancellation(task: asyncio.Task[Any], requests: int, e
         for _ in range(2):  # turns of the loop, in which anyio repeats its own
             await asyncio.sleep(0)
         raise asyncio.CancelledError
+
+
+def transport_of(connection: Any) -> asyncio.WriteTransport | None:
+    """Return the transport of an open connection of redis-py, so that it can be aborted; None for another connection.
+
+    When a command is cancelled while it is being sent, redis-py closes its `StreamWriter`, which goes on sending what
+    is in its buffer: a ``SET`` of many megabytes arrives seconds after its caller was told that it timed out. There is
+    no public way to the transport.
+
+    Not reported; redis-py 8.1, ``redis/asyncio/connection.py``, ``AbstractConnection.disconnect``.
+    """
+    writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
+    return None if writer is None else writer.transport
 
 
 class WithoutAsyncgenHooks(Awaitable[T], Generator[Any, Any, T]):

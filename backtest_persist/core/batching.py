@@ -17,8 +17,8 @@ __all__ = ("BATCH_BYTES", "Batcher", "Call")
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-BATCH_BYTES = 16 * 1024 * 1024
-"""What one batch carries at most, unless a single item is larger: as much as MongoDB puts into one reply."""
+BATCH_BYTES = 8 * 1024 * 1024
+"""What one batch carries at most, unless a single item is larger."""
 
 
 @dataclass(eq=False)
@@ -34,6 +34,11 @@ class Call(Generic[Item, Answer]):
     """What it adds to that, in bytes."""
     future: "asyncio.Future[Answer]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     succeeded: bool = False
+
+    @property
+    def has_to_wait(self) -> bool:
+        """Whether more bytes than one batch carries had to be sent before it, or with it."""
+        return self.bytes_before + self.size > BATCH_BYTES
 
     def resolve(self, answer: Answer) -> None:
         """Give the caller its answer, unless it has gone."""
@@ -62,8 +67,8 @@ class Batcher(Generic[Item, Answer]):
     flight: its callers get what `timed_out` makes. Nothing of the context variables of a caller reaches `send`, least
     of all its deadlines: the other callers have theirs.
 
-    A batch carries `BATCH_BYTES` at most, by the `size_of` its items. Of a call with more than that before it, which
-    may take the server longer than one deadline, the time begins when it is sent, as long as batches succeed.
+    A batch carries `BATCH_BYTES` at most, by the `size_of` its items. A call for which that leaves no room in the next
+    one may have to wait longer than its deadline; its time begins when it is sent, as long as batches succeed.
 
     With `limit`, a context manager that bounds what is awaited in it by so many seconds, a caller without company need
     not be batched; what `send` awaits is then cancelled as the caller is.
@@ -116,7 +121,7 @@ class Batcher(Generic[Item, Answer]):
 
     def enqueue(self, item: Item, since: float) -> Call[Item, Answer]:
         """Submit an item, which waits since that time, and return its call."""
-        call = Call[Item, Answer](item, since, self._bytes, self.size_of(item))
+        call: Call[Item, Answer] = Call(item, since, self._bytes, self.size_of(item))
         self._bytes += call.size
         self._pending.append(call)
         self._contended = self._contended or bool(self._in_flight)
@@ -133,7 +138,7 @@ class Batcher(Generic[Item, Answer]):
         if self._limit is None or self._contended or self._in_flight or self._pending:
             return await self.submit(item, since)
         now, finished = time.monotonic(), asyncio.get_running_loop().create_future()
-        call = Call[Item, Answer](item, now if since is None else since)
+        call: Call[Item, Answer] = Call(item, now if since is None else since)
         self._in_flight[finished] = ()
         seconds = self._timeout - now + call.submitted_at
         try:
@@ -178,8 +183,11 @@ class Batcher(Generic[Item, Answer]):
                 yield call
 
     def has_ended(self, call: Call[Item, Answer], now: float) -> bool:
-        """Whether a pending call is not to be sent: its caller has gone, or it has waited too long and fails."""
-        if not call.future.done() and self._is_overdue(call, now, 0.0):
+        """Whether a pending call is not to be sent: its caller has gone, or it has waited too long and fails.
+
+        One with hardly any time left is not sent either: nobody would learn what became of it.
+        """
+        if not call.future.done() and self._is_overdue(call, now, -min(self.CHECK_SECONDS, self._timeout / 10)):
             call.fail(self.busy_error(call.item))
         return call.future.done()
 
@@ -190,7 +198,7 @@ class Batcher(Generic[Item, Answer]):
     def _is_overdue(self, call: Call[Item, Answer], now: float, grace: float) -> bool:
         if now - call.submitted_at < self._timeout + grace:
             return False
-        return call.bytes_before <= BATCH_BYTES or now - self._succeeded_at > self._timeout
+        return not call.has_to_wait or now - self._succeeded_at > self._timeout
 
     def _dispatch_soon(self) -> None:
         """Dispatch after this turn of the loop, so that all callers come along whom an answer has just woken."""
@@ -206,7 +214,7 @@ class Batcher(Generic[Item, Answer]):
             if not batch:
                 break
             for call in batch:
-                if call.bytes_before > BATCH_BYTES:
+                if call.has_to_wait:
                     call.submitted_at = now
             self._contended = len(batch) > 1 or bool(self._in_flight)
             seconds = self._timeout - now + min(now, batch[0].submitted_at)

@@ -118,6 +118,7 @@ class DbService(Generic[C, R]):
 
         `limit` is how many of them from the beginning, so without a `sort` the oldest. `newest` is how many of the
         newest, which come oldest first as well; it excludes `sort` and `limit`. There is no cap unless one is given.
+        Documents that cannot be read are left out, and named in a warning.
         """
         if newest is not None:
             if sort is not None or limit is not None:

@@ -133,8 +133,8 @@ async def _next(cursor: Any) -> bytes | None:
 
 
 async def _close(cursor: Any, reading: "asyncio.Task[bytes | None]") -> None:
+    await asyncio.gather(reading, return_exceptions=True)
     with suppress(Exception):  # a courtesy
-        await asyncio.wait([reading])
         await cursor.close()
 
 

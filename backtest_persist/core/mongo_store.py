@@ -27,7 +27,7 @@ from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.query import Filter, Sort, to_query, to_sort
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
 from backtest_persist.core.schema import Schema
-from backtest_persist.core.updates import inserting, removing, replacing
+from backtest_persist.core.updates import claiming, inserting, removing, replacing, was_removed
 from backtest_persist.core.write_queue import Write, WriteQueue, partly_done
 from backtest_persist.errors import IndexConflictError, InvalidPayloadError
 
@@ -163,6 +163,7 @@ class MongoStore(Generic[C, R]):
         Writes that wait at the same time share a bulk.
         """
         since = time.monotonic()
+        self.schema.row_type.check_whole(context, fields)
         state = await self.ready()
         writes = self._in_flight(state).writes
         names, date = self.schema.fields, writes.date()
@@ -190,8 +191,30 @@ class MongoStore(Generic[C, R]):
         document = await writes.submit(Write(context, update, upsert=upsert, inserted=inserted), since)
         return None if document is None else self.schema.row_type.from_document(document)
 
+    async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
+        """Store fields unless a row that is not a tombstone is stored, atomically: True if this call did.
+
+        The server answers with what was there before, also when the driver has to ask again, so that a lost answer
+        loses no claim.
+        """
+        since = time.monotonic()
+        self.schema.row_type.check_whole(context, fields)
+        state = await self.ready()
+        writes = self._in_flight(state).writes
+        with state.errors(self.schema.operation("write", context, write=True)):
+            date = writes.date()
+            (update, size), (claim, _) = (
+                command(self.schema.fields, fields, date) for command in (inserting, claiming)
+            )
+        answer = ("removed", "payload.removed")
+        write = Write(context, update, size, claim=claim, claimable=was_removed, answer=answer)
+        before = await writes.submit(write, since)
+        return before is None or was_removed(before)
+
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Upsert many contexts in unordered bulks; returns how many are new. A cancelled caller cuts no bulk."""
+        for context, fields in writes:
+            self.schema.row_type.check_whole(context, fields)
         if not writes:
             return 0
         with self.mongo.accept():
@@ -228,7 +251,7 @@ class MongoStore(Generic[C, R]):
     @as_operation("find")
     async def find_one(self, filter: Filter, sort: Sort | None = None) -> R | None:
         """Return the first row that a filter matches, or None."""
-        query, order = to_query(filter, self.schema), to_sort(sort, self.schema)
+        query, order = to_query(filter, self.schema, self.allows_early_times), to_sort(sort, self.schema)
         collection = await self.prepared()
         self.stats.reads += 1
         document = await collection.find_one(query, sort=order)
@@ -257,7 +280,10 @@ class MongoStore(Generic[C, R]):
 
         Documents that are no rows are left out, and named in a warning.
         """
-        query, order = to_query({} if filter is None else filter, self.schema), to_sort(sort, self.schema)
+        query, order = (
+            to_query({} if filter is None else filter, self.schema, self.allows_early_times),
+            to_sort(sort, self.schema),
+        )
         return self.listing(query, order, self._readable, limit=limit, skip=skip)
 
     def _readable(self, documents: Sequence[Document]) -> list[R]:
@@ -293,7 +319,7 @@ class MongoStore(Generic[C, R]):
     @as_operation("count")
     async def count(self, filter: Filter | None) -> int:
         """Count the rows that a filter matches; without one, by the metadata of the collection."""
-        query = None if filter is None else to_query(filter, self.schema)
+        query = None if filter is None else to_query(filter, self.schema, self.allows_early_times)
         collection = await self.prepared()
         if query is None:
             return await collection.estimated_document_count()
@@ -338,7 +364,7 @@ class MongoStore(Generic[C, R]):
 
         One with an array in its context stays: MongoDB takes it for that of every name in the array.
         """
-        return await self.delete(to_query(filter, self.schema))
+        return await self.delete(to_query(filter, self.schema, self.allows_early_times))
 
     async def delete(self, query: Mapping[str, Any]) -> int:
         """Delete the documents that a query finds, which is sent as it is; see `delete_many`."""
@@ -378,9 +404,15 @@ class MongoStore(Generic[C, R]):
         collection = self.schema.of(await self.ready()) if prepare else self.mongo.collection(self.schema.collection)
         self.stats.reads += 1
         found = await collection.find({"$or": [context.to_filter() for context in contexts]}).to_list(None)
-        by_values: dict[Any, C] = {tuple(context.to_filter().values()): context for context in contexts}
-        documents = {self.schema.values_in(document): document for document in map(to_plain, found)}
-        return {by_values[values]: document for values, document in documents.items() if values in by_values}
+        by_values = {tuple(context.to_filter().values()): context for context in contexts}
+        existing: dict[C, Document] = {}
+        for document in map(to_plain, found):
+            values = self.schema.values_in(document)
+            if values is not None:
+                existing[by_values[values]] = document
+            else:  # it holds nothing of these contexts, but is in their way
+                existing |= {context: {} for context in contexts if self.schema.may_find(context, document)}
+        return existing
 
     # --- indexes of an older release ---
 

@@ -29,7 +29,8 @@ class PersistInstance(Generic[D]):
     _bound: ClassVar[Services | None] = None
     service_type: ClassVar[type[DbService[Any, Any]]]
     """The class of the db service."""
-    _forget: Callable[[Any], None] | None = None
+    on_dispose: Callable[[Any], None] | None = None
+    """Called with this adapter when it is disposed; set by the registry that memoises it."""
 
     def __init_subclass__(cls) -> None:
         """Take the class of the db service from ``PersistInstance[ItsDbService]``."""
@@ -52,14 +53,10 @@ class PersistInstance(Generic[D]):
         if initial:
             await self.db.wait_for_init()
 
-    def on_dispose(self, forget: Callable[[Any], None]) -> None:
-        """Call `forget` with this adapter when it is disposed; the registry that memoises it asks for that."""
-        self._forget = forget
-
     def _dispose(self) -> None:
-        if self._forget is not None:
-            self._forget(self)
-            self._forget = None
+        forget, self.on_dispose = self.on_dispose, None
+        if forget is not None:
+            forget(self)
 
     @property
     def db(self) -> D:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast, get_args
 
 from bson import encode
@@ -13,11 +13,12 @@ from bson.errors import BSONError
 from pydantic.fields import FieldInfo
 from pymongo import ASCENDING
 
-from backtest_persist.core.keys import Flag, Timestamp, checked_flag, checked_name, to_int, to_object_id
+from backtest_persist.core.instants import EarlyTimes, checked_instant, refused, to_int
+from backtest_persist.core.keys import Flag, Timestamp, checked_flag, checked_name, checked_timestamp, to_object_id
 from backtest_persist.core.payload import encode_value
-from backtest_persist.core.row import Row, to_millis, to_wire
+from backtest_persist.core.row import Row, to_wire
 from backtest_persist.core.schema import Schema
-from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
+from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, InvalidWhenError
 
 __all__ = ("Filter", "Sort", "to_query", "to_sort")
 
@@ -40,14 +41,14 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
 
-def to_query(filter: Filter, schema: Schema[Any, Any]) -> dict[str, Any]:
-    """Return a filter as it is sent.
+def to_query(filter: Filter, schema: Schema[Any, Any], early: EarlyTimes = refused) -> dict[str, Any]:
+    """Return a filter as it is sent; `early` tells whether ints of 1970 to 1973 are instants.
 
     Raises `InvalidKeyError` for one that is no mapping, names a field that rows do not have, or holds what MongoDB does
     not know or a payload must not hold, such as a naive datetime; `InvalidWhenError` for such a simulation time.
     """
     try:
-        query = _Translation(schema).filter(filter)
+        query = _Translation(schema, early).filter(filter)
         encode(query)
     except (BSONError, OverflowError, RecursionError, ValueError) as error:
         problem = f"the filter holds a name or a value that MongoDB does not know ({type(error).__name__})"
@@ -58,7 +59,7 @@ def to_query(filter: Filter, schema: Schema[Any, Any]) -> dict[str, Any]:
 def to_sort(sort: Sort | None, schema: Schema[Any, Any]) -> list[tuple[str, int]]:
     """Return a sort as it is sent, made total by ``_id``; None is the default order of the collection.
 
-    Raises `InvalidKeyError` for anything but pairs of a field of the rows and 1 or -1.
+    Raises `InvalidKeyError` for anything but pairs of a field of the rows and 1 or -1, and for a field twice.
     """
     pairs: Any = schema.default_sort if sort is None else sort
     if not isinstance(pairs, Sequence) or not all(map(_is_order, cast("Sequence[Any]", pairs))):
@@ -72,6 +73,8 @@ def to_sort(sort: Sort | None, schema: Schema[Any, Any]) -> list[tuple[str, int]
         (translation.path(checked_name(name, "a field to sort by"))[0], int(direction)) for name, direction in ordered
     ]
     names = {name for name, _ in wire}
+    if len(names) < len(wire):
+        raise InvalidKeyError(f"{schema.collection}: a sort names each field once.", collection=schema.collection)
     is_total = "_id" in names or names.issuperset(schema.fields)
     return wire if is_total else [*wire, ("_id", ASCENDING)]
 
@@ -93,8 +96,9 @@ class _Field:
 
 
 class _Translation:
-    def __init__(self, schema: Schema[Any, Any]) -> None:
+    def __init__(self, schema: Schema[Any, Any], early: EarlyTimes = refused) -> None:
         self.collection = schema.collection
+        self.early = early
         self._names = schema.row_type.model_fields
         self._fields = _fields_of(schema.row_type)
 
@@ -171,9 +175,9 @@ def _converter(name: str, info: FieldInfo) -> _Convert:
     if name == "id":
         return _to_id
     if info.annotation is datetime:
-        return _to_date
+        return partial(_to_date, name)
     if _is_kind(info, Timestamp):
-        return _to_instant
+        return partial(_to_instant, name)
     return _to_flag if _is_kind(info, Flag) else _to_value
 
 
@@ -193,21 +197,22 @@ def _to_flag(translation: _Translation, value: Any, operator: str) -> Any:
     return None if value is None else checked_flag(value, f"{translation.collection}: a flag in a filter")
 
 
-def _to_instant(translation: _Translation, value: Any, operator: str) -> Any:
+def _to_instant(name: str, translation: _Translation, value: Any, operator: str) -> Any:
     if value is None:
         return None
     if isinstance(value, datetime) and value == value and value.utcoffset() is not None:
         value = _in_whole_ms(value, operator)
-    return to_millis(value)
+    what = f"{translation.collection}: {name} in the filter"
+    if name == "when":
+        return checked_instant(value, what, translation.early, InvalidWhenError)
+    return checked_timestamp(value, what, translation.early)
 
 
-def _to_date(translation: _Translation, value: Any, operator: str) -> Any:
+def _to_date(name: str, translation: _Translation, value: Any, operator: str) -> Any:
     if value is None or isinstance(value, datetime):
         return _to_value(translation, value, operator)
-    try:
-        return _EPOCH + to_millis(value) * _MILLISECOND
-    except OverflowError:
-        raise translation.error("a date in the filter lies outside of the years 1 to 9999") from None
+    millis = checked_instant(value, f"{translation.collection}: {name} in the filter", translation.early)
+    return _EPOCH + millis * _MILLISECOND
 
 
 def _to_value(translation: _Translation, value: Any, operator: str) -> Any:

@@ -90,15 +90,30 @@ class Row(Wire):
 
     _contents: ClassVar[tuple[str, ...]]
     """The wire names of the fields in which types of BSON can stand."""
+    _needed: ClassVar[frozenset[str]]
+    """The wire names of the fields that a write has to give."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Remember once per class which fields have to be made plain."""
+        """Remember once per class which fields have to be made plain, and which a write has to give."""
         super().__pydantic_init_subclass__(**kwargs)
         fields = cls.model_fields.items()
+        contexts = [base for base in cls.__mro__ if issubclass(base, Context) and not issubclass(base, Row)]
+        given = {*Row.model_fields, *(name for context in contexts for name in context.model_fields)}
+        cls._needed = frozenset(to_wire(name) for name, field in fields if field.is_required() and name not in given)
         cls._contents = tuple(
             to_wire(name) for name, field in fields if cast("Any", field.annotation) not in _ALWAYS_PLAIN
         )
+
+    @classmethod
+    def check_whole(cls, context: Context, fields: Mapping[str, Any]) -> None:
+        """Refuse to write fields that make no row: `InvalidPayloadError`, before anything is sent."""
+        if not cls._needed <= fields.keys():
+            raise InvalidPayloadError(
+                f"{cls.__name__} ({context.describe()}): a write needs all fields of a row; give "
+                f"{', '.join(sorted(cls._needed - fields.keys()))} as well.",
+                context=context.parts(),
+            )
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:

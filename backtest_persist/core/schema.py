@@ -40,6 +40,11 @@ class Schema(Generic[C, R]):
         values = tuple(document.get(name) for name in self.fields)
         return None if any(isinstance(value, list) for value in values) else values
 
+    def may_find(self, context: C, document: Mapping[str, Any]) -> bool:
+        """Whether MongoDB takes a document for that of a context: where it has an array, for each value in it."""
+        found = ((value, document.get(name)) for name, value in context.to_filter().items())
+        return all(value in other if isinstance(other, list) else value == other for value, other in found)
+
     def of(self, state: MongoState) -> Collection:
         """Return the collection itself, for the event loop of `state`."""
         return state.collection(self.collection)

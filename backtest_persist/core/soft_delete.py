@@ -6,8 +6,9 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.db_service import C, DbService
-from backtest_persist.core.payload import Deferred, Payload
+from backtest_persist.core.payload import Deferred, Payload, encoded_fields
 from backtest_persist.core.row import Row
+from backtest_persist.errors import InvalidPayloadError
 
 __all__ = ("RemovableRow", "SoftDeleteDbService", "living_payload")
 
@@ -40,6 +41,18 @@ class SoftDeleteDbService(DbService[C, T]):
             return {"payload": encoded, "removed": Deferred(lambda: _says_removed(encoded.value()))}
         # a payload that says it is removed is a tombstone in the wire format
         return {"payload": encoded, "removed": _says_removed(encoded)}
+
+    def encoded_claim(self, payload: PayloadInput, context: C) -> dict[str, Any]:
+        """Return the fields that claim an entry; `InvalidPayloadError` for a payload that would leave it free."""
+        fields = encoded_fields({"payload": self.encoded_entry(payload, context), "removed": False})
+        if _says_removed(fields["payload"]):
+            raise InvalidPayloadError(
+                f"{self.collection} ({context.describe()}): a payload with removed: true is a tombstone, which claims "
+                "nothing.",
+                collection=self.collection,
+                context=context.parts(),
+            )
+        return fields
 
 
 def _says_removed(payload: Any) -> bool:

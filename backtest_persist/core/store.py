@@ -33,6 +33,10 @@ class Store(Protocol[C, R]):
         """Store these fields, atomically, whatever is stored; returns the row."""
         ...
 
+    async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
+        """Store these fields unless a row that is not a tombstone is stored; True for the one caller who did."""
+        ...
+
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Store many contexts in order, each atomically; without `replace` the first write wins.
 

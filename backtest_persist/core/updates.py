@@ -10,7 +10,7 @@ array: an upsert of one of them would overwrite it. Here the server refuses it, 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from bson import encode
 from bson.int64 import Int64
@@ -18,7 +18,7 @@ from bson.raw_bson import RawBSONDocument
 
 from backtest_persist.core.null_payload import absent_fields, present_fields
 
-__all__ = ("CONVERSION_FAILURE", "inserting", "removing", "replacing")
+__all__ = ("CONVERSION_FAILURE", "claiming", "inserting", "removing", "replacing", "was_removed")
 
 CONVERSION_FAILURE = 241
 """The code of the server's error for a document that has an array in its context, as nothing else here converts."""
@@ -47,6 +47,23 @@ def inserting(names: tuple[str, ...], fields: Mapping[str, Any], now: datetime) 
     inserted = {"$mergeObjects": ["$$ROOT", _literal(raw)]}
     is_new = {"$eq": [{"$type": "$_id"}, "missing"]}
     return [{"$replaceWith": _unless_array(names, {"$cond": [is_new, inserted, "$$ROOT"]})}], len(raw)
+
+
+def claiming(names: tuple[str, ...], fields: Mapping[str, Any], now: datetime) -> tuple[Any, int]:
+    """Return the update that stores these fields unless something is stored that is not removed, and its size."""
+    raw = encode({**fields, "updatedDate": now})
+    claimed = {"$mergeObjects": ["$$ROOT", _literal(raw), {"createDate": _create_date(now), "__v": _version(names)}]}
+    is_removed = {"$eq": [{"$ifNull": ["$removed", "$payload.removed"]}, True]}
+    is_free = {"$or": [{"$eq": [{"$type": "$_id"}, "missing"]}, is_removed]}
+    return [{"$replaceWith": _unless_array(names, {"$cond": [is_free, claimed, "$$ROOT"]})}], len(raw)
+
+
+def was_removed(document: Mapping[str, Any]) -> bool:
+    """Whether a document was a tombstone when the server decided about a claim: the same condition as there."""
+    payload, mark = document.get("payload"), document.get("removed")
+    if mark is None and isinstance(payload, dict):
+        mark = cast("dict[str, Any]", payload).get("removed")
+    return mark is True
 
 
 def removing(names: tuple[str, ...], now: datetime, *, timed: bool) -> list[dict[str, Any]]:

@@ -60,8 +60,13 @@ class Write(Generic[C]):
     upsert: bool = True
     replaces: bool = False
     """Whether it sets all fields, and so makes up for the writes of its context before it."""
-    before: bool = False
-    """Whether it is answered with the document as it was before."""
+    claim: Any = None
+    """An update that is sent alone instead, and answered with the document as it was before.
+
+    A bulk does not tell that. It gets `update`, which then changes nothing that is stored, so that the answer is the
+    same; `claim` follows for documents that are `claimable`.
+    """
+    claimable: Callable[[Document], bool] | None = None
     inserted: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What a new document has of what is answered."""
     answer: tuple[str, ...] | None = None
@@ -268,10 +273,10 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         def send() -> Awaitable[Document | None]:
             return self._collection.find_one_and_update(
                 context.to_filter(),
-                write.update,
+                write.update if write.claim is None else write.claim,
                 projection=write.answer,
                 upsert=write.upsert,
-                return_document=ReturnDocument.BEFORE if write.before else ReturnDocument.AFTER,
+                return_document=ReturnDocument.AFTER if write.claim is None else ReturnDocument.BEFORE,
                 hint=self._schema.unique_index,
                 session=self._session,
             )
@@ -302,7 +307,9 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         new = {keys[index]: id for index, id in bulk.upserted.items()}
         refused = {keys[index]: error for index, error in bulk.refused.items()}
         await self._ids.remember_many(list(new.items()))
-        documents: dict[str, Document] = {key: {"_id": id, **last[key].inserted} for key, id in new.items()}
+        documents: dict[str, Document | None] = {
+            key: None if last[key].claim else {"_id": id, **last[key].inserted} for key, id in new.items()
+        }
         updated = {key: write for key, write in last.items() if key not in new and key not in refused}
         answers = [write.answer for write in updated.values()]
         fields = None if None in answers else {name for answer in answers for name in answer or ()}
@@ -320,14 +327,22 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
                 if key in refused:
                     with self._errors("write", call.item.context):
                         raise (await self._refusal(call.item.context, refused[key])) from None
-                elif key in documents or not call.item.upsert:
+                elif self._is_answered(call.item, documents):
                     call.resolve(documents.get(key))
-                else:  # it was removed since
+                else:
                     await self._write_one([call])
             except BacktestPersistError as error:
                 call.fail(error.copy())
                 acknowledged = False
         return acknowledged
+
+    @staticmethod
+    def _is_answered(write: Write[C], documents: Mapping[str, Document | None]) -> bool:
+        """Whether a bulk and what was read after it are the answer to a write."""
+        if write.key not in documents:  # there was none, or it was removed since
+            return not write.upsert
+        document = documents[write.key]
+        return document is None or write.claimable is None or not write.claimable(document)
 
     async def _send_upserts(self, call: Call[Item, Any], upserts: Upserts[C], updates: Sequence[tuple[C, Any]]) -> bool:
         with self._errors(f"write of {len(updates)} items"):
@@ -516,11 +531,9 @@ class _NextBatch:
         if self.calls:
             folds = write.replaces and self._replaced.get(write.key, True)
             fits = len(self.calls) < self._max_size and self._size + write.size <= BATCH_BYTES
-            if write.before or not fits or (write.key in self._replaced and not folds):
+            if not fits or (write.key in self._replaced and not folds):
                 self.is_open = False
                 return False
-        if write.before:
-            return self._add_last(call)
         self.calls.append(call)
         self._size += write.size
         self._replaced[write.key] = write.replaces

@@ -69,6 +69,15 @@ class IntervalDbService(SoftDeleteDbService[IntervalContext, IntervalRow]):
         context = IntervalContext(bucket=bucket, entry_key=entry_key)
         return await self.store.upsert(context, {**self.encoded_living(payload, context), "when": self.wire_when(when)})
 
+    async def claim(self, bucket: str, entry_key: str, payload: PayloadInput, when: When) -> bool:
+        """Write the entry unless there is one that is not removed: True for exactly one caller, of any process.
+
+        After a `WriteOutcomeUnknownError` nobody knows who has it, unless the payload tells; a claim that is repeated
+        then is False if the first one was stored.
+        """
+        context = IntervalContext(bucket=bucket, entry_key=entry_key)
+        return await self.store.claim(context, {**self.encoded_claim(payload, context), "when": self.wire_when(when)})
+
     async def find_by_context(self, bucket: str, entry_key: str) -> IntervalRow | None:
         """Return the row of this context, or None."""
         return await self.store.find(IntervalContext(bucket=bucket, entry_key=entry_key))
@@ -85,7 +94,8 @@ class IntervalDbService(SoftDeleteDbService[IntervalContext, IntervalRow]):
 
     async def clear_bucket(self, bucket: str) -> int:
         """Delete the documents of a bucket, tombstones too; returns how many. Their ids in Redis match nothing then."""
-        return await self.mongo_store.delete_many({"bucket": checked_name(bucket, "bucket")})
+        name = checked_name(bucket, "bucket")
+        return await self.mongo_store.delete_many({"bucket": name})
 
 
 class PersistIntervalInstance(PersistInstance[IntervalDbService]):
@@ -109,6 +119,10 @@ class PersistIntervalInstance(PersistInstance[IntervalDbService]):
     async def write_interval_data(self, data: PayloadInput | None, key: str, when: When) -> None:
         """Replace the marker; revives a removed one. An earlier `when` overwrites."""
         await self.db.upsert(self.bucket, key, data, when)
+
+    async def claim_interval_data(self, data: PayloadInput, key: str, when: When) -> bool:
+        """Write the marker unless there is one: True for exactly one caller, of any process, until it is removed."""
+        return await self.db.claim(self.bucket, key, data, when)
 
     async def remove_interval_data(self, key: str) -> None:
         """Remove the marker from reads and lists; nothing happens when it is absent."""

@@ -21,13 +21,14 @@ pytest.register_assert_rewrite(
     *(
         f"{__name__}.{module}"
         for module in (
-            *("candles", "crash", "fidelity", "isolation", "latest_value", "lists", "look_ahead"),
-            *("read_after_write", "subjects", "tombstones", "writer"),
+            *("candles", "claims", "crash", "fidelity", "isolation", "latest_value", "lists", "look_ahead"),
+            *("read_after_write", "refusals", "subjects", "tombstones", "writer"),
         )
     )
 )
 
 from backtest_persist.testing.candles import Candles
+from backtest_persist.testing.claims import Claims
 from backtest_persist.testing.crash import Crash
 from backtest_persist.testing.fidelity import Fidelity
 from backtest_persist.testing.isolation import Isolation
@@ -35,11 +36,13 @@ from backtest_persist.testing.latest_value import LatestValue
 from backtest_persist.testing.lists import Lists
 from backtest_persist.testing.look_ahead import LookAhead
 from backtest_persist.testing.read_after_write import ReadAfterWrite
+from backtest_persist.testing.refusals import Refusals
 from backtest_persist.testing.suite import Suite
 from backtest_persist.testing.tombstones import Tombstones
 
 __all__ = (
     "Candles",
+    "Claims",
     "Conformance",
     "Crash",
     "Fidelity",
@@ -48,10 +51,13 @@ __all__ = (
     "Lists",
     "LookAhead",
     "ReadAfterWrite",
+    "Refusals",
     "Suite",
     "Tombstones",
 )
 
 
-class Conformance(LatestValue, Tombstones, Lists, Candles, LookAhead, ReadAfterWrite, Isolation, Fidelity, Crash):
-    """All capabilities: what the contract asks of a backend."""
+class Conformance(
+    LatestValue, Tombstones, Claims, Lists, Candles, LookAhead, ReadAfterWrite, Isolation, Fidelity, Crash
+):
+    """All capabilities: what the contract asks of a backend. `Refusals` is what they contain about bad input."""

@@ -1,12 +1,21 @@
 """The dummy: reads say "nothing", writes vanish, and the contracts are kept in form."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backtest_persist import Registry, contracts
+from backtest_persist.testing import Refusals
 from tests.support.cases import ADAPTER_CONTEXTS, WHEN
+
+
+class TestRefusals(Refusals):
+    """What the others refuse is refused, though nothing would be stored."""
+
+    def use(self, persist: Registry, place: Path) -> None:
+        persist.use_dummy()
 
 
 @pytest.fixture

@@ -79,7 +79,8 @@ async def is_closed(container: Container, before: int) -> bool:
 async def test_closing_waits_for_cursors_that_are_closed_behind_their_callers(filled: Container) -> None:
     """Afterwards no task is left."""
     tasks = asyncio.all_tasks()
-    async with aclosing(filled.storage_db_service.iterate()) as rows:
+    rows: Any = filled.storage_db_service.iterate()
+    async with aclosing(rows):
         async for _ in rows:
             break
     assert asyncio.all_tasks() - tasks

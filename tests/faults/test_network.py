@@ -14,6 +14,8 @@ from backtest_persist import (
 from tests.support.proxy import DEADLINE, behind_proxy, mongo_proxy, redis_proxy, with_short_deadline
 from tests.support.stopwatch import GRACE, Stopwatch, pauses, timed
 
+WHEN = 1_700_000_000_000
+
 
 async def test_cancelled_gets_never_mix_up_replies(settings: Settings) -> None:
     """200 GETs are cancelled while their replies are on the way; those that follow get their own."""
@@ -57,6 +59,24 @@ async def test_a_write_whose_reply_is_lost_is_applied_once(settings: Settings) -
         assert proxy.drop_reply_to == b""
         assert [row.payload for row in rows] == [{"n": n} for n in range(20)]
         assert await db.count() == 21
+
+
+async def test_a_claim_whose_reply_is_lost_is_not_lost(settings: Settings) -> None:
+    """The server remembers what it has answered: a new key and a revived one are the caller's, and nobody else's."""
+    async with behind_proxy(settings) as (proxy, container):
+        db = container.interval_db_service
+        await db.upsert("b", "removed", {}, WHEN)
+        await db.soft_remove("b", "removed")
+        for key in ("new", "removed"):
+            proxy.drop_reply_to = b"findAndModify"
+            assert await db.claim("b", key, {"mine": True}, WHEN)
+            assert proxy.drop_reply_to == b""
+            proxy.drop_reply_to = b"findAndModify"
+            assert not await db.claim("b", key, {"mine": False}, WHEN)
+            assert proxy.drop_reply_to == b""
+            row = await db.find_by_context("b", key)
+            assert row is not None
+            assert (row.payload, row.removed) == ({"mine": True}, False)
 
 
 async def test_a_black_hole_keeps_the_deadline(settings: Settings) -> None:

@@ -27,6 +27,8 @@ async def test_single_updates_over_a_slow_line_share_their_round_trips(settings:
     """200 of each kind at once take about as long as a few of them, and every one is answered truly."""
     async with behind_proxy(settings) as (proxy, container):
         memory, candles = container.memory_db_service, container.candle_db_service
+        intervals = container.interval_db_service
+        await intervals.wait_for_init()
         await asyncio.gather(*(memory.upsert("s", "b", f"m{n}", {"n": n}, START) for n in range(CALLS)))
         await candles.wait_for_init()
         proxy.delay = ROUND_TRIP / 2
@@ -35,6 +37,8 @@ async def test_single_updates_over_a_slow_line_share_their_round_trips(settings:
             lambda n: memory.soft_remove("s", "b", f"missing{n}"),
             lambda n: candles.create("L", "1m", "x", candle(n)),
             lambda n: candles.create("L", "1m", "x", {**candle(n), "close": 1.0, "volume": 2.0}),
+            lambda n: intervals.claim("b", f"k{n}", {"by": 1}, START),
+            lambda n: intervals.claim("b", f"k{n}", {"by": 2}, START),
         ]
         answers: list[list[Any]] = []
         for kind in kinds:
@@ -42,7 +46,8 @@ async def test_single_updates_over_a_slow_line_share_their_round_trips(settings:
                 answers.append(await asyncio.gather(*map(kind, range(CALLS))))
             assert watch.seconds < 5 * ROUND_TRIP + 1
         proxy.delay = 0
-        removed, missing, first, second = answers
+        removed, missing, first, second, claimed, again = answers
+        assert (claimed, again) == ([True] * CALLS, [False] * CALLS)
         assert removed == [True] * CALLS
         assert missing == [False] * CALLS
         assert [row.data() for row in first] == [row.data() for row in second] == [candle(n) for n in range(CALLS)]
@@ -51,10 +56,10 @@ async def test_single_updates_over_a_slow_line_share_their_round_trips(settings:
         assert await candles.count() == CALLS
 
 
-async def test_writes_of_different_kinds_share_a_bulk(settings: Settings) -> None:
+async def test_writes_of_different_kinds_share_a_bulk(settings: Settings, driver: str) -> None:
     """Upserts and tombstones of different contexts are one command; of one context they are sent in their order."""
     commands = Commands()
-    client: Any = monitored_client(Container(settings), settings, commands)
+    client: Any = monitored_client(settings, driver, commands)
     container = Container(settings, mongo_client=client)
     try:
         db = container.memory_db_service
@@ -150,9 +155,10 @@ async def test_what_was_never_sent_is_never_an_unknown_outcome(settings: Setting
         db = container.memory_db_service
         await db.upsert("s", "b", "m", {}, START)
         proxy.hold_back = b"heldback"
+        await container.storage_db_service.wait_for_init()
         held = asyncio.create_task(db.upsert("s", "b", "m", {"heldback": 1}, START))
-        async with asyncio.timeout(5):
-            await proxy.is_holding.wait()
+        for _ in range(3):
+            await asyncio.sleep(0)
         with Stopwatch() as watch:
             ends = await asyncio.gather(
                 db.upsert("s", "b", "m1", {}, START),
@@ -166,6 +172,7 @@ async def test_what_was_never_sent_is_never_an_unknown_outcome(settings: Setting
             assert isinstance(end, StoreUnavailableError)
             assert "nothing was sent" in str(end)
         assert not isinstance(ends[2], Exception)
+        assert proxy.is_holding.is_set()
         proxy.hold_back = b""
         proxy.released.set()
         await asyncio.gather(held, return_exceptions=True)

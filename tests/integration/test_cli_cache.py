@@ -32,6 +32,12 @@ async def test_verify_exits_with_3_until_all_is_fixed(container: Container, sett
     again = await run_cli("verify", settings=settings, cwd=tmp_path)
     assert again.returncode == 0
     assert "--fix" not in again.stdout
+    assert "cannot be read" not in again.stdout
+    await container.mongo_service.collection("log-items").update_one({}, {"$set": {"payload": 5}})
+    damaged = await run_cli("verify", settings=settings, cwd=tmp_path)
+    (line,) = (line for line in damaged.stdout.splitlines() if "cannot be read, and lists leave it out" in line)
+    assert line.startswith("log-items ")
+    assert "is no LogRow: see payload" in line
 
 
 async def test_rebuild_cache_fills_what_is_asked_for(container: Container, settings: Settings, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pytest
 from pydantic import SecretStr
@@ -48,6 +48,9 @@ async def test_a_replica_set_is_initiated_once(settings: Settings, tmp_path: Pat
         again = await run_cli("initiate", "--member", "another:27017", settings=ours, cwd=tmp_path)
     assert first.returncode == again.returncode == 0
     assert "ready" in str(first.stdout)
+    address = f"mongodb://{quote(member, safe='')}/db?directConnection=true"
+    for shown in (first, again):
+        assert unquote(shown.stdout.splitlines()[-1]) == unquote(f"CC_MONGO_CONNECTION_STRING={address}")
     assert "another:27017 is not in it" in " ".join(again.stdout.split())
     assert "not in it" not in str(first.stdout)
 

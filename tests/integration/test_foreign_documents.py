@@ -10,8 +10,10 @@ import pytest
 from bson import ObjectId
 
 from backtest_persist import Container, InvalidPayloadError, PersistStorageInstance, WriteRejectedError
+from backtest_persist.core.mongo_store import Restored
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
+WHEN = 1_700_000_000_000
 DATES = {"createDate": NOW, "updatedDate": NOW, "__v": 0}
 ARRAY = ["sig", "x"]
 
@@ -86,7 +88,7 @@ async def collect(rows: Any) -> list[Any]:
 async def test_an_array_in_a_context_belongs_to_no_name_in_it(container: Container) -> None:
     """Such a document is not read, overwritten, removed or deleted; a write that it is in the way of names it."""
     mongo, state, interval = container.mongo_service, container.state_db_service, container.interval_db_service
-    await state.upsert("other", "b", {"n": 1}, 1)
+    await state.upsert("other", "b", {"n": 1}, WHEN)
     documents: dict[str, dict[str, Any]] = {
         "state-items": {"signalId": ARRAY, "bucketName": "b", "payload": {"foreign": 1}, "when": 1, **DATES},
         "log-items": {"entryId": ARRAY, "payload": {"id": "sig"}, **DATES},
@@ -95,7 +97,7 @@ async def test_an_array_in_a_context_belongs_to_no_name_in_it(container: Contain
     }
     for collection, document in documents.items():
         await mongo.collection(collection).insert_one(document)
-    await interval.upsert("sig", "mine", {"n": 1}, 1)
+    await interval.upsert("sig", "mine", {"n": 1}, WHEN)
     assert await state.find_by_context("sig", "b") is None
     found = await asyncio.gather(*(state.find_by_context(name, "b") for name in ("sig", "x", "other")))
     assert [row and row.payload for row in found] == [None, None, {"n": 1}]
@@ -106,9 +108,9 @@ async def test_an_array_in_a_context_belongs_to_no_name_in_it(container: Contain
             await write
         assert caught.value.collection == collection
 
-    await is_refused(state.upsert("sig", "b", {"mine": 1}, 5), "state-items")
+    await is_refused(state.upsert("sig", "b", {"mine": 1}, WHEN), "state-items")
     ends = await asyncio.gather(
-        *(state.upsert(name, "b", {"mine": 1}, 5) for name in ("x", "other", "new")), return_exceptions=True
+        *(state.upsert(name, "b", {"mine": 1}, WHEN) for name in ("x", "other", "new")), return_exceptions=True
     )
     assert isinstance(ends[0], WriteRejectedError)
     assert str(documents["state-items"]["_id"]) in str(ends[0])
@@ -116,6 +118,9 @@ async def test_an_array_in_a_context_belongs_to_no_name_in_it(container: Contain
     await is_refused(container.log_db_service.create_many([{"id": "a"}, {"id": "x"}]), "log-items")
     await is_refused(container.storage_db_service.upsert_many(True, [{"id": "a"}, {"id": "x"}]), "storage-items")
     assert [row.entry_id for row in await container.log_db_service.list_all()] == ["a"]
+    contexts = [state.context_type(signal_id=name, bucket_name="b") for name in ("x", "restored")]
+    restored = await state.mongo_store.restore([(context, {"payload": {}, "when": WHEN}) for context in contexts])
+    assert restored == [Restored.DIFFERENT, Restored.NEW]
     await is_refused(interval.soft_remove("x", "k"), "interval-items")
     assert await interval.clear_bucket("sig") == 1
     for collection, document in documents.items():

@@ -38,7 +38,7 @@ async def test_a_cancelled_write_is_never_applied_after_a_later_one(
     cancelled = asyncio.create_task(state.write_state_data({"n": 1}, 0))
     await blocked.wait()
     cancelled.cancel()
-    later = asyncio.create_task(state.write_state_data({"n": 2}, 2))
+    later = asyncio.create_task(state.write_state_data({"n": 2}, -2))
     await asyncio.wait([later], timeout=0.05)
     released.set()
     await later

@@ -172,7 +172,7 @@ async def test_a_mode_is_taken_for_its_flag_in_every_call(container: Container) 
     assert await cache.get_storage_id(live, "s") == await cache.get("live:s") == row.id
     assert await cache.has_storage_id(Mode.BACKTEST, "s")
     session, context = container.session_db_service, ("t", "e", "f", "S")
-    assert (await session.upsert(*context, live, {"n": 1}, 1)) == await session.find_by_context(*context, False)
+    assert (await session.upsert(*context, live, {"n": 1}, 0)) == await session.find_by_context(*context, False)
     persist = Registry(container)
     assert await persist.storage(live) is await persist.storage(False)
     adapter = PersistStorageInstance(live, ioc=container)

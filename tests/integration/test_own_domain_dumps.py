@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from backtest_persist import Container, Registry, Settings, export_dump, import_dump
+import pytest
+
+from backtest_persist import Container, InvalidPayloadError, Registry, Settings, export_dump, import_dump
 from tests.support.dumps import files_of, write_dump
 from tests.support.quotes import QUOTE, PersistQuoteInstance, QuoteDbService
 
@@ -41,3 +43,25 @@ async def test_a_file_without_all_fields_of_a_row_is_not_imported(settings: Sett
         assert "sizes" in reasons["data/quote/x_live/A_bid.json"]
         assert "no value at such a path" in reasons["data/quote/x_live/A.json"]
         assert await container.db_service(QuoteDbService).count() == 0
+
+
+async def test_a_write_without_all_fields_of_a_row_is_refused_before_anything_is_stored(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """On every backend it is an InvalidPayloadError that names the field: what is written can be read."""
+    async with Container(settings, domains=[QUOTE]) as container:
+        persist = Registry(container)
+        for use in (persist.use_mongo, lambda: persist.use_json(tmp_path), persist.use_dummy):
+            use()
+            db = (await persist.entry(QUOTE)("x", True)).db
+            context = db.context_type(venue="x", symbol="A", side="bid", backtest=True)
+            fields = {"bestPrice": 1.5, "sizes": [1]}
+            for write in (
+                db.store.upsert(context, fields),
+                db.store.claim(context, fields),
+                db.store.upsert_many([(context, fields)], replace=True),
+            ):
+                with pytest.raises(InvalidPayloadError, match=r"QuoteRow .*give when as well"):
+                    await write
+        assert await container.db_service(QuoteDbService).count() == 0
+    assert files_of(tmp_path) == {}

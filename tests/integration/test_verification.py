@@ -108,6 +108,22 @@ async def test_a_document_that_no_look_up_finds_needs_no_id(container: Container
     assert await keys(settings) == {}
 
 
+async def test_a_document_that_lists_leave_out_is_named(container: Container) -> None:
+    """The report has its collection, its id and what is wrong with it; the ids in Redis are right all the same."""
+    await container.storage_db_service.upsert_many(True, [{"id": "a"}, {"id": "b"}])
+    items = container.mongo_service.collection("storage-items")
+    await items.update_one({"signalId": "a"}, {"$unset": {"createDate": ""}})
+    damaged = await items.find_one({"signalId": "a"})
+    assert damaged is not None
+    report = await verify(container)
+    assert report.wrong == 0
+    ((name, why),) = report.unreadable.items()
+    assert name == f"storage-items {damaged['_id']}"
+    assert "is no StorageRow: see createDate" in why
+    await container.storage_db_service.upsert(True, "a", {"id": "a"})
+    assert (await verify(container)).unreadable == {}
+
+
 async def test_a_session_without_a_frame_has_an_id(container: Container, settings: Settings) -> None:
     """The original leaves the frame empty in live trading; such an id is right, and filled in."""
     session = {"strategyName": "t", "exchangeName": "e", "frameName": "", "symbol": "s", "backtest": False}

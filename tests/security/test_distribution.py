@@ -22,13 +22,24 @@ def test_compose_binds_the_loopback_address_alone(name: str) -> None:
     service = SERVICES[name]
     assert not {"network_mode", "privileged", "cap_add", "pid", "ipc", "devices"} & service.keys()
     for port in service.get("ports", []):
-        assert re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z]+_PORT:-\d+\}:\d+", port), port
+        variable = r"\$\{[A-Z]+_PORT:-\d+\}"
+        assert re.fullmatch(rf"127\.0\.0\.1:{variable}:({variable}|\d+)", port), port
     assert all(":" in volume and not volume.startswith((".", "/", "~")) for volume in service.get("volumes", []))
 
 
 def test_compose_publishes_the_ports_of_the_two_servers() -> None:
     """Nothing else listens for anybody."""
     assert {name for name, service in SERVICES.items() if service.get("ports")} == {"mongo", "redis"}
+
+
+def test_mongo_has_one_port_inside_and_outside() -> None:
+    """By another one clients would go on to the member of that name, which can be a server of another project."""
+    services = yaml.safe_dump(SERVICES, width=1000)
+    port = "${MONGO_PORT:-27017}"
+    assert SERVICES["mongo"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert SERVICES["mongo"]["command"][-2:] == ["--port", port]
+    assert f"localhost:{port}" in SERVICES["mongo-init"]["command"]
+    assert "27017" not in services.replace(port, "")
 
 
 def test_compose_has_no_default_secret() -> None:

@@ -17,6 +17,7 @@ from backtest_persist.core.ohlcv import checked_window
 from backtest_persist.errors import InvalidWhenError
 from backtest_persist.testing import (
     Candles,
+    Claims,
     Crash,
     Fidelity,
     Isolation,
@@ -41,7 +42,7 @@ class OnStore(Suite):
         persist.use(self.backend(self.store(place)).factories())
 
 
-class TestUnbroken(OnStore, LatestValue, Tombstones, Candles):
+class TestUnbroken(OnStore, LatestValue, Tombstones, Candles, Claims):
     """The reference itself, on which nothing may fail."""
 
 
@@ -228,6 +229,24 @@ class WritesJson(Store):
 
 class TestWritesJson(OnStore, Fidelity):
     store = WritesJson
+
+
+class ClaimsInTwoSteps(Store):
+    """Looks whether a name is free, and writes it after others may have done so."""
+
+    def claim(self, context: str, entry: Entry) -> bool:
+        found = self.get(context, entry[0])
+        if self.living(found):
+            return self.seen_free == entry[0]
+        self.seen_free = entry[0]
+        self.put(context, [entry])
+        return True
+
+    seen_free = ""
+
+
+class TestClaimsInTwoSteps(OnStore, Claims):
+    store = ClaimsInTwoSteps
 
 
 class WritesBehind(Store):

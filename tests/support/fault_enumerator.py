@@ -20,7 +20,7 @@ from motor.motor_asyncio import AsyncIOMotorCollection
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import AutoReconnect, NetworkTimeout
 
-from backtest_persist.connections.redis import _Connection
+from backtest_persist.connections.redis_connection import _Connection
 
 __all__ = ("FAULTS", "HELD", "Drivers", "Fault", "Outcome", "intercepted_drivers")
 
@@ -234,6 +234,10 @@ class _Cursor:
             return await (await self._opened()).to_list(length)
 
         return await self._drivers.pass_on("mongo", collect)
+
+    @property
+    def alive(self) -> bool:
+        return self._cursor is None or self._cursor.alive
 
     async def close(self) -> None:
         if self._cursor is not None:

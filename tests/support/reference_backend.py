@@ -23,6 +23,7 @@ from backtest_persist.core.ohlcv import Series, checked_window
 from backtest_persist.core.payload import encode_entries, encode_list, encode_payload
 from backtest_persist.core.row import to_horizon, to_millis
 from backtest_persist.domains import DOMAINS
+from backtest_persist.errors import InvalidPayloadError
 
 __all__ = ("Candle", "Entry", "Funding", "Reference", "State", "Store")
 
@@ -64,6 +65,13 @@ class Store:
                 _WRITE + (_REPLACE if replace else "NOTHING"),
                 [(context, name, self.encode(value), at, removed) for name, value, at, removed in entries],
             )
+
+    def claim(self, context: str, entry: Entry) -> bool:
+        name, value, at, removed = entry
+        with self.transaction() as connection:
+            condition = " WHERE entry.removed"
+            values = (context, name, self.encode(value), at, removed)
+            return connection.execute(_WRITE + _REPLACE + condition, values).rowcount == 1
 
     def get(self, context: str, name: str) -> Entry | None:
         return next(iter(self.select("WHERE context = ? AND name = ?", context, name)), None)
@@ -108,6 +116,12 @@ class Adapter:
         value: Payload | None = plain(encode_payload(payload, "a payload"))
         removed = self.removable and value is not None and value.get("removed") is True
         self.store.put(self.context, [(checked_name(name, "name"), value, to_millis(when), removed)])
+
+    def _claim(self, name: str, payload: PayloadInput, when: When) -> bool:
+        value = plain(encode_payload(payload, "a payload"))
+        if value is None or value.get("removed") is True:
+            raise InvalidPayloadError("a payload is a mapping that is not removed")
+        return self.store.claim(self.context, (checked_name(name, "name"), value, to_millis(when), False))
 
     def _get(self, name: str, when: When | None = None) -> Any:
         horizon = to_horizon(when)
@@ -181,6 +195,9 @@ class Interval(Adapter):
 
     async def write_interval_data(self, data: PayloadInput | None, key: str, when: When) -> None:
         self._put(key, data, when)
+
+    async def claim_interval_data(self, data: PayloadInput, key: str, when: When) -> bool:
+        return self._claim(key, data, when)
 
     async def remove_interval_data(self, key: str) -> None:
         self._remove(key)

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -11,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 from motor.motor_asyncio import AsyncIOMotorClient
@@ -27,6 +29,7 @@ __all__ = (
     "PrivateRedis",
     "configured_redis",
     "disable_sessions",
+    "free_ports",
     "is_running_command",
     "private_mongod",
     "suspended",
@@ -35,6 +38,16 @@ __all__ = (
     "wait_until",
     "without_primary",
 )
+
+
+def free_ports(*, offset: int = 1) -> tuple[int, int]:
+    """Return two TCP ports that are free, the second one so much above the first one."""
+    for port in random.sample(range(12_000, 22_000), 100):  # other processes of the tests look for some, too
+        with suppress(OSError), socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + offset))
+            return port, port + offset
+    raise RuntimeError("no two ports are free")
 
 
 def _is_redis_6(binary: str) -> bool:
@@ -80,9 +93,24 @@ class _PrivateServer:
 class PrivateRedis(_PrivateServer):
     """A redis-server on a Unix socket; it keeps nothing when it is killed."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, config: Path | None = None) -> None:
         super().__init__(directory, *options)
         self.socket = directory / "redis.sock"
+        self._config = () if config is None else (str(config),)
+
+    @classmethod
+    def cluster_node(cls, directory: Path) -> Self:
+        """Return a node of a Redis Cluster without slots; it needs two TCP ports as well."""
+        port = free_ports(offset=10_000)[0]
+        return cls(directory, "--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes")
+
+    @classmethod
+    def sentinel(cls, directory: Path, *, port: int = 0, master_port: int = 1) -> Self:
+        """Return a Sentinel, on a TCP port as well unless that is 0, which watches ``mymaster`` on this machine."""
+        directory.mkdir(exist_ok=True)
+        config = directory / "sentinel.conf"
+        config.write_text(f"sentinel monitor mymaster 127.0.0.1 {master_port} 1\n")
+        return cls(directory, "--sentinel", "--port", str(port), "--bind", "127.0.0.1", config=config)
 
     async def start(self, *, answering: bool = True) -> None:
         """Start the server and wait until it answers, or only until it listens."""
@@ -92,7 +120,7 @@ class PrivateRedis(_PrivateServer):
         debug = () if _is_redis_6(binary) else ("--enable-debug-command", "yes")
         self.socket.unlink(missing_ok=True)
         listen = ("--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir", str(self.directory))
-        await self._start(binary, *listen, *debug)
+        await self._start(binary, *self._config, *listen, *debug)
         await self._wait_until(self.answers if answering else self._listens, 10)
 
     async def _listens(self) -> bool:

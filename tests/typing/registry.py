@@ -8,6 +8,7 @@ from backtest_persist import (
     CandleReport,
     CandleRow,
     Container,
+    Mode,
     Page,
     PersistSignalInstance,
     Registry,
@@ -36,6 +37,10 @@ async def registry() -> None:
     assert_type(await risk.read_position_data(0), list[Any])
     measure = await persist.measure("b")
     assert_type(measure.list_measure_data(), AsyncIterator[str])
+    assert_type(await persist.storage(Mode.PAPER), contracts.StorageAdapter)
+    assert_type(await (await persist.interval("b")).claim_interval_data({}, "k", 0), bool)
+    assert_type(await ioc.interval_db_service.claim("b", "k", {}, 0), bool)
+    await persist.storage("live")  # pyright: ignore[reportArgumentType]
     await persist.signal("BTCUSDT", "s")  # pyright: ignore[reportCallIssue]
     await persist.signal("BTCUSDT", strategy="s", exchange_name="binance")  # pyright: ignore[reportCallIssue]
     await persist.memory(signal_id="s-1", bucket_name="notes")

@@ -181,6 +181,13 @@ def test_values_are_converted_as_in_writes(filter: Any, query: Any) -> None:
 REFUSED_VALUES: dict[str, tuple[Any, type[Exception], str]] = {
     "naive when": ({"when": {"$lte": datetime(2024, 1, 1)}}, InvalidWhenError, "naive"),
     "text for when": ({"when": "2024-01-01"}, InvalidWhenError, "str"),
+    "seconds for when": (
+        {"when": {"$gt": NOON_MS // 1000}},
+        InvalidWhenError,
+        "looks like seconds: multiply it by 1000",
+    ),
+    "microseconds": ({"create_date": {"$gt": NOON_MS * 1000}}, InvalidKeyError, "looks like microseconds"),
+    "text for a date": ({"updated_date": "2024-01-01"}, InvalidKeyError, "str"),
     "bool for when": ({"when": {"$gt": True}}, InvalidWhenError, "bool"),
     "naive date": ({"create_date": {"$gt": datetime(2024, 1, 1)}}, InvalidKeyError, "naive"),
     "NaT": ({"create_date": pd.NaT}, InvalidKeyError, "NaT"),
@@ -200,6 +207,14 @@ def test_a_value_that_no_write_takes_is_refused(filter: Any, error: type[Excepti
     """A naive time would be taken for UTC, and the others would match nothing, without a word."""
     with pytest.raises(error, match=problem):
         to_query(filter, RECENT)
+
+
+def test_early_times_are_refused_unless_they_are_admitted() -> None:
+    """An int of 1970 to 1973 is taken for seconds, as in writes, but for a program that has them."""
+    assert to_query({"when": {"$gt": 5}, "createDate": 0}, RECENT, lambda: True) == {
+        "when": {"$gt": 5},
+        "createDate": datetime(1970, 1, 1, tzinfo=UTC),
+    }
 
 
 def test_a_filter_is_not_changed() -> None:
@@ -305,6 +320,7 @@ UNUSABLE_SORTS: dict[str, Any] = {
     "a lone surrogate": [("\ud800", 1)],
     "a name that is no text": [(5, 1)],
     "a field that rows do not have": [("sybol", 1)],
+    "a field twice": [("strategy_name", 1), ("strategyName", -1)],
     "one bad pair among others": [("symbol", 1), ("strategy_name", 0)],
 }
 

@@ -2,12 +2,15 @@
 
 import copy
 import pickle
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from pydantic import SecretStr
-from redis.asyncio import Redis
+from pymongo import MongoClient
+from redis.asyncio import Redis, RedisCluster
 
 from backtest_persist import Container, Settings, SettingsError, setup
 
@@ -127,13 +130,117 @@ async def test_a_mongo_uri_that_cannot_work_is_a_settings_error(uri: str, driver
     await container.close()
 
 
-@pytest.mark.parametrize("url", ["redis://:hunter2@h?bogus=1", "http://:hunter2@h", "redis://:hunter2@h:port", "x"])
-async def test_a_redis_url_that_cannot_work_is_a_settings_error(url: str) -> None:
-    """An option that redis-py does not know is found before the first command."""
+BAD_URIS: dict[str, str] = {
+    "": "it is empty",
+    "'mongodb://joe:hunter2@h/x'": "it is in quotes",
+    "mongodb://joe:hunter2@h/x\n": "a blank or a line break",
+    "joe:hunter2@h:27017": "it has no scheme",
+    "redis://joe:hunter2@h": "it is a Redis URL, which belongs into CC_REDIS_URL",
+    "mongodb://joe:hun@ter2@h/x": "InvalidURI.*percent-encoded",
+}
+
+
+@pytest.mark.parametrize("uri", BAD_URIS)
+async def test_each_bad_mongo_uri_has_a_sentence(uri: str) -> None:
+    """It says what is wrong with this one, and quotes nothing of it."""
+    container = Container({"mongo_connection_string": uri})
+    with pytest.raises(SettingsError, match=f"^CC_MONGO_CONNECTION_STRING is not usable.*{BAD_URIS[uri]}") as caught:
+        _ = container.mongo_service.client
+    assert "hunt" not in "".join(traceback.format_exception(caught.value))
+    await container.close()
+
+
+ENCODE = "percent-encode user and password"
+BAD_URLS: dict[str, str] = {
+    "": "it is empty",
+    " ": "it is empty",
+    '"redis://:hunter2@h:6379/0"': "it is in quotes",
+    "'redis://:hunter2@h:6379/0": "it is in quotes",
+    "redis://:hunter2@h:6379/0 ": "a blank or a line break",
+    "redis://:hunt er2@h:6379/0": "a blank or a line break",
+    "redis://:hunter2@h:6379/0\n": "a blank or a line break",
+    "redis://:hunter2#x@h:6379/0": "it holds a #",
+    "redis://:hunter2@h:6379/0#x": "it holds a #",
+    "redis://:hunter2/x@h:6379/0": rf"it holds a / or \? before the host; {ENCODE}",
+    "redis://:hunter2?x@h:6379/0": rf"it holds a / or \? before the host; {ENCODE}",
+    "h:6379": "it has no scheme",
+    "joe:hunter2@h": "it has no scheme",
+    "redis:/h": "it has no scheme",
+    "http://:hunter2@h": "its scheme is not one of Redis",
+    "REDIS://:hunter2@h": "its scheme is not one of Redis",
+    "mongodb://joe:hunter2@h/x": "CC_MONGO_CONNECTION_STRING",
+    "redis+sentinel://:hunter2@h:26379/mymaster/0": "Sentinel URLs are not supported; .*redis_client=Sentinel",
+    "sentinel://h:26379": "Sentinel URLs are not supported",
+    "rediss+cluster://:hunter2@a:1,b:2": "Redis Cluster is not supported; name a Redis that is not clustered",
+    "redis://:hunter2@a:6379,b:6379/0": "it names several hosts; name one",
+    "redis://:hunter2@h:port": "its port is no number",
+    "redis://:hunter2@h:65536": "its port is no number",
+    "redis://:hunter2@h:0": "its port is 0",
+    "redis://:hunter2@[::1": "its host is no host name",
+    "redis://:hunter2@h/hunter2": "its path is no number of a database",
+    "redis://:hunter2@h/0/1": "its path is no number of a database",
+    "redis://h?socket_keepaliv=hunter2": "its option number 1 is none that redis-py knows; is socket_keepalive meant",
+    "redis://h?db=1&hunter2": "its option number 2 is none that redis-py knows",
+    "redis://h?ssl_ca_certs=hunter2": "its option number 1 is none that redis-py knows",
+    "redis://h?socket_timeout=hunter2": "the value of one of its options cannot be read",
+    "unix://": "it has no path",
+}
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+async def test_each_bad_redis_url_has_a_sentence(url: str) -> None:
+    """It says what is wrong with this one, and quotes nothing of it."""
     container = Container({"redis_url": url})
-    with pytest.raises(SettingsError, match="CC_REDIS_URL") as caught:
-        await container.signal_cache_service.get_signal_id("s", "t", "e")
+    with pytest.raises(SettingsError, match=f"^CC_REDIS_URL is not usable: .*{BAD_URLS[url]}") as caught:
+        container.redis_service.check()
+    assert "hunt" not in "".join(traceback.format_exception(caught.value))
+    assert caught.value.setting == "CC_REDIS_URL"
+    await container.close()
+
+
+BAD_HOSTS: dict[str, str] = {
+    "redis://:hunter2@h:6379": "it is a URL; put it into CC_REDIS_URL",
+    "h:6379": "the port into CC_REDIS_PORT",
+    "[::1]": "leave the brackets out",
+    "/run/redis.sock": "unix:///path into CC_REDIS_URL",
+    "'h'": "quotes or blanks",
+    "h ": "quotes or blanks",
+    "a,b": "several hosts",
+    "joe:hunter2@h": "CC_REDIS_USER and CC_REDIS_PASSWORD",
+    "h/0": "no host name",
+}
+
+
+@pytest.mark.parametrize("host", BAD_HOSTS)
+async def test_a_redis_host_is_a_host(host: str) -> None:
+    """What belongs into other settings is told so."""
+    container = Container({"redis_host": host})
+    with pytest.raises(SettingsError, match=f"^CC_REDIS_HOST is not usable: .*{BAD_HOSTS[host]}") as caught:
+        container.redis_service.check()
+    assert caught.value.setting == "CC_REDIS_HOST"
     assert "hunter2" not in str(caught.value)
+    await container.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "host"),
+    [
+        ({"redis_host": "::1"}, "::1"),
+        ({"redis_host": "cache-1.example.com"}, "cache-1.example.com"),
+        ({"redis_url": "redis://"}, "localhost"),
+        ({"redis_url": "redis://[::1]:7/"}, "::1"),
+        ({"redis_url": "rediss://joe:p%23%2F%40%20@h:7/3?ssl_ca_certs=/x&health_check_interval=30"}, "h"),
+        ({"redis_url": "redis://joe:p@ss@h:7?db=3&client_name=me"}, "h"),
+        ({"redis_url": "unix://joe:p@/run/redis.sock?db=3"}, None),
+    ],
+    ids=str,
+)
+async def test_a_redis_address_that_works_is_not_refused(given: dict[str, Any], host: str | None) -> None:
+    """Nothing but what cannot work is."""
+    container = Container(given)
+    client: Any = container.redis_service.client
+    connection = client.connection_pool.make_connection()
+    assert getattr(connection, "host", None) == host
     await container.close()
 
 
@@ -153,6 +260,24 @@ async def test_an_injected_redis_client_returns_bytes() -> None:
     with pytest.raises(SettingsError, match="decode_responses"):
         Container(redis_client=client)
     await client.aclose()
+
+
+REDIS_CLIENTS: list[Any] = [RedisCluster(host="localhost"), redis.Redis(), object()]
+MONGO_CLIENTS: list[Any] = [MongoClient(connect=False), object()]
+
+
+@pytest.mark.parametrize("client", REDIS_CLIENTS, ids=lambda client: type(client).__name__)
+def test_an_injected_client_of_another_kind_is_refused_at_once(client: Any) -> None:
+    """A client of a cluster, one that is not asynchronous, and anything else."""
+    with pytest.raises(SettingsError, match=r"^The redis_client .*redis\.asyncio\.Redis"):
+        Container(redis_client=client)
+
+
+@pytest.mark.parametrize("client", MONGO_CLIENTS, ids=lambda client: type(client).__name__)
+def test_an_injected_mongo_client_is_asynchronous(client: Any) -> None:
+    """Anything else is refused at once, and told what to give instead."""
+    with pytest.raises(SettingsError, match=r"^The mongo_client must be .*AsyncMongoClient"):
+        Container(mongo_client=client)
 
 
 def test_an_env_file_that_cannot_be_read_is_named(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:

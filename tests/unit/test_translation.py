@@ -28,6 +28,7 @@ from pymongo.errors import (
 from redis import exceptions as redis
 
 from backtest_persist.connections.endpoint import Endpoint, Outage
+from backtest_persist.connections.redis_connection import UnsupportedServerError
 from backtest_persist.connections.translation import (
     MONGO_RULES,
     REDIS_REASONS,
@@ -459,16 +460,23 @@ def test_only_the_first_line_of_a_driver_is_passed_on() -> None:
 
 REDIS: dict[str, tuple[Exception, ErrorReason, int]] = {
     "no right": (redis.NoPermissionError("NOPERM"), ErrorReason.NOT_PERMITTED, 0),
-    "no login": (redis.AuthenticationError("WRONGPASS"), ErrorReason.UNAUTHENTICATED, 1),
-    "no login there": (redis.AuthorizationError("no"), ErrorReason.UNAUTHENTICATED, 1),
-    "an error": (redis.ResponseError("OOM"), ErrorReason.SERVER_ERROR, 2),
-    "a replica": (redis.ReadOnlyError("READONLY"), ErrorReason.SERVER_ERROR, 2),
-    "loading": (redis.BusyLoadingError("LOADING"), ErrorReason.SERVER_ERROR, 2),
-    "silence": (TimeoutError(), ErrorReason.TIMEOUT, 3),
-    "silence of the socket": (redis.TimeoutError("timed out"), ErrorReason.TIMEOUT, 3),
-    "a broken connection": (redis.ConnectionError("reset"), ErrorReason.CONNECTION, 4),
-    "a socket": (OSError(111, "refused"), ErrorReason.CONNECTION, 4),
-    "nonsense on the wire": (redis.InvalidResponse("?"), ErrorReason.CONNECTION, 4),
+    "a replica without its master": (redis.MasterDownError("MASTERDOWN"), ErrorReason.SERVER_ERROR, 1),
+    "a Sentinel": (UnsupportedServerError("sentinel"), ErrorReason.UNSUPPORTED, 2),
+    "a node of a cluster": (redis.MovedError("7 h:6379"), ErrorReason.UNSUPPORTED, 2),
+    "keys of two nodes": (redis.ClusterCrossSlotError("CROSSSLOT"), ErrorReason.UNSUPPORTED, 2),
+    "a cluster without a slot": (redis.ClusterDownError("CLUSTERDOWN"), ErrorReason.UNSUPPORTED, 2),
+    "a cluster that moves a slot": (redis.AskError("7 h:6379"), ErrorReason.UNSUPPORTED, 2),
+    "keys that are being moved": (redis.TryAgainError("TRYAGAIN"), ErrorReason.UNSUPPORTED, 2),
+    "no login": (redis.AuthenticationError("WRONGPASS"), ErrorReason.UNAUTHENTICATED, 3),
+    "no login there": (redis.AuthorizationError("no"), ErrorReason.UNAUTHENTICATED, 3),
+    "an error": (redis.ResponseError("OOM"), ErrorReason.SERVER_ERROR, 4),
+    "a replica": (redis.ReadOnlyError("READONLY"), ErrorReason.SERVER_ERROR, 4),
+    "loading": (redis.BusyLoadingError("LOADING"), ErrorReason.SERVER_ERROR, 4),
+    "silence": (TimeoutError(), ErrorReason.TIMEOUT, 5),
+    "silence of the socket": (redis.TimeoutError("timed out"), ErrorReason.TIMEOUT, 5),
+    "a broken connection": (redis.ConnectionError("reset"), ErrorReason.CONNECTION, 6),
+    "a socket": (OSError(111, "refused"), ErrorReason.CONNECTION, 6),
+    "nonsense on the wire": (redis.InvalidResponse("?"), ErrorReason.CONNECTION, 6),
     "an answer while connecting": (
         raised_from(redis.ConnectionError("x"), redis.NoPermissionError("NOPERM")),
         ErrorReason.NOT_PERMITTED,
@@ -477,7 +485,7 @@ REDIS: dict[str, tuple[Exception, ErrorReason, int]] = {
     "a password while connecting": (
         raised_from(redis.ConnectionError("x"), raised_from(OSError(), redis.AuthenticationError("WRONGPASS"))),
         ErrorReason.UNAUTHENTICATED,
-        1,
+        3,
     ),
 }
 
@@ -491,7 +499,8 @@ def test_an_error_of_redis(name: str) -> None:
         raise error
     ours = caught.value
     assert ours.reason is reason
-    assert ours.retryable is (reason not in (ErrorReason.NOT_PERMITTED, ErrorReason.UNAUTHENTICATED))
+    hopeless = (ErrorReason.NOT_PERMITTED, ErrorReason.UNAUTHENTICATED, ErrorReason.UNSUPPORTED)
+    assert ours.retryable is (reason not in hopeless)
     assert (ours.server, ours.host, ours.setting) == ("Redis", "localhost:6379", "CC_REDIS_URL")
     assert ours.__cause__ is (None if reason in SILENCE else error)
     assert ours.__suppress_context__
@@ -522,3 +531,12 @@ def test_advice_on_a_redis_that_is_not_there(said: str, advised: bool) -> None:
     text = str(redis_error("GET", redis.ConnectionError(f"{said}."), endpoint=endpoint))
     assert text.startswith(f"GET: ConnectionError: {said}.")
     assert ("Start it, or correct CC_REDIS_URL; `docker compose up -d`" in text) is advised
+
+
+@pytest.mark.parametrize(("mode", "said"), [("sentinel", "is a Sentinel, which stores"), ("cluster", "Redis Cluster")])
+def test_a_server_of_another_kind_is_named(mode: str, said: str) -> None:
+    """The message says what the setting has to name instead."""
+    endpoint = Endpoint("Redis", "CC_REDIS_URL", lambda: None)
+    text = str(redis_error("GET", UnsupportedServerError(mode), endpoint=endpoint))
+    assert said in text
+    assert "CC_REDIS_URL has to name" in text

@@ -8,6 +8,7 @@ import asyncio
 import sys
 import warnings
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any
 
 import bson
@@ -20,6 +21,7 @@ from pymongo.errors import ConfigurationError, WriteConcernError
 from pymongo.helpers_shared import _check_command_response
 from pymongo.lock import _async_cond_wait, _async_create_condition, _async_create_lock
 from pymongo.read_preferences import ReadPreference
+from redis.asyncio import ConnectionPool
 
 from backtest_persist.connections.values import CODEC_OPTIONS, to_plain
 from backtest_persist.connections.workarounds import (
@@ -28,6 +30,7 @@ from backtest_persist.connections.workarounds import (
     WithoutAsyncgenHooks,
     is_sessionless,
     raise_swallowed_cancellation,
+    transport_of,
 )
 
 python_311 = pytest.mark.skipif(sys.version_info >= (3, 12), reason="mended in Python 3.12")
@@ -181,6 +184,52 @@ def test_other_errors_of_the_configuration_are_not_about_sessions() -> None:
     """Nor is any other error with these words."""
     assert not is_sessionless(ConfigurationError("Unknown option"))
     assert not is_sessionless(ValueError("Sessions are not supported by this MongoDB deployment"))
+
+
+# --- transport_of ---
+
+
+def connected(connection: Any) -> None:
+    """Send nothing to a server that answers nothing."""
+
+
+async def _received_of_a_cancelled_command(*, aborted: bool) -> int:
+    """Cancel a command while its server reads nothing; return how much of 9 MB arrives all the same."""
+    reading, received = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reading.wait()
+        data = 0
+        with suppress(ConnectionError):
+            while part := await reader.read(1 << 20):
+                data += len(part)
+        received.set_result(data)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        pool: Any = ConnectionPool(port=port, redis_connect_func=connected)
+        connection = pool.make_connection()
+        await connection.connect()
+        transport = transport_of(connection)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await connection.send_command("SET", "k", b"v" * 9_000_000)
+        if aborted:
+            assert transport is not None
+            transport.abort()
+        reading.set()
+        return await received
+
+
+async def test_bug_a_command_that_was_cancelled_is_sent_all_the_same() -> None:
+    """`transport_of`: redis-py disconnects, but what is in the buffer of the connection arrives later."""
+    assert await _received_of_a_cancelled_command(aborted=False) > 9_000_000
+
+
+async def test_what_was_not_sent_is_dropped_with_its_transport() -> None:
+    """Only what the system has taken already arrives."""
+    assert await _received_of_a_cancelled_command(aborted=True) < 9_000_000
 
 
 # --- WithoutAsyncgenHooks ---

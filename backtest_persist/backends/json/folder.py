@@ -153,6 +153,11 @@ class Folder:
         assert effect is not None
         return effect.times
 
+    async def claim(self, write: Write) -> bool:
+        """Store a value unless there is one that is not a tombstone; returns whether it was stored."""
+        async with self._write_lock.get():
+            return await self._writer.run(partial(self._claim, write))
+
     async def remove(self, name: str) -> bool:
         """Turn the value of a name into a tombstone; False when it does not exist."""
         async with self._write_lock.get():
@@ -204,8 +209,9 @@ class Folder:
             for path, stems in self._stems():
                 known = {name for name, _ in found}
                 for stem in stems:
-                    name = self._paths.name(path, stem)
+                    name = stem
                     try:
+                        name = self._paths.name(path, stem)
                         stored = None if name in known else self._file(path, stem).load()
                     except InvalidPayloadError as error:
                         damaged.append((name, error))
@@ -263,6 +269,18 @@ class Folder:
             return None
         times = file.store(write, old=old, replaced=replaced, now=self._clock.next, flush=flush)
         return _Effect(replaced is None, times)
+
+    def _claim(self, write: Write) -> bool:
+        claimed = False
+        with self._locked(lambda: claimed) as (directory, descriptor):
+            stored = self._load(directory, write.name)
+            if stored is not None and not stored.removed:
+                return False
+            self._paths.label(directory, write.name)
+            self._store(directory, write)
+            claimed = True
+            os.fsync(descriptor)
+        return True
 
     def _delete(self, names: Sequence[str], deleted_before: bool) -> int:
         deleted: set[str] = set()

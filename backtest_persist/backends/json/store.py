@@ -51,6 +51,7 @@ class JsonStore(Generic[C, R]):
 
     async def upsert(self, context: C, fields: Mapping[str, Any]) -> R:
         """Replace the file of a row, atomically; returns the row."""
+        self._domain.row_type.check_whole(context, fields)
         parts = context.parts()
         if is_deferred(fields):
             encoded: list[tuple[Write, Mapping[str, Any]]] = []
@@ -66,10 +67,17 @@ class JsonStore(Generic[C, R]):
         document = {**context.to_filter(), **fields, **row_dates(parts, times)}
         return cast("R", self._domain.row_type.from_document(document))
 
+    async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
+        """Write the file of a row unless there is one that is not a tombstone, while no other process may write."""
+        self._domain.row_type.check_whole(context, fields)
+        parts = context.parts()
+        return await self.folder(parts).claim(self._write(parts, fields))
+
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Store many rows, those of one directory in order and each atomically; returns how many are new."""
         by_folder: dict[Folder, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
         for context, fields in writes:
+            self._domain.row_type.check_whole(context, fields)
             parts = context.parts()
             by_folder.setdefault(self.folder(parts), []).append((parts, fields))
         if not any(is_deferred(fields) for _, fields in writes):

@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from backtest_persist.connections import Document, Operation
 from backtest_persist.container import Container
+from backtest_persist.core.domain import Family
 from backtest_persist.core.keys import STORED, mode_word
 from backtest_persist.core.listing import Batches, Listing
-from backtest_persist.core.row import Context
+from backtest_persist.core.row import Context, Row
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import InvalidKeyError
 from backtest_persist.operations.domains import DomainServices, domain_services
@@ -34,7 +35,10 @@ class CachedCollection:
         self.is_cached = container.settings.candle_cache or not isinstance(domain.db, CandleDbService)
         """Whether the id of every document is meant to be in Redis."""
         self.context_type: type[Context] = domain.db.context_type
-        self._collection = domain.collection
+        self.row_type: type[Row] = domain.db.row_type
+        self.is_series = domain.family is Family.SERIES
+        """Whether it keeps very many small documents, which are not listed as such."""
+        self.collection = domain.collection
         self._mongo = container.mongo_service
         namespace = domain.cache._get_item_key("")  # pyright: ignore[reportPrivateUsage]
         self.namespace = namespace.encode("utf-8", "surrogateescape")
@@ -92,14 +96,14 @@ class CachedCollection:
 
     async def count(self) -> int:
         """Return the number of documents, as estimated by the server."""
-        async with self._mongo.operation(Operation("count", self._collection)):
-            return await self._mongo.collection(self._collection).estimated_document_count()
+        async with self._mongo.operation(Operation("count", self.collection)):
+            return await self._mongo.collection(self.collection).estimated_document_count()
 
-    def documents(self, query: Mapping[str, Any], **options: Any) -> Listing[list[Document]]:
-        """Iterate over the ids and contexts of documents in batches, each of which is an operation."""
-        collection = self._mongo.collection(self._collection)
+    def documents(self, query: Mapping[str, Any], *, whole: bool = False, **options: Any) -> Listing[list[Document]]:
+        """Iterate over documents, or only their ids and contexts, in batches, each of which is an operation."""
+        collection = self._mongo.collection(self.collection)
         by_id: dict[str, Any] = {"sort": [("_id", 1)], "resumable": True}
-        projection = dict.fromkeys(self.context_type.wire_names(), 1)
+        projection = None if whole else dict.fromkeys(self.context_type.wire_names(), 1)
 
         async def find() -> Batches:
             background = self._mongo.background

@@ -28,7 +28,7 @@ class CachedIds:
 
     async def send(self, name: str, command: Callable[[Any], Awaitable[T]]) -> T:
         """Send one command; `StoreUnavailableError` when it fails or has no answer within `COMMAND_SECONDS`."""
-        with redis_errors(f"{name} of Redis"):
+        with redis_errors(f"{name} of Redis", endpoint=self._redis.endpoint):
             try:
                 async with asyncio.timeout(COMMAND_SECONDS):
                     return await command(self._redis.client)

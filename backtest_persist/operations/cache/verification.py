@@ -23,6 +23,9 @@ class Verified:
     ignored: dict[str, int] = field(default_factory=dict[str, int])
     """The namespaces of cache services that belong to no domain, and the number of keys in each, left alone."""
 
+    unreadable: dict[str, str] = field(default_factory=dict[str, str])
+    """The documents that lists leave out, by collection and id, and why; series of candles are not examined."""
+
     @property
     def wrong(self) -> int:
         """The number of ids that are wrong or missing and were not corrected."""
@@ -33,6 +36,7 @@ async def verify(container: Container, *, fix: bool = False, progress: Progress 
     """Compare every id in Redis with MongoDB, and every document with Redis; with `fix`, correct Redis.
 
     A wrong key gets the id of its context's document, or is removed when there is none; a missing one is added.
+    Documents that cannot be read are named.
     Candles without an id are not counted when ``CC_CANDLE_CACHE`` is off. Without `fix` nothing is written, no index
     either. Strategy runners may be at work meanwhile: an id that one of them is just about to set can count as missing.
 
@@ -44,6 +48,7 @@ async def verify(container: Container, *, fix: bool = False, progress: Progress 
     collections = cached_collections(container)
     counts = {collection.name: IdCounts() for collection in collections}
     ignored = Counter[str]()
+    unreadable: dict[str, str] = {}
     checked = 0
     async with aclosing(iterate_keys(ids, collections, ignored=ignored)) as batches_of_keys:
         async for collection, keys in batches_of_keys:
@@ -53,12 +58,14 @@ async def verify(container: Container, *, fix: bool = False, progress: Progress 
     cached = [collection for collection in collections if collection.is_cached]
     progress.begin(checked + sum([await collection.count() for collection in cached]))
     for collection in cached:
-        async with aclosing(collection.documents({})) as batches:
+        async with aclosing(collection.documents({}, whole=not collection.is_series)) as batches:
             async for batch in batches:
+                refused = [] if collection.is_series else collection.row_type.sift(batch)[1]
+                unreadable |= {f"{collection.collection} {id}": str(error) for id, error in refused}
                 missing = await missing_ids(collection, ids, batch)
                 counts[collection.name].missing += len(missing)
                 if fix:
                     await ids.store(missing)
                     counts[collection.name].fixed += len(missing)
                 progress.advance(len(batch))
-    return Verified(counts, time.perf_counter() - started, dict(sorted(ignored.items())))
+    return Verified(counts, time.perf_counter() - started, dict(sorted(ignored.items())), unreadable)

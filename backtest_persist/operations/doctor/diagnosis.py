@@ -68,11 +68,10 @@ class Diagnosis:
 
 
 def server_advice(error: BacktestPersistError) -> str:
-    """Return what to do about a server that cannot be examined because of this error."""
+    """Return what to do about a server that cannot be examined; empty if the message of the error says it."""
     if isinstance(error, SettingsError):
         return "Correct the CC_* settings."
-    advice = _ADVICE.get(error.reason) if error.reason else None
-    return advice or "Start it, or correct the CC_* settings."
+    return _ADVICE.get(error.reason, "") if error.reason else "Start it, or correct the CC_* settings."
 
 
 async def median_ms(ping: Callable[[], Awaitable[Any]]) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backtest_persist.container import Container
-from backtest_persist.errors import BacktestPersistError
+from backtest_persist.errors import BacktestPersistError, ErrorReason
 from backtest_persist.operations.cache.ids import COMMAND_SECONDS, CachedIds
 from backtest_persist.operations.doctor.diagnosis import PINGS, Diagnosis, median_ms, server_advice
 
@@ -21,6 +21,7 @@ class RedisExamination:
     """Adds the findings on Redis to a diagnosis."""
 
     def __init__(self, container: Container, diagnosis: Diagnosis) -> None:
+        self.redis = container.redis_service
         self.ids = CachedIds(container.redis_service)
         self.settings = container.settings
         self.diagnosis = diagnosis
@@ -31,10 +32,12 @@ class RedisExamination:
             async with asyncio.timeout(REDIS_SECONDS):
                 await self.ids.ping()
                 self.diagnosis.ok("redis", "reachable")
+                if not await self.mode():
+                    return False
                 await self.info()
                 await self.latency()
         except BacktestPersistError as error:
-            self.diagnosis.problem("redis", str(error), f"{server_advice(error)} {_UNTIL_THEN}")
+            self.diagnosis.problem("redis", str(error), f"{server_advice(error)} {_UNTIL_THEN}".lstrip())
             return False
         except TimeoutError:
             self.diagnosis.problem("redis", TOO_SLOW, f"Run closer to the server. {_UNTIL_THEN}")
@@ -42,6 +45,16 @@ class RedisExamination:
         prefix = self.settings.redis_key_prefix
         self.diagnosis.ok("redis.key_prefix", repr(prefix) if prefix else "none", prefix=prefix)
         return True
+
+    async def mode(self) -> bool:
+        """Report a node of a cluster, or a Sentinel, as a problem; returns whether the server can be used."""
+        try:
+            await self.redis.ping()
+        except BacktestPersistError as error:
+            if error.reason is ErrorReason.UNSUPPORTED:
+                self.diagnosis.problem("redis.mode", str(error), _UNTIL_THEN)
+                return False
+        return True  # another error is that of a check that follows
 
     async def info(self) -> None:
         """Report what INFO tells: version, role, memory and persistence."""

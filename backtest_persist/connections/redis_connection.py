@@ -1,0 +1,160 @@
+"""One connection to Redis: commands, the look at the server behind it, and what becomes of bytes that were not sent."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+from redis.asyncio import ConnectionPool
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+
+from backtest_persist.connections.workarounds import transport_of
+
+__all__ = ("BorrowedConnection", "OwnConnection", "RedisCommands", "UnsupportedServerError", "server_mode")
+
+
+class RedisCommands(Protocol):
+    """Sends commands; answers are as the server gives them: bytes, int, lists of them."""
+
+    async def execute(self, *command: str | bytes | int) -> Any:
+        """Send a command and return its answer."""
+        ...
+
+    async def execute_all(self, commands: Sequence[tuple[str | bytes | int, ...]]) -> None:
+        """Send commands in one round trip."""
+        ...
+
+
+class UnsupportedServerError(RedisError):
+    """The server is a node of a Redis Cluster or a Sentinel."""
+
+    def __init__(self, mode: str) -> None:
+        Exception.__init__(self, mode)  # redis-py's takes more, untyped
+        self.mode = mode
+        """``cluster`` or ``sentinel``."""
+
+
+class _Connection:
+    """The commands by one connection of redis-py: half the work of a client, whose retries we do not need."""
+
+    _connection: Any
+    _transport: asyncio.WriteTransport | None = None
+
+    async def execute(self, *command: str | bytes | int) -> Any:
+        """Send a command and return its answer."""
+        await self._open()
+        await self._connection.send_command(*command)
+        return await self._connection.read_response()
+
+    async def execute_all(self, commands: Sequence[tuple[str | bytes | int, ...]]) -> None:
+        """Send commands in one round trip."""
+        await self._open()
+        await self._connection.send_packed_command(self._connection.pack_commands(commands))
+        refused: ResponseError | None = None
+        for _ in commands:
+            try:
+                await self._connection.read_response()
+            except ResponseError as error:  # the other answers are still to come
+                refused = error
+        if refused is not None:
+            raise refused
+
+    async def _open(self) -> None:
+        """Make the connection ready for a command."""
+        raise NotImplementedError
+
+    def _opened(self) -> None:
+        self._transport = transport_of(self._connection)
+
+    @property
+    def _is_closing(self) -> bool:
+        return self._transport is not None and self._transport.is_closing()
+
+    def abort(self) -> None:
+        """Drop what was not sent yet, and the connection: otherwise a write would arrive after a later one."""
+        current = None if self._connection is None else transport_of(self._connection)  # redis-py may have reconnected
+        for transport in (self._transport, current):
+            if transport is not None:
+                transport.abort()
+
+    async def _look(self) -> None:
+        """Raise `UnsupportedServerError` if the server is a node of a cluster or a Sentinel."""
+        await self._connection.send_command("HELLO")
+        try:
+            mode = server_mode(await self._connection.read_response())
+        except (AuthenticationError, ResponseError):  # of Redis 5, or without a login: the command will tell
+            return
+        if mode in ("cluster", "sentinel"):
+            await self._connection.disconnect(nowait=True)
+            raise UnsupportedServerError(mode)
+
+
+class OwnConnection(_Connection):
+    """A connection that was opened here; it connects with the first command, and anew when it is lost."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._connection = pool.make_connection()
+
+    async def _open(self) -> None:
+        """Leave a connection that the server has closed meanwhile, or that was aborted."""
+        connection = self._connection
+        if connection.is_connected and (self._is_closing or await connection.can_read()):
+            await connection.disconnect(nowait=True)
+        if not connection.is_connected:
+            await connection.connect()
+            self._opened()
+            await self._look()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._connection.disconnect()
+
+
+class BorrowedConnection(_Connection):
+    """A connection of the client that the container was given, for one command; its pool keeps it usable."""
+
+    def __init__(self, pool: ConnectionPool, *, look: bool) -> None:
+        self._pool = pool
+        self._is_to_look = look
+        self._connection = None
+
+    async def _open(self) -> None:
+        if self._connection is None:
+            self._connection = await self._pool.get_connection()
+            self._opened()
+        if self._is_to_look:
+            await self._look()
+            self._is_to_look = False
+
+    async def execute(self, *command: str | bytes | int) -> Any:
+        """Send a command in UTF-8, whatever encoding the client has, and return its answer."""
+        return await super().execute(*_encoded(command))
+
+    async def execute_all(self, commands: Sequence[tuple[str | bytes | int, ...]]) -> None:
+        """Send commands in UTF-8 in one round trip."""
+        await super().execute_all([_encoded(command) for command in commands])
+
+    async def give_back(self) -> None:
+        """Return the connection to the pool of the client."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            if self._is_closing:
+                await connection.disconnect(nowait=True)
+            await self._pool.release(connection)
+
+
+def _encoded(command: Sequence[str | bytes | int]) -> tuple[str | bytes | int, ...]:
+    return (command[0], *(part.encode() if isinstance(part, str) else part for part in command[1:]))
+
+
+def server_mode(hello: Any) -> str:
+    """Return the mode that a server has answered to HELLO: ``standalone``, ``cluster`` or ``sentinel``."""
+    if isinstance(hello, Mapping):
+        items = list(cast("Mapping[Any, Any]", hello).items())
+    else:  # of RESP2
+        items = list(zip(hello[::2], hello[1::2], strict=True))
+    texts = {_text(name): _text(value) for name, value in items}
+    return texts.get("mode", "standalone")
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

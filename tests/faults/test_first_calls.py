@@ -1,0 +1,89 @@
+"""First calls while MongoDB is away: they share one attempt to prepare the collection, and one deadline."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from backtest_persist import BacktestPersistError, Container, Registry, Settings, StoreUnavailableError
+from tests.support.commands import Commands, close_client, monitored_client
+from tests.support.proxy import DEADLINE, mongo_proxy, with_short_deadline
+from tests.support.servers import suspended_mongo
+from tests.support.stopwatch import GRACE, timed
+
+CALLERS = 8
+KINDS: dict[str, Callable[[Container, Registry, int], Awaitable[Any]]] = {
+    "one adapter": lambda container, persist, n: persist.signal("s", "t", "e"),
+    "many adapters": lambda container, persist, n: persist.signal(f"s{n}", "t", "e"),
+    "wait_for_init": lambda container, persist, n: container.signal_db_service.wait_for_init(),
+    "container": lambda container, persist, n: container.wait_for_init(),
+    "operations": lambda container, persist, n: container.signal_db_service.upsert(f"s{n}", "t", "e", {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_first_calls_end_after_one_deadline(settings: Settings, kind: str) -> None:
+    """Eight at once against a server that is silent: none waits for the attempts of the others; later all succeed."""
+    async with mongo_proxy(settings) as (proxy, through):
+        container = Container(with_short_deadline(through))
+        persist = Registry(container)
+
+        async def call() -> list[tuple[Any, float]]:
+            return await asyncio.gather(*(timed(KINDS[kind](container, persist, n)) for n in range(CALLERS)))
+
+        proxy.passing.clear()
+        try:
+            for _ in range(2):
+                ends = await call()
+                for error, seconds in ends:
+                    assert isinstance(error, StoreUnavailableError)
+                    assert seconds < DEADLINE + GRACE
+                assert len({id(error) for error, _ in ends}) == CALLERS
+            proxy.passing.set()
+            async with asyncio.timeout(10):
+                while any(isinstance(end, BacktestPersistError) for end, _ in await call()):
+                    pass
+        finally:
+            await container.close()
+
+
+async def test_first_calls_share_one_preparation(settings: Settings, driver: str) -> None:
+    """Callers that come at the same time ask for the indexes once; one that is cancelled leaves the others."""
+    commands = Commands()
+    client: Any = monitored_client(settings, driver, commands)
+    container = Container(settings, mongo_client=client)
+    try:
+        db = container.signal_db_service
+        calls = [asyncio.create_task(db.upsert(f"s{n}", "t", "e", {})) for n in range(CALLERS)]
+        await asyncio.sleep(0)
+        calls[0].cancel()
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(ends[0], asyncio.CancelledError)
+        assert not [end for end in ends[1:] if isinstance(end, BaseException)]
+        assert commands.names.count("listIndexes") == 1
+        assert commands.names.count("createIndexes") == 1
+    finally:
+        await container.close()
+        await close_client(client)
+
+
+async def test_a_first_call_that_is_cancelled_ends_at_once(settings: Settings) -> None:
+    """The attempt goes on for the next caller, and closing the container ends it."""
+    other = Container(settings)
+    container = Container(settings)
+    try:
+        await other.signal_db_service.wait_for_init()
+        async with suspended_mongo(other):
+            calls: list[Callable[[], Awaitable[Any]]] = [
+                container.signal_db_service.find_all,
+                lambda: Registry(container).signal("s", "t", "e"),
+            ]
+            for call in calls:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        await call()
+        assert await container.signal_db_service.find_all() == []
+    finally:
+        await container.close()
+        await other.close()
