@@ -182,6 +182,7 @@ async def test_a_wrong_import_can_be_deleted(container: Container) -> None:
 async def test_deleting_takes_its_turn_among_the_writes(container: Container) -> None:
     """Candles that are written one by one before it are deleted, and those after it are stored."""
     db = container.candle_db_service
+    await db.wait_for_init()
     before = [asyncio.ensure_future(db.create(*KEY, candle(n))) for n in range(20)]
     await asyncio.sleep(0)
     assert await db.delete_range(*KEY) == 20
