@@ -7,7 +7,6 @@ Needs the extra ``demo``. It prints nothing: an `Observer` is told of the progre
 # pyright: reportMissingTypeStubs=false
 
 import time
-from asyncio import gather
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -21,7 +20,7 @@ from basana.backtesting.exchange import Exchange
 from basana.backtesting.fees import Percentage
 from basana.backtesting.liquidity import InfiniteLiquidity
 
-from backtest_persist import CandleData, Mode, SettingsError, embedded, ioc, persist, setup
+from backtest_persist import Mode, SettingsError, embedded, ioc, persist, setup
 from backtest_persist.demo.bars import DAY, Sample, load, millis
 from backtest_persist.demo.report import Backend, Result, count_domains, count_files
 from backtest_persist.demo.strategy import SLOW, SmaCross
@@ -29,8 +28,6 @@ from backtest_persist.demo.strategy import SLOW, SmaCross
 __all__ = ("Observer", "replay", "run")
 
 FEE_PERCENT = Decimal("0.1")
-LONGEST_BREAK = 60
-"""Days without a bar that the search for the last `SLOW` candles allows for, weekends aside."""
 
 
 class Observer(Protocol):
@@ -119,7 +116,8 @@ async def replay(
         liquidity_strategy_factory=InfiniteLiquidity,  # orders this small move no price, and are never filled in part
         fee_strategy=Percentage(FEE_PERCENT),
     )
-    strategy.trade_on(exchange, await _last_candles(strategy))
+    closed = session.last_bar + DAY // timedelta(milliseconds=1)
+    strategy.trade_on(exchange, await strategy.candles.read_last_candles(SLOW, closed) if session.bars else [])
     # The last committed bar is sent again: it tells the exchange the price at which the working order was submitted.
     exchange.add_bar_source(FifoQueueEventSource(events=[*sample.events[max(session.bars - 1, 0) : total]]))
     failures: list[Exception] = []
@@ -148,13 +146,3 @@ def _check(strategy: SmaCross, sample: Sample, data_dir: Path | None) -> None:
     if bars and (bars > len(sample.events) or millis(sample.events[bars - 1].bar.begin) != last):
         where = f"--data-dir {data_dir}" if data_dir else "this database"
         raise SettingsError(f"The session in {where} was made with another version of the sample; use another one.")
-
-
-async def _last_candles(strategy: SmaCross) -> list[CandleData]:
-    """Return the last `SLOW` candles of the session, read day by day as there are none of days without trade."""
-    last, day = strategy.session.last_bar, DAY // timedelta(milliseconds=1)
-    if last < 0:
-        return []
-    days = range(SLOW * 7 // 5 + LONGEST_BREAK)
-    windows = await gather(*(strategy.candles.read_candles_data(1, last - back * day) for back in reversed(days)))
-    return [candle for window in windows for candle in window or ()][-SLOW:]

@@ -20,10 +20,12 @@ from backtest_persist import (
     JsonBackend,
     PersistCandleInstance,
     Registry,
+    Settings,
 )
 from backtest_persist.core.mongo_store import MongoStore
 from backtest_persist.domains import candle as candle_module
 from backtest_persist.domains.candle import CandleDbService
+from tests.support.commands import monitored_container
 from tests.support.dumps import files_of
 
 MINUTE, DAY = 60_000, 86_400_000
@@ -180,6 +182,7 @@ async def test_a_wrong_import_can_be_deleted(container: Container) -> None:
 async def test_deleting_takes_its_turn_among_the_writes(container: Container) -> None:
     """Candles that are written one by one before it are deleted, and those after it are stored."""
     db = container.candle_db_service
+    await db.wait_for_init()
     before = [asyncio.ensure_future(db.create(*KEY, candle(n))) for n in range(20)]
     await asyncio.sleep(0)
     assert await db.delete_range(*KEY) == 20
@@ -256,12 +259,15 @@ async def test_a_window_of_any_size_is_read_in_parts(container: Container, monke
         assert await db.find_gaps("none", "1m", "binance", START, *at(40)) == [(START, *at(40))]
 
 
-async def test_a_collection_is_counted_by_its_metadata(container: Container) -> None:
+async def test_a_collection_is_counted_by_its_metadata(settings: Settings, driver: str) -> None:
     """Without a filter, so that it takes no time; with one, an empty one as well, documents are counted."""
-    db = container.candle_db_service
-    assert await db.count() == 0
-    await db.create_many(*KEY, [candle(n) for n in range(5)])
-    assert [await db.count(), await db.count({}), await db.count({"timestamp": {"$gt": START}})] == [5, 5, 4]
+    async with monitored_container(settings, driver) as (container, commands):
+        db = container.candle_db_service
+        assert await db.count() == 0
+        await db.create_many(*KEY, [candle(n) for n in range(5)])
+        commands.names.clear()
+        assert [await db.count(), await db.count({}), await db.count({"timestamp": {"$gt": START}})] == [5, 5, 4]
+        assert commands.names == ["count", "aggregate", "aggregate"]
 
 
 async def test_a_dump_is_corrected_where_the_framework_nested_it(tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ class Cuts:
         """Which write fails, counted from 1; None means none."""
         for service in container.db_services:
             for name in ("upsert", "update", "insert_many", "upsert_many"):
-                setattr(service.store, name, self._failing(getattr(service.store, name)))
+                setattr(service._store, name, self._failing(getattr(service._store, name)))
 
     def _failing(self, write: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any, **options: Any) -> Any:

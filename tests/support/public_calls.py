@@ -14,14 +14,14 @@ __all__ = ("PublicCall", "adapter_calls", "cache_calls", "db_calls", "run_to_end
 
 _CANDLE = {"timestamp": 1_699_999_980_000, "open": 1.0, "high": 3.0, "low": 0.5, "close": 2.0, "volume": 10.0}
 _ARGUMENTS: Mapping[str, Any] = {
+    "as_of": 1_700_000_100_000,
     "candle": _CANDLE,
     "candles": [_CANDLE, {**_CANDLE, "timestamp": 1_700_000_040_000}],
     "contents": [],
-    "as_of": 1_700_000_100_000,
     "data": PAYLOAD,
     "dry_run": False,
-    "errors": "raise",
     "entries": [PAYLOAD, {**PAYLOAD, "id": "s-2"}],
+    "errors": "raise",
     "filter": {},
     "id": "f" * 24,
     "items": [("k-1", "v"), ("k-2", "v")],

@@ -5,6 +5,7 @@ from typing import Any, assert_type
 
 from backtest_persist import (
     BaseMap,
+    CandleReport,
     CandleRow,
     Container,
     Mode,
@@ -56,6 +57,7 @@ async def services() -> None:
     assert_type(await ioc.signal_cache_service.get_signal_id("s", "t", "e"), str | None)
     assert_type(await ioc.signal_db_service.find_by_context("s", "t", "e"), SignalRow | None)
     assert_type(await ioc.candle_db_service.find_range("s", "1m", "e", 0, 1), list[CandleRow])
+    assert_type(await ioc.candle_db_service.store("s", "1m", "e", []), CandleReport)
     assert_type(await ioc.signal_db_service.paginate({}, limit=1, offset=0), Page[SignalRow])
     assert_type(base_map("x"), type[BaseMap])
     await ioc.candle_db_service.upsert()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
