@@ -96,7 +96,7 @@ async def dump(container: Container) -> Documents:
         for document in found:
             assert isinstance(document.pop("_id"), ObjectId)
             del document["createDate"], document["updatedDate"]
-        documents[service.collection] = sorted(found, key=repr)
+        documents[service.collection] = sorted((dict(sorted(document.items())) for document in found), key=repr)
     return documents
 
 
