@@ -425,7 +425,7 @@ class MongoService:
 
     def accept(self) -> AbstractContextManager[MongoState]:
         """Begin something that `close` waits for; refused after `close`."""
-        return self._open_state().track()
+        return self.open_state().track()
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Let work go on in the running event loop that nobody waits for but `close`; see `MongoState.background`."""
@@ -442,11 +442,12 @@ class MongoService:
 
         A failed preparation is tried again by the next call; for the rest see `MongoState.prepare`.
         """
-        while name not in (state := self._open_state()).prepared:  # of settings that may be others meanwhile
+        while name not in (state := self.open_state()).prepared:  # of settings that may be others meanwhile
             await state.prepare(name, prepare, patience=patience, before=self._states.retired_values)
         return state
 
-    def _open_state(self) -> MongoState:
+    def open_state(self) -> MongoState:
+        """Return what the running event loop holds; refused after `close`."""
         if self._states.closed:
             raise closed_error()
         return self._states.get()

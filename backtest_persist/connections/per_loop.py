@@ -143,12 +143,14 @@ def _retrieve(task: "asyncio.Task[Any]") -> None:
 async def joined(task: "asyncio.Task[T]", seconds: float | None = None) -> T:
     """Wait for a task together with others, none of whom cancels it; each gets its own copy of an error of ours.
 
-    Raises `TimeoutError` after so many seconds.
+    Raises `TimeoutError` after so many seconds, and `ClosedError` for a task that closing has cancelled.
     """
     task.add_done_callback(_retrieve)  # all who wait may be cancelled
     if not (await asyncio.wait([task], timeout=seconds))[0]:
         raise TimeoutError
-    error = None if task.cancelled() else task.exception()
+    if task.cancelled():
+        raise closed_error()
+    error = task.exception()
     if isinstance(error, BacktestPersistError):
         raise error.copy()
     return task.result()

@@ -102,6 +102,11 @@ class Batcher(Generic[Item, Answer]):
         self._dispatching = False
         self._contended = False
 
+    @property
+    def max_size(self) -> int:
+        """How many items a batch may have now."""
+        return self._max_size
+
     def size_of(self, item: Item) -> int:  # for those who know
         """Return how many bytes an item adds to its batch, as far as that is known."""
         return 0
@@ -167,7 +172,7 @@ class Batcher(Generic[Item, Answer]):
         batch: list[Call[Item, Answer]] = []
         size = 0
         for call in self.first_calls(now):
-            if len(batch) == self._max_size or (batch and size + call.size > BATCH_BYTES):
+            if len(batch) == self.max_size or (batch and size + call.size > BATCH_BYTES):
                 break
             batch.append(self._pending.popleft())
             size += call.size

@@ -36,8 +36,6 @@ _TYPES_AFTER: Mapping[type[Any], Sequence[str]] = {
 _FAST_OPTIONS: CodecOptions[Document] = CODEC_OPTIONS.with_options(document_class=dict)
 """Decodes twice as fast, and makes a `DBRef` of what looks like one."""
 _REFERENCE = re.compile(rb"\$ref")
-_LARGE_DOCUMENT = 1024 * 1024
-"""The size that a document is taken for before one was read or written."""
 _RAW_OPTIONS: CodecOptions[Any] = CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
 """Decodes nothing."""
 
@@ -183,16 +181,12 @@ class Finder:
 
     def __init__(self, collection: Collection) -> None:
         self._collection = collection.with_options(codec_options=_RAW_OPTIONS)
-        self._mean_size: int | None = None
-
-    @property
-    def mean_size(self) -> int:
-        """How large the documents are that were read or written last, in bytes; `_LARGE_DOCUMENT` before any was."""
-        return _LARGE_DOCUMENT if self._mean_size is None else self._mean_size
+        self.mean_size: int | None = None
+        """How large the documents are that were read or written last, in bytes; None before any was."""
 
     def learn(self, size: int) -> None:
         """Take into account how large documents were that were read or written."""
-        self._mean_size = max(size, (size + (self._mean_size or 0)) // 2)
+        self.mean_size = max(size, (size + (self.mean_size or 0)) // 2)
 
     async def by_ids(self, ids: Sequence[ObjectId], projection: Sequence[str] | None = None) -> list[Document]:
         """Find the documents with these ids."""

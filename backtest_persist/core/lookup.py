@@ -19,6 +19,7 @@ C = TypeVar("C", bound=Context)
 R = TypeVar("R", bound=Row)
 
 _MAX_IN_FLIGHT = 2
+_MAX_UNKNOWN = 16
 
 
 @dataclass
@@ -55,7 +56,12 @@ class Lookup(Batcher[C, R | None], Generic[C, R]):
 
     def size_of(self, item: C) -> int:
         """Return how large a document probably is, so that few large ones are asked for at once."""
-        return self.finder.mean_size
+        return self.finder.mean_size or 0
+
+    @property
+    def max_size(self) -> int:
+        """How many documents are asked for at once: a few as long as nobody knows how large they are."""
+        return self._max_size if self.finder.mean_size is not None else _MAX_UNKNOWN
 
     async def _send_batch(self, calls: Sequence[Call[C, R | None]], seconds: float) -> Sequence[Call[C, R | None]]:
         """Answer calls: a lone one by GET and a find by id, many by MGET and one find."""
@@ -65,7 +71,7 @@ class Lookup(Batcher[C, R | None], Generic[C, R]):
         try:
             async with self._state.deadline(operation, seconds, cut=False):
                 documents, hits = await self.documents(contexts)
-                rows = await by_size(self.finder.mean_size * len(calls), self._rows, keys, documents)
+                rows = await by_size(self.size_of(calls[0].item) * len(calls), self._rows, keys, documents)
         except BacktestPersistError as error:
             for call in calls:
                 call.fail(error.copy())

@@ -122,17 +122,30 @@ class MongoStore(Generic[C, R]):
 
     async def ready(self, *, patience: float | None = None) -> MongoState:
         """Return what the running event loop holds of MongoDB, once the collection is prepared there."""
-        name = self.schema.collection
-        state = await self.mongo.prepared(name, self._prepare, patience=patience)
-        while name in state.read_only:  # until somebody has migrated it
-            state.read_only.discard(name)
-            state.prepared.discard(name)
-            state = await self.mongo.prepared(name, self._prepare, patience=patience)
+        state = await self.mongo.prepared(self.schema.collection, self._prepare, patience=patience)
+        state.read_only.discard(self.schema.collection)
         return state
 
     async def readable(self) -> MongoState:
         """Return the same, for reads alone: a narrow index of an older release prevents none, and is one warning."""
-        return await self.mongo.prepared(self.schema.collection, self._prepare_for_reads)
+        state = self.mongo.open_state()
+        if self.schema.collection in state.read_only:  # until a write finds that somebody has migrated it
+            return state
+        try:
+            return await self.ready()
+        except IndexConflictError as error:
+            if not error.narrow:
+                raise
+            state.read_only.add(self.schema.collection)
+            self._warn_of(error)
+        return state
+
+    def _warn_of(self, error: IndexConflictError) -> None:
+        if not self._warned:
+            self._warned = True
+            names = ",".join(error.indexes)
+            effect = "reads work, writes are an IndexConflictError until `backtest-persist migrate` has dropped it"
+            self.mongo.logger.warning("mongo.narrow_index", collection=error.collection, index=names, effect=effect)
 
     async def prepared(self) -> Collection:
         """Return the collection, once it is prepared for reads."""
@@ -447,16 +460,3 @@ class MongoStore(Generic[C, R]):
     async def _prepare(self, state: MongoState) -> None:
         self._ids.check()  # before anything is written
         await self.schema.prepare(state)
-
-    async def _prepare_for_reads(self, state: MongoState) -> None:
-        try:
-            await self._prepare(state)
-        except IndexConflictError as error:
-            if not error.narrow:
-                raise
-            state.read_only.add(self.schema.collection)
-            if not self._warned:
-                self._warned = True
-                names = ",".join(error.indexes)
-                effect = "reads work, writes are an IndexConflictError until `backtest-persist migrate` has dropped it"
-                self.mongo.logger.warning("mongo.narrow_index", collection=error.collection, index=names, effect=effect)
