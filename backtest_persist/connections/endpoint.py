@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ("Endpoint", "Outage", "connection_advice", "start_advice", "unsupported")
+__all__ = ("NO_NAME_SERVER", "Endpoint", "Outage", "connection_advice", "start_advice", "unsupported")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ def connection_advice(said: str, endpoint: Endpoint) -> str:
     return ""
 
 
+NO_NAME_SERVER = "no name server has answered"
+"""The words of an outage whose server is not resolved yet."""
 _IS_HERE = re.compile(r"(?<![\w.-])(localhost|127\.\d+\.\d+\.\d+|\[?::1\]?)(?![\w.-])|\.sock\b|\bunix socket\b")
 _IS_REFUSED = re.compile(r"refused|Connect call failed|No such file|Errno 2\b")
 _HAS_NO_ADDRESS = re.compile(r"Name or service not known|nodename nor servname|name resolution|No address associated")
@@ -61,6 +63,8 @@ _OWN_SERVERS = {
 def start_advice(said: str, endpoint: Endpoint, *, was_known: bool) -> str:
     """Return what to do about a server that cannot be used; one that refuses connections here is to be started."""
     setting = endpoint.setting or "the address of the client"
+    if NO_NAME_SERVER in said:
+        return "Check the name server and try again"
     if _HAS_NO_ADDRESS.search(said):
         return f"Check the host in {setting}, and the name server"
     if was_known and not (_IS_HERE.search(said) and _IS_REFUSED.search(said)):

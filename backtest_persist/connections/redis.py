@@ -21,7 +21,7 @@ from backtest_persist.connections.circuit import CircuitBreaker
 from backtest_persist.connections.deadlines import StepTimer
 from backtest_persist.connections.endpoint import Endpoint
 from backtest_persist.connections.per_loop import LoopAffinity, PerLoop, closed_error
-from backtest_persist.connections.redis_connection import BorrowedConnection, OwnConnection, RedisCommands
+from backtest_persist.connections.redis_connection import BorrowedConnection, LateCommands, OwnConnection, RedisCommands
 from backtest_persist.connections.redis_url import connection_options
 from backtest_persist.connections.translation import SILENCE, redis_error
 from backtest_persist.errors import (
@@ -49,6 +49,7 @@ class _RedisState:
         self.free = asyncio.Semaphore(self.connections)
         self._pool = _open_pool(settings, ConnectionPool) if injected is None else None
         self._idle: list[OwnConnection] = []
+        self._late = LateCommands()
         self.was_known = False
         """Whether the server has answered."""
         self.refusal: StoreUnavailableError | None = None
@@ -66,7 +67,7 @@ class _RedisState:
         """Take a connection; `free` was acquired for it."""
         if self._pool is None:
             return BorrowedConnection(self.client.connection_pool, look=not self.was_known)
-        return self._idle.pop() if self._idle else OwnConnection(self._pool)
+        return self._idle.pop() if self._idle else OwnConnection(self._pool, self._late)
 
     async def end(self, connection: OwnConnection | BorrowedConnection) -> None:
         """Give the connection back."""

@@ -1,15 +1,24 @@
 """One connection to Redis: commands, the look at the server behind it, and what becomes of bytes that were not sent."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, cast
+from uuid import uuid4
 
 from redis.asyncio import ConnectionPool
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from backtest_persist.connections.workarounds import transport_of
 
-__all__ = ("BorrowedConnection", "OwnConnection", "RedisCommands", "UnsupportedServerError", "server_mode")
+__all__ = (
+    "BorrowedConnection",
+    "LateCommands",
+    "OwnConnection",
+    "RedisCommands",
+    "UnsupportedServerError",
+    "hello_facts",
+)
 
 
 class RedisCommands(Protocol):
@@ -33,6 +42,37 @@ class UnsupportedServerError(RedisError):
         """``cluster`` or ``sentinel``."""
 
 
+class LateCommands:
+    """The connections of which a command may still be on its way to the server, though nobody waits for it any more."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._ids: set[int] = set()
+
+    def add(self, id: int, name: str) -> None:
+        """Remember a connection that was aborted, as the server calls it."""
+        self._ids.add(id)
+        self._names.add(name)
+
+    async def fence(self, send: Callable[..., Awaitable[Any]]) -> None:
+        """Let the server close these connections, so that it never carries out what they still receive.
+
+        It counts its connections anew when it is restarted, so the names are compared as well. Without the right to do
+        this, or before Redis 6.2, such commands are left to the network.
+        """
+        ids, names = set(self._ids), set(self._names)
+        if not ids:
+            return
+        with suppress(ResponseError):
+            listed = _text(await send("CLIENT", "LIST", "ID", *ids))
+            for line in listed.splitlines():
+                facts = {name: value for name, _, value in (part.partition("=") for part in line.split())}
+                if facts.get("name") in names:
+                    await send("CLIENT", "KILL", "ID", facts["id"])
+        self._ids -= ids
+        self._names -= names
+
+
 class _Connection:
     """The commands by one connection of redis-py: half the work of a client, whose retries we do not need."""
 
@@ -42,6 +82,9 @@ class _Connection:
     async def execute(self, *command: str | bytes | int) -> Any:
         """Send a command and return its answer."""
         await self._open()
+        return await self._send(*command)
+
+    async def _send(self, *command: str | bytes | int) -> Any:
         await self._connection.send_command(*command)
         return await self._connection.read_response()
 
@@ -76,23 +119,29 @@ class _Connection:
             if transport is not None:
                 transport.abort()
 
-    async def _look(self) -> None:
-        """Raise `UnsupportedServerError` if the server is a node of a cluster or a Sentinel."""
-        await self._connection.send_command("HELLO")
+    async def _look(self, *arguments: str | int) -> int | None:
+        """Send HELLO and return the id of this connection; None if the server does not tell.
+
+        Raises `UnsupportedServerError` if the server is a node of a cluster or a Sentinel.
+        """
         try:
-            mode = server_mode(await self._connection.read_response())
+            facts = hello_facts(await self._send("HELLO", *arguments))
         except (AuthenticationError, ResponseError):  # of Redis 5, or without a login: the command will tell
-            return
-        if mode in ("cluster", "sentinel"):
+            return None
+        if facts.get("mode") in ("cluster", "sentinel"):
             await self._connection.disconnect(nowait=True)
-            raise UnsupportedServerError(mode)
+            raise UnsupportedServerError(facts["mode"])
+        return int(facts["id"]) if "id" in facts else None
 
 
 class OwnConnection(_Connection):
     """A connection that was opened here; it connects with the first command, and anew when it is lost."""
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: ConnectionPool, late: LateCommands) -> None:
         self._connection = pool.make_connection()
+        self._late = late
+        self._id: int | None = None
+        self._name = ""
 
     async def _open(self) -> None:
         """Leave a connection that the server has closed meanwhile, or that was aborted."""
@@ -102,7 +151,18 @@ class OwnConnection(_Connection):
         if not connection.is_connected:
             await connection.connect()
             self._opened()
-            await self._look()
+            self._name = f"backtest-persist:{uuid4().hex}"
+            named = () if connection.client_name else (connection.get_protocol(), "SETNAME", self._name)
+            id = await self._look(*named)
+            self._id = id if named else None
+        await self._late.fence(self._send)
+
+    def abort(self) -> None:
+        """Drop what was not sent yet, and the connection; what was sent is fenced before the next command."""
+        super().abort()
+        if self._id is not None:
+            self._late.add(self._id, self._name)
+            self._id = None
 
     async def close(self) -> None:
         """Disconnect."""
@@ -146,14 +206,13 @@ def _encoded(command: Sequence[str | bytes | int]) -> tuple[str | bytes | int, .
     return (command[0], *(part.encode() if isinstance(part, str) else part for part in command[1:]))
 
 
-def server_mode(hello: Any) -> str:
-    """Return the mode that a server has answered to HELLO: ``standalone``, ``cluster`` or ``sentinel``."""
+def hello_facts(hello: Any) -> dict[str, str]:
+    """Return what a server has answered to HELLO, as text: ``mode`` is standalone, cluster or sentinel."""
     if isinstance(hello, Mapping):
         items = list(cast("Mapping[Any, Any]", hello).items())
     else:  # of RESP2
         items = list(zip(hello[::2], hello[1::2], strict=True))
-    texts = {_text(name): _text(value) for name, value in items}
-    return texts.get("mode", "standalone")
+    return {_text(name): _text(value) for name, value in items}
 
 
 def _text(value: Any) -> str:

@@ -10,7 +10,7 @@ import pymongo
 from pymongo import AsyncMongoClient
 from pymongo.errors import ConfigurationError, ServerSelectionTimeoutError
 
-from backtest_persist.connections.endpoint import Outage
+from backtest_persist.connections.endpoint import NO_NAME_SERVER, Outage
 
 __all__ = ("ServerSelection", "to_text")
 
@@ -96,7 +96,7 @@ class ServerSelection:
             elif server.is_server_type_known:
                 said.append(f"{address} is {_KINDS.get(server.server_type_name, server.server_type_name)}")
             elif port is None and self._srv:
-                said.append(f"the name server has not answered for {address}")
+                said.append(f"{address}: {NO_NAME_SERVER}")
             else:
                 said.append(f"{address} has not answered")
         shown = "; ".join(dict.fromkeys(said[:_SHOWN_SERVERS])) or "no member of the replica set is known"

@@ -29,8 +29,7 @@ class BaseMap:
 
     A namespace that is no usable name is an `InvalidKeyError`, a ttl that is no int a `SettingsError`, when the class
     is made. Every method raises `StoreUnavailableError` when Redis does not answer within ``CC_REDIS_TIMEOUT_MS``; what
-    it was to change may be changed all the same, but what was not sent by then is never sent, so that a later write
-    stays.
+    it was to change may be changed all the same, but not after a later write (see docs/reliability.md for the limits).
     What another program stored here under a name that is no text, or as a list or set, is removed by `clear`, and is
     not there for iteration and `size`.
     """

@@ -27,7 +27,7 @@ from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.query import Filter, Sort, to_query, to_sort
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
 from backtest_persist.core.schema import Schema
-from backtest_persist.core.updates import claiming, inserting, removing, replacing, was_removed
+from backtest_persist.core.updates import claiming, inserting, removing, replacing, setting, was_removed
 from backtest_persist.core.write_queue import Write, WriteQueue, partly_done
 from backtest_persist.errors import IndexConflictError, InvalidPayloadError
 
@@ -71,11 +71,6 @@ def as_operation(
         return bounded
 
     return decorate
-
-
-def _encoded(names: tuple[str, ...], fields: Mapping[str, Any], date: datetime) -> tuple[dict[str, Any], Any, int]:
-    encoded = encoded_fields(fields)
-    return encoded, *replacing(names, encoded, date)
 
 
 class Restored(Enum):
@@ -166,18 +161,31 @@ class MongoStore(Generic[C, R]):
         self.schema.row_type.check_whole(context, fields)
         state = await self.ready()
         writes = self._in_flight(state).writes
-        names, date = self.schema.fields, writes.date()
+        date = writes.date()
         write = Write(context, replaces=True, inserted={"createDate": date}, answer=("createDate",))
         with state.errors(self.schema.operation("write", context, write=True)):
             if is_deferred(fields):
                 async with writes.place(write) as call:
-                    fields, write.update, write.size = await asyncio.to_thread(_encoded, names, fields, date)
+                    fields = await asyncio.to_thread(self._encode_update, writes, write, fields, date)
                 answer = call.future
             else:
-                write.update, write.size = replacing(names, fields, date)
+                self._encode_update(writes, write, fields, date)
                 answer = writes.submit(write, since)
         document = {**context.to_filter(), **fields, **await answer, "updatedDate": date}
         return await by_size(write.size, self.schema.row_type.from_document, document)
+
+    def _encode_update(
+        self, writes: WriteQueue[C, R], write: Write[C], fields: Mapping[str, Any], date: datetime
+    ) -> Mapping[str, Any]:
+        """Encode the update of a write that replaces all fields, which are returned, encoded as well."""
+        encoded = encoded_fields(fields) if is_deferred(fields) else fields
+        if writes.is_sound(write.key):
+            update, write.size = setting(encoded, date)
+            write.repair = lambda: replacing(self.schema.fields, encoded, date)[0]
+        else:
+            update, write.size = replacing(self.schema.fields, encoded, date)
+        write.update = update  # last: from now on it can be sent
+        return encoded
 
     async def update(self, context: C, update: Any, *, upsert: bool) -> R | None:
         """Send an update of another kind, one atomic write, in its turn; those that wait at the same time share a bulk.

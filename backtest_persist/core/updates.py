@@ -18,7 +18,7 @@ from bson.raw_bson import RawBSONDocument
 
 from backtest_persist.core.null_payload import absent_fields, present_fields
 
-__all__ = ("CONVERSION_FAILURE", "claiming", "inserting", "removing", "replacing", "was_removed")
+__all__ = ("CONVERSION_FAILURE", "claiming", "inserting", "removing", "replacing", "setting", "was_removed")
 
 CONVERSION_FAILURE = 241
 """The code of the server's error for a document that has an array in its context, as nothing else here converts."""
@@ -39,6 +39,17 @@ def replacing(names: tuple[str, ...], fields: Mapping[str, Any], now: datetime) 
     update: list[dict[str, Any]] = [{"$replaceWith": {"$mergeObjects": ["$$ROOT", _literal(raw), checked]}}]
     absent = absent_fields(fields)
     return [*update, {"$unset": [*absent]}] if absent else update, len(raw)
+
+
+def setting(fields: Mapping[str, Any], now: datetime) -> tuple[Any, int]:
+    """Return an update that does the same as `replacing` to a document that is known to be sound, and its size.
+
+    It is no pipeline, which costs the server a third of an update.
+    """
+    raw = encode({**present_fields(fields), "updatedDate": now})
+    update = {"$set": RawBSONDocument(raw), "$setOnInsert": {"createDate": now, "__v": 0}}
+    absent = absent_fields(fields)
+    return {**update, "$unset": dict.fromkeys(absent, "")} if absent else update, len(raw)
 
 
 def inserting(names: tuple[str, ...], fields: Mapping[str, Any], now: datetime) -> tuple[Any, int]:

@@ -46,6 +46,7 @@ T = TypeVar("T")
 BULK_SIZE = 1000
 """Upserts of one call that are sent together, and between which the writes of others get their turn."""
 _MS = timedelta(milliseconds=1)
+_MAX_SOUND = 50_000
 
 
 @dataclass(eq=False)
@@ -67,6 +68,8 @@ class Write(Generic[C]):
     same; `claim` follows for documents that are `claimable`.
     """
     claimable: Callable[[Document], bool] | None = None
+    repair: Callable[[], Any] | None = None
+    """Makes the update that follows alone if the document turns out to lack a usable creation date."""
     inserted: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What a new document has of what is answered."""
     answer: tuple[str, ...] | None = None
@@ -148,6 +151,8 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         self._unsettled = False
         """Whether the server may still receive the last write, or one before it."""
         self._last_sent: Item | None = None
+        self._sound: dict[str, None] = {}
+        """The contexts, by cache key, whose documents this queue has written, lately: see `is_sound`."""
         self._last_date = datetime.min.replace(tzinfo=UTC)
 
     # --- calls ---
@@ -188,6 +193,18 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
     def date(self) -> datetime:
         """Return the date of a single write: the present, but not before what was written earlier."""
         return max(utc_now(), self._last_date)
+
+    def is_sound(self, key: str) -> bool:
+        """Whether the document of a context is one of ours, so that a write need not look at what is stored.
+
+        As the context is unique, no document with an array in its place can be there as well.
+        """
+        return key in self._sound
+
+    def _note(self, writes: Iterable[Write[C]]) -> None:
+        if len(self._sound) > _MAX_SOUND:
+            self._sound.clear()
+        self._sound.update((write.key, None) for write in writes if write.replaces)
 
     @asynccontextmanager
     async def place(self, item: Item) -> AsyncGenerator[Call[Item, Any]]:
@@ -269,11 +286,12 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         """Send one findAndModify: of several writes of one context the last, which makes up for those before it."""
         write = calls[-1].item
         context = write.context
+        update = write.update if write.claim is None else write.claim
 
         def send() -> Awaitable[Document | None]:
             return self._collection.find_one_and_update(
                 context.to_filter(),
-                write.update if write.claim is None else write.claim,
+                update,
                 projection=write.answer,
                 upsert=write.upsert,
                 return_document=ReturnDocument.AFTER if write.claim is None else ReturnDocument.BEFORE,
@@ -284,12 +302,16 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         with self._errors("write", context):
             try:
                 document = await by_unique_index(self._schema, self._state, send)
+                if write.repair is not None and not _has_date(document):
+                    update = write.repair()
+                    document = await send()
             except DuplicateKeyError:  # two first writes met in the server: by now the document exists
                 document = await send()
             except OperationFailure as error:
                 raise (await self._refusal(context, error)) from None
         self._stats.writes += len(calls)
         self._lookup.finder.learn(write.size)
+        self._note([write])
         if document is not None:
             await self._ids.remember(write.key, document["_id"])
         for call in calls:
@@ -320,6 +342,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         except BacktestPersistError as error:
             problem = "the write was acknowledged, but its row could not be read"
             refused |= dict.fromkeys(updated, self._unknown(problem, error))
+        self._note(write for key, write in last.items() if key not in refused)
         acknowledged = True
         for call in calls:
             key = call.item.key
@@ -342,6 +365,8 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         if write.key not in documents:  # there was none, or it was removed since
             return not write.upsert
         document = documents[write.key]
+        if write.repair is not None and not _has_date(document):
+            return False
         return document is None or write.claimable is None or not write.claimable(document)
 
     async def _send_upserts(self, call: Call[Item, Any], upserts: Upserts[C], updates: Sequence[tuple[C, Any]]) -> bool:
@@ -367,6 +392,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
     async def _send_deletion(self, call: Call[Item, Any], query: Mapping[str, Any]) -> bool:
         """Delete by id: the server refuses a late command that names ids, but not one that names a filter."""
         collection, deleted = self._collection, 0
+        self._sound.clear()
         with _after(lambda: f"{deleted} documents are deleted" if deleted else ""), self._errors("delete"):
             async with aclosing(
                 Batches(
@@ -461,6 +487,10 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
 
     def _errors(self, verb: str, context: C | None = None) -> AbstractContextManager[None]:
         return self._state.errors(self._schema.operation(verb, context, write=True))
+
+
+def _has_date(document: Document | None) -> bool:
+    return document is not None and isinstance(document.get("createDate"), datetime)
 
 
 async def by_unique_index(schema: Schema[Any, Any], state: MongoState, send: Callable[[], Awaitable[T]]) -> T:

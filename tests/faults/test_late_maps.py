@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from backtest_persist import BaseMap, Container, Settings, StoreUnavailableError, base_map
+from tests.support.proxy import redis_proxy
 from tests.support.servers import PrivateRedis, suspended
 
 OLD = "old" * 3_000_000
@@ -54,3 +55,24 @@ async def test_a_write_that_timed_out_does_not_arrive_later(redis: PrivateRedis,
     await container.close()
     if client is not None:
         await client.aclose()
+
+
+@pytest.mark.parametrize("driver", ["motor"])
+async def test_a_write_that_the_network_holds_back_does_not_arrive_later(settings: Settings) -> None:
+    """Redis closes the connection by which it would come before anything later is sent."""
+    async with redis_proxy(settings.model_copy(update={"redis_timeout_ms": 300})) as (proxy, through):
+        container = Container(through)
+        values = base_map("values", 60)(container.redis_service)
+        for write in (values.set("k", "zombie"), values.set_many([("k", "zombie"), ("l", "1")]), values.delete("k")):
+            await values.set("k", "first")
+            proxy.hold_back = b"DEL" if write.__name__ == "delete" else b"zombie"
+            with pytest.raises(StoreUnavailableError):
+                await write
+            proxy.hold_back = b""
+            await values.set("k", "later")
+            proxy.released.set()
+            await asyncio.sleep(0.1)
+            assert await values.get("k") == "later"
+            proxy.released.clear()
+            proxy.is_holding.clear()
+        await container.close()

@@ -71,9 +71,9 @@ async def test_it_is_told_once_and_costs_no_error(
         await client.aclose()
 
 
-def standalone(hello: object) -> str:
-    """Tell nothing of the mode of a server."""
-    return "standalone"
+def silent(hello: object) -> dict[str, str]:
+    """Tell nothing of a server."""
+    return {}
 
 
 async def test_a_cluster_that_does_not_say_so_is_known_by_its_answers(
@@ -84,7 +84,7 @@ async def test_a_cluster_that_does_not_say_so_is_known_by_its_answers(
     await redis.start()
     await redis.command("CONFIG", "SET", "cluster-require-full-coverage", "no")
     await redis.command("CLUSTER", "ADDSLOTS", *range(8192))
-    monkeypatch.setattr("backtest_persist.connections.redis_connection.server_mode", standalone)
+    monkeypatch.setattr("backtest_persist.connections.redis_connection.hello_facts", silent)
     settings = settings.model_copy(update={"redis_url": SecretStr(f"unix://{redis.socket}")})
     async with Container(settings) as container:
         db = container.signal_db_service

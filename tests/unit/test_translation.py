@@ -433,6 +433,7 @@ ADVICE: list[tuple[Endpoint, str]] = [
     (outage("localhost.example.com:27017: [Errno 111] Connection refused", was_known=True), AGAIN),
     (outage("localhost:27017: timed out", was_known=True), AGAIN),
     (outage("db-1:27017: [Errno -2] Name or service not known"), "Check the host in CC_MONGO_CONNECTION_STRING"),
+    (outage("cluster.example.com: no name server has answered"), "Check the name server and try again"),
     (outage("a:1 is a secondary", has_members=True), "Its replica set elects one within seconds; try again"),
 ]
 
