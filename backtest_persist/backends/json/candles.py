@@ -164,10 +164,14 @@ class _SeriesFiles:
 
     async def read_last(self, limit: int, latest: int) -> list[tuple[int, Stored]]:
         """Read the values of the last `limit` opening times up to `latest`, in order."""
-        times = [at for at in await self._stored_times() if at <= latest and not at % self.step]
-        last = sorted(times)[-limit:] if limit else []
-        found, _ = await self._folder.read_many(map(str, last), max_missing=len(last))
-        return [(int(name), stored) for name, stored in found]
+        newest = latest - latest % self.step
+        last: Sequence[int] = range(newest - (limit - 1) * self.step, newest + 1, self.step)
+        found, _ = await self._folder.read_many(map(str, reversed(last)), max_missing=0)
+        if len(found) < limit:  # some of them are missing
+            times = [at for at in await self._stored_times() if at <= latest and not at % self.step]
+            last = sorted(times)[-limit:]
+            found, _ = await self._folder.read_many(map(str, reversed(last)), max_missing=len(last))
+        return [(int(name), stored) for name, stored in reversed(found)]
 
     async def delete(self, start: int | None, end: int | None) -> int:
         """Delete what is stored from `start` on and before `end`; returns how many files."""
