@@ -76,6 +76,8 @@ class _Preparation:
         self.is_settled = False
         """Whether nothing that was sent with other settings is in progress any more."""
         self.task: asyncio.Task[None]
+        self.waiting = 0
+        """How many callers have yet to go on after it."""
 
     def unfinished(self) -> StoreUnavailableError:
         """Return the error of those who have waited long enough."""
@@ -229,13 +231,17 @@ class MongoState:
         Those who call with the same `prepare` share one attempt, and wait for it as long as an operation may take, or
         `patience` in seconds; `prepare` bounds itself.
         """
-        attempt = self._preparing.get((name, prepare))
+        key = name, prepare
+        attempt = self._preparing.get(key)
         if attempt is None:
-            attempt = _Preparation(name)
+            attempt = self._preparing[key] = _Preparation(name)
             attempt.task = asyncio.create_task(self._prepare(attempt, prepare, before), context=Context())
-            self._preparing[name, prepare] = attempt
-            attempt.task.add_done_callback(lambda _: self._preparing.pop((name, prepare)))
-            attempt.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # they may be gone
+            attempt.task.add_done_callback(lambda _: self._leave(key))
+        elif attempt.task.done():  # those who have waited for it come first
+            while self._preparing.get(key) is attempt:  # noqa: ASYNC110  # for some turns of the loop at most
+                await asyncio.sleep(0)
+            return
+        attempt.waiting += 1
         try:
             with self.track():
                 await joined(attempt.task, patience or self.seconds)
@@ -243,6 +249,17 @@ class MongoState:
             if attempt.is_settled and not self._selection.is_known:
                 raise self.timed_out(Operation("reading the indexes", name)) from None
             raise attempt.unfinished() from None
+        finally:
+            attempt.waiting -= 1
+            self._leave(key)
+
+    def _leave(self, key: tuple[str, object]) -> None:
+        """End an attempt that has ended, and that nobody waits for any more."""
+        attempt = self._preparing.get(key)
+        if attempt is not None and attempt.task.done() and not attempt.waiting:
+            del self._preparing[key]
+            if not attempt.task.cancelled() and attempt.task.exception() is None:
+                self.prepared.add(attempt.collection)
 
     async def _prepare(
         self,
@@ -259,7 +276,6 @@ class MongoState:
                 raise attempt.unfinished() from error
             attempt.is_settled = True
             await prepare(self)
-        self.prepared.add(attempt.collection)
 
     async def _settled(self, name: str) -> None:
         """`Drainable.settle` for this collection, shared by all who wait for it, and by nobody else."""
@@ -442,9 +458,12 @@ class MongoService:
 
         A failed preparation is tried again by the next call; for the rest see `MongoState.prepare`.
         """
-        while name not in (state := self.open_state()).prepared:  # of settings that may be others meanwhile
-            await state.prepare(name, prepare, patience=patience, before=self._states.retired_values)
-        return state
+        while True:
+            state = self.open_state()
+            if name not in state.prepared:
+                await state.prepare(name, prepare, patience=patience, before=self._states.retired_values)
+            if state is self.open_state():  # of settings that may be others meanwhile
+                return state
 
     def open_state(self) -> MongoState:
         """Return what the running event loop holds; refused after `close`."""

@@ -68,6 +68,29 @@ async def test_first_calls_share_one_preparation(settings: Settings, driver: str
         await close_client(client)
 
 
+async def test_first_calls_go_on_in_the_order_of_their_calls(settings: Settings) -> None:
+    """Also those that come while the others are just about to go on: of one context the last write wins."""
+    for late in range(12):
+        container = Container(settings)
+        try:
+            db = container.signal_db_service
+            await container.mongo_service.database.drop_collection(db.collection)
+            calls = [asyncio.create_task(db.upsert("s", "t", "e", {"n": n})) for n in range(3)]
+            while not (attempts := container.mongo_service._states.get()._preparing):
+                await asyncio.sleep(0)
+            (attempt,) = attempts.values()
+            await asyncio.wait([attempt.task])
+            for _ in range(late):
+                await asyncio.sleep(0)
+            calls += [asyncio.create_task(db.upsert("s", "t", "e", {"n": n})) for n in range(3, 6)]
+            await asyncio.gather(*calls)
+            row = await db.find_by_context("s", "t", "e")
+            assert row is not None
+            assert row.payload == {"n": 5}
+        finally:
+            await container.close()
+
+
 async def test_a_first_call_that_is_cancelled_ends_at_once(settings: Settings) -> None:
     """The attempt goes on for the next caller, and closing the container ends it."""
     other = Container(settings)
