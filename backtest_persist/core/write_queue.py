@@ -184,9 +184,10 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
     def dates(self, count: int) -> list[datetime]:
         """Return ascending dates, a ms apart, for the items of one call: lists are sorted by them.
 
-        They begin with the present, or after those of the call before, which may lie a little in the future.
+        They end with the present, so that what is written later by any process follows them, and begin after those of
+        the call before.
         """
-        first = max(utc_now(), self._last_date + _MS)
+        first = max(utc_now() - (count - 1) * _MS, self._last_date + _MS)
         self._last_date = first + (count - 1) * _MS
         return [first + n * _MS for n in range(count)]
 
