@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import BacktestPersistError, Container, Registry, Settings, StoreUnavailableError
-from tests.support.commands import Commands, close_client, monitored_client
+from tests.support.commands import monitored_container
 from tests.support.proxy import DEADLINE, mongo_proxy, with_short_deadline
 from tests.support.servers import suspended_mongo
 from tests.support.stopwatch import GRACE, timed
@@ -50,10 +50,7 @@ async def test_first_calls_end_after_one_deadline(settings: Settings, kind: str)
 
 async def test_first_calls_share_one_preparation(settings: Settings, driver: str) -> None:
     """Callers that come at the same time ask for the indexes once; one that is cancelled leaves the others."""
-    commands = Commands()
-    client: Any = monitored_client(settings, driver, commands)
-    container = Container(settings, mongo_client=client)
-    try:
+    async with monitored_container(settings, driver) as (container, commands):
         db = container.signal_db_service
         calls = [asyncio.create_task(db.upsert(f"s{n}", "t", "e", {})) for n in range(CALLERS)]
         await asyncio.sleep(0)
@@ -63,9 +60,6 @@ async def test_first_calls_share_one_preparation(settings: Settings, driver: str
         assert not [end for end in ends[1:] if isinstance(end, BaseException)]
         assert commands.names.count("listIndexes") == 1
         assert commands.names.count("createIndexes") == 1
-    finally:
-        await container.close()
-        await close_client(client)
 
 
 async def test_first_calls_go_on_in_the_order_of_their_calls(settings: Settings) -> None:

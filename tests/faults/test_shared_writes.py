@@ -10,7 +10,7 @@ import pytest
 from backtest_persist import Container, Settings, StoreUnavailableError
 from backtest_persist.core import write_queue
 from backtest_persist.core.db_service import DbService
-from tests.support.commands import Commands, close_client, monitored_client
+from tests.support.commands import monitored_container
 from tests.support.proxy import DEADLINE, behind_proxy, with_short_deadline
 from tests.support.stopwatch import GRACE, Stopwatch
 
@@ -58,10 +58,7 @@ async def test_single_updates_over_a_slow_line_share_their_round_trips(settings:
 
 async def test_writes_of_different_kinds_share_a_bulk(settings: Settings, driver: str) -> None:
     """Upserts and tombstones of different contexts are one command; of one context they are sent in their order."""
-    commands = Commands()
-    client: Any = monitored_client(settings, driver, commands)
-    container = Container(settings, mongo_client=client)
-    try:
+    async with monitored_container(settings, driver) as (container, commands):
         db = container.memory_db_service
         await asyncio.gather(*(db.upsert("s", "b", f"m{n}", {"n": n}, START) for n in range(10)))
         commands.names.clear()
@@ -82,9 +79,6 @@ async def test_writes_of_different_kinds_share_a_bulk(settings: Settings, driver
             assert row is not None
             assert row.removed is (last == "removed")
             assert row.payload == ({"n": 2} if last == "written" else {"n": 1, "removed": True})
-    finally:
-        await container.close()
-        await close_client(client)
 
 
 async def test_a_call_of_many_items_keeps_its_place(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
