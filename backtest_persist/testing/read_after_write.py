@@ -12,6 +12,7 @@ from backtest_persist.testing.subjects import (
     is_listed,
     is_overwritten,
     is_removable,
+    is_replacing_list,
 )
 from backtest_persist.testing.suite import Suite, for_each, for_first
 from backtest_persist.testing.writer import running
@@ -98,6 +99,33 @@ class ReadAfterWrite(Suite):
                 assert await subject.keys(two, subject.sample) == [subject.sample[-1]]
             await subject.write(two, subject.sample, {"n": -1})
             assert await subject.read(one, subject.sample) == {"n": -1}
+
+    @for_first(is_overwritten)
+    async def test_concurrent_writes_of_one_value_are_kept_in_their_order(
+        self, tmp_path: Path, subject: Subject
+    ) -> None:
+        """Of writes by one instance that wait at the same time the last one wins, also after a much larger one."""
+        large = {"rows": [{"n": n, "name": f"row {n}"} for n in range(20_000)]}
+        async with self.open(tmp_path) as persist:
+            await asyncio.gather(
+                *(subject.write(persist, subject.sample, value) for value in ({"n": 1}, large, {"n": 2}, {"n": 3}))
+            )
+            assert await subject.read(persist, subject.sample) == {"n": 3}
+            await asyncio.gather(*(subject.write(persist, subject.sample, value) for value in ({"n": 4}, large)))
+            assert await subject.read(persist, subject.sample) == large
+
+    @for_first(is_replacing_list)
+    async def test_a_call_of_many_entries_keeps_its_place(self, tmp_path: Path, subject: Subject) -> None:
+        """An entry that is written after it stays, and one that is written before it is replaced."""
+        many = [{"id": f"e{n}", "by": "many"} for n in range(2_500)]
+        async with self.open(tmp_path) as persist:
+            await asyncio.gather(
+                subject.write_entries(persist, subject.sample, [{"id": "e2400", "by": "earlier"}]),
+                subject.write_entries(persist, subject.sample, many),
+                subject.write_entries(persist, subject.sample, [{"id": "e2401", "by": "later"}]),
+            )
+            found = {entry["id"]: entry["by"] for entry in await subject.read_result(persist, subject.sample)}
+            assert found == {entry["id"]: "later" if entry["id"] == "e2401" else "many" for entry in many}
 
     async def test_concurrent_writes_of_many_contexts_do_not_mix(self, tmp_path: Path) -> None:
         """Ten contexts of each domain are written at once: each has its value, in both registries."""
