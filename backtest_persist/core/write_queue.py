@@ -150,7 +150,8 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         self._session: Any = None
         self._unsettled = False
         """Whether the server may still receive the last write, or one before it."""
-        self._last_sent: Item | None = None
+        self._last_sent: Upserts[Any] | None = None
+        """The call of many items of which a bulk was sent last."""
         self._sound: dict[str, None] = {}
         """The contexts, by cache key, whose documents this queue has written, lately: see `is_sound`."""
         self._last_date = datetime.min.replace(tzinfo=UTC)
@@ -248,7 +249,8 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
             kept.remove(batch.had_its_turn)
             batch.calls.append(batch.had_its_turn)
         self._pending.extendleft(reversed(kept))
-        self._last_sent = batch.calls[0].item if batch.calls else None
+        first = batch.calls[0].item if batch.calls else None
+        self._last_sent = first if isinstance(first, Upserts) else None
         return batch.calls
 
     def busy_error(self, item: Item) -> BacktestPersistError:
@@ -524,7 +526,7 @@ def _after(done: Callable[[], str], stored: int | None = None) -> Generator[None
 class _NextBatch:
     """Puts together writes that can be sent together, from calls in their order."""
 
-    def __init__(self, max_size: int, last_sent: Item | None) -> None:
+    def __init__(self, max_size: int, last_sent: Upserts[Any] | None) -> None:
         self.calls: list[Call[Item, Any]] = []
         self.is_open = True
         self.had_its_turn: Call[Item, Any] | None = None
