@@ -35,7 +35,7 @@ class StepTimer:
 
     def limit(self, seconds: float) -> AbstractAsyncContextManager[None]:
         """Raise a `TimeoutError` after so many seconds, and a step at most."""
-        return _Limit(self, math.ceil(seconds / self._step - 0.01) + 1)  # the first may be short
+        return _Limit(self, max(1, math.ceil(seconds / self._step - 0.01) + 1))  # the first may be short
 
     def add(self, limit: "_Limit") -> None:
         """Count for this limit from now on."""

@@ -78,6 +78,18 @@ class _Preparation:
         self.task: asyncio.Task[None]
         self.waiting = 0
         """How many callers have yet to go on after it."""
+        self.followers: list[object] = []
+        """Those who came when it had ended, but not all others had gone on."""
+
+    async def follow(self) -> None:
+        """Let those go on who have come earlier; that takes a few turns of the loop."""
+        follower = object()
+        self.followers.append(follower)
+        try:
+            while self.waiting or self.followers[0] is not follower:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        finally:
+            self.followers.remove(follower)
 
     def unfinished(self) -> StoreUnavailableError:
         """Return the error of those who have waited long enough."""
@@ -237,9 +249,13 @@ class MongoState:
             attempt = self._preparing[key] = _Preparation(name)
             attempt.task = asyncio.create_task(self._prepare(attempt, prepare, before), context=Context())
             attempt.task.add_done_callback(lambda _: self._leave(key))
-        elif attempt.task.done():  # those who have waited for it come first
-            while self._preparing.get(key) is attempt:  # noqa: ASYNC110  # for some turns of the loop at most
-                await asyncio.sleep(0)
+        elif attempt.task.done():
+            await attempt.follow()
+            self._leave(key)
+            if attempt.task.cancelled() or attempt.task.exception() is not None:
+                if self._preparing.get(key) is attempt:
+                    del self._preparing[key]
+                await self.prepare(name, prepare, patience=patience, before=before)
             return
         attempt.waiting += 1
         try:
@@ -256,7 +272,7 @@ class MongoState:
     def _leave(self, key: tuple[str, object]) -> None:
         """End an attempt that has ended, and that nobody waits for any more."""
         attempt = self._preparing.get(key)
-        if attempt is not None and attempt.task.done() and not attempt.waiting:
+        if attempt is not None and attempt.task.done() and not attempt.waiting and not attempt.followers:
             del self._preparing[key]
             if not attempt.task.cancelled() and attempt.task.exception() is None:
                 self.prepared.add(attempt.collection)

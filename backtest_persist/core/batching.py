@@ -172,10 +172,10 @@ class Batcher(Generic[Item, Answer]):
         batch: list[Call[Item, Answer]] = []
         size = 0
         for call in self.first_calls(now):
-            if len(batch) == self.max_size or (batch and size + call.size > BATCH_BYTES):
+            size += self.size_of(call.item)  # which may be known better by now
+            if len(batch) == self.max_size or (batch and size > BATCH_BYTES):
                 break
             batch.append(self._pending.popleft())
-            size += call.size
         return batch
 
     def first_calls(self, now: float) -> Iterator[Call[Item, Answer]]:
@@ -222,7 +222,8 @@ class Batcher(Generic[Item, Answer]):
                 if call.has_to_wait:
                     call.submitted_at = now
             self._contended = len(batch) > 1 or bool(self._in_flight)
-            seconds = self._timeout - now + min(now, batch[0].submitted_at)
+            last = max(call.submitted_at for call in batch)  # the others fail in time all the same
+            seconds = self._timeout - now + min(now, last)
             task = asyncio.get_running_loop().create_task(self._send(batch, seconds), context=Context())
             self._in_flight[task] = batch
             task.add_done_callback(self._finish)  # also of one that is cancelled before it has begun

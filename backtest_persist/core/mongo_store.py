@@ -179,26 +179,23 @@ class MongoStore(Generic[C, R]):
         with state.errors(self.schema.operation("write", context, write=True)):
             if is_deferred(fields):
                 async with writes.place(write) as call:
-                    fields = await asyncio.to_thread(self._encode_update, writes, write, fields, date)
+                    fields = await asyncio.to_thread(encoded_fields, fields)
+                    encoded = await asyncio.to_thread(self._replacing, writes, write.key, fields, date)
+                    write.update, write.size, write.repair = encoded
                 answer = call.future
             else:
-                self._encode_update(writes, write, fields, date)
+                write.update, write.size, write.repair = self._replacing(writes, write.key, fields, date)
                 answer = writes.submit(write, since)
         document = {**context.to_filter(), **fields, **await answer, "updatedDate": date}
         return await by_size(write.size, self.schema.row_type.from_document, document)
 
-    def _encode_update(
-        self, writes: WriteQueue[C, R], write: Write[C], fields: Mapping[str, Any], date: datetime
-    ) -> Mapping[str, Any]:
-        """Encode the update of a write that replaces all fields, which are returned, encoded as well."""
-        encoded = encoded_fields(fields) if is_deferred(fields) else fields
-        if writes.is_sound(write.key):
-            update, write.size = setting(encoded, date)
-            write.repair = lambda: replacing(self.schema.fields, encoded, date)[0]
-        else:
-            update, write.size = replacing(self.schema.fields, encoded, date)
-        write.update = update  # last: from now on it can be sent
-        return encoded
+    def _replacing(
+        self, writes: WriteQueue[C, R], key: str, fields: Mapping[str, Any], date: datetime
+    ) -> tuple[Any, int, Callable[[], Any] | None]:
+        """Return the update that sets all fields, its size, and what makes the update that may have to follow."""
+        if writes.is_sound(key):
+            return *setting(fields, date), lambda: replacing(self.schema.fields, fields, date)[0]
+        return *replacing(self.schema.fields, fields, date), None
 
     async def update(self, context: C, update: Any, *, upsert: bool) -> R | None:
         """Send an update of another kind, one atomic write, in its turn; those that wait at the same time share a bulk.
@@ -257,7 +254,8 @@ class MongoStore(Generic[C, R]):
         writes = self._in_flight(await self.ready()).writes
         update = removing(self.schema.fields, utc_now(), timed="when" in self.schema.row_type.model_fields)
         write = Write(context, update, upsert=False, answer=("removed",))
-        return await writes.submit(write, since) is not None
+        document = await writes.submit(write, since)
+        return document is not None and document.get("removed") is True
 
     async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
         """Return the rows of a part of the collection, without tombstones, oldest first."""

@@ -96,11 +96,16 @@ class Upserts(Generic[C]):
         """Take what is sent next."""
         taken: list[tuple[C, Any]] = []
         size = 0
-        while self.updates and len(taken) < BULK_SIZE and (not taken or size + self.updates[0][2] <= BATCH_BYTES):
-            context, update, bytes_ = self.updates.popleft()
-            taken.append((context, update))
-            size += bytes_
+        keys: set[str] = set()
+        while self.updates and len(taken) < BULK_SIZE:
+            context, update, bytes_ = self.updates[0]
             key = context.cache_key
+            if taken and (size + bytes_ > BATCH_BYTES or key in keys):  # a bulk has no order
+                break
+            self.updates.popleft()
+            taken.append((context, update))
+            keys.add(key)
+            size += bytes_
             self.keys[key] -= 1
             if not self.keys[key]:
                 del self.keys[key]
@@ -194,19 +199,24 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
 
     def date(self) -> datetime:
         """Return the date of a single write: the present, but not before what was written earlier."""
-        return max(utc_now(), self._last_date)
+        self._last_date = max(utc_now(), self._last_date)
+        return self._last_date
 
     def is_sound(self, key: str) -> bool:
         """Whether the document of a context is one of ours, so that a write need not look at what is stored.
 
-        As the context is unique, no document with an array in its place can be there as well.
+        As the context is unique, no document with an array in its place can be there as well; unless another program
+        has deleted or changed ours since.
         """
         return key in self._sound
 
     def _note(self, writes: Iterable[Write[C]]) -> None:
         if len(self._sound) > _MAX_SOUND:
             self._sound.clear()
-        self._sound.update((write.key, None) for write in writes if write.replaces)
+        for write in writes:
+            if write.replaces:
+                self._sound[write.key] = None
+                self._lookup.finder.learn(write.size)
 
     @asynccontextmanager
     async def place(self, item: Item) -> AsyncGenerator[Call[Item, Any]]:
@@ -245,9 +255,9 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
                 self.remove(call)
             elif not batch.add(call):
                 kept.append(call)
-        if not batch.calls and batch.had_its_turn in kept:  # there was nobody else
-            kept.remove(batch.had_its_turn)
-            batch.calls.append(batch.had_its_turn)
+        if not batch.calls and (turn := batch.next_upserts) is not None:  # there was no single write
+            kept.remove(turn)
+            batch.calls.append(turn)
         self._pending.extendleft(reversed(kept))
         first = batch.calls[0].item if batch.calls else None
         self._last_sent = first if isinstance(first, Upserts) else None
@@ -278,6 +288,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         """Return what sends a batch, and tells whether the server has acknowledged all of it."""
         call = calls[0]
         if isinstance(call.item, Upserts):
+            call.succeeded = False
             return partial(self._send_upserts, call, call.item, call.item.take())
         if isinstance(call.item, Deletion):
             return partial(self._send_deletion, call, call.item.query)
@@ -307,13 +318,13 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
                 document = await by_unique_index(self._schema, self._state, send)
                 if write.repair is not None and not _has_date(document):
                     update = write.repair()
-                    document = await send()
+                    with self._after_a_write():
+                        document = await send()
             except DuplicateKeyError:  # two first writes met in the server: by now the document exists
                 document = await send()
             except OperationFailure as error:
                 raise (await self._refusal(context, error)) from None
         self._stats.writes += len(calls)
-        self._lookup.finder.learn(write.size)
         self._note([write])
         if document is not None:
             await self._ids.remember(write.key, document["_id"])
@@ -327,7 +338,6 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         with self._errors(f"write of {len(last)} items"):
             bulk = await self._send_bulk([(write.context, write.update, write.upsert) for write in last.values()])
         self._stats.writes += len(calls)
-        self._lookup.finder.learn(sum(write.size for write in last.values()) // len(last))
         keys = list(last)
         new = {keys[index]: id for index, id in bulk.upserted.items()}
         refused = {keys[index]: error for index, error in bulk.refused.items()}
@@ -355,8 +365,11 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
                         raise (await self._refusal(call.item.context, refused[key])) from None
                 elif self._is_answered(call.item, documents):
                     call.resolve(documents.get(key))
-                else:
+                elif call.item.claim is not None:
                     await self._write_one([call])
+                else:
+                    with self._after_a_write():
+                        await self._write_one([call])
             except BacktestPersistError as error:
                 call.fail(error.copy())
                 acknowledged = False
@@ -375,15 +388,20 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
     async def _send_upserts(self, call: Call[Item, Any], upserts: Upserts[C], updates: Sequence[tuple[C, Any]]) -> bool:
         with self._errors(f"write of {len(updates)} items"):
             bulk = await self._send_bulk([(context, update, True) for context, update in updates])
+            await self._ids.remember_many([(updates[index][0].cache_key, id) for index, id in bulk.upserted.items()])
             for index, refused in bulk.refused.items():
                 error = await self._refusal(updates[index][0], refused)
+                if len(bulk.refused) < len(updates) and isinstance(error, WriteRejectedError):
+                    problem = (
+                        f"{error} {len(bulk.refused)} of {len(updates)} items were refused; the others are stored."
+                    )
+                    raise WriteRejectedError(problem, collection=error.collection, context=error.context)
                 if len(bulk.refused) < len(updates) and not isinstance(
-                    refused, BulkWriteError
+                    error, BulkWriteError
                 ):  # which tells that itself
                     raise self._unknown(f"{len(bulk.refused)} of {len(updates)} items may not be stored", error)
                 raise error
         self._stats.writes += len(updates)
-        await self._ids.remember_many([(updates[index][0].cache_key, id) for index, id in bulk.upserted.items()])
         upserts.new += len(bulk.upserted)
         upserts.sent += len(updates)
         call.succeeded = True
@@ -475,6 +493,15 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         unknown.__cause__ = error
         return unknown
 
+    @contextmanager
+    def _after_a_write(self) -> Generator[None]:
+        """Say, in the error of what follows an acknowledged write, that there was one."""
+        try:
+            with self._errors("write"):
+                yield
+        except (StoreUnavailableError, WriteRejectedError) as error:
+            raise self._unknown("the write was acknowledged, but what had to follow it failed", error) from error
+
     async def _refusal(self, context: C, error: Exception) -> Exception:
         """Return the error for a write that the server has refused, which names a document that is in its way."""
         if CONVERSION_FAILURE not in codes_of(error):
@@ -529,8 +556,8 @@ class _NextBatch:
     def __init__(self, max_size: int, last_sent: Upserts[Any] | None) -> None:
         self.calls: list[Call[Item, Any]] = []
         self.is_open = True
-        self.had_its_turn: Call[Item, Any] | None = None
-        """The call of many items of which a bulk was sent last."""
+        self.next_upserts: Call[Item, Any] | None = None
+        """The call of many items whose turn it is if there is no single write, after another one of this kind."""
         self._max_size = max_size
         self._last_sent = last_sent
         self._size = 0
@@ -545,10 +572,12 @@ class _NextBatch:
         if isinstance(item, Write):
             return self._add_write(call, item)
         if isinstance(item, Upserts) and item.updates is not None and not self.calls:
-            if item is self._last_sent:
-                self.had_its_turn = call
-            elif self._is_free(item.keys):
-                return self._add_last(call)
+            if self._last_sent is None:
+                if self._is_free(item.keys):
+                    return self._add_last(call)
+            elif self.next_upserts is None or self.next_upserts.item is self._last_sent:
+                has_a_turn = item is self._last_sent or self._is_free(item.keys)
+                self.next_upserts = call if has_a_turn else self.next_upserts
         elif isinstance(item, Deletion) and not (self.calls or self._waiting_keys or self._waiting_upserts):
             return self._add_last(call)
         if isinstance(item, Upserts):
@@ -579,6 +608,8 @@ class _NextBatch:
 
     def _is_free(self, keys: Iterable[str]) -> bool:
         """Whether no write of these contexts waits."""
+        if not self._waiting_keys and not self._waiting_upserts:
+            return True
         return not any(
             key in self._waiting_keys or any(key in upserts.keys for upserts in self._waiting_upserts) for key in keys
         )

@@ -62,6 +62,27 @@ async def test_first_calls_share_one_preparation(settings: Settings, driver: str
         assert commands.names.count("createIndexes") == 1
 
 
+async def test_a_call_after_a_failed_preparation_prepares_again(container: Container) -> None:
+    """A caller that tries again at once, while another one has yet to learn of the failure, is not let through."""
+    mongo, attempts = container.mongo_service, 0
+
+    async def prepare(state: object) -> None:
+        nonlocal attempts
+        attempts += 1
+        await asyncio.sleep(0)
+        if attempts == 1:
+            raise StoreUnavailableError("away")
+
+    async def call() -> int:
+        try:
+            await mongo.prepared("some-items", prepare)
+        except StoreUnavailableError:
+            await mongo.prepared("some-items", prepare)
+        return attempts
+
+    assert await asyncio.gather(call(), call(), call()) == [2, 2, 2]
+
+
 async def test_first_calls_go_on_in_the_order_of_their_calls(settings: Settings) -> None:
     """Also those that come while the others are just about to go on: of one context the last write wins."""
     for late in range(12):

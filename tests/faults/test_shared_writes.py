@@ -186,6 +186,10 @@ async def test_entries_of_one_call_are_listed_in_their_order_by_their_dates(cont
         (notification, partial(notification.upsert_many, True)),
         (storage, partial(storage.upsert_many, True)),
     ]
+    await log.upsert("single", {"id": "single"})
+    assert await log.create_many([{"id": f"many{n}"} for n in range(50)]) == 50
+    assert [row.entry_id for row in await log.list_all()][:2] == ["single", "many0"]
+    await log.mongo_store.delete_many({})
     for db, write in writes:
         names = [f"e{number * 7919 % 400:03}" for number in range(400)]
         for part in (names[:300], names[300:]):

@@ -111,7 +111,7 @@ class Work:
         self.longest = max(self.longest, wrote, read)
         assert found == row
         assert await db.find_by_context("s", "t", f"missing{n}") is None
-        await memories.upsert("s", f"b{n}", "m", {"n": n}, n)
+        await memories.upsert("s", f"b{n}", "m", {"n": n}, -n)
         assert [row.payload for row in await memories.list_entries("s", f"b{n}")] == [{"n": n}]
         await storage.upsert_many(True, [{"id": f"{n}-{part}"} for part in range(3)])
         opened = START + n * 7919 % self._stored * 60_000

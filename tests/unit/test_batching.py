@@ -272,6 +272,27 @@ async def test_a_batch_carries_a_limited_number_of_bytes() -> None:
     assert batcher._bytes == 0
 
 
+async def test_the_size_of_an_item_is_that_which_is_known_when_it_is_sent() -> None:
+    """What was unknown when it was submitted counts as soon as it is known."""
+    sent: list[int] = []
+    sizes = {"now": 0}
+
+    class Learning(Batcher[Any, Any]):
+        def size_of(self, item: Any) -> int:
+            return sizes["now"]
+
+    async def send(calls: Sequence[Call[Any, Any]], seconds: float) -> Sequence[Call[Any, Any]]:
+        sent.append(len(calls))
+        sizes["now"] = BATCH_BYTES // 2
+        for call in calls:
+            call.resolve(call.item)
+        return ()
+
+    batcher = Learning(send, max_in_flight=1, max_size=3, timeout=60.0, timed_out=timed_out)
+    await asyncio.gather(*map(batcher.submit, range(8)))
+    assert sent == [3, 2, 2, 1]
+
+
 async def test_the_time_of_a_call_behind_many_bytes_begins_when_it_is_sent() -> None:
     """As long as batches succeed; once they do not, it fails as any other, unsent."""
     succeeds = True

@@ -91,8 +91,11 @@ async def test_calls_of_many_items_let_others_have_their_turn(queue: Queue, monk
     many, few = upserts(*"abcdef"), upserts(*"uvw")
     free, bound, late = write("z"), write("f"), write("a")
     queue.add(many, free, bound, few, late)
-    assert queue.batches() == [[many], [free, late], [many], [few], [many], [few], [bound]]
+    assert queue.batches() == [[many], [free, late], [many], [few], [many], [bound], [few]]
     assert (many.keys, few.keys) == (Counter(), Counter())
+    many, few, last = upserts(*"abcdef"), upserts(*"uvw"), write("z")
+    queue.add(many, few, last)
+    assert queue.batches() == [[many], [last], [many], [few], [many], [few]]
 
 
 async def test_a_call_of_many_items_waits_for_earlier_ones_of_its_contexts(
@@ -110,6 +113,8 @@ async def test_a_call_of_many_items_is_cut_by_bytes(queue: Queue) -> None:
     large = upserts(*"abcd", size=BATCH_BYTES // 2)
     assert [len(large.take()), len(large.take()), len(large.take())] == [2, 2, 0]
     assert len(upserts("a", "b", size=2 * BATCH_BYTES).take()) == 1
+    twice = upserts("a", "b", "a")  # the later one has to be the last, and a bulk has no order
+    assert [len(twice.take()), len(twice.take())] == [2, 1]
     await asyncio.sleep(0)
 
 
