@@ -46,7 +46,7 @@ T = TypeVar("T")
 BULK_SIZE = 1000
 """Upserts of one call that are sent together, and between which the writes of others get their turn."""
 _MS = timedelta(milliseconds=1)
-_MAX_SOUND = 50_000
+_MAX_SOUND = 1000
 
 
 @dataclass(eq=False)
@@ -211,11 +211,11 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         return key in self._sound
 
     def _note(self, writes: Iterable[Write[C]]) -> None:
-        if len(self._sound) > _MAX_SOUND:
-            self._sound.clear()
         for write in writes:
             if write.replaces:
                 self._sound[write.key] = None
+                if len(self._sound) > _MAX_SOUND:
+                    del self._sound[next(iter(self._sound))]
                 self._lookup.finder.learn(write.size)
 
     @asynccontextmanager
