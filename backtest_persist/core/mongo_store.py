@@ -231,6 +231,15 @@ class MongoStore(Generic[C, R]):
 
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Upsert many contexts in unordered bulks; returns how many are new. A cancelled caller cuts no bulk."""
+        return await self._upsert_many(writes, WriteQueue[C, R].dates, replace=replace)
+
+    async def _upsert_many(
+        self,
+        writes: Sequence[tuple[C, Mapping[str, Any]]],
+        to_dates: Callable[[WriteQueue[C, R], int], Sequence[datetime]],
+        *,
+        replace: bool,
+    ) -> int:
         for context, fields in writes:
             self.schema.row_type.check_whole(context, fields)
         if not writes:
@@ -238,7 +247,7 @@ class MongoStore(Generic[C, R]):
         with self.mongo.accept():
             state = await self.ready()
             queue = self._in_flight(state).writes
-            dates = queue.dates(len(writes))
+            dates = to_dates(queue, len(writes))
             command = partial(replacing if replace else inserting, self.schema.fields)
 
             def encode() -> list[tuple[Any, int]]:
@@ -408,7 +417,8 @@ class MongoStore(Generic[C, R]):
             found = [existing.get(context) for context, _ in chunk]
             if not dry_run:
                 missing = [content for content, document in zip(chunk, found, strict=True) if document is None]
-                await self.upsert_many(missing, replace=False)
+                # of one date: at a ms each, those of a long import would lie in the future
+                await self._upsert_many(missing, lambda queue, count: [queue.date()] * count, replace=False)
             outcomes += [
                 Restored.NEW if document is None else Restored.SAME if holds(document, fields) else Restored.DIFFERENT
                 for (_, fields), document in zip(chunk, found, strict=True)

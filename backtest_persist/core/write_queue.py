@@ -92,6 +92,11 @@ class Upserts(Generic[C]):
     new: int = 0
     sent: int = 0
 
+    @property
+    def is_small(self) -> bool:
+        """Whether one bulk has room for what is left of it, and perhaps for other calls."""
+        return self.updates is not None and len(self.updates) <= BULK_SIZE
+
     def take(self) -> list[tuple[C, Any]]:
         """Take what is sent next."""
         taken: list[tuple[C, Any]] = []
@@ -260,7 +265,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
             batch.calls.append(turn)
         self._pending.extendleft(reversed(kept))
         first = batch.calls[0].item if batch.calls else None
-        self._last_sent = first if isinstance(first, Upserts) else None
+        self._last_sent = first if isinstance(first, Upserts) and not first.is_small else None
         return batch.calls
 
     def busy_error(self, item: Item) -> BacktestPersistError:
@@ -270,7 +275,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
     # --- one batch ---
 
     async def _send_batch(self, calls: Sequence[Call[Item, Any]], seconds: float) -> Sequence[Call[Item, Any]]:
-        """Carry out a batch; returns the call of which a part is still to be sent."""
+        """Carry out a batch; returns the calls of which a part is still to be sent."""
         item = calls[0].item
         try:
             async with self._state.deadline(self._operation(item if len(calls) == 1 else None), seconds, cut=False):
@@ -282,14 +287,16 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
             for call in calls:  # each gets its own copy, as tracebacks grow where they are raised
                 call.fail(self._partly_done(call.item, error.copy()))
             return ()
-        return calls if isinstance(item, Upserts) and item.updates else ()
+        return [call for call in calls if isinstance(call.item, Upserts) and call.item.updates]
 
     def _sender(self, calls: Sequence[Call[Item, Any]]) -> Callable[[], Awaitable[bool]]:
         """Return what sends a batch, and tells whether the server has acknowledged all of it."""
         call = calls[0]
         if isinstance(call.item, Upserts):
-            call.succeeded = False
-            return partial(self._send_upserts, call, call.item, call.item.take())
+            upserts = cast("Sequence[Call[Upserts[C], int]]", calls)
+            for each in upserts:
+                each.succeeded = False
+            return partial(self._send_upserts, upserts, [each.item.take() for each in upserts])
         if isinstance(call.item, Deletion):
             return partial(self._send_deletion, call, call.item.query)
         writes = cast("Sequence[Call[Write[C], Document | None]]", calls)
@@ -385,30 +392,44 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
             return False
         return document is None or write.claimable is None or not write.claimable(document)
 
-    async def _send_upserts(self, call: Call[Item, Any], upserts: Upserts[C], updates: Sequence[tuple[C, Any]]) -> bool:
+    async def _send_upserts(
+        self, calls: "Sequence[Call[Upserts[C], int]]", parts: Sequence[Sequence[tuple[C, Any]]]
+    ) -> bool:
+        """Send parts of calls of many items as one bulk; returns whether the server has acknowledged all of it."""
+        updates = [update for part in parts for update in part]
         with self._errors(f"write of {len(updates)} items"):
             bulk = await self._send_bulk([(context, update, True) for context, update in updates])
-            await self._ids.remember_many([(updates[index][0].cache_key, id) for index, id in bulk.upserted.items()])
-            for index, refused in bulk.refused.items():
-                error = await self._refusal(updates[index][0], refused)
-                if len(bulk.refused) < len(updates) and isinstance(error, WriteRejectedError):
-                    problem = (
-                        f"{error} {len(bulk.refused)} of {len(updates)} items were refused; the others are stored."
-                    )
+        self._stats.writes += len(updates) - len(bulk.refused)
+        await self._ids.remember_many([(updates[index][0].cache_key, id) for index, id in bulk.upserted.items()])
+        start = 0
+        for call, part in zip(calls, parts, strict=True):
+            upserts, end = call.item, start + len(part)
+            try:
+                refused = {at - start: error for at, error in bulk.refused.items() if start <= at < end}
+                await self._check_refused(part, refused)
+            except BacktestPersistError as error:
+                call.fail(self._partly_done(upserts, error.copy()))
+            else:
+                upserts.new += sum(start <= at < end for at in bulk.upserted)
+                upserts.sent += len(part)
+                call.succeeded = True
+                call.submitted_at = time.monotonic()
+                if not upserts.updates:
+                    call.resolve(upserts.new)
+            start = end
+        return not bulk.refused
+
+    async def _check_refused(self, part: Sequence[tuple[C, Any]], refused: Mapping[int, Exception]) -> None:
+        """Raise the error of a part of a call of which something was refused."""
+        with self._errors(f"write of {len(part)} items"):
+            for index, refusal in refused.items():
+                error = await self._refusal(part[index][0], refusal)
+                if len(refused) == len(part) or isinstance(error, BulkWriteError):  # which tells that itself
+                    raise error
+                if isinstance(error, WriteRejectedError):
+                    problem = f"{error} {len(refused)} of {len(part)} items were refused; the others are stored."
                     raise WriteRejectedError(problem, collection=error.collection, context=error.context)
-                if len(bulk.refused) < len(updates) and not isinstance(
-                    error, BulkWriteError
-                ):  # which tells that itself
-                    raise self._unknown(f"{len(bulk.refused)} of {len(updates)} items may not be stored", error)
-                raise error
-        self._stats.writes += len(updates)
-        upserts.new += len(bulk.upserted)
-        upserts.sent += len(updates)
-        call.succeeded = True
-        call.submitted_at = time.monotonic()
-        if not upserts.updates:
-            call.resolve(upserts.new)
-        return True
+                raise self._unknown(f"{len(refused)} of {len(part)} items may not be stored", error)
 
     async def _send_deletion(self, call: Call[Item, Any], query: Mapping[str, Any]) -> bool:
         """Delete by id: the server refuses a late command that names ids, but not one that names a filter."""
@@ -562,7 +583,10 @@ class _NextBatch:
         self._last_sent = last_sent
         self._size = 0
         self._replaced: dict[str, bool] = {}
-        """The contexts of this batch, and whether all writes of them so far set all fields."""
+        """The contexts of the single writes of this batch, and whether all writes of them so far set all fields."""
+        self._keys: set[str] = set()
+        """The contexts of its calls of many items."""
+        self._count = 0
         self._waiting_keys: set[str] = set()
         self._waiting_upserts: list[Upserts[Any]] = []
 
@@ -571,10 +595,10 @@ class _NextBatch:
         item = call.item
         if isinstance(item, Write):
             return self._add_write(call, item)
-        if isinstance(item, Upserts) and item.updates is not None and not self.calls:
+        if isinstance(item, Upserts) and item.updates is not None and not self._replaced:
             if self._last_sent is None:
-                if self._is_free(item.keys):
-                    return self._add_last(call)
+                if self._fits(item):
+                    return self._add_upserts(call, item)
             elif self.next_upserts is None or self.next_upserts.item is self._last_sent:
                 has_a_turn = item is self._last_sent or self._is_free(item.keys)
                 self.next_upserts = call if has_a_turn else self.next_upserts
@@ -587,7 +611,8 @@ class _NextBatch:
         return False
 
     def _add_write(self, call: Call[Item, Any], write: Write[Any]) -> bool:
-        if write.update is None or not self._is_free((write.key,)):
+        joins = not self.calls or self._replaced
+        if write.update is None or not joins or not self._is_free((write.key,)):
             self._waiting_keys.add(write.key)
             return False
         if self.calls:
@@ -599,6 +624,20 @@ class _NextBatch:
         self.calls.append(call)
         self._size += write.size
         self._replaced[write.key] = write.replaces
+        return True
+
+    def _fits(self, upserts: Upserts[Any]) -> bool:
+        """Whether a call of many items can be the first of a batch, or join other such calls in a bulk."""
+        if self.calls and (not upserts.is_small or self._count + len(upserts.updates or ()) > BULK_SIZE):
+            return False
+        return self._is_free(upserts.keys) and self._keys.isdisjoint(upserts.keys)
+
+    def _add_upserts(self, call: Call[Item, Any], upserts: Upserts[Any]) -> bool:
+        self.calls.append(call)
+        self._keys.update(upserts.keys)
+        self._count += len(upserts.updates or ())
+        self._size += call.size
+        self.is_open = self._count < BULK_SIZE and self._size < BATCH_BYTES
         return True
 
     def _add_last(self, call: Call[Item, Any]) -> bool:

@@ -28,7 +28,8 @@ async def test_single_updates_over_a_slow_line_share_their_round_trips(settings:
     async with behind_proxy(settings) as (proxy, container):
         memory, candles = container.memory_db_service, container.candle_db_service
         intervals = container.interval_db_service
-        await intervals.wait_for_init()
+        log = container.log_db_service
+        await asyncio.gather(intervals.wait_for_init(), log.wait_for_init())
         await asyncio.gather(*(memory.upsert("s", "b", f"m{n}", {"n": n}, START) for n in range(CALLS)))
         await candles.wait_for_init()
         proxy.delay = ROUND_TRIP / 2
@@ -39,6 +40,8 @@ async def test_single_updates_over_a_slow_line_share_their_round_trips(settings:
             lambda n: candles.create("L", "1m", "x", {**candle(n), "close": 1.0, "volume": 2.0}),
             lambda n: intervals.claim("b", f"k{n}", {"by": 1}, START),
             lambda n: intervals.claim("b", f"k{n}", {"by": 2}, START),
+            lambda n: log.create_many([{"id": f"l{n}"}]),
+            lambda n: log.create_many([{"id": f"l{n}"}, {"id": f"l{n}b"}]),
         ]
         answers: list[list[Any]] = []
         for kind in kinds:
@@ -46,7 +49,8 @@ async def test_single_updates_over_a_slow_line_share_their_round_trips(settings:
                 answers.append(await asyncio.gather(*map(kind, range(CALLS))))
             assert watch.seconds < 5 * ROUND_TRIP + 1
         proxy.delay = 0
-        removed, missing, first, second, claimed, again = answers
+        removed, missing, first, second, claimed, again, new, half_new = answers
+        assert (new, half_new) == ([1] * CALLS, [1] * CALLS)
         assert (claimed, again) == ([True] * CALLS, [False] * CALLS)
         assert removed == [True] * CALLS
         assert missing == [False] * CALLS

@@ -91,11 +91,26 @@ async def test_calls_of_many_items_let_others_have_their_turn(queue: Queue, monk
     many, few = upserts(*"abcdef"), upserts(*"uvw")
     free, bound, late = write("z"), write("f"), write("a")
     queue.add(many, free, bound, few, late)
-    assert queue.batches() == [[many], [free, late], [many], [few], [many], [bound], [few]]
+    assert queue.batches() == [[many], [free, late], [many], [few], [many], [few], [bound]]
     assert (many.keys, few.keys) == (Counter(), Counter())
     many, few, last = upserts(*"abcdef"), upserts(*"uvw"), write("z")
     queue.add(many, few, last)
     assert queue.batches() == [[many], [last], [many], [few], [many], [few]]
+
+
+async def test_small_calls_of_many_items_share_a_bulk(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there is room for, unless they have a context in common; single writes are another bulk."""
+    monkeypatch.setattr("backtest_persist.core.write_queue.BULK_SIZE", 4)
+    a, b, single, c, again, large = (
+        upserts("a", "b"),
+        upserts("c"),
+        write("z"),
+        upserts("d"),
+        upserts("a"),
+        upserts(*"efghi"),
+    )
+    queue.add(a, b, single, c, again, large)
+    assert queue.batches() == [[a, b, c], [single], [again], [large], [large]]
 
 
 async def test_a_call_of_many_items_waits_for_earlier_ones_of_its_contexts(

@@ -61,9 +61,9 @@ class JsonStore(Generic[C, R]):
                 return encoded[0][0]
 
             times = await self.folder(parts).write_one(encode)
-            fields = encoded[0][1]
-        else:
-            times = await self.folder(parts).write_one(self._write(parts, fields))
+            document = {**context.to_filter(), **encoded[0][1], **row_dates(parts, times)}
+            return cast("R", await asyncio.to_thread(self._domain.row_type.from_document, document))
+        times = await self.folder(parts).write_one(self._write(parts, fields))
         document = {**context.to_filter(), **fields, **row_dates(parts, times)}
         return cast("R", self._domain.row_type.from_document(document))
 
