@@ -143,8 +143,9 @@ async def _costs_one_deadline(container: Container) -> None:
         times.append(seconds)
         assert row is not None, n
         assert row.payload == {"n": 0}
-    assert times[0] < REDIS_SECONDS + 0.15, times
-    assert max(times[1:]) < REDIS_SECONDS * 0.9, times
+    *others, longest = sorted(times)  # on a busy machine Redis may still have answered the first of them
+    assert longest < REDIS_SECONDS + 0.15, times
+    assert max(others) < REDIS_SECONDS * 0.9, times
     assert db.stats.hits == 0
 
 
