@@ -117,7 +117,7 @@ async def test_a_paused_redis_costs_one_deadline(container: Container, redis: Pr
 async def test_a_sleeping_redis_costs_one_deadline(container: Container, redis: PrivateRedis, warned: Warned) -> None:
     """DEBUG SLEEP: the server does not even accept connections; the first operation waits, those after it do not."""
     await container.signal_db_service.upsert("s", "t", "e0", {"n": 0})
-    sleeping = asyncio.create_task(redis.command("DEBUG", "SLEEP", 2))
+    sleeping = asyncio.create_task(redis.command("DEBUG", "SLEEP", 3))
     await wait_until(partial(_is_silent, redis))
     await _costs_one_deadline(container)
     assert not sleeping.done()
@@ -128,7 +128,7 @@ async def test_a_sleeping_redis_costs_one_deadline(container: Container, redis: 
 
 async def _is_silent(redis: PrivateRedis) -> bool:
     try:
-        async with asyncio.timeout(0.05):
+        async with asyncio.timeout(0.5):  # less would also end on a busy machine, before the server sleeps
             return not await redis.answers()
     except TimeoutError:
         return True
@@ -143,9 +143,8 @@ async def _costs_one_deadline(container: Container) -> None:
         times.append(seconds)
         assert row is not None, n
         assert row.payload == {"n": 0}
-    *others, longest = sorted(times)  # on a busy machine Redis may still have answered the first of them
-    assert longest < REDIS_SECONDS + 0.15, times
-    assert max(others) < REDIS_SECONDS * 0.9, times
+    assert times[0] < REDIS_SECONDS + 0.15, times
+    assert max(times[1:]) < REDIS_SECONDS * 0.9, times
     assert db.stats.hits == 0
 
 
