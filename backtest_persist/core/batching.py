@@ -107,11 +107,11 @@ class Batcher(Generic[Item, Answer]):
         """How many items a batch may have now."""
         return self._max_size
 
-    def size_of(self, item: Item) -> int:  # for those who know
+    def size_of(self, item: Item) -> int:
         """Return how many bytes an item adds to its batch, as far as that is known."""
         return 0
 
-    def busy_error(self, item: Item) -> BacktestPersistError:  # for those who add something
+    def busy_error(self, item: Item) -> BacktestPersistError:
         """Return the error of an item that was not sent within its deadline."""
         return StoreUnavailableError(
             "MongoDB was busy for the whole deadline; nothing was sent.", server="MongoDB", reason=ErrorReason.BUSY

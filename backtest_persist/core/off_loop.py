@@ -10,7 +10,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LARGE = 256 * 1024
-"""How many bytes of BSON are encoded or decoded in the event loop at most: that takes some 10 ms."""
+"""How many bytes of BSON are encoded or decoded in the event loop at most."""
 
 
 async def by_size(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
