@@ -1,6 +1,7 @@
 """One connection to Redis: commands, the look at the server behind it, and what becomes of bytes that were not sent."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, cast
@@ -73,7 +74,7 @@ class LateCommands:
         self._names -= names
 
 
-class _Connection:
+class _Connection(ABC):
     """The commands by one connection of redis-py: half the work of a client, whose retries we do not need."""
 
     _connection: Any
@@ -101,9 +102,9 @@ class _Connection:
         if refused is not None:
             raise refused
 
+    @abstractmethod
     async def _open(self) -> None:
         """Make the connection ready for a command."""
-        raise NotImplementedError
 
     def _opened(self) -> None:
         self._transport = transport_of(self._connection)
