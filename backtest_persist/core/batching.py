@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 BATCH_BYTES = 8 * 1024 * 1024
-"""What one batch carries at most, unless a single item is larger."""
+"""The bytes that one batch carries at most, unless a single item is larger."""
 
 
 @dataclass(eq=False)
@@ -29,9 +29,9 @@ class Call(Generic[Item, Answer]):
     submitted_at: float
     """By `time.monotonic`; infinite as long as its time has not begun."""
     bytes_before: int = 0
-    """What was pending or in flight when it was submitted."""
+    """The bytes that were pending or in flight when it was submitted."""
     size: int = 0
-    """What it adds to that, in bytes."""
+    """The bytes that it adds to that."""
     future: "asyncio.Future[Answer]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     succeeded: bool = False
 

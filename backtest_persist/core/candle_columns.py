@@ -21,7 +21,7 @@ class Columns:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        """What a row is called in a message."""
+        """The name of a row in a message."""
         self._names: list[Any] = []
         self._values: list[Sequence[Any]] = []
         self._in_ms: set[Any] = set()

@@ -86,7 +86,7 @@ class _Plan(NamedTuple):
     places: Mapping[str, Any]
     """The given name of each field."""
     problem: str
-    """What is missing or ambiguous; empty if nothing is."""
+    """The fields that are missing or ambiguous, for a message; empty if none is."""
     ignored: frozenset[str]
 
 

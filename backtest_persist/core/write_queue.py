@@ -71,7 +71,7 @@ class Write(Generic[C]):
     repair: Callable[[], Any] | None = None
     """Makes the update that follows alone if the document turns out to lack a usable creation date."""
     inserted: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What a new document has of what is answered."""
+    """The fields of a new document that the answer needs."""
     answer: tuple[str, ...] | None = None
     """The wire names of the fields to answer with, beside ``_id``; None for all."""
     key: str = field(init=False)

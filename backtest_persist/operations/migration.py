@@ -1,4 +1,4 @@
-"""What an older release or a missing index has left behind: found, and put right on request."""
+"""Migration: narrow indexes and duplicates of an older release or a missing index, found and resolved on request."""
 
 import os
 from dataclasses import dataclass, field

@@ -156,7 +156,7 @@ class Candles(Suite):
 
     @requires(CANDLE)
     async def test_a_candle_that_was_fetched_open_is_skipped(self, tmp_path: Path) -> None:
-        """What had not closed at `as_of` is not stored, so that the final candle is; `as_of` is never after now."""
+        """A candle that was open at `as_of` is not stored, so that the final one is; `as_of` is never after now."""
         now = int(time.time() * 1000)
         coming = now - now % DAY + DAY
         async with self.open(tmp_path) as persist:

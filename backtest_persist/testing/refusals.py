@@ -55,7 +55,7 @@ _BAD_WINDOWS: tuple[tuple[Any, ...], ...] = (
 
 
 class Refusals(Suite):
-    """Whatever a backend does with good input, bad input is a typed error, of reads, writes and removals."""
+    """Bad input is a typed error of reads, writes and removals, also in a backend that keeps nothing."""
 
     @for_each()
     async def test_an_unusable_part_of_a_context_is_refused(self, tmp_path: Path, subject: Subject) -> None:
@@ -80,7 +80,7 @@ class Refusals(Suite):
 
     @for_each(keeps_payloads)
     async def test_an_unusable_payload_is_refused(self, tmp_path: Path, subject: Subject) -> None:
-        """What has no exact form, wherever it is, is an InvalidPayloadError; so is what is no mapping."""
+        """A value without an exact form, wherever it is, is an InvalidPayloadError; so is a payload that is no mapping."""
         async with self.open(tmp_path) as persist:
             for value in _BAD_VALUES:
                 for payload in ({"good": 1, "bad": value}, {"inner": [{"bad": [value]}]}):
