@@ -80,7 +80,7 @@ class Refusals(Suite):
 
     @for_each(keeps_payloads)
     async def test_an_unusable_payload_is_refused(self, tmp_path: Path, subject: Subject) -> None:
-        """A value without an exact form is an InvalidPayloadError wherever it is; so is a payload that is no mapping."""
+        """A value without an exact form is an InvalidPayloadError wherever it is; so is what is no mapping."""
         async with self.open(tmp_path) as persist:
             for value in _BAD_VALUES:
                 for payload in ({"good": 1, "bad": value}, {"inner": [{"bad": [value]}]}):
