@@ -50,6 +50,8 @@ class Part:
     store: Store[Any, Any]
     """The store of the backend itself."""
     changes: Sequence[Change]
+    remembers_ids: bool = True
+    """Whether Redis is told the ids of new rows."""
 
 
 class Committer(Protocol):

@@ -180,7 +180,10 @@ class MongoCommitter:
             finally:
                 for hold in holds:
                     hold.release()
-            await asyncio.gather(*(plan.store.remember(plan.ids) for plan in plans))
+            remembered = (
+                plan.store.remember(plan.ids) for plan, part in zip(plans, parts, strict=True) if part.remembers_ids
+            )
+            await asyncio.gather(*remembered)
 
     async def _transact(
         self, state: MongoState, parts: Sequence[Part], plans: Sequence[_Plan], holds: Sequence[Hold]
