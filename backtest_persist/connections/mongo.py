@@ -43,6 +43,7 @@ __all__ = ("MongoService", "MongoState")
 STEP_SECONDS = 0.05
 MANY_CONNECTIONS = 100
 _SETTING = "CC_MONGO_CONNECTION_STRING"
+_WITH_TRANSACTIONS = {"RSPrimary", "Mongos", "LoadBalancer"}
 _SRV = "mongodb+srv://"
 _DNS_SHARE = 0.8
 """The part of a deadline that a DNS query may take, so that the words of the driver come before the end."""
@@ -167,6 +168,12 @@ class MongoState:
         task = asyncio.get_running_loop().create_task(work, context=Context())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    @property
+    def takes_transactions(self) -> bool:
+        """Whether a server that is known has transactions: a member of a replica set, or a router."""
+        servers = self.client.topology_description.server_descriptions().values()
+        return any(server.server_type_name in _WITH_TRANSACTIONS for server in servers)
 
     async def start_session(self) -> Any:
         """Start an explicit session."""
