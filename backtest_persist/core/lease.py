@@ -113,11 +113,7 @@ class Lease:
         Raises `LeaseLostError`, and `SettingsError` for a standalone, which has no transactions.
         """
         held = self._checked()
-        if not held.state.has_transactions:
-            raise SettingsError(
-                "This MongoDB is a standalone, which has no transactions. Start mongod with --replSet rs0 and run "
-                "`backtest-persist initiate`; one member is enough."
-            )
+        held.state.check_transactions()
         return await held.session()
 
     async def abandon_session(self) -> None:
