@@ -166,7 +166,7 @@ class CandleMemory:
         for part in parts:
             series.owner.touch(part[0])
         chunk = parts[0][0]
-        if newest >= chunk.prefetch_from:
+        if newest >= chunk.prefetch_from and newest // series.span == chunk.index:
             chunk.prefetch_from = math.inf
             if series.owner.has_room_ahead():
                 self._load(series, range(chunk.index + 1, chunk.index + 2))
