@@ -41,15 +41,15 @@ Pending = Mapping[int, CandleData]
 
 _MIN_MS, _MAX_MS = 10**11, 10**14
 """An int from the first on and below the second is an instant, whatever the settings."""
-_MAX_HOLE = 8 * SLOTS
-"""The opening times of the largest range that is read to fill the holes in it."""
+_MAX_GAP = 8 * SLOTS
+"""The opening times of the largest range that is read to fill the gaps in it."""
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class CandleMemory:
     """Keeps closed candles in memory, and answers as `CandleDbService.find_last` does.
 
-    A window is what is stored: holes in it are asked of the store at each read, so that a candle which another process
+    A window is what is stored: gaps in it are asked of the store at each read, so that a candle which another process
     stores is seen by the next one. A candle that another process replaces or deletes while it is in memory is seen
     after `forget`: a closed candle never changes.
 
@@ -193,8 +193,8 @@ class CandleMemory:
     async def _find_missing(self, series: SeriesChunks, times: "NDArray[Any]", newest: int, limit: int) -> Columns:
         """Find what a window lacks beside known candles, the last ones up to `newest`, whose `times` are given."""
         first, last = _missing(times, newest, series.step)
-        if len(times) == limit and last - first < _MAX_HOLE * series.step:
-            end = series.hole_end(newest) if last == newest else last + series.step
+        if len(times) == limit and last - first < _MAX_GAP * series.step:
+            end = series.gap_end(newest) if last == newest else last + series.step
             try:
                 return await self._shared((series, first, end), lambda: self._find_range(series, first, end))
             except InvalidPayloadError:  # perhaps of a candle outside of the window; the query below knows
@@ -281,10 +281,10 @@ def _missing(times: "NDArray[Any]", newest: int, step: int) -> tuple[int, int]:
     """
     if not len(times):
         return newest, newest
-    before_holes = (times[1:] - times[:-1] != step).nonzero()[0]
+    before_gaps = (times[1:] - times[:-1] != step).nonzero()[0]
     is_trailing = times[-1] < newest
-    if len(before_holes):
-        first, last = int(times[before_holes[0]]) + step, int(times[before_holes[-1] + 1]) - step
+    if len(before_gaps):
+        first, last = int(times[before_gaps[0]]) + step, int(times[before_gaps[-1] + 1]) - step
     else:
         first, last = int(times[-1]) + step, int(times[0]) - step
     return first, newest if is_trailing else last

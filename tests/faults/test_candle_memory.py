@@ -27,7 +27,7 @@ async def test_a_find_that_fails_is_not_remembered(container: Container, failing
         window = await memory.window(*KEY, 20, START + (number + 1) * MINUTE)
         return int(window["volume"][-1]) - 1
 
-    for number in (100, 210):  # a chunk, and a hole in it
+    for number in (100, 210):  # a chunk, and a gap in it
         async with failing("find", times=100, errorCode=13):
             found = await asyncio.gather(last(number), last(number + 1), return_exceptions=True)
         assert {type(error) for error in found} == {StoreUnavailableError}

@@ -92,7 +92,7 @@ class Walk:
         self.pending: dict[tuple[str, str, str], dict[int, CandleData]] = {key: {} for key in self.series}
 
     async def prepare(self) -> None:
-        """Store series with holes of all lengths, and one that begins late."""
+        """Store series with gaps of all lengths, and one that begins late."""
         for place, key in enumerate(self.series):
             missing = {n for n in range(100) if self.chance.random() < (0, 0.03, 0.5)[place]}
             begin = self.chance.randrange(90)
@@ -167,7 +167,7 @@ async def test_a_window_is_what_the_store_would_answer(
 ) -> None:
     """Whatever is missing, written, pending or evicted, a window is that of `find_last`, in copies."""
     monkeypatch.setattr(candle_chunks, "SLOTS", 16)
-    monkeypatch.setattr(candle_memory, "_MAX_HOLE", 40)
+    monkeypatch.setattr(candle_memory, "_MAX_GAP", 40)
     monkeypatch.setattr(candle_chunks, "CHUNK_BYTES", 2304)
     async with Container(settings) as container:
         for seed, bound in enumerate(max_bytes):
@@ -185,7 +185,7 @@ async def test_a_window_is_what_the_store_would_answer(
 
 
 async def test_a_backtest_asks_once_for_each_chunk(stored: CandleDbService, memory: CandleMemory) -> None:
-    """Windows without holes cost no find while they stay in a chunk, nor does the next chunk, which is loaded ahead."""
+    """Windows without gaps cost no find while they stay in a chunk, nor does the next chunk, which is loaded ahead."""
     count = SLOTS + 300
     await stored.create_many(*KEY, [candle(n) for n in range(count)])
     before = stored.stats.reads
@@ -218,12 +218,12 @@ async def test_no_candle_closes_after_until(stored: CandleDbService, memory: Can
     assert numbers(await memory.window(*KEY, 10, at(-1))) == []
 
 
-async def test_a_hole_costs_one_find_at_each_read(
+async def test_a_gap_costs_one_find_at_each_read(
     stored: CandleDbService, memory: CandleMemory, settings: Settings
 ) -> None:
-    """Holes are asked for again together, nothing else is, and what another process fills is seen by the next read."""
-    holes = {100, 120, *range(400, 410)}
-    await stored.create_many(*KEY, [candle(n) for n in range(500) if n not in holes])
+    """Gaps are asked for again together, nothing else is, and what another process fills is seen by the next read."""
+    gaps = {100, 120, *range(400, 410)}
+    await stored.create_many(*KEY, [candle(n) for n in range(500) if n not in gaps])
     await memory.window(*KEY, 50, at(60))
 
     async def finds(number: int, expected: list[int]) -> int:
@@ -231,7 +231,7 @@ async def test_a_hole_costs_one_find_at_each_read(
         assert numbers(await memory.window(*KEY, 50, at(number))) == expected
         return stored.stats.reads - before
 
-    whole = [n for n in range(500) if n not in holes]
+    whole = [n for n in range(500) if n not in gaps]
     assert await finds(130, [n for n in whole if n <= 130][-50:]) == 1
     assert await finds(130, [n for n in whole if n <= 130][-50:]) == 1
     assert await finds(170, [*range(121, 171)]) == 0
@@ -257,7 +257,7 @@ async def test_a_hole_costs_one_find_at_each_read(
 
 
 async def test_concurrent_windows_share_what_they_ask_for(stored: CandleDbService, memory: CandleMemory) -> None:
-    """A chunk, and a hole in it, is asked for once by all who need it in one turn."""
+    """A chunk, and a gap in it, is asked for once by all who need it in one turn."""
     await stored.create_many(*KEY, [candle(n) for n in range(300) if n != 200])
     before = stored.stats.reads
     windows = await asyncio.gather(*(memory.window(*KEY, 20, at(n % 150 + 30)) for n in range(200)))
@@ -291,7 +291,7 @@ async def test_a_window_waits_for_no_query_that_may_be_out_of_date(
 ) -> None:
     """A candle that was stored before a window is asked for is in it, also while an earlier query is under way."""
     await stored.create_many(*KEY, [candle(n) for n in range(300) if n not in (200, 250)])
-    for number in (200, 250):  # when the chunk is loaded, and when a hole in it is asked for
+    for number in (200, 250):  # when the chunk is loaded, and when a gap in it is asked for
         held = Held(stored, monkeypatch)
         first = asyncio.create_task(memory.window(*KEY, 20, at(number + 5)))
         await held.read.wait()
@@ -366,7 +366,7 @@ async def test_the_memory_is_bounded_and_can_be_off(stored: CandleDbService) -> 
 async def test_what_is_written_is_in_windows_before_and_after_it_is_stored(
     stored: CandleDbService, memory: CandleMemory
 ) -> None:
-    """Pending candles close holes without a find; of a stored one the stored numbers are returned."""
+    """Pending candles close gaps without a find; of a stored one the stored numbers are returned."""
     await stored.create_many(*KEY, [candle(n) for n in range(100)])
     await memory.window(*KEY, 10, at(99))
     pending = {row["timestamp"]: row for row in map(candle, range(100, 110))}
