@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from contextvars import Context
 from datetime import UTC, datetime, timedelta
@@ -194,7 +195,7 @@ class CandleMemory:
         """Find what a window lacks beside known candles, the last ones up to `newest`, whose `times` are given."""
         first, last = _missing(times, newest, series.step)
         if len(times) == limit and last - first < _MAX_GAP * series.step:
-            end = series.gap_end(newest) if last == newest else last + series.step
+            end = max(_by_now(series.gap_end(newest)), newest + series.step) if last == newest else last + series.step
             try:
                 return await self._shared((series, first, end), lambda: self._find_range(series, first, end))
             except InvalidPayloadError:  # perhaps of a candle outside of the window; the query below knows
@@ -218,7 +219,7 @@ class CandleMemory:
         return {loads[series, index] for index in missing}
 
     async def _load_chunks(self, series: SeriesChunks, indices: Sequence[int]) -> None:
-        start, end = indices[0] * series.span, (indices[-1] + 1) * series.span
+        start, end = indices[0] * series.span, _by_now((indices[-1] + 1) * series.span)
         try:
             await self._find_range(series, start, end, loaded=indices)
         except InvalidPayloadError:  # perhaps of a candle that no window needs; their own queries know
@@ -288,6 +289,11 @@ def _missing(times: "NDArray[Any]", newest: int, step: int) -> tuple[int, int]:
     else:
         first, last = int(times[-1]) + step, int(times[0]) - step
     return first, newest if is_trailing else last
+
+
+def _by_now(end: int) -> int:
+    """Return the end of what is read ahead, which is now at the latest: no candle that opens later is stored."""
+    return min(end, int(time.time() * 1000))
 
 
 def _instant(timestamp: int) -> When:

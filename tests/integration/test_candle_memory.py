@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import sys
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backtest_persist import Container, InvalidKeyError, InvalidPayloadError, Settings
+from backtest_persist import Container, InvalidKeyError, InvalidPayloadError, Settings, SettingsError
 from backtest_persist.contracts import CandleData
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.run import candle_chunks, candle_memory
@@ -256,6 +258,31 @@ async def test_a_gap_costs_one_find_at_each_read(
     assert await finds(10**6, [*range(650, 700)]) == 1
 
 
+async def test_nothing_is_asked_about_the_future(
+    stored: CandleDbService, memory: CandleMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In live trading one candle more is read at each bar, not a chunk that does not exist yet."""
+    ends: list[float] = []
+    find_columns = stored.find_columns
+
+    async def recorded(symbol: str, interval: str, exchange_name: str, since: datetime, limit: int) -> Any:
+        ends.append(since.timestamp() * 1000 + limit * MINUTE)
+        return await find_columns(symbol, interval, exchange_name, since, limit)
+
+    monkeypatch.setattr(stored, "find_columns", recorded)
+    now = int(time.time() * 1000)
+    last = (now - START) // MINUTE - 1
+    for number in range(last - 40, last + 1):
+        await stored.create(*KEY, candle(number))
+        rows = await memory.rows(*KEY, 10, at(number))
+        assert numbers(rows)[-1] == number
+    assert len(ends) > 30
+    assert max(ends) <= time.time() * 1000
+    late = await memory.rows(*KEY, 10, at(last + 5))
+    assert numbers(late) == [*range(last - 9, last + 1)], "whatever the clock of this machine says"
+    await settled(memory)
+
+
 async def test_concurrent_windows_share_what_they_ask_for(stored: CandleDbService, memory: CandleMemory) -> None:
     """A chunk, and a gap in it, is asked for once by all who need it in one turn."""
     await stored.create_many(*KEY, [candle(n) for n in range(300) if n != 200])
@@ -334,7 +361,7 @@ async def test_a_caller_that_is_cancelled_harms_nobody(
     assert memory.nbytes == 0
 
 
-async def test_the_memory_is_bounded_and_can_be_off(stored: CandleDbService) -> None:
+async def test_the_memory_is_bounded_and_can_be_off(stored: CandleDbService, monkeypatch: pytest.MonkeyPatch) -> None:
     """Least recently used chunks go first; with 0, and for windows that are too large, the store is asked."""
     other = ("ETH", "1m", "binance")
     for key in (KEY, other):
@@ -361,6 +388,11 @@ async def test_the_memory_is_bounded_and_can_be_off(stored: CandleDbService) -> 
             assert numbers(await off.window(*KEY, 10, at(100), pending={})) == [*range(91, 101)]
             assert stored.stats.reads - before == 2
         assert off.nbytes == 0
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    off = CandleMemory(stored, 64 << 20)
+    assert await off.rows(*KEY, 10, at(100)) == [candle(n) for n in range(91, 101)]
+    with pytest.raises(SettingsError, match="pip install numpy"):
+        await off.window(*KEY, 10, at(100))
 
 
 async def test_what_is_written_is_in_windows_before_and_after_it_is_stored(
