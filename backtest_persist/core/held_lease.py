@@ -90,6 +90,8 @@ class HeldLease:
 
     def abandon_session(self) -> None:
         """Forget the session and end its transaction in the background; see `Lease.abandon_session`."""
+        if not self.is_here:
+            return
         starting, self._starting = self._starting, None
         if starting is not None:
             task = asyncio.create_task(self._kill_sessions(starting), context=ContextVariables())
@@ -149,9 +151,12 @@ class HeldLease:
         self._siblings.leases.discard(self)
         half = self.state.seconds / 2
         try:
-            if self._recorded:  # before all others, as what it ends may lock the lease
-                await self._document.kill(set(self._recorded), half)
-            await asyncio.wait({self._renewal, *self._killing})
+            try:
+                if self._recorded:  # before all else, as what it ends may lock the lease
+                    await self._document.kill(set(self._recorded), half)
+            finally:
+                await asyncio.wait({self._renewal, *self._killing, *([self._starting] if self._starting else [])})
+                self._starting = None
             await self._document.release(half)
         except BacktestPersistError as error:
             self._logger.warning("lease.not_given_up", context=self._context.describe(), why=error)
