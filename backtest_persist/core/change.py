@@ -50,10 +50,16 @@ class Part:
     store: Store[Any, Any]
     """The store of the backend itself."""
     changes: Sequence[Change]
+    remembers_ids: bool = True
+    """Whether Redis is told the ids of new rows."""
 
 
 class Committer(Protocol):
     """Stores units of work in one backend."""
+
+    async def wait_for_init(self) -> None:
+        """Get ready; `SettingsError` where units of work cannot be stored as a whole."""
+        ...
 
     async def commit(self, parts: Sequence[Part]) -> None:
         """Store the changes of all parts, or none of them.

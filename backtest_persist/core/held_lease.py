@@ -10,8 +10,7 @@ from uuid import UUID
 from backtest_persist.connections import MongoState, joined
 from backtest_persist.core.lease_document import LEASES, LeaseContext, LeaseDocument, LeaseRow
 from backtest_persist.core.owner import lost_error
-from backtest_persist.core.transaction import NO_TRANSACTIONS
-from backtest_persist.errors import BacktestPersistError, LeaseLostError, SettingsError
+from backtest_persist.errors import BacktestPersistError, LeaseLostError
 from backtest_persist.logger import LoggerService
 
 __all__ = ("HeldLease",)
@@ -71,14 +70,13 @@ class HeldLease:
         starting = self._starting
         if starting is None or (starting.done() and (starting.cancelled() or starting.exception() is not None)):
             starting = self._starting = asyncio.create_task(self._start_session(), context=ContextVariables())
-        return await joined(starting)
+        return starting.result() if starting.done() else await joined(starting)
 
     async def _start_session(self) -> Any:
         if self._killing:  # what they end may lock what the next transaction writes
             await asyncio.wait(set(self._killing))
         await self.state.select_server(LEASES.operation("start a session", self._context))
-        if not self.state.takes_transactions:
-            raise SettingsError(f"{NO_TRANSACTIONS}.", setting="CC_MONGO_CONNECTION_STRING")
+        self.state.check_transactions()
         session = await self.state.start_session()
         id = UUID(bytes=bytes(session.session_id["id"]))
         ended = set(self._ended)
