@@ -29,6 +29,9 @@ from tests.support.containers import open_container, with_uri
 from tests.support.leases import commit, lease_of, silence
 from tests.support.servers import private_mongod, wait_until
 
+BY_ONE_DRIVER = pytest.mark.parametrize("driver", ["pymongo"], indirect=True)
+"""For what the server decides, or nobody."""
+
 
 @pytest.fixture
 async def other(settings: Settings) -> AsyncIterator[Container]:
@@ -79,6 +82,7 @@ async def test_a_lease_is_held_by_one_until_it_is_given_up(container: Container,
     assert [name for name, _ in unique] == ["strategyName", "exchangeName", "symbol", "frameName", "mode"]
 
 
+@BY_ONE_DRIVER
 async def test_names_and_times_that_cannot_be_are_refused(container: Container) -> None:
     """Before anything is sent; so is the use of a lease that was not taken."""
     for wrong in ({"strategy": ""}, {"symbol": {"$gt": ""}}, {"frame": None}, {"mode": "demo"}, {"mode": True}):
@@ -108,6 +112,7 @@ async def test_one_who_waits_gets_the_lease_when_it_is_free(container: Container
     assert cancelled.cancelled()
 
 
+@BY_ONE_DRIVER
 async def test_of_many_who_come_first_one_gets_the_lease(settings: Settings, container: Container) -> None:
     """The others are refused, and nobody meets a duplicate key."""
     await container.wait_for_init()
@@ -181,6 +186,7 @@ async def test_a_lease_that_is_not_renewed_runs_out(
         assert (await container.mongo_service.database["lease-items"].count_documents({"owner": None})) == 1
 
 
+@BY_ONE_DRIVER
 async def test_the_time_is_that_of_the_server(settings: Settings) -> None:
     """No command on a lease has a time of this process, whose clock may be wrong."""
     commands: list[Mapping[str, Any]] = []
@@ -269,6 +275,7 @@ async def write_as(container: Container, session: Any) -> None:
     await container.mongo_service.database["x"].update_one({"_id": 1}, {"$set": {"n": 2}}, session=session)
 
 
+@BY_ONE_DRIVER
 @pytest.mark.parametrize("commits", [False, True])
 async def test_a_holder_that_wakes_up_while_it_is_succeeded(
     container: Container, other: Container, monkeypatch: pytest.MonkeyPatch, commits: bool
@@ -315,6 +322,7 @@ async def test_closing_the_container_gives_its_leases_up(settings: Settings, con
             assert successor.epoch == 2
 
 
+@BY_ONE_DRIVER
 async def test_a_standalone_has_leases_without_transactions(settings: Settings, tmp_path: Path) -> None:
     """Taken, refused, renewed and given up as elsewhere; a session is a SettingsError that says what to do."""
     async with private_mongod(tmp_path) as base, open_container(with_uri(settings, f"{base}standalone")) as container:
@@ -322,12 +330,13 @@ async def test_a_standalone_has_leases_without_transactions(settings: Settings, 
             await asyncio.sleep(0.5)
             with pytest.raises(LeaseHeldError):
                 await lease_of(container).__aenter__()
-            with pytest.raises(SettingsError, match="replica set"):
+            with pytest.raises(SettingsError, match="--replSet rs0"):
                 await lease.session()
         async with lease_of(container) as lease:
             assert (lease.epoch, lease.lost()) == (2, None)
 
 
+@BY_ONE_DRIVER
 async def test_operations_know_the_collection_of_leases(container: Container, tmp_path: Path) -> None:
     """It belongs to the package: it is prepared with the others, and neither unknown nor part of a dump."""
     await container.wait_for_init()
