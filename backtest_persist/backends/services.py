@@ -35,8 +35,12 @@ class AdapterFactories(Mapping[str, Callable[..., Adapter]]):
     """Maps the name of each domain to what builds its adapters; see `contracts.Backend`."""
 
     def __init__(self, services: Services, domains: Iterable[Domain]) -> None:
+        self.services = services
+        """Gives the adapters their db services."""
+        self.domains = tuple(domains)
+        """The domains of which there are adapters."""
         self._factories: dict[str, Callable[..., Adapter]] = {
-            domain.name: partial(domain.adapter, ioc=services) for domain in domains
+            domain.name: partial(domain.adapter, ioc=services) for domain in self.domains
         }
 
     def __getitem__(self, name: str) -> Callable[..., Adapter]:
