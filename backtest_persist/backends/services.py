@@ -36,9 +36,8 @@ class AdapterFactories(Mapping[str, Callable[..., Adapter]]):
 
     def __init__(self, services: Services, domains: Iterable[Domain]) -> None:
         self.services = services
-        """Gives the adapters their db services."""
+        """What gives the adapters their db services."""
         self.domains = tuple(domains)
-        """The domains of which there are adapters."""
         self._factories: dict[str, Callable[..., Adapter]] = {
             domain.name: partial(domain.adapter, ioc=services) for domain in self.domains
         }

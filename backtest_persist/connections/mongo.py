@@ -43,6 +43,7 @@ __all__ = ("MongoService", "MongoState")
 STEP_SECONDS = 0.05
 MANY_CONNECTIONS = 100
 _SETTING = "CC_MONGO_CONNECTION_STRING"
+_WITH_TRANSACTIONS = {"RSPrimary", "Mongos", "LoadBalancer"}
 _SRV = "mongodb+srv://"
 _DNS_SHARE = 0.8
 """The part of a deadline that a DNS query may take, so that the words of the driver come before the end."""
@@ -143,6 +144,12 @@ class MongoState:
         """Bound what is awaited of the driver by so many seconds; None if that would break the driver."""
         return self._timer.limit if self._driver.bears_timers else None
 
+    @property
+    def has_transactions(self) -> bool:
+        """Whether no server that the driver knows is a standalone, which has none."""
+        servers = self.client.topology_description.server_descriptions().values()
+        return all(server.server_type_name != "Standalone" for server in servers)
+
     def collection(self, name: str) -> Collection:
         """The collection of that name."""
         collection = self._collections.get(name)
@@ -161,6 +168,12 @@ class MongoState:
         task = asyncio.get_running_loop().create_task(work, context=Context())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    @property
+    def takes_transactions(self) -> bool:
+        """Whether a server that is known has transactions: a member of a replica set, or a router."""
+        servers = self.client.topology_description.server_descriptions().values()
+        return any(server.server_type_name in _WITH_TRANSACTIONS for server in servers)
 
     async def start_session(self) -> Any:
         """Start an explicit session."""

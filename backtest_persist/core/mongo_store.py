@@ -447,6 +447,16 @@ class MongoStore(Generic[C, R]):
                 existing |= {context: {} for context in contexts if self.schema.may_find(context, document)}
         return existing
 
+    # --- for a transaction ---
+
+    def writes(self, state: MongoState) -> WriteQueue[C, R]:
+        """Return the queue in which the writes of the running event loop wait."""
+        return self._in_flight(state).writes
+
+    async def remember(self, ids: Sequence[tuple[str, ObjectId]]) -> None:
+        """Tell Redis the ids of new documents, by cache key."""
+        await self._ids.remember_many(ids)
+
     # --- indexes of an older release ---
 
     @as_operation("reading the indexes")

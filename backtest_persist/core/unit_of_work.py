@@ -8,88 +8,23 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
+from backtest_persist.core.change import Change, ChangeKind, Committer, Part
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.payload import encoded_fields, is_deferred
-from backtest_persist.core.row import Context, Row, utc_now
+from backtest_persist.core.row import Context, Row
 from backtest_persist.core.store import Store
 from backtest_persist.errors import ClosedError
 
-__all__ = (
-    "BufferedStore",
-    "Change",
-    "ChangeKind",
-    "Committer",
-    "Layer",
-    "Part",
-    "UnitOfWork",
-    "joined_unit",
-)
+__all__ = ("BufferedStore", "Layer", "UnitOfWork", "joined_unit")
 
 C = TypeVar("C", bound=Context)
 D = TypeVar("D", bound=DbService[Any, Any])
 R = TypeVar("R", bound=Row)
 
 _NO_ID = "0" * 24
-
-
-class ChangeKind(Enum):
-    """How a change treats a stored row of its context."""
-
-    REPLACE = "replace"
-    """It sets all fields, whatever is stored."""
-    INSERT = "insert"
-    """It stores the row where none is stored, a tombstone included; otherwise it changes nothing."""
-    CLAIM = "claim"
-    """It sets all fields; where a row is stored that is not a tombstone, nothing of the unit may be stored."""
-    REMOVE = "remove"
-    """It turns the row into a tombstone, where one is stored."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """The change of one context: what all writes of it in one unit of work amount to."""
-
-    context: Context
-    kind: ChangeKind
-    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """The fields beside the context, by their wire names, encoded; none for `ChangeKind.REMOVE`."""
-    at: datetime = field(default_factory=utc_now)
-
-    def after(self, before: "Change | None") -> "Change":
-        """Return the change that stands for the one before, of the same context, and this one."""
-        if before is None or before.kind is not ChangeKind.CLAIM or self.kind is not ChangeKind.REPLACE:
-            return self
-        return dataclasses.replace(self, kind=ChangeKind.CLAIM)  # the entry still has to be free
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """The changes of one store, in the order in which their contexts were first written."""
-
-    store: Store[Any, Any]
-    """The store of the backend itself."""
-    changes: Sequence[Change]
-
-
-class Committer(Protocol):
-    """Stores units of work in one backend."""
-
-    async def commit(self, parts: Sequence[Part]) -> None:
-        """Store the changes of all parts, or none of them.
-
-        A cancelled caller cuts nothing: the commit goes on. `WriteOutcomeUnknownError` when nobody knows which of the
-        two it was; after any other error it is none.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Wait for the commits in progress, and let go what they needed."""
-        ...
 
 
 class Layer:
@@ -123,7 +58,11 @@ class Layer:
 
     def parts(self) -> list[Part]:
         """Return the changes, for a `Committer`."""
-        return [Part(store.inner, [*changes.values()]) for store, changes in self._changes.items() if changes]
+        return [
+            Part(store.inner, [*changes.values()], remembers_ids=store.remembers_ids)
+            for store, changes in self._changes.items()
+            if changes
+        ]
 
 
 class UnitOfWork:
@@ -146,6 +85,8 @@ class UnitOfWork:
         self.generation = 0
         """How often what was read has been forgotten."""
         self.has_ended = False
+        self.is_open = True
+        """Whether it takes writes now; a run does within a bar alone."""
         self._buffered = buffered
         self._db_services: dict[type[DbService[Any, Any]], DbService[Any, Any]] = {}
         self._stores: list[BufferedStore[Any, Any]] = []
@@ -181,8 +122,11 @@ class UnitOfWork:
 
     def add(self, store: "BufferedStore[Any, Any]", key: str, change: Change) -> None:
         """Add a change to the newest layer."""
-        if self.has_ended:
-            raise ClosedError("This unit of work has ended; what is written by its adapters now would be lost.")
+        if self.has_ended or not self.is_open:
+            raise ClosedError(
+                "The adapters of a checkpoint write until its end, and those of a run within a bar: async with "
+                "run.bar(when) as bar. Nothing was written."
+            )
         self.layers[-1].add(store, key, change)
 
     def open_layer(self) -> None:
@@ -198,13 +142,17 @@ class UnitOfWork:
         """Discard the writes of the newest layer."""
         self.layers.pop()
 
-    async def commit(self, committer: Committer) -> None:
-        """Store the changes of the newest layer; what is written from now on goes into another one.
+    def next_layer(self, *, below: int = 0) -> Layer:
+        """Let what is written from now on go into another layer, but for the newest ones; returns the one before it.
 
-        They are let go once they are stored, or that has failed. Nothing else may add or remove layers below meanwhile.
+        That one takes no changes any more; it is to be committed with `commit`.
         """
-        layer = self.layers[-1]
-        self.open_layer()
+        position = len(self.layers) - below
+        self.layers.insert(position, Layer())
+        return self.layers[position - 1]
+
+    async def commit(self, committer: Committer, layer: Layer) -> None:
+        """Store the changes of a layer, which are let go once they are stored, or that has failed."""
         try:
             await committer.commit(layer.parts())
         finally:
@@ -232,6 +180,8 @@ class BufferedStore(Generic[C, R]):
     def __init__(self, inner: Store[C, R], row_type: type[R], unit: UnitOfWork) -> None:
         self.inner = inner
         self.unit = unit
+        self.remembers_ids = True
+        """Whether Redis is told the ids of new rows."""
         self._row_type = row_type
         self._reads: dict[str, R | None] = {}
         self._removable = "removed" in row_type.model_fields
@@ -257,12 +207,12 @@ class BufferedStore(Generic[C, R]):
         key = context.cache_key
         change = self.unit.change_of(self, key)
         if change is not None and change.kind in (ChangeKind.REPLACE, ChangeKind.CLAIM):
-            return self._row(change)
+            return self.row_of(change)
         stored = await self._stored(context, key)
         if change is None:
             return None if stored is None else stored.copied()
         if change.kind is ChangeKind.INSERT:
-            return self._row(change) if stored is None else stored.copied()
+            return self.row_of(change) if stored is None else stored.copied()
         return None if stored is None else _removed(stored)
 
     async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
@@ -289,10 +239,10 @@ class BufferedStore(Generic[C, R]):
             if change is None or change.kind is ChangeKind.INSERT:
                 rows.append((row.create_date, row))
             elif change.kind is not ChangeKind.REMOVE:
-                rows.append((row.create_date, self._row(change)))
+                rows.append((row.create_date, self.row_of(change)))
         if len(placed) > len(listed):
             rows.sort(key=lambda item: item[0])  # stable
-        new = [self._row(change) for key, change in others.items() if key not in placed]
+        new = [self.row_of(change) for key, change in others.items() if key not in placed]
         living = [row for row in [*(row for _, row in rows), *new] if not getattr(row, "removed", False)]
         return living if newest is None else living[max(0, len(living) - newest) :]
 
@@ -309,7 +259,8 @@ class BufferedStore(Generic[C, R]):
         """Forget what was read."""
         self._reads.clear()
 
-    def _row(self, change: Change) -> R:
+    def row_of(self, change: Change) -> R:
+        """Return the row that a change makes."""
         dates = {"_id": _NO_ID, "createDate": change.at, "updatedDate": change.at}
         return self._row_type.from_document({**change.context.to_filter(), **change.fields, **dates})
 
@@ -317,7 +268,7 @@ class BufferedStore(Generic[C, R]):
 
     async def upsert(self, context: C, fields: Mapping[str, Any]) -> R:
         """Replace the row; returns it."""
-        return self._row(await self._replace(context, fields))
+        return self.row_of(await self._replace(context, fields))
 
     async def _replace(self, context: C, fields: Mapping[str, Any]) -> Change:
         self._row_type.check_whole(context, fields)

@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from contextvars import Context as ContextVariables
 from functools import partial
 from typing import Any, cast
 
 from backtest_persist.backends.json.atomic import FileChange, cause_of
 from backtest_persist.backends.json.folder import DumpFiles, Folder, FolderChange
 from backtest_persist.backends.json.store import JsonStore
-from backtest_persist.core.unit_of_work import Change, ChangeKind, Part
+from backtest_persist.connections import joined
+from backtest_persist.core.change import Change, ChangeKind, Part
 from backtest_persist.errors import SettingsError, StoreUnavailableError, WriteRejectedError
 
 __all__ = ("JsonCommitter",)
@@ -38,10 +40,10 @@ class JsonCommitter:
         changes = self._by_folder(parts)
         if not changes:
             return
-        commit = asyncio.create_task(self._commit(changes))
+        commit = asyncio.create_task(self._commit(changes), context=ContextVariables())
         self._commits.add(commit)
         commit.add_done_callback(self._commits.discard)
-        await asyncio.shield(commit)
+        await joined(commit)
 
     async def close(self) -> None:
         """Wait for the commits in progress."""
