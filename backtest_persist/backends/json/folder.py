@@ -38,8 +38,8 @@ from backtest_persist.backends.json.value_file import (
     natural,
     value_stems,
 )
-from backtest_persist.core.domain import Domain
 from backtest_persist.core.change import ChangeKind
+from backtest_persist.core.domain import Domain
 from backtest_persist.domains import DOMAINS
 from backtest_persist.errors import (
     InvalidPayloadError,
@@ -386,8 +386,8 @@ class Folder:
         if change.write is None:
             return self._tombstone(change.name, stored)
         raise WriteRejectedError(
-            f"{self.describe(change.name)}: somebody else has claimed this entry since this unit of work did. Nothing of "
-            "it was stored; do it again.",
+            f"{self.describe(change.name)}: somebody else has claimed this entry since this unit of work did. "
+            "Nothing of it was stored; do it again.",
             collection=self._layout.domain.collection,
             context=change.context,
         )
