@@ -27,6 +27,7 @@ __all__ = (
     "is_client",
     "list_indexes",
     "open_client",
+    "start_transaction",
 )
 
 Client = AsyncMongoClient[Document]
@@ -56,6 +57,10 @@ class Driver(Protocol):
         """Start an explicit session that is not causally consistent."""
         ...
 
+    async def start_transaction(self, session: Any) -> None:
+        """Start a transaction of a session."""
+        ...
+
     async def aggregate(self, collection: Collection, pipeline: Pipeline) -> AsyncIterator[Document]:
         """Return the cursor of an aggregation, which may use the disk of the server."""
         ...
@@ -83,6 +88,9 @@ class _Motor:
     async def start_session(self, client: Client) -> Any:
         return await cast("Any", client).start_session(causal_consistency=False)
 
+    async def start_transaction(self, session: Any) -> None:
+        session.start_transaction()
+
     async def aggregate(self, collection: Collection, pipeline: Pipeline) -> AsyncIterator[Document]:
         return cast("Any", collection).aggregate(pipeline, allowDiskUse=True)
 
@@ -106,6 +114,9 @@ class _PyMongo:
 
     async def start_session(self, client: Client) -> Any:
         return client.start_session(causal_consistency=False)
+
+    async def start_transaction(self, session: Any) -> None:
+        await session.start_transaction()
 
     async def aggregate(self, collection: Collection, pipeline: Pipeline) -> AsyncIterator[Document]:
         return await collection.aggregate(pipeline, allowDiskUse=True)
@@ -134,6 +145,11 @@ def is_client(thing: object) -> bool:
 def open_client(name: Literal["motor", "pymongo"], uri: str, options: Mapping[str, Any]) -> Client:
     """Return a client of the driver of that name (``CC_MONGO_DRIVER``), which does not connect yet."""
     return (PYMONGO if name == "pymongo" else MOTOR).open(uri, options)
+
+
+async def start_transaction(client: Client, session: Any) -> None:
+    """Start a transaction of a session of a client, on either driver."""
+    await driver_of(client).start_transaction(session)
 
 
 async def aggregate(collection: Collection, pipeline: Pipeline) -> AsyncIterator[Document]:

@@ -61,13 +61,13 @@ class DictionaryDbService(DbService[DictionaryContext, DictionaryRow]):
     collection = "dictionary-items"
 
     async def upsert(
-        self, signal_id: str, dictionary_name: str, payload: PayloadInput | None, when: When
+        self, signal_id: str, dictionary_name: str, payload: PayloadInput | None, when: When | None = None
     ) -> DictionaryRow:
         """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
         return await self.store.upsert(*self.content(signal_id, dictionary_name, payload, when))
 
     def content(
-        self, signal_id: str, dictionary_name: str, payload: PayloadInput | None, when: When
+        self, signal_id: str, dictionary_name: str, payload: PayloadInput | None, when: When | None
     ) -> Content[DictionaryContext]:
         """Return the context and the fields that a write stores."""
         context = DictionaryContext(signal_id=signal_id, dictionary_name=dictionary_name)
@@ -92,7 +92,7 @@ class PersistDictionaryInstance(PersistInstance[DictionaryDbService]):
         row = await self.db.find_by_context(self.signal_id, self.dictionary_name)
         return row.payload if row is not None and row.when <= horizon else None
 
-    async def write_dictionary_data(self, data: PayloadInput | None, when: When) -> None:
+    async def write_dictionary_data(self, data: PayloadInput | None, when: When | None = None) -> None:
         """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
         await self.db.store.write(*self.db.content(self.signal_id, self.dictionary_name, data, when))
 

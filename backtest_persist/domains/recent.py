@@ -92,7 +92,7 @@ class RecentDbService(DbService[RecentContext, RecentRow]):
         frame_name: str,
         backtest: bool | Mode,
         payload: PayloadInput | None,
-        when: When,
+        when: When | None = None,
     ) -> RecentRow:
         """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
         return await self.store.upsert(
@@ -107,7 +107,7 @@ class RecentDbService(DbService[RecentContext, RecentRow]):
         frame_name: str,
         backtest: bool | Mode,
         payload: PayloadInput | None,
-        when: When,
+        when: When | None,
     ) -> Content[RecentContext]:
         """Return the context and the fields that a write stores."""
         context = RecentContext(
@@ -162,7 +162,7 @@ class PersistRecentInstance(PersistInstance[RecentDbService]):
         )
         return row.payload if row is not None and row.when <= horizon else None
 
-    async def write_recent_data(self, row: PayloadInput | None, when: When) -> None:
+    async def write_recent_data(self, row: PayloadInput | None, when: When | None = None) -> None:
         """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
         await self.db.store.write(
             *self.db.content(

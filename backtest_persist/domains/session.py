@@ -92,7 +92,7 @@ class SessionDbService(DbService[SessionContext, SessionRow]):
         symbol: str,
         backtest: bool | Mode,
         payload: PayloadInput | None,
-        when: When,
+        when: When | None = None,
     ) -> SessionRow:
         """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
         return await self.store.upsert(
@@ -107,7 +107,7 @@ class SessionDbService(DbService[SessionContext, SessionRow]):
         symbol: str,
         backtest: bool | Mode,
         payload: PayloadInput | None,
-        when: When,
+        when: When | None,
     ) -> Content[SessionContext]:
         """Return the context and the fields that a write stores."""
         context = SessionContext(
@@ -162,7 +162,7 @@ class PersistSessionInstance(PersistInstance[SessionDbService]):
         )
         return row.payload if row is not None and row.when <= horizon else None
 
-    async def write_session_data(self, data: PayloadInput | None, when: When) -> None:
+    async def write_session_data(self, data: PayloadInput | None, when: When | None = None) -> None:
         """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
         await self.db.store.write(
             *self.db.content(
