@@ -17,8 +17,8 @@ Warned = Callable[[], list[str]]
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """The default deadline of Redis: what these tests are about."""
-    return settings.model_copy(update={"redis_timeout_ms": 100})
+    """The default deadline of Redis, which is asked for every id: what these tests are about."""
+    return settings.model_copy(update={"redis_timeout_ms": 100, "id_memory": 0})
 
 
 async def read_all(container: Container, count: int) -> tuple[int, float]:
