@@ -8,6 +8,7 @@ from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData, CandleInterval, When
 from backtest_persist.core.base_map import DEFAULT_TTL_EXPIRE_SECONDS, ITERATOR_BATCH_SIZE, BaseMap, base_map
 from backtest_persist.core.db_service import Page
+from backtest_persist.core.lease import Lease
 from backtest_persist.core.row import utc_now
 from backtest_persist.defaults import ioc, persist, setup
 from backtest_persist.domains.breakeven import (
@@ -72,6 +73,8 @@ from backtest_persist.errors import (
     InvalidKeyError,
     InvalidPayloadError,
     InvalidWhenError,
+    LeaseHeldError,
+    LeaseLostError,
     SettingsError,
     StoreUnavailableError,
     WriteOutcomeUnknownError,
@@ -114,6 +117,9 @@ __all__ = (
     "InvalidPayloadError",
     "InvalidWhenError",
     "JsonBackend",
+    "Lease",
+    "LeaseHeldError",
+    "LeaseLostError",
     "LogCacheService",
     "LogDbService",
     "LogRow",

@@ -8,6 +8,8 @@ from backtest_persist.connections import MongoService, RedisService, uncancelled
 from backtest_persist.core.base_map import BaseMap
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain
+from backtest_persist.core.lease import LEASE_SECONDS, Lease, prepare_leases
+from backtest_persist.core.lease_document import LeaseContext
 from backtest_persist.core.mongo_store import MongoStore
 from backtest_persist.domains import DOMAINS, with_own
 from backtest_persist.domains.breakeven import BreakevenCacheService, BreakevenDbService
@@ -29,6 +31,7 @@ from backtest_persist.domains.storage import StorageCacheService, StorageDbServi
 from backtest_persist.domains.strategy import StrategyCacheService, StrategyDbService
 from backtest_persist.errors import SettingsError
 from backtest_persist.logger import LoggerService
+from backtest_persist.mode import Mode
 from backtest_persist.settings import Settings, load
 
 __all__ = ("Container",)
@@ -135,6 +138,26 @@ class Container:
         """The db services of all domains, in their order."""
         return tuple(self._db_services[domain.db_service] for domain in self.domains)
 
+    def lease(
+        self,
+        *,
+        strategy: str,
+        exchange: str,
+        symbol: str,
+        frame: str = "",
+        mode: Mode,
+        wait: float = 0.0,
+        duration: float = LEASE_SECONDS,
+    ) -> Lease:
+        """Return the lease of a run, which makes this process its one writer: ``async with ioc.lease(...) as lease:``.
+
+        Entering waits up to `wait` s for another holder, and is a `LeaseHeldError` then. See `Lease`.
+        """
+        context = LeaseContext(
+            strategy_name=strategy, exchange_name=exchange, symbol=symbol, frame_name=frame, mode=mode
+        )
+        return Lease(self, context, wait=wait, duration=duration)
+
     def configure(self, settings: Settings | Mapping[str, Any] | None = None) -> None:
         """Take other settings (None: the environment) from the next operation on; reopens a closed container.
 
@@ -151,6 +174,7 @@ class Container:
         """
         for service in self.db_services:
             await service.wait_for_init()
+        await prepare_leases(self.mongo_service)
 
     async def close(self) -> None:
         """Close the clients of the running event loop that were opened here; a second call does nothing.

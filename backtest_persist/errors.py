@@ -10,6 +10,8 @@
     ├── WriteOutcomeUnknownError  may have been applied; the next acknowledged write settles it
     ├── StoreUnavailableError     no usable answer within the deadline; nothing was applied
     ├── IndexConflictError        a unique index cannot be relied on; how to repair it
+    ├── LeaseHeldError            another writer holds the lease of this context
+    ├── LeaseLostError            another writer has taken the lease; this one may not write any more
     ├── ClosedError               the container was closed
     └── SettingsError             a setting, or the installation, cannot work
 
@@ -20,6 +22,7 @@ A program decides by the class and the attributes of `BacktestPersistError`, nev
 
 import copy
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Self, cast
 
@@ -31,6 +34,8 @@ __all__ = (
     "InvalidKeyError",
     "InvalidPayloadError",
     "InvalidWhenError",
+    "LeaseHeldError",
+    "LeaseLostError",
     "SettingsError",
     "StoreUnavailableError",
     "WriteOutcomeUnknownError",
@@ -181,6 +186,44 @@ class IndexConflictError(BacktestPersistError):
     def narrow(self) -> bool:
         """Whether a unique index of an older release is narrower than the context; `migrate` drops it."""
         return self.reason is ErrorReason.NARROW_INDEX
+
+
+class LeaseHeldError(BacktestPersistError):
+    """Another writer holds the lease of this context; nothing was changed. The lease can be asked for again."""
+
+    retryable = True
+    host: str | None = None
+    """The host of the holder."""
+    pid: int | None = None
+    """The process id of the holder."""
+    since: datetime | None = None
+    """The time at which it took the lease, by the clock of the server, in UTC."""
+
+    def __init__(
+        self, message: str = "", *, pid: int | None = None, since: datetime | None = None, **data: Any
+    ) -> None:
+        super().__init__(message, **data)
+        self.pid, self.since = pid, since
+
+
+class LeaseLostError(BacktestPersistError):
+    """The lease is not held any more, so that nothing can be committed; nothing of this commit is stored.
+
+    Host, pid and time are those of the process that has taken it since, if there is one.
+    """
+
+    host: str | None = None
+    """The host of the successor."""
+    pid: int | None = None
+    """The process id of the successor."""
+    since: datetime | None = None
+    """The time at which it took the lease, by the clock of the server, in UTC."""
+
+    def __init__(
+        self, message: str = "", *, pid: int | None = None, since: datetime | None = None, **data: Any
+    ) -> None:
+        super().__init__(message, **data)
+        self.pid, self.since = pid, since
 
 
 class ClosedError(BacktestPersistError):

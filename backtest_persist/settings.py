@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, PositiveInt, SecretStr, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from backtest_persist.errors import SettingsError
@@ -80,6 +80,9 @@ class Settings(BaseSettings):
 
     candle_chunk_size: PositiveInt = 2500
     """Candles per bulk write."""
+
+    candle_memory_mb: NonNegativeInt = 64
+    """MiB of candles that a run keeps in memory at most; 0 keeps none."""
 
     allow_early_times: bool = False
     """Whether an int may be an instant of 1970 to March 1973; otherwise one that would be is refused as seconds."""

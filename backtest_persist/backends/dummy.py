@@ -42,6 +42,10 @@ class DummyStore(Generic[C, R]):
         """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
         return self._settings().allow_early_times
 
+    def default_when(self) -> int | None:
+        """Return the instant that a `when` left out means: none."""
+        return None
+
     async def wait_for_init(self) -> None:
         """Prepare nothing."""
 

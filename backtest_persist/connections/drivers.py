@@ -27,6 +27,7 @@ __all__ = (
     "is_client",
     "list_indexes",
     "open_client",
+    "start_transaction",
 )
 
 Client = AsyncMongoClient[Document]
@@ -54,6 +55,10 @@ class Driver(Protocol):
 
     async def start_session(self, client: Client) -> Any:
         """Start an explicit session that is not causally consistent."""
+        ...
+
+    async def start_transaction(self, session: Any) -> None:
+        """Start a transaction of a session."""
         ...
 
     async def aggregate(self, collection: Collection, pipeline: Pipeline) -> AsyncIterator[Document]:
@@ -84,6 +89,9 @@ class _Motor:
     async def start_session(self, client: Client) -> Any:
         return await cast("Any", client).start_session(causal_consistency=False)
 
+    async def start_transaction(self, session: Any) -> None:
+        session.start_transaction()
+
     async def aggregate(self, collection: Collection, pipeline: Pipeline) -> AsyncIterator[Document]:
         return cast("Any", collection).aggregate(pipeline, allowDiskUse=True)
 
@@ -108,6 +116,9 @@ class _PyMongo:
 
     async def start_session(self, client: Client) -> Any:
         return client.start_session(causal_consistency=False)
+
+    async def start_transaction(self, session: Any) -> None:
+        await session.start_transaction()
 
     async def aggregate(self, collection: Collection, pipeline: Pipeline) -> AsyncIterator[Document]:
         return await collection.aggregate(pipeline, allowDiskUse=True)
@@ -136,6 +147,11 @@ def is_client(thing: object) -> bool:
 def open_client(name: Literal["motor", "pymongo"], uri: str, options: Mapping[str, Any]) -> Client:
     """Return a client of the driver of that name (``CC_MONGO_DRIVER``), which does not connect yet."""
     return (PYMONGO if name == "pymongo" else MOTOR).open(uri, options)
+
+
+async def start_transaction(client: Client, session: Any) -> None:
+    """Start a transaction of a session of a client, on either driver."""
+    await driver_of(client).start_transaction(session)
 
 
 async def aggregate(collection: Collection, pipeline: Pipeline) -> AsyncIterator[Document]:

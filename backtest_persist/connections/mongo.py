@@ -143,6 +143,20 @@ class MongoState:
         """Bound what is awaited of the driver by so many seconds; None if that would break the driver."""
         return self._timer.limit if self._driver.bears_timers else None
 
+    @property
+    def has_transactions(self) -> bool:
+        """Whether no server that the driver knows is a standalone, which has none."""
+        servers = self.client.topology_description.server_descriptions().values()
+        return all(server.server_type_name != "Standalone" for server in servers)
+
+    def check_transactions(self) -> None:
+        """Raise a `SettingsError` that says what to do if the server has no transactions."""
+        if not self.has_transactions:
+            raise SettingsError(
+                "This MongoDB is a standalone, which has no transactions. Start mongod with --replSet rs0 and run "
+                "`backtest-persist initiate`; one member is enough."
+            )
+
     def collection(self, name: str) -> Collection:
         """The collection of that name."""
         collection = self._collections.get(name)

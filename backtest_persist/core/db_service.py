@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Generic, TypeVar, cast, get_args, get_origin
 
 from bson.int64 import Int64
 from pymongo import ASCENDING
@@ -16,7 +16,7 @@ from backtest_persist.core.lookup import Stats
 from backtest_persist.core.mongo_store import MongoStore
 from backtest_persist.core.payload import Deferred, encode_or_defer, encode_payload
 from backtest_persist.core.query import Filter, Sort
-from backtest_persist.core.row import Context, Row, to_horizon, to_millis, wire_when
+from backtest_persist.core.row import Context, Row, to_horizon, to_millis
 from backtest_persist.core.schema import Schema
 from backtest_persist.core.store import Store
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError
@@ -172,16 +172,21 @@ class DbService(Generic[C, R]):
         """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
         return self._store.allows_early_times()
 
-    def to_millis(self, when: When) -> int:
-        """Return a simulation time as ms since the epoch; `InvalidWhenError` for one that is no instant."""
-        return to_millis(when, self.allows_early_times)
+    def to_millis(self, when: When | None) -> int:
+        """Return a simulation time as ms since the epoch; `InvalidWhenError` for one that is no instant.
 
-    def wire_when(self, when: When) -> Int64:
+        In a run, None means the instant of the bar.
+        """
+        when = self._store.default_when() if when is None else when
+        return to_millis(cast("When", when), self.allows_early_times)
+
+    def wire_when(self, when: When | None) -> Int64:
         """Return a simulation time as it is stored: int64 ms; see `to_millis`."""
-        return wire_when(when, self.allows_early_times)
+        return Int64(self.to_millis(when))
 
     def to_horizon(self, when: When | None) -> int:
-        """Return the last ms a reader at `when` may see; without `when` there is no limit."""
+        """Return the last ms a reader at `when` may see; without `when` that of the bar in a run, or no limit."""
+        when = self._store.default_when() if when is None else when
         return to_horizon(when, self.allows_early_times)
 
     def encoded(self, payload: PayloadInput | None, context: C) -> dict[str, Any] | Deferred[Any] | None:

@@ -116,6 +116,10 @@ class MongoStore(Generic[C, R]):
         """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
         return self.mongo.settings.allow_early_times
 
+    def default_when(self) -> int | None:
+        """Return the instant that a `when` left out means: none."""
+        return None
+
     async def wait_for_init(self) -> None:
         """Create and verify the indexes; done once per client, tried again after a failure."""
         await self.ready(patience=BUILD_SECONDS)
@@ -442,6 +446,16 @@ class MongoStore(Generic[C, R]):
             else:  # it holds nothing of these contexts, but is in their way
                 existing |= {context: {} for context in contexts if self.schema.may_find(context, document)}
         return existing
+
+    # --- for a transaction ---
+
+    def writes(self, state: MongoState) -> WriteQueue[C, R]:
+        """Return the queue in which the writes of the running event loop wait."""
+        return self._in_flight(state).writes
+
+    async def remember(self, ids: Sequence[tuple[str, ObjectId]]) -> None:
+        """Tell Redis the ids of new documents, by cache key."""
+        await self._ids.remember_many(ids)
 
     # --- indexes of an older release ---
 

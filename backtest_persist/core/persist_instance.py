@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast, get_args
 
 from backtest_persist.core.db_service import DbService
+from backtest_persist.core.unit_of_work import joined_unit
 from backtest_persist.errors import SettingsError
 
 __all__ = ("PersistInstance", "Services")
@@ -64,4 +65,7 @@ class PersistInstance(Generic[D]):
         services = PersistInstance._bound if self._ioc is None else self._ioc
         if services is None:
             raise SettingsError("This adapter knows no container; import backtest_persist, or pass ioc=container.")
+        unit = joined_unit.get()
+        if unit is not None and unit.services is services:
+            return unit.db_service(cast("type[D]", self.service_type))
         return cast("D", services.db_service(self.service_type))

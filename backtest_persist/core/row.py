@@ -88,8 +88,10 @@ class Row(Wire):
     create_date: datetime
     updated_date: datetime
 
+    _content_names: ClassVar[tuple[str, ...]]
+    """The names of the fields in which types of BSON can stand."""
     _contents: ClassVar[tuple[str, ...]]
-    """The wire names of the fields in which types of BSON can stand."""
+    """Their wire names."""
     _needed: ClassVar[frozenset[str]]
     """The wire names of the fields that a write has to give."""
 
@@ -101,9 +103,8 @@ class Row(Wire):
         contexts = [base for base in cls.__mro__ if issubclass(base, Context) and not issubclass(base, Row)]
         given = {*Row.model_fields, *(name for context in contexts for name in context.model_fields)}
         cls._needed = frozenset(to_wire(name) for name, field in fields if field.is_required() and name not in given)
-        cls._contents = tuple(
-            to_wire(name) for name, field in fields if cast("Any", field.annotation) not in _ALWAYS_PLAIN
-        )
+        cls._content_names = tuple(name for name, field in fields if cast("Any", field.annotation) not in _ALWAYS_PLAIN)
+        cls._contents = tuple(map(to_wire, cls._content_names))
 
     @classmethod
     def check_whole(cls, context: Context, fields: Mapping[str, Any]) -> None:
@@ -139,6 +140,12 @@ class Row(Wire):
             return cast("list[Self]", _list_of(cls).validate_python(plain, context=STORED))
         except (InvalidKeyError, ValidationError):
             return [cls.from_document(document) for document in documents]  # which names the one
+
+    def copied(self, **changes: Any) -> Self:
+        """Return an equal row, but for these changes, whose contents belong to the caller."""
+        names = type(self)._content_names
+        contents = {name: to_plain(getattr(self, name)) for name in names if name not in changes}
+        return self.model_copy(update={**contents, **changes})
 
     @classmethod
     def _with_plain_contents(cls, document: Mapping[str, Any]) -> Mapping[str, Any]:

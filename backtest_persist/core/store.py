@@ -21,6 +21,10 @@ class Store(Protocol[C, R]):
         """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
         ...
 
+    def default_when(self) -> int | None:
+        """Return the instant that a `when` left out means, in ms UTC: that of the bar in a run, otherwise none."""
+        ...
+
     async def wait_for_init(self) -> None:
         """Get ready; idempotent, and may be called again after a failure. Every method does this by itself."""
         ...

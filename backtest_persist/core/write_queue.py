@@ -23,13 +23,14 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 from backtest_persist.connections import Document, MongoState, Operation
 from backtest_persist.core.batching import BATCH_BYTES, Batcher, Call
 from backtest_persist.core.bulk import BulkOutcome, codes_of, write_bulk
+from backtest_persist.core.change import Change, ChangeKind
 from backtest_persist.core.id_index import IdIndex
 from backtest_persist.core.indexes import BAD_HINT
 from backtest_persist.core.listing import Batches
 from backtest_persist.core.lookup import Lookup, Stats
 from backtest_persist.core.row import Context, Row, utc_now
 from backtest_persist.core.schema import Schema
-from backtest_persist.core.updates import CONVERSION_FAILURE
+from backtest_persist.core.updates import CONVERSION_FAILURE, inserting, removing, replacing, setting
 from backtest_persist.errors import (
     BacktestPersistError,
     StoreUnavailableError,
@@ -37,7 +38,7 @@ from backtest_persist.errors import (
     WriteRejectedError,
 )
 
-__all__ = ("BULK_SIZE", "Write", "WriteQueue", "by_unique_index", "partly_done")
+__all__ = ("BULK_SIZE", "Hold", "Write", "WriteQueue", "by_unique_index", "partly_done")
 
 C = TypeVar("C", bound=Context)
 R = TypeVar("R", bound=Row)
@@ -124,7 +125,28 @@ class Deletion:
     query: Mapping[str, Any]
 
 
-Item = Write[Any] | Upserts[Any] | Deletion
+@dataclass(eq=False)
+class Hold:
+    """Keeps all later writes waiting, once those before it are done, until it is released."""
+
+    reached: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """Done when no write is under way, nor can one that was sent be applied any more; or failed."""
+    released: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def release(self) -> None:
+        """Let the later writes go on."""
+        if not self.released.done():
+            self.released.set_result(None)
+        self.reached.cancel()
+
+    def ended(self, answer: "asyncio.Future[None]") -> None:
+        """Take the error of the call."""
+        error = None if answer.cancelled() else answer.exception()
+        if error is not None and not self.reached.done():
+            self.reached.set_exception(error)
+
+
+Item = Write[Any] | Upserts[Any] | Deletion | Hold
 
 
 class WriteQueue(Batcher[Item, Any], Generic[C, R]):
@@ -192,6 +214,48 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         """Delete what a query finds, in its turn among the writes; returns how many documents were deleted."""
         return await self.submit(Deletion(query))
 
+    def hold(self) -> Hold:
+        """Take a place among the calls for writes that are sent otherwise, and keep the later ones waiting."""
+        item = Hold()
+        call = self.enqueue(item, time.monotonic())
+        call.future.add_done_callback(item.ended)
+        item.released.add_done_callback(lambda _: call.future.cancel())
+        return item
+
+    def updates(self, changes: Sequence[Change]) -> list[tuple[UpdateOne, int]]:
+        """Return the updates of changes, with their sizes; they are dated in their order."""
+        dates, names, updates = self.dates(len(changes)), self._schema.fields, list[tuple[UpdateOne, int]]()
+        timed = "when" in self._schema.row_type.model_fields
+        for change, date in zip(changes, dates, strict=True):
+            fields, context, size = change.fields, change.context, 0
+            update: Any
+            if change.kind is ChangeKind.REMOVE:
+                update = removing(names, date, timed=timed)
+            elif change.kind is ChangeKind.INSERT:
+                update, size = inserting(names, fields, date)
+            elif change.kind is ChangeKind.REPLACE and self.is_sound(context.cache_key):
+                update, size = setting(fields, date)
+            else:
+                update, size = replacing(names, fields, date)
+            upsert = change.kind is not ChangeKind.REMOVE
+            operation = UpdateOne(context.to_filter(), update, upsert=upsert, hint=self._schema.unique_index)
+            updates.append((operation, size))
+        return updates
+
+    def note(self, changes: Sequence[Change]) -> None:
+        """Take into account that changes are stored."""
+        self._stats.writes += len(changes)
+        for change in changes:
+            if change.kind is ChangeKind.REPLACE:
+                self._mark_sound(change.context.cache_key)
+
+    async def array_in(self, context: Any) -> WriteRejectedError | None:
+        """Return the error for a context that a document with an array in its context is in the way of, if any is."""
+        document = await self._collection.find_one(context.to_filter())
+        if document is None or self._schema.values_in(document) is not None:
+            return None
+        return self._refused_by(context, document)
+
     def dates(self, count: int) -> list[datetime]:
         """Return ascending dates, a ms apart, for the items of one call: lists are sorted by them.
 
@@ -218,10 +282,13 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
     def _note(self, writes: Iterable[Write[C]]) -> None:
         for write in writes:
             if write.replaces:
-                self._sound[write.key] = None
-                if len(self._sound) > _MAX_SOUND:
-                    del self._sound[next(iter(self._sound))]
+                self._mark_sound(write.key)
                 self._lookup.finder.learn(write.size)
+
+    def _mark_sound(self, key: str) -> None:
+        self._sound[key] = None
+        if len(self._sound) > _MAX_SOUND:
+            del self._sound[next(iter(self._sound))]
 
     @asynccontextmanager
     async def place(self, item: Item) -> AsyncGenerator[Call[Item, Any]]:
@@ -277,6 +344,9 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
     async def _send_batch(self, calls: Sequence[Call[Item, Any]], seconds: float) -> Sequence[Call[Item, Any]]:
         """Carry out a batch; returns the calls of which a part is still to be sent."""
         item = calls[0].item
+        if isinstance(item, Hold):
+            await self._hold(calls[0], item)
+            return ()
         try:
             async with self._state.deadline(self._operation(item if len(calls) == 1 else None), seconds, cut=False):
                 if self._session is None:
@@ -289,6 +359,19 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
             return ()
         return [call for call in calls if isinstance(call.item, Upserts) and call.item.updates]
 
+    async def _hold(self, call: Call[Item, Any], hold: Hold) -> None:
+        try:
+            if self._unsettled:
+                async with self._state.deadline(self._schema.operation("settle writes", write=True)):
+                    await self._state.by_session(self._change_nothing)
+                self._unsettled = False
+        except BacktestPersistError as error:
+            call.fail(error.copy())
+            return
+        if not hold.reached.done():
+            hold.reached.set_result(None)
+        await hold.released
+
     def _sender(self, calls: Sequence[Call[Item, Any]]) -> Callable[[], Awaitable[bool]]:
         """Return what sends a batch, and tells whether the server has acknowledged all of it."""
         call = calls[0]
@@ -300,7 +383,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         if isinstance(call.item, Deletion):
             return partial(self._send_deletion, call, call.item.query)
         writes = cast("Sequence[Call[Write[C], Document | None]]", calls)
-        several = any(other.item.key != call.item.key for other in writes)
+        several = any(other.item.key != writes[0].item.key for other in writes)
         return partial(self._write_bulk if several else self._write_one, writes)
 
     async def _write_one(self, calls: "Sequence[Call[Write[C], Document | None]]") -> bool:
@@ -528,6 +611,9 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         if CONVERSION_FAILURE not in codes_of(error):
             return error
         document = await self._collection.find_one(context.to_filter(), {"_id": 1})
+        return self._refused_by(context, document)
+
+    def _refused_by(self, context: C, document: Document | None) -> WriteRejectedError:
         found = "a document that is gone by now" if document is None else f"the document {document['_id']}"
         return WriteRejectedError(
             f"{self._schema.describe(context)}: nothing was stored, because {found} has an array in its context, which "
@@ -602,11 +688,11 @@ class _NextBatch:
             elif self.next_upserts is None or self.next_upserts.item is self._last_sent:
                 has_a_turn = item is self._last_sent or self._is_free(item.keys)
                 self.next_upserts = call if has_a_turn else self.next_upserts
-        elif isinstance(item, Deletion) and not (self.calls or self._waiting_keys or self._waiting_upserts):
+        elif not (isinstance(item, Upserts) or self.calls or self._waiting_keys or self._waiting_upserts):
             return self._add_last(call)
         if isinstance(item, Upserts):
             self._waiting_upserts.append(item)
-        else:  # nothing passes a deletion
+        else:  # nothing passes a deletion, nor what holds the queue
             self.is_open = False
         return False
 

@@ -77,7 +77,7 @@ class BreakevenDbService(DbService[BreakevenContext, BreakevenRow]):
         exchange_name: str,
         signal_id: str,
         payload: PayloadInput | None,
-        when: When,
+        when: When | None = None,
     ) -> BreakevenRow:
         """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
         context = BreakevenContext(
@@ -107,13 +107,13 @@ class PersistBreakevenInstance(PersistInstance[BreakevenDbService]):
         self.strategy_name = strategy_name
         self.exchange_name = exchange_name
 
-    async def read_breakeven_data(self, signal_id: str, when: When) -> Payload:
+    async def read_breakeven_data(self, signal_id: str, when: When | None = None) -> Payload:
         """Return what was known of the signal at `when` (aware datetime, or ms UTC); {} when absent or later."""
         horizon = self.db.to_millis(when)
         row = await self.db.find_by_context(self.symbol, self.strategy_name, self.exchange_name, signal_id)
         return (row.payload or {}) if row is not None and row.when <= horizon else {}
 
-    async def write_breakeven_data(self, data: PayloadInput, signal_id: str, when: When) -> None:
+    async def write_breakeven_data(self, data: PayloadInput, signal_id: str, when: When | None = None) -> None:
         """Replace what is known of the signal; an earlier `when` overwrites, so a backtest can start over."""
         await self.db.upsert(self.symbol, self.strategy_name, self.exchange_name, signal_id, data, when)
 

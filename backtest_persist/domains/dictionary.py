@@ -61,7 +61,7 @@ class DictionaryDbService(DbService[DictionaryContext, DictionaryRow]):
     collection = "dictionary-items"
 
     async def upsert(
-        self, signal_id: str, dictionary_name: str, payload: PayloadInput | None, when: When
+        self, signal_id: str, dictionary_name: str, payload: PayloadInput | None, when: When | None = None
     ) -> DictionaryRow:
         """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
         context = DictionaryContext(signal_id=signal_id, dictionary_name=dictionary_name)
@@ -88,7 +88,7 @@ class PersistDictionaryInstance(PersistInstance[DictionaryDbService]):
         row = await self.db.find_by_context(self.signal_id, self.dictionary_name)
         return row.payload if row is not None and row.when <= horizon else None
 
-    async def write_dictionary_data(self, data: PayloadInput | None, when: When) -> None:
+    async def write_dictionary_data(self, data: PayloadInput | None, when: When | None = None) -> None:
         """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
         await self.db.upsert(self.signal_id, self.dictionary_name, data, when)
 

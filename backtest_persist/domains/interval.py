@@ -64,12 +64,14 @@ class IntervalDbService(SoftDeleteDbService[IntervalContext, IntervalRow]):
     collection = "interval-items"
     secondary_indexes = ((("bucket", ASCENDING), ("removed", ASCENDING)),)
 
-    async def upsert(self, bucket: str, entry_key: str, payload: PayloadInput | None, when: When) -> IntervalRow:
+    async def upsert(
+        self, bucket: str, entry_key: str, payload: PayloadInput | None, when: When | None = None
+    ) -> IntervalRow:
         """Replace the payload in one atomic write, which revives a removed entry; `when` is the simulation time."""
         context = IntervalContext(bucket=bucket, entry_key=entry_key)
         return await self.store.upsert(context, {**self.encoded_living(payload, context), "when": self.wire_when(when)})
 
-    async def claim(self, bucket: str, entry_key: str, payload: PayloadInput, when: When) -> bool:
+    async def claim(self, bucket: str, entry_key: str, payload: PayloadInput, when: When | None = None) -> bool:
         """Write the entry unless there is one that is not removed: True for exactly one caller, of any process.
 
         After a `WriteOutcomeUnknownError` nobody knows who has it, unless the payload tells; a claim that is repeated
@@ -116,11 +118,11 @@ class PersistIntervalInstance(PersistInstance[IntervalDbService]):
         for key in await self.db.list_keys(self.bucket, when=when):
             yield key
 
-    async def write_interval_data(self, data: PayloadInput | None, key: str, when: When) -> None:
+    async def write_interval_data(self, data: PayloadInput | None, key: str, when: When | None = None) -> None:
         """Replace the marker; revives a removed one. An earlier `when` overwrites."""
         await self.db.upsert(self.bucket, key, data, when)
 
-    async def claim_interval_data(self, data: PayloadInput, key: str, when: When) -> bool:
+    async def claim_interval_data(self, data: PayloadInput, key: str, when: When | None = None) -> bool:
         """Write the marker unless there is one: True for exactly one caller, of any process, until it is removed."""
         return await self.db.claim(self.bucket, key, data, when)
 

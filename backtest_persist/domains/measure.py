@@ -96,7 +96,7 @@ class PersistMeasureInstance(PersistInstance[MeasureDbService]):
         for key in await self.db.list_keys(self.bucket):
             yield key
 
-    async def write_measure_data(self, data: PayloadInput | None, key: str, when: When) -> None:
+    async def write_measure_data(self, data: PayloadInput | None, key: str, when: When | None = None) -> None:
         """Replace the answer; revives a removed one. `when` is checked, but not stored."""
         self.db.to_millis(when)
         await self.db.upsert(self.bucket, key, data)

@@ -70,7 +70,7 @@ class MemoryDbService(SoftDeleteDbService[MemoryContext, MemoryRow]):
     secondary_indexes = ((("signalId", ASCENDING), ("bucketName", ASCENDING), ("removed", ASCENDING)),)
 
     async def upsert(
-        self, signal_id: str, bucket_name: str, memory_id: str, payload: PayloadInput | None, when: When
+        self, signal_id: str, bucket_name: str, memory_id: str, payload: PayloadInput | None, when: When | None = None
     ) -> MemoryRow:
         """Replace the payload in one atomic write, which revives a removed entry; `when` is the simulation time."""
         context = MemoryContext(signal_id=signal_id, bucket_name=bucket_name, memory_id=memory_id)
@@ -124,7 +124,7 @@ class PersistMemoryInstance(PersistInstance[MemoryDbService]):
             if row.when <= horizon:
                 yield row.memory_id, row.payload
 
-    async def write_memory_data(self, data: PayloadInput | None, memory_id: str, when: When) -> None:
+    async def write_memory_data(self, data: PayloadInput | None, memory_id: str, when: When | None = None) -> None:
         """Replace the memory; revives a removed one. An earlier `when` overwrites."""
         db = self.db
         await db.upsert(self.signal_id, self.bucket_name, memory_id, data, when)

@@ -92,7 +92,7 @@ class RecentDbService(DbService[RecentContext, RecentRow]):
         frame_name: str,
         backtest: bool | Mode,
         payload: PayloadInput | None,
-        when: When,
+        when: When | None = None,
     ) -> RecentRow:
         """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
         context = RecentContext(
@@ -149,7 +149,7 @@ class PersistRecentInstance(PersistInstance[RecentDbService]):
         )
         return row.payload if row is not None and row.when <= horizon else None
 
-    async def write_recent_data(self, row: PayloadInput | None, when: When) -> None:
+    async def write_recent_data(self, row: PayloadInput | None, when: When | None = None) -> None:
         """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
         await self.db.upsert(
             self.symbol, self.strategy_name, self.exchange_name, self.frame_name, self.backtest, row, when

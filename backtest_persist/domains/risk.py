@@ -57,7 +57,9 @@ class RiskDbService(DbService[RiskContext, RiskRow]):
 
     collection = "risk-items"
 
-    async def upsert(self, risk_name: str, exchange_name: str, positions: Sequence[Any], when: When) -> RiskRow:
+    async def upsert(
+        self, risk_name: str, exchange_name: str, positions: Sequence[Any], when: When | None = None
+    ) -> RiskRow:
         """Replace the positions in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
         context = RiskContext(risk_name=risk_name, exchange_name=exchange_name)
         what = f"{self.collection} ({context.describe()})"
@@ -77,13 +79,13 @@ class PersistRiskInstance(PersistInstance[RiskDbService]):
         self.risk_name = risk_name
         self.exchange_name = exchange_name
 
-    async def read_position_data(self, when: When) -> list[Any]:
+    async def read_position_data(self, when: When | None = None) -> list[Any]:
         """The positions known at `when` (aware datetime, or ms UTC); [] when absent or later than that."""
         horizon = self.db.to_millis(when)
         row = await self.db.find_by_context(self.risk_name, self.exchange_name)
         return row.positions if row is not None and row.when <= horizon else []
 
-    async def write_position_data(self, positions: Sequence[Any], when: When) -> None:
+    async def write_position_data(self, positions: Sequence[Any], when: When | None = None) -> None:
         """Replace the positions; an earlier `when` overwrites, so a backtest can start over."""
         await self.db.upsert(self.risk_name, self.exchange_name, positions, when)
 

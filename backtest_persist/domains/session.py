@@ -92,7 +92,7 @@ class SessionDbService(DbService[SessionContext, SessionRow]):
         symbol: str,
         backtest: bool | Mode,
         payload: PayloadInput | None,
-        when: When,
+        when: When | None = None,
     ) -> SessionRow:
         """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
         context = SessionContext(
@@ -149,7 +149,7 @@ class PersistSessionInstance(PersistInstance[SessionDbService]):
         )
         return row.payload if row is not None and row.when <= horizon else None
 
-    async def write_session_data(self, data: PayloadInput | None, when: When) -> None:
+    async def write_session_data(self, data: PayloadInput | None, when: When | None = None) -> None:
         """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
         await self.db.upsert(
             self.strategy_name, self.exchange_name, self.frame_name, self.symbol, self.backtest, data, when

@@ -53,7 +53,9 @@ class StateDbService(DbService[StateContext, StateRow]):
 
     collection = "state-items"
 
-    async def upsert(self, signal_id: str, bucket_name: str, payload: PayloadInput | None, when: When) -> StateRow:
+    async def upsert(
+        self, signal_id: str, bucket_name: str, payload: PayloadInput | None, when: When | None = None
+    ) -> StateRow:
         """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
         context = StateContext(signal_id=signal_id, bucket_name=bucket_name)
         return await self.store.upsert(
@@ -79,7 +81,7 @@ class PersistStateInstance(PersistInstance[StateDbService]):
         row = await self.db.find_by_context(self.signal_id, self.bucket_name)
         return row.payload if row is not None and row.when <= horizon else None
 
-    async def write_state_data(self, data: PayloadInput | None, when: When) -> None:
+    async def write_state_data(self, data: PayloadInput | None, when: When | None = None) -> None:
         """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
         await self.db.upsert(self.signal_id, self.bucket_name, data, when)
 

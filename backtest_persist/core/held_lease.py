@@ -1,0 +1,194 @@
+"""HeldLease: what the holder of a lease has open, which is its renewal and the session of its transactions."""
+
+import asyncio
+import os
+from contextlib import suppress
+from contextvars import Context as ContextVariables
+from typing import Any
+from uuid import UUID
+
+from backtest_persist.connections import MongoState, joined
+from backtest_persist.core.lease_document import LEASES, LeaseContext, LeaseDocument, LeaseRow
+from backtest_persist.core.owner import lost_error
+from backtest_persist.errors import BacktestPersistError, LeaseLostError
+from backtest_persist.logger import LoggerService
+
+__all__ = ("HeldLease",)
+
+
+class HeldLease:
+    """A lease from when it was taken until it is given up; belongs to the event loop in which it was taken."""
+
+    def __init__(
+        self,
+        state: MongoState,
+        logger: LoggerService,
+        context: LeaseContext,
+        document: LeaseDocument,
+        row: LeaseRow,
+        duration: float,
+    ) -> None:
+        self.state = state
+        self.epoch = row.epoch
+        self._logger = logger
+        self._context = context
+        self._document = document
+        self._duration = duration
+        self._pid = os.getpid()
+        self._lost: LeaseLostError | None = None
+        self._ended = set(row.session_ids)
+        """Sessions that are recorded in the lease, and have no transaction any more."""
+        self._recorded: set[UUID] = set()
+        """Sessions of this holder that may have a transaction."""
+        self._starting: asyncio.Task[Any] | None = None
+        self._killing: set[asyncio.Task[None]] = set()
+        self._has_fenced = False
+        """Whether a transaction may have renewed the lease since the last look at it."""
+        self._stopped = asyncio.Event()
+        self._renewal = asyncio.create_task(self._keep_renewed(), context=ContextVariables())
+        self._siblings = state.per_collection(LEASES.collection, _HeldLeases)
+        self._siblings.leases.add(self)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process took it, and not the one by which it was forked."""
+        return self._pid == os.getpid()
+
+    def lost(self) -> LeaseLostError | None:
+        """Return the error that says why it is not held any more; None as long as no loss is known."""
+        if not self.is_here:
+            problem = (
+                f"its lease belongs to the process {self._pid}, by which this one was forked. Take one in this one"
+            )
+            return self._lost_error(problem)
+        return self._lost
+
+    # --- transactions ---
+
+    async def session(self) -> Any:
+        """Return the session of the transactions, which all callers share; see `Lease.session`."""
+        starting = self._starting
+        if starting is None or (starting.done() and (starting.cancelled() or starting.exception() is not None)):
+            starting = self._starting = asyncio.create_task(self._start_session(), context=ContextVariables())
+        return starting.result() if starting.done() else await joined(starting)
+
+    async def _start_session(self) -> Any:
+        if self._killing:  # what they end may lock what the next transaction writes
+            await asyncio.wait(set(self._killing))
+        await self.state.select_server(LEASES.operation("start a session", self._context))
+        self.state.check_transactions()
+        session = await self.state.start_session()
+        id = UUID(bytes=bytes(session.session_id["id"]))
+        ended = set(self._ended)
+        self._recorded.add(id)
+        if not await self._document.record(self.epoch, id, ended):
+            raise await self._loss()
+        self._ended -= ended
+        return session
+
+    def abandon_session(self) -> None:
+        """Forget the session and end its transaction in the background; see `Lease.abandon_session`."""
+        if not self.is_here:
+            return
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            task = asyncio.create_task(self._kill_sessions(starting), context=ContextVariables())
+            self._killing.add(task)
+            task.add_done_callback(self._killing.discard)
+
+    async def _kill_sessions(self, starting: "asyncio.Task[Any]") -> None:
+        await asyncio.wait([starting])
+        ids = set(self._recorded)
+        with suppress(BacktestPersistError):  # they stay recorded, then, for a successor
+            await self._document.kill(ids)
+            self._recorded -= ids
+            self._ended |= ids
+
+    async def fence(self, session: Any) -> None:
+        """Refuse the transaction of a session unless the lease is still held; see `Lease.fence`."""
+        self._has_fenced = True
+        if not await self._document.fence(self.epoch, session):
+            raise await self._loss()
+
+    # --- renewal ---
+
+    async def _keep_renewed(self) -> None:
+        pause = self._duration / 3
+        while not await self._is_stopped_within(pause) and self.lost() is None:
+            pause = self._duration / 3
+            try:
+                await self._renew()
+            except LeaseLostError:
+                return
+            except BacktestPersistError as error:  # the server is away, or a transaction of this holder locks the lease
+                pause = self._duration / 10
+                self._logger.debug("lease.not_renewed", context=self._context.describe(), why=error)
+
+    async def _is_stopped_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()
+        return self._stopped.is_set()
+
+    async def _renew(self) -> None:
+        if self._has_fenced:  # a read meets no lock of a transaction, and is in the way of none
+            self._has_fenced = False
+            found = await self._document.find()
+            if found is not None and found.row.epoch == self.epoch and found.seconds_left > self._duration * 2 / 3:
+                return
+        if not await self._document.renew(self.epoch, min(self.state.seconds, self._duration / 3)):
+            raise await self._loss()
+
+    # --- the end ---
+
+    async def end(self) -> None:
+        """Give the lease up, bounded by one deadline; what cannot be sent is left to the end of its duration."""
+        if not self.is_here or self._stopped.is_set():
+            return
+        self._stopped.set()
+        self._siblings.leases.discard(self)
+        half = self.state.seconds / 2
+        try:
+            try:
+                if self._recorded:  # before all else, as what it ends may lock the lease
+                    await self._document.kill(set(self._recorded), half)
+            finally:
+                await asyncio.wait({self._renewal, *self._killing, *([self._starting] if self._starting else [])})
+                self._starting = None
+            await self._document.release(half)
+        except BacktestPersistError as error:
+            self._logger.warning("lease.not_given_up", context=self._context.describe(), why=error)
+        finally:
+            self._lost = self._lost or self._lost_error("its lease was given up")
+
+    async def _loss(self) -> LeaseLostError:
+        """Note that the lease is not this holder's any more, and return the error that says so."""
+        if self._lost is None:
+            found = None
+            with suppress(BacktestPersistError):
+                found = await self._document.find()
+            if self._lost is None:  # nor meanwhile
+                row = None if found is None else found.row
+                self._lost = self._lost_error(row=row)
+                self._logger.warning("lease.lost", context=self._context.describe(), epoch=self.epoch)
+        return self._lost.copy()
+
+    def _lost_error(self, problem: str | None = None, row: LeaseRow | None = None) -> LeaseLostError:
+        owner, since = (None, None) if row is None else (row.owner, row.since)
+        return lost_error(self._context, problem, owner=owner, since=since, collection=LEASES.collection)
+
+
+class _HeldLeases:
+    """The leases that an event loop holds, which are given up when its client is closed."""
+
+    def __init__(self, state: MongoState) -> None:
+        self.leases: set[HeldLease] = set()
+
+    async def drain(self) -> None:
+        """Wait for nothing: what is in progress is waited for by those who asked for it, or by `end`."""
+
+    async def settle(self) -> None:
+        """Wait for nothing: a write that the network delays has no effect on a lease that another one has taken."""
+
+    async def end(self) -> None:
+        await asyncio.gather(*(lease.end() for lease in list(self.leases)))

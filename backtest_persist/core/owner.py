@@ -1,0 +1,128 @@
+"""Owner: which process holds a lease, whether it is known to have ended, and the errors that name it."""
+
+import os
+import socket
+from datetime import datetime
+from pathlib import Path
+from typing import Self
+from uuid import uuid4
+
+from pydantic import PositiveInt
+
+from backtest_persist.core.row import Context, Wire
+from backtest_persist.errors import LeaseHeldError, LeaseLostError
+
+__all__ = ("Owner", "held_error", "lost_error")
+
+_PROC = Path("/proc")
+_ENDED = ("Z", "X")
+"""The states of a process that runs nothing any more: a zombie, whose parent has not asked for its status, or dead."""
+
+
+class Owner(Wire):
+    """A process that holds a lease."""
+
+    host: str
+    """The name of its host, for people."""
+    pid_namespace: str | None
+    """Where its pid counts: the boot of the host, and the pid namespace of the container; None if that is unknown."""
+    pid: PositiveInt
+    started: int | None
+    """When it was started, in clock ticks since that boot, as its pid can be used again; None if that is unknown."""
+    token: str
+    """A random word for one taking of a lease."""
+
+    @classmethod
+    def here(cls) -> Self:
+        """Return this process as the owner of a new lease."""
+        namespace = _pid_namespace()
+        pid = os.getpid()
+        status = _status(pid) if namespace else None
+        started = status[1] if status else None
+        return cls(host=socket.gethostname(), pid_namespace=namespace, pid=pid, started=started, token=uuid4().hex)
+
+    def is_gone(self) -> bool:
+        """Whether it is known to have ended; False for a process of another host, which cannot be known from here."""
+        if self.pid_namespace is None or self.host != socket.gethostname() or self.pid_namespace != _pid_namespace():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:  # it is there, and belongs to another user
+            pass
+        status = _status(self.pid)
+        if status is None:  # /proc hides the processes of other users (hidepid)
+            return False
+        state, started = status
+        return state in _ENDED or (self.started is not None and started != self.started)
+
+
+def held_error(
+    context: Context, owner: Owner, since: datetime, *, seconds_left: float | None = None, collection: str | None = None
+) -> LeaseHeldError:
+    """Return the error of one who finds that the lease is held, by an owner since that time."""
+    is_here = (owner.host, owner.pid_namespace, owner.pid) == (socket.gethostname(), _pid_namespace(), os.getpid())
+    holder = f"{'this process, ' if is_here else ''}pid {owner.pid} on host {owner.host}, since {_text(since)}"
+    left = (
+        "" if seconds_left is None else f" Unless it renews the lease, that runs out in {max(seconds_left, 0):.1f} s."
+    )
+    advice = "Leave that run first" if is_here else "End that process first, or wait longer for it"
+    return LeaseHeldError(
+        f"The run ({context.describe()}) is held by {holder}.{left} {advice}.",
+        collection=collection,
+        context=context.parts(),
+        host=owner.host,
+        pid=owner.pid,
+        since=since,
+    )
+
+
+def lost_error(
+    context: Context,
+    problem: str | None = None,
+    *,
+    owner: Owner | None = None,
+    since: datetime | None = None,
+    collection: str | None = None,
+) -> LeaseLostError:
+    """Return the error of one who does not hold the lease, because of a `problem`, or as an `owner` has taken it."""
+    if problem is None and owner is not None and since is not None:
+        problem = (
+            f"pid {owner.pid} on host {owner.host} took its lease at {_text(since)}, when this process had not renewed "
+            "it for as long as it lasts. Start the run again to go on from what is stored"
+        )
+    return LeaseLostError(
+        f"The run ({context.describe()}) cannot write: {problem or 'its lease is gone. Start the run again'}.",
+        collection=collection,
+        context=context.parts(),
+        host=owner.host if owner else None,
+        pid=owner.pid if owner else None,
+        since=since if owner else None,
+    )
+
+
+def _text(instant: datetime) -> str:
+    return f"{instant:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _pid_namespace() -> str | None:
+    """Return in what a pid of this process counts; None where that, or /proc, does not tell (not on Linux)."""
+    try:
+        if os.readlink(_PROC / "self") != str(os.getpid()):  # /proc of another namespace, as by `unshare --pid`
+            return None
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.stat(_PROC / "self/ns/pid").st_ino
+    except OSError:
+        return None
+    return f"{boot}/{namespace}" if boot else None
+
+
+def _status(pid: int) -> tuple[str, int] | None:
+    """Return the state of a process and when it was started, as in /proc/PID/stat; None if that cannot be read."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name of the program, in brackets, can hold anything
+    return fields[0], int(fields[19])

@@ -1,0 +1,412 @@
+"""Transaction: the changes of several collections, stored by MongoDB as one, or not at all.
+
+The write queues of all these collections are held meanwhile, so that the changes have one place in the order of writes
+in each of them: what was submitted before is stored before, and what was sent before cannot be applied later.
+"""
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from contextvars import Context as ContextVariables
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from bson import ObjectId
+from pymongo import UpdateOne
+from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
+
+from backtest_persist.connections import MongoService, MongoState, Operation, joined, start_transaction
+from backtest_persist.core.batching import BATCH_BYTES
+from backtest_persist.core.bulk import DUPLICATE_KEY, codes_of
+from backtest_persist.core.change import Change, ChangeKind, Part
+from backtest_persist.core.indexes import BAD_HINT
+from backtest_persist.core.mongo_store import MongoStore
+from backtest_persist.core.schema import Schema
+from backtest_persist.core.updates import CONVERSION_FAILURE, was_removed
+from backtest_persist.core.write_queue import BULK_SIZE, Hold, WriteQueue
+from backtest_persist.errors import (
+    BacktestPersistError,
+    ErrorReason,
+    StoreUnavailableError,
+    WriteOutcomeUnknownError,
+    WriteRejectedError,
+)
+
+__all__ = ("MongoCommitter", "OwnSession", "Sessions", "WithoutTransactions")
+
+_CONFLICTS = {112, 251, DUPLICATE_KEY}
+"""WriteConflict, NoSuchTransaction, and two first writes that met: nothing was stored, and all may be sent again."""
+_TRANSIENT = "TransientTransactionError"
+_UNKNOWN = "UnknownTransactionCommitResult"
+_FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.2
+
+
+class Sessions(Protocol):
+    """Gives a committer the session of its transactions."""
+
+    async def session(self) -> Any:
+        """Return the session; another one only after `abandon_session`."""
+        ...
+
+    async def abandon_session(self) -> None:
+        """End the session on the server, with what it has begun, and use another one from now on."""
+        ...
+
+    async def fence(self, session: Any) -> None:
+        """Make the transaction that is in progress fail if its owner may not commit any more."""
+        ...
+
+
+class OwnSession:
+    """A session that nobody else knows of."""
+
+    def __init__(self, mongo: MongoService) -> None:
+        self._mongo = mongo
+        self._session: Any = None
+
+    async def session(self) -> Any:
+        """Return the session, started on first use."""
+        if self._session is None:
+            self._session = await self._mongo.open_state().start_session()
+        return self._session
+
+    async def abandon_session(self) -> None:
+        """End the session, which aborts what it has begun, without waiting for that."""
+        session, self._session = self._session, None
+        if session is not None:
+            self._mongo.background(end_session(self._mongo.open_state(), session))
+
+    async def fence(self, session: Any) -> None:
+        """Let everybody commit."""
+
+
+async def end_session(state: MongoState, session: Any) -> None:
+    """Kill a session on the server, with the transaction that it may have open, within one deadline."""
+    with suppress(BacktestPersistError, PyMongoError, TimeoutError):
+        async with asyncio.timeout(state.seconds):
+            async with state.deadline(Operation("ending a session"), cut=False):
+                await state.client.admin.command("killSessions", [session.session_id])
+    with suppress(BacktestPersistError, PyMongoError, TimeoutError):
+        async with asyncio.timeout(state.seconds):
+            await session.end_session()
+
+
+class _Plan:
+    """What a transaction does in one collection."""
+
+    def __init__(self, store: MongoStore[Any, Any], changes: Sequence[Change], queue: WriteQueue[Any, Any]) -> None:
+        self.store = store
+        self.changes = changes
+        self.queue = queue
+        self.claims = [change.context for change in changes if change.kind is ChangeKind.CLAIM]
+        self.bulks: list[list[tuple[int, UpdateOne]]] = []
+        """Positions among the changes, and the updates."""
+        self.bytes = 0
+        self.new: dict[int, ObjectId] = {}
+        """The ids of what is newly stored, by position."""
+
+    def encode(self) -> None:
+        """Make the updates, in bulks as large as one command may be."""
+        size = 0
+        for position, (update, bytes_) in enumerate(self.queue.updates(self.changes)):
+            full = bool(self.bulks) and (len(self.bulks[-1]) == BULK_SIZE or size + bytes_ > BATCH_BYTES)
+            if full or not self.bulks:
+                self.bulks.append([])
+                size = 0
+            self.bulks[-1].append((position, update))
+            size += bytes_
+            self.bytes += bytes_
+
+    @property
+    def ids(self) -> list[tuple[str, ObjectId]]:
+        """The cache keys and ids of what is newly stored."""
+        return [(self.changes[position].context.cache_key, id) for position, id in self.new.items()]
+
+
+class MongoCommitter:
+    """Stores units of work in MongoDB, each as one transaction; implements `Committer`.
+
+    A transaction that meets another one is carried out again, as a whole, until it succeeds or the deadline has passed:
+    ``CC_MONGO_TIMEOUT_MS`` for each 8 MiB.
+    """
+
+    def __init__(self, mongo: MongoService, sessions: Sessions | None = None) -> None:
+        self._mongo = mongo
+        self._sessions: Sessions = OwnSession(mongo) if sessions is None else sessions
+        self._commits: set[asyncio.Task[None]] = set()
+
+    async def wait_for_init(self) -> None:
+        """Find out whether the server has transactions; `SettingsError` if it has none."""
+        with self._mongo.accept() as state:
+            await state.select_server(Operation("looking for transactions"))
+            state.check_transactions()
+
+    async def commit(self, parts: Sequence[Part]) -> None:
+        """Store the changes of all parts, or none; see `Committer`."""
+        if not parts:
+            return
+        task = asyncio.create_task(self._commit(parts), context=ContextVariables())
+        self._commits.add(task)
+        task.add_done_callback(self._commits.discard)
+        await joined(task)
+
+    async def close(self) -> None:
+        """Wait for the commits in progress, and end the session."""
+        while self._commits:
+            await asyncio.wait(self._commits)
+        if isinstance(self._sessions, OwnSession):
+            await self._sessions.abandon_session()
+
+    async def _commit(self, parts: Sequence[Part]) -> None:
+        with self._mongo.accept() as state:
+            stores = [cast("MongoStore[Any, Any]", part.store) for part in parts]
+            await asyncio.gather(*(store.ready() for store in stores))
+            await state.select_server(self._operation(parts))
+            state.check_transactions()
+            plans = [_Plan(store, part.changes, store.writes(state)) for store, part in zip(stores, parts, strict=True)]
+            holds = [plan.queue.hold() for plan in plans]  # at once: two units meet in the same order in every queue
+            try:
+                for plan in plans:
+                    if len(plan.changes) > BULK_SIZE:
+                        await asyncio.to_thread(plan.encode)
+                    else:
+                        plan.encode()
+                await self._transact(state, parts, plans, holds)
+                for plan in plans:
+                    plan.queue.note(plan.changes)
+            finally:
+                for hold in holds:
+                    hold.release()
+            remembered = (
+                plan.store.remember(plan.ids) for plan, part in zip(plans, parts, strict=True) if part.remembers_ids
+            )
+            await asyncio.gather(*remembered)
+
+    async def _transact(
+        self, state: MongoState, parts: Sequence[Part], plans: Sequence[_Plan], holds: Sequence[Hold]
+    ) -> None:
+        operation = self._operation(parts)
+        seconds = state.seconds * max(1, math.ceil(sum(plan.bytes for plan in plans) / BATCH_BYTES))
+        for hold in holds:
+            await hold.reached
+        until = time.monotonic() + seconds
+        pause, repaired = _FIRST_PAUSE, False
+        while True:
+            again = await self._send(state, operation, plans, until)
+            if again is None:
+                return
+            if again.missing_index is not None and not repaired:
+                repaired = True
+                await again.missing_index.prepare_again(state)
+            elif until - time.monotonic() <= pause:
+                raise StoreUnavailableError(
+                    f"{operation}: other writes of the same documents were in its way for the whole deadline. "
+                    "Nothing was applied; try again.",
+                    server="MongoDB",
+                    reason=ErrorReason.BUSY,
+                ) from again.error
+            else:
+                await asyncio.sleep(random.uniform(0.5, 1) * pause)
+                pause = min(2 * pause, _LAST_PAUSE)
+
+    async def _send(
+        self, state: MongoState, operation: Operation, plans: Sequence[_Plan], until: float
+    ) -> "_Again | None":
+        """Carry out one transaction; returns why nothing was stored if another one may succeed."""
+        committing = False
+
+        async def attempt() -> None:
+            nonlocal committing
+            session = await self._sessions.session()
+            try:
+                await start_transaction(state.client, session)
+                await self._sessions.fence(session)
+                for plan in plans:
+                    await self._write(plan, session)
+            except BaseException as error:
+                await self._abort(state, session, error)
+                raise
+            committing = True
+            await self._end(session, until)
+
+        try:
+            async with state.deadline(operation, max(until - time.monotonic(), 0.001), cut=False):
+                try:
+                    await state.by_session(attempt)
+                except OperationFailure as error:
+                    meaning = await self._meaning(state, operation, plans, error)
+                    if isinstance(meaning, _Again):
+                        return meaning
+                    raise meaning from error
+                except PyMongoError as error:
+                    if not error.has_error_label(_TRANSIENT):
+                        raise
+                    return _Again(error)
+        except BacktestPersistError as error:
+            if committing or not isinstance(error, WriteOutcomeUnknownError):
+                if committing:
+                    await self._sessions.abandon_session()
+                raise
+            raise StoreUnavailableError(
+                f"{operation}: the transaction was not committed, so nothing was applied ({error}).",
+                server="MongoDB",
+                host=error.host,
+                setting=error.setting,
+                reason=error.reason,
+            ) from error
+        return None
+
+    async def _write(self, plan: _Plan, session: Any) -> None:
+        plan.new.clear()
+        collection = plan.store.schema.of(self._mongo.open_state())
+        if plan.claims:
+            query = {"$or": [context.to_filter() for context in plan.claims]}
+            found = await collection.find(
+                query,
+                {"removed": 1, "payload.removed": 1, **dict.fromkeys(plan.store.schema.fields, 1)},
+                session=session,
+            ).to_list(None)
+            for document in found:
+                if not was_removed(document):
+                    raise _taken(plan, document)
+        for bulk in plan.bulks:
+            updates: Any = [update for _, update in bulk]
+            result = await collection.bulk_write(updates, ordered=False, session=session)
+            plan.new |= {bulk[index][0]: id for index, id in (result.upserted_ids or {}).items()}
+
+    async def _abort(self, state: MongoState, session: Any, error: BaseException) -> None:
+        """End a transaction that is not to be committed; if the server does not say so, its session as well."""
+        if isinstance(error, OperationFailure):
+            with suppress(PyMongoError):
+                await session.abort_transaction()
+                return
+        await self._sessions.abandon_session()
+
+    async def _end(self, session: Any, until: float) -> None:
+        """Commit, and ask again as long as the answer is missing."""
+        while True:
+            try:
+                await session.commit_transaction()
+            except PyMongoError as error:
+                if not error.has_error_label(_UNKNOWN) or time.monotonic() > until - _FIRST_PAUSE:
+                    raise
+                await asyncio.sleep(_FIRST_PAUSE)
+            else:
+                return
+
+    async def _meaning(
+        self, state: MongoState, operation: Operation, plans: Sequence[_Plan], error: OperationFailure
+    ) -> "Exception | _Again":
+        """Return what an error of the server means for the whole."""
+        codes = codes_of(error)
+        if error.has_error_label(_UNKNOWN):
+            return WriteOutcomeUnknownError(
+                f"{operation}: nobody knows whether the transaction was committed ({type(error).__name__}). Either all "
+                "of it is stored or nothing.",
+                server="MongoDB",
+            )
+        if BAD_HINT in codes:
+            missing = [plan for plan in plans if not await self._is_indexed(state, plan)]
+            return _Again(error, missing[0].store.schema if missing else None)
+        if error.has_error_label(_TRANSIENT) or codes & _CONFLICTS:
+            return _Again(error)
+        if CONVERSION_FAILURE in codes:
+            for plan in plans:
+                for change in plan.changes:
+                    if (problem := await plan.queue.array_in(change.context)) is not None:
+                        return problem
+        if isinstance(error, BulkWriteError):
+            return WriteRejectedError(
+                f"{operation}: the server refused a write (codes {', '.join(sorted(map(str, codes)))}). Nothing of the "
+                "transaction was stored."
+            )
+        return error
+
+    async def _is_indexed(self, state: MongoState, plan: _Plan) -> bool:
+        try:
+            options: Any = {"hint": plan.store.schema.unique_index}
+            await plan.store.schema.of(state).find_one({"_id": ObjectId()}, {"_id": 1}, **options)
+        except OperationFailure:
+            return False
+        return True
+
+    @staticmethod
+    def _operation(parts: Sequence[Part]) -> Operation:
+        count, collections = sum(len(part.changes) for part in parts), len(parts)
+        return Operation(f"transaction of {count} documents of {collections} collections", write=True)
+
+
+@dataclass(frozen=True)
+class _Again:
+    """Nothing was stored; the transaction may be carried out again."""
+
+    error: Exception
+    missing_index: Schema[Any, Any] | None = None
+    """The collection whose unique index is gone, as after its database was dropped."""
+
+
+def _taken(plan: _Plan, document: Mapping[str, Any]) -> WriteRejectedError:
+    for context in plan.claims:
+        if context.matches(document):
+            return WriteRejectedError(
+                f"{plan.store.schema.describe(context)}: somebody else has claimed this entry since this unit of work "
+                "did. Nothing of it was stored; do it again.",
+                collection=plan.store.schema.collection,
+                context=context.parts(),
+            )
+    return WriteRejectedError(
+        f"{plan.store.schema.collection}: the document {document.get('_id')} has an array in its context. Nothing was "
+        "stored; repair or remove that document.",
+        collection=plan.store.schema.collection,
+    )
+
+
+class WithoutTransactions:
+    """Stores units of work one write after the other, those of one store last: for a MongoDB without transactions.
+
+    Killed between two of them, a process leaves a part of a unit: then the last store tells that it is not whole.
+    """
+
+    def __init__(self, last: Callable[[], Any]) -> None:
+        self._last = last
+
+    async def wait_for_init(self) -> None:
+        """Do nothing."""
+
+    async def commit(self, parts: Sequence[Part]) -> None:
+        """Store the changes of all parts; a failure leaves some of them stored."""
+        await joined(asyncio.create_task(self._commit(parts), context=ContextVariables()))
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+    async def _commit(self, parts: Sequence[Part]) -> None:
+        last = self._last()
+        others = [part for part in parts if part.store is not last]
+        await _all(_write(part.store, change) for part in others for change in part.changes)
+        await _all(_write(part.store, change) for part in parts if part.store is last for change in part.changes)
+
+
+async def _all(writes: Any) -> None:
+    for error in await asyncio.gather(*writes, return_exceptions=True):
+        if error is not None:
+            raise error
+
+
+async def _write(store: Any, change: Change) -> None:
+    kind, context = change.kind, change.context
+    if kind is ChangeKind.REMOVE:
+        await store.soft_remove(context)
+    elif kind is ChangeKind.INSERT:
+        await store.upsert_many([(context, change.fields)], replace=False)
+    elif kind is ChangeKind.REPLACE:
+        await store.upsert(context, change.fields)
+    elif not await store.claim(context, change.fields):
+        raise WriteRejectedError(
+            f"{context.describe()}: somebody else has claimed this entry since this unit of work did; other writes of "
+            "the unit may be stored. Do it again.",
+            context=context.parts(),
+        )

@@ -1,0 +1,177 @@
+"""Candles in a unit of work: those that are stored, and those that the unit has written."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from backtest_persist.contracts import CandleData, When
+from backtest_persist.core.change import Change, ChangeKind
+from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
+from backtest_persist.core.unit_of_work import UnitOfWork
+from backtest_persist.domains.candle import CandleContext, CandleDbService, CandleReport, CandleRow
+from backtest_persist.errors import SettingsError
+from backtest_persist.logger import LoggerService
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ("BufferedCandleDbService",)
+
+
+class BufferedCandleDbService(CandleDbService):
+    """Keeps candles that are written in a unit of work, and reads them together with those that are stored.
+
+    Whether a candle that is written is stored already with other numbers is not looked up; the stored one is kept.
+    """
+
+    def __init__(self, inner: CandleDbService, unit: UnitOfWork) -> None:
+        self._buffer = unit.store_over(super(CandleDbService, inner).store, CandleDbService)
+        super().__init__(self._buffer)
+        self.inner = inner
+        self._unit = unit
+
+    def pending(self, symbol: str, interval: str, exchange_name: str) -> dict[int, CandleData]:
+        """Return the candles of a series that the unit has written, by opening time in ms UTC, in order."""
+        found: dict[int, CandleData] = {}
+        for layer in self._unit.layers:
+            for change in layer.of(self._buffer).values():
+                context = cast("CandleContext", change.context)
+                if (context.symbol, context.interval, context.exchange_name) == (symbol, interval, exchange_name):
+                    found.setdefault(context.timestamp, _data(change))
+        return dict(sorted(found.items()))
+
+    def _pending(self, series: Series) -> dict[int, CandleData]:
+        return self.pending(series.symbol, series.interval, series.exchange_name)
+
+    # --- reading ---
+
+    async def find_range(
+        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
+    ) -> list[CandleRow]:
+        """Find the window of `limit` candles from `since` on, oldest first."""
+        series = Series(symbol, interval, exchange_name)
+        rows = await self.inner.find_range(symbol, interval, exchange_name, since, limit)
+        start, end = self._bounds(series, since, limit)
+        return self._with_rows(series, rows, start, end)
+
+    async def find_data(
+        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
+    ) -> list[CandleData]:
+        """Find the same as `find_range`, as plain data."""
+        series = Series(symbol, interval, exchange_name)
+        candles = await self.inner.find_data(symbol, interval, exchange_name, since, limit)
+        start, end = self._bounds(series, since, limit)
+        return _merged(candles, self._between(series, start, end))
+
+    async def find_columns(
+        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
+    ) -> "dict[str, NDArray[Any]]":
+        """Find the same as `find_range`, as numpy arrays by field."""
+        series = Series(symbol, interval, exchange_name)
+        start, end = self._bounds(series, since, limit)
+        if not self._between(series, start, end):
+            return await self.inner.find_columns(symbol, interval, exchange_name, since, limit)
+        return candle_columns(await self.find_data(symbol, interval, exchange_name, since, limit))
+
+    async def find_last(
+        self, symbol: str, interval: str, exchange_name: str, limit: int, until: When | None = None
+    ) -> list[CandleRow]:
+        """Find the last `limit` candles that have closed by `until`, by default now, oldest first."""
+        series = Series(symbol, interval, exchange_name)
+        rows = await self.inner.find_last(symbol, interval, exchange_name, limit, until)
+        return self._with_rows(series, rows, None, self._end(series, until))[-limit:] if limit else []
+
+    async def find_last_data(
+        self, symbol: str, interval: str, exchange_name: str, limit: int, until: When | None = None
+    ) -> list[CandleData]:
+        """Find the same as `find_last`, as plain data."""
+        series = Series(symbol, interval, exchange_name)
+        candles = await self.inner.find_last_data(symbol, interval, exchange_name, limit, until)
+        return _merged(candles, self._between(series, None, self._end(series, until)))[-limit:] if limit else []
+
+    async def find_gaps(
+        self, symbol: str, interval: str, exchange_name: str, since: When, until: When
+    ) -> list[tuple[int, int]]:
+        """Return the holes in [since, until), each as (first missing opening time, time after the hole), in ms UTC."""
+        series = Series(symbol, interval, exchange_name)
+        step, gaps = series.step, list[tuple[int, int]]()
+        pending = self._pending(series)
+        for start, end in await self.inner.find_gaps(symbol, interval, exchange_name, since, until):
+            first = start
+            for at in (at for at in pending if start <= at < end):
+                if at > first:
+                    gaps.append((first, at))
+                first = at + step
+            if first < end:
+                gaps.append((first, end))
+        return gaps
+
+    def _end(self, series: Series, until: When | None) -> int | None:
+        return None if until is None else self._instant(until, "until") - series.step + 1
+
+    def _between(self, series: Series, start: int | None, end: int | None) -> list[CandleData]:
+        return [
+            candle
+            for at, candle in self._pending(series).items()
+            if (start is None or start <= at) and (end is None or at < end)
+        ]
+
+    def _with_rows(self, series: Series, rows: list[CandleRow], start: int | None, end: int | None) -> list[CandleRow]:
+        stored = {row.timestamp for row in rows}
+        new = [self._row(series, candle) for candle in self._between(series, start, end)]
+        both = [*rows, *(row for row in new if row.timestamp not in stored)]
+        return sorted(both, key=lambda row: row.timestamp)
+
+    # --- writing ---
+
+    @property
+    def _logger(self) -> LoggerService:
+        return self.inner._logger
+
+    async def _store_candles(self, series: Series, candles: Mapping[int, CandleData], report: CandleReport) -> None:
+        self._compare(candles, self._pending(series), report)
+        pending = self._pending(series)
+        report.new = await self._insert(series, [candle for at, candle in candles.items() if at not in pending])
+
+    async def _create(self, series: Series, candle: CandleData) -> CandleRow:
+        stored = await self.find_by_context(series.symbol, series.interval, series.exchange_name, candle["timestamp"])
+        if stored is not None:
+            return stored
+        await self._insert(series, [candle])
+        return self._row(series, candle)
+
+    def _row(self, series: Series, candle: CandleData) -> CandleRow:
+        return self._buffer.row_of(self._change(series, candle))
+
+    def _change(self, series: Series, candle: CandleData) -> Change:
+        context = self._context(series.symbol, series.interval, series.exchange_name, candle["timestamp"])
+        return Change(context, ChangeKind.INSERT, {name: candle[name] for name in NUMBERS})
+
+    async def _find_numbers(
+        self, series: Series, times: Sequence[int], *, prepare: bool = True
+    ) -> dict[int, Mapping[str, Any]]:
+        stored = await self.inner._find_numbers(series, times, prepare=prepare)
+        wanted = set(times)
+        return {at: candle for at, candle in self._pending(series).items() if at in wanted} | stored
+
+    async def _insert(self, series: Series, candles: Sequence[CandleData]) -> int:
+        for candle in candles:
+            change = self._change(series, candle)
+            self._unit.add(self._buffer, change.context.cache_key, change)
+        return len(candles)
+
+    async def _delete_range(self, series: Series, start: int | None, end: int | None) -> int:
+        raise SettingsError(
+            f"{series.describe()}: candles are not deleted or replaced in a unit of work; do it outside of the run or "
+            "the checkpoint."
+        )
+
+
+def _data(change: Change) -> CandleData:
+    return cast("CandleData", {"timestamp": cast("CandleContext", change.context).timestamp, **change.fields})
+
+
+def _merged(stored: list[CandleData], pending: list[CandleData]) -> list[CandleData]:
+    if not pending:
+        return stored
+    by_time = {candle["timestamp"]: candle for candle in [*pending, *stored]}
+    return [by_time[at] for at in sorted(by_time)]
