@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from bson.codec_options import CodecOptions
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import ConfigurationError, PyMongoError
+from pymongo.errors import ConfigurationError, InvalidOperation, PyMongoError
 
 __all__ = (
     "PYMONGO_SURVIVES_A_TIMER",
@@ -24,6 +24,7 @@ __all__ = (
     "close_next_connection",
     "is_left",
     "is_sessionless",
+    "keep_closed",
     "raise_swallowed_cancellation",
     "transport_of",
 )
@@ -100,6 +101,23 @@ class _Unreadable(dict[str, Any]):
 
 
 _UNREADABLE = CodecOptions[Any](document_class=_Unreadable)
+
+
+def keep_closed(client: Any) -> None:
+    """Keep a client of PyMongo, of either API, from opening once it is closed; to be called before it is.
+
+    A client of a ``mongodb+srv`` URI opens when a name server has answered, and to close it before that does nothing.
+    The thread of Motor that waits for the answer goes on when nobody waits for it, and then starts monitors with
+    threads and connections that nobody closes.
+
+    Not reported; PyMongo 4.20, ``pymongo/synchronous/mongo_client.py``, ``close`` and ``_get_topology``.
+    """
+    if client._topology is None:
+        client._init_background = _refuse_to_open
+
+
+def _refuse_to_open() -> None:
+    raise InvalidOperation("Cannot use MongoClient after close")
 
 
 async def raise_swallowed_cancellation(task: asyncio.Task[Any], requests: int, error: BaseException | None) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from backtest_persist import Settings
 from tests.support.processes import settings_environment, start_python
+from tests.support.stopwatch import HANG
 
 _PROGRAM = """
 import asyncio, os, sys, time
@@ -64,7 +65,7 @@ async def _run(settings: Settings, where: str) -> tuple[int | None, str]:
         start_new_session=True,
     )
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG):
             said, _ = await process.communicate()
     except TimeoutError:
         os.killpg(process.pid, 9)

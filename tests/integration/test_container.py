@@ -25,6 +25,7 @@ from backtest_persist import (
     setup,
 )
 from tests.support.commands import Commands, close_client, monitored_client
+from tests.support.stopwatch import HANG
 
 
 def open_sockets() -> int:
@@ -74,7 +75,7 @@ async def test_the_same_ioc_works_in_one_asyncio_run_after_another(settings: Set
         before = open_sockets()
         await asyncio.to_thread(in_a_thread, run_twice)
         gc.collect()
-        async with asyncio.timeout(20):  # Motor's monitor threads let go of theirs a moment later
+        async with asyncio.timeout(HANG):  # Motor's monitor threads let go of theirs a moment later
             while open_sockets() > before:
                 await asyncio.sleep(0.05)
     finally:
