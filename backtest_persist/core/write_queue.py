@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, aclosing, asynccontextmanager, co
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from bson import ObjectId
 from pymongo import DeleteOne, ReturnDocument, UpdateOne, WriteConcern
@@ -38,7 +38,7 @@ from backtest_persist.errors import (
     WriteRejectedError,
 )
 
-__all__ = ("BULK_SIZE", "Hold", "Write", "WriteQueue", "by_unique_index", "partly_done")
+__all__ = ("BULK_SIZE", "Hold", "Update", "Write", "WriteQueue", "by_unique_index", "partly_done")
 
 C = TypeVar("C", bound=Context)
 R = TypeVar("R", bound=Row)
@@ -123,6 +123,17 @@ class Deletion:
     """The deletion of what a query finds; it is answered with the number of documents deleted."""
 
     query: Mapping[str, Any]
+
+
+class Update(NamedTuple):
+    """The update of one context, as it is sent in a transaction."""
+
+    filter: dict[str, Any]
+    update: Any
+    upsert: bool
+    hint: dict[str, int]
+    size: int
+    """How many bytes the fields have."""
 
 
 @dataclass(eq=False)
@@ -217,14 +228,18 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
     def hold(self) -> Hold:
         """Take a place among the calls for writes that are sent otherwise, and keep the later ones waiting."""
         item = Hold()
+        if not self.busy and not self._unsettled:
+            item.reached.set_result(None)
+            self.occupy(item.released)
+            return item
         call = self.enqueue(item, time.monotonic())
         call.future.add_done_callback(item.ended)
         item.released.add_done_callback(lambda _: call.future.cancel())
         return item
 
-    def updates(self, changes: Sequence[Change]) -> list[tuple[UpdateOne, int]]:
-        """Return the updates of changes, with their sizes; they are dated in their order."""
-        dates, names, updates = self.dates(len(changes)), self._schema.fields, list[tuple[UpdateOne, int]]()
+    def updates(self, changes: Sequence[Change]) -> "list[Update]":
+        """Return the updates of changes; they are dated in their order."""
+        dates, names, updates = self.dates(len(changes)), self._schema.fields, list[Update]()
         timed = "when" in self._schema.row_type.model_fields
         for change, date in zip(changes, dates, strict=True):
             fields, context, size = change.fields, change.context, 0
@@ -238,8 +253,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
             else:
                 update, size = replacing(names, fields, date)
             upsert = change.kind is not ChangeKind.REMOVE
-            operation = UpdateOne(context.to_filter(), update, upsert=upsert, hint=self._schema.unique_index)
-            updates.append((operation, size))
+            updates.append(Update(context.to_filter(), update, upsert, self._schema.unique_index, size))
         return updates
 
     def note(self, changes: Sequence[Change]) -> None:
