@@ -12,16 +12,21 @@ from backtest_persist import contracts
 from backtest_persist.backends.dummy import DummyBackend
 from backtest_persist.backends.json.backend import JsonBackend
 from backtest_persist.backends.mongo import MongoBackend
+from backtest_persist.backends.services import AtomicBackend
 from backtest_persist.connections import joined
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleInterval
 from backtest_persist.core.domain import Domain
+from backtest_persist.core.lease_document import LeaseContext
 from backtest_persist.errors import SettingsError
 from backtest_persist.mode import Mode
+from backtest_persist.run.checkpoint import Checkpoint
+from backtest_persist.run.run import Run
 
 __all__ = ("Entry", "Registry")
 
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T", bound=contracts.Adapter)
 
 
@@ -32,6 +37,8 @@ class Entry(Generic[P, T]):
         self._domain = domain
         self._factory: Callable[..., T] | None = None
         self._backend = ""
+        self.is_replaced = False
+        """Whether another class is behind this domain than that of the backend of the registry."""
         self._instances: dict[Hashable, T] = {}
         self._ready: set[Hashable] = set()
         self._attempts: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, asyncio.Task[T]]] = (
@@ -80,12 +87,14 @@ class Entry(Generic[P, T]):
         It is called with the context, by position.
         """
         self._factory = factory
+        self.is_replaced = True
         self.clear()
 
     def use_backend(self, backend: contracts.Backend) -> None:
         """Let a backend be behind this domain; without an adapter of it a call is a `SettingsError`."""
         self._factory = cast("Callable[..., T] | None", backend.get(self._domain.name))
         self._backend = type(backend).__name__
+        self.is_replaced = False
         self.clear()
 
     def clear(self) -> None:
@@ -235,6 +244,101 @@ class Registry:
             )
         return found
 
+    # --- units of work ---
+
+    @overload
+    def run(
+        self,
+        *,
+        strategy: str,
+        exchange: str,
+        symbol: str,
+        mode: Mode,
+        frame: str = ...,
+        commit_every: int | None = ...,
+        lease_wait: float = ...,
+        atomic: bool = ...,
+        restart: bool = ...,
+    ) -> Run[dict[str, Any]]: ...
+    @overload
+    def run(
+        self,
+        *,
+        strategy: str,
+        exchange: str,
+        symbol: str,
+        mode: Mode,
+        session: Callable[[], S],
+        frame: str = ...,
+        commit_every: int | None = ...,
+        lease_wait: float = ...,
+        atomic: bool = ...,
+        restart: bool = ...,
+    ) -> Run[S]: ...
+    def run(
+        self,
+        *,
+        strategy: str,
+        exchange: str,
+        symbol: str,
+        mode: Mode,
+        session: Callable[[], Any] = dict,
+        frame: str = "",
+        commit_every: int | None = None,
+        lease_wait: float = 0.0,
+        atomic: bool = True,
+        restart: bool = False,
+    ) -> Run[Any]:
+        """Return a run of a strategy, whose bars are stored as a whole: ``async with persist.run(...) as run:``.
+
+        See `Run`. `session` makes the state of the strategy at its beginning: a pydantic model class, or what returns a
+        dict. `frame` names the part of the history that a backtest takes; live trading has none.
+
+        `commit_every` is how many bars are stored together: by default 1 in paper and live mode, and 64 or those of
+        250 ms in a backtest. `lease_wait` is how many seconds to wait for another run of the same. `restart` begins at
+        nothing, whatever is stored. With ``atomic=False`` the writes of a bar are stored one by one, the session last,
+        for a MongoDB without transactions: after a kill some writes may be stored of a bar that is then done again.
+        """
+        context = LeaseContext(
+            strategy_name=strategy, exchange_name=exchange, symbol=symbol, frame_name=frame, mode=mode
+        )
+        return Run(
+            self._atomic_backend("a run"),
+            context,
+            session,
+            commit_every=commit_every,
+            lease_wait=lease_wait,
+            atomic=atomic,
+            restart=restart,
+            memory_bytes=lambda: self._container.settings.candle_memory_mb * 1024 * 1024,
+        )
+
+    def checkpoint(self) -> Checkpoint:
+        """Return a unit of work: ``async with persist.checkpoint():`` stores all writes in the block, or none."""
+        return Checkpoint(self._atomic_backend("a checkpoint"))
+
+    @property
+    def takes_units_of_work(self) -> bool:
+        """Whether what is behind all domains stores units of work, as `run` and `checkpoint` need it."""
+        return self._is_atomic and not any(own.is_replaced for own in self.entries.values())
+
+    @property
+    def _is_atomic(self) -> bool:
+        return all(hasattr(self._backend, name) for name in ("services", "committer", "lease"))
+
+    def _atomic_backend(self, what: str) -> AtomicBackend:
+        if replaced := sorted(name for name, own in self.entries.items() if own.is_replaced):
+            raise SettingsError(
+                f"{what.capitalize()} stores all domains as one, but {', '.join(replaced)} is kept by a class of its "
+                "own; choose one backend for all: persist.use(...)."
+            )
+        if not self._is_atomic:
+            raise SettingsError(
+                f"{type(self._backend).__name__} stores no units of work, which {what} needs: a backend that does has "
+                "services, committer and lease (see backends.services.AtomicBackend)."
+            )
+        return cast("AtomicBackend", self._backend)
+
     @classmethod
     def bind(cls, container: Container) -> None:
         """Set the container of registries that are given none."""
@@ -245,6 +349,7 @@ class Registry:
 
         An adapter of a domain that the backend lacks is a `SettingsError` when it is asked for.
         """
+        self._backend = backend
         for own in self.entries.values():
             own.use_backend(backend)
 

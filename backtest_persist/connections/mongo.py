@@ -43,7 +43,6 @@ __all__ = ("MongoService", "MongoState")
 STEP_SECONDS = 0.05
 MANY_CONNECTIONS = 100
 _SETTING = "CC_MONGO_CONNECTION_STRING"
-_WITH_TRANSACTIONS = {"RSPrimary", "Mongos", "LoadBalancer"}
 _SRV = "mongodb+srv://"
 _DNS_SHARE = 0.8
 """The part of a deadline that a DNS query may take, so that the words of the driver come before the end."""
@@ -150,6 +149,14 @@ class MongoState:
         servers = self.client.topology_description.server_descriptions().values()
         return all(server.server_type_name != "Standalone" for server in servers)
 
+    def check_transactions(self) -> None:
+        """Raise a `SettingsError` that says what to do if the server has no transactions."""
+        if not self.has_transactions:
+            raise SettingsError(
+                "This MongoDB is a standalone, which has no transactions. Start mongod with --replSet rs0 and run "
+                "`backtest-persist initiate`; one member is enough."
+            )
+
     def collection(self, name: str) -> Collection:
         """The collection of that name."""
         collection = self._collections.get(name)
@@ -168,12 +175,6 @@ class MongoState:
         task = asyncio.get_running_loop().create_task(work, context=Context())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-    @property
-    def takes_transactions(self) -> bool:
-        """Whether a server that is known has transactions: a member of a replica set, or a router."""
-        servers = self.client.topology_description.server_descriptions().values()
-        return any(server.server_type_name in _WITH_TRANSACTIONS for server in servers)
 
     async def start_session(self) -> Any:
         """Start an explicit session."""

@@ -57,6 +57,10 @@ class Part:
 class Committer(Protocol):
     """Stores units of work in one backend."""
 
+    async def wait_for_init(self) -> None:
+        """Get ready; `SettingsError` where units of work cannot be stored as a whole."""
+        ...
+
     async def commit(self, parts: Sequence[Part]) -> None:
         """Store the changes of all parts, or none of them.
 

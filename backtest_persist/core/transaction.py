@@ -30,18 +30,13 @@ from backtest_persist.core.write_queue import BULK_SIZE, Hold, WriteQueue
 from backtest_persist.errors import (
     BacktestPersistError,
     ErrorReason,
-    SettingsError,
     StoreUnavailableError,
     WriteOutcomeUnknownError,
     WriteRejectedError,
 )
 
-__all__ = ("NO_TRANSACTIONS", "MongoCommitter", "OwnSession", "Sessions", "WithoutTransactions")
+__all__ = ("MongoCommitter", "OwnSession", "Sessions", "WithoutTransactions")
 
-NO_TRANSACTIONS = (
-    "A standalone mongod has no transactions. Make it a replica set of one: start it with --replSet rs0, then run "
-    "backtest-persist initiate"
-)
 _CONFLICTS = {112, 251, DUPLICATE_KEY}
 """WriteConflict, NoSuchTransaction, and two first writes that met: nothing was stored, and all may be sent again."""
 _TRANSIENT = "TransientTransactionError"
@@ -143,6 +138,12 @@ class MongoCommitter:
         self._sessions: Sessions = OwnSession(mongo) if sessions is None else sessions
         self._commits: set[asyncio.Task[None]] = set()
 
+    async def wait_for_init(self) -> None:
+        """Find out whether the server has transactions; `SettingsError` if it has none."""
+        with self._mongo.accept() as state:
+            await state.select_server(Operation("looking for transactions"))
+            state.check_transactions()
+
     async def commit(self, parts: Sequence[Part]) -> None:
         """Store the changes of all parts, or none; see `Committer`."""
         if not parts:
@@ -164,8 +165,7 @@ class MongoCommitter:
             stores = [cast("MongoStore[Any, Any]", part.store) for part in parts]
             await asyncio.gather(*(store.ready() for store in stores))
             await state.select_server(self._operation(parts))
-            if not state.takes_transactions:
-                raise SettingsError(f"{NO_TRANSACTIONS}.", setting="CC_MONGO_CONNECTION_STRING")
+            state.check_transactions()
             plans = [_Plan(store, part.changes, store.writes(state)) for store, part in zip(stores, parts, strict=True)]
             holds = [plan.queue.hold() for plan in plans]  # at once: two units meet in the same order in every queue
             try:
@@ -223,9 +223,9 @@ class MongoCommitter:
             session = await self._sessions.session()
             try:
                 await start_transaction(state.client, session)
+                await self._sessions.fence(session)
                 for plan in plans:
                     await self._write(plan, session)
-                await self._sessions.fence(session)
             except BaseException as error:
                 await self._abort(state, session, error)
                 raise
@@ -372,6 +372,9 @@ class WithoutTransactions:
 
     def __init__(self, last: Callable[[], Any]) -> None:
         self._last = last
+
+    async def wait_for_init(self) -> None:
+        """Do nothing."""
 
     async def commit(self, parts: Sequence[Part]) -> None:
         """Store the changes of all parts; a failure leaves some of them stored."""

@@ -1,10 +1,12 @@
 """Bar: what a strategy writes and reads between two instants, stored as a whole."""
 
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 
 from backtest_persist.contracts import Adapter, CandleData, CandleInterval
 from backtest_persist.core.domain import Domain
 from backtest_persist.core.keys import checked_name, join_key
+from backtest_persist.core.lease_document import LeaseContext
 from backtest_persist.domains.breakeven import PersistBreakevenInstance
 from backtest_persist.domains.candle import PersistCandleInstance
 from backtest_persist.domains.dictionary import PersistDictionaryInstance
@@ -22,7 +24,6 @@ from backtest_persist.domains.state import PersistStateInstance
 from backtest_persist.domains.storage import PersistStorageInstance
 from backtest_persist.domains.strategy import PersistStrategyInstance
 from backtest_persist.errors import SettingsError
-from backtest_persist.run.context import RunContext
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +42,7 @@ class RunAdapters:
     a read sees what the bar has written. Between bars they only read.
     """
 
-    def __init__(self, context: RunContext, services: Any) -> None:
+    def __init__(self, context: LeaseContext, services: Any) -> None:
         self._context = context
         self._services = services
         of_symbol = (context.symbol, context.strategy_name, context.exchange_name)
@@ -99,6 +100,15 @@ class Bar(RunAdapters, Generic[S]):
         self._when = when
         self._numbers: dict[str, int] = {}
 
+    async def __aenter__(self) -> Self:
+        self._run.begin(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._run.end(self, error)
+
     @property
     def when(self) -> int:
         """The instant of the bar, in ms UTC."""
@@ -120,7 +130,7 @@ class Bar(RunAdapters, Generic[S]):
         strategies which both number their signals from 1 would overwrite each other's.
         """
         number = self._numbers[kind] = self._numbers.get(kind, 0) + 1
-        return join_key(*self._context.parts_of_id, checked_name(kind, "kind"), self._when, number)
+        return join_key(self._run.id, checked_name(kind, "kind"), self._when, number)
 
     @overload
     async def candles(

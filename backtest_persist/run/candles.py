@@ -29,15 +29,18 @@ class BufferedCandleDbService(CandleDbService):
         self.inner = inner
         self._unit = unit
 
-    def pending(self, series: Series) -> dict[int, CandleData]:
+    def pending(self, symbol: str, interval: str, exchange_name: str) -> dict[int, CandleData]:
         """Return the candles of a series that the unit has written, by opening time in ms UTC, in order."""
         found: dict[int, CandleData] = {}
         for layer in self._unit.layers:
             for change in layer.of(self._buffer).values():
                 context = cast("CandleContext", change.context)
-                if (context.symbol, context.interval, context.exchange_name) == _parts(series):
+                if (context.symbol, context.interval, context.exchange_name) == (symbol, interval, exchange_name):
                     found.setdefault(context.timestamp, _data(change))
         return dict(sorted(found.items()))
+
+    def _pending(self, series: Series) -> dict[int, CandleData]:
+        return self.pending(series.symbol, series.interval, series.exchange_name)
 
     # --- reading ---
 
@@ -91,7 +94,7 @@ class BufferedCandleDbService(CandleDbService):
         """Return the holes in [since, until), each as (first missing opening time, time after the hole), in ms UTC."""
         series = Series(symbol, interval, exchange_name)
         step, gaps = series.step, list[tuple[int, int]]()
-        pending = self.pending(series)
+        pending = self._pending(series)
         for start, end in await self.inner.find_gaps(symbol, interval, exchange_name, since, until):
             first = start
             for at in (at for at in pending if start <= at < end):
@@ -108,7 +111,7 @@ class BufferedCandleDbService(CandleDbService):
     def _between(self, series: Series, start: int | None, end: int | None) -> list[CandleData]:
         return [
             candle
-            for at, candle in self.pending(series).items()
+            for at, candle in self._pending(series).items()
             if (start is None or start <= at) and (end is None or at < end)
         ]
 
@@ -125,8 +128,8 @@ class BufferedCandleDbService(CandleDbService):
         return self.inner._logger
 
     async def _store_candles(self, series: Series, candles: Mapping[int, CandleData], report: CandleReport) -> None:
-        self._compare(candles, self.pending(series), report)
-        pending = self.pending(series)
+        self._compare(candles, self._pending(series), report)
+        pending = self._pending(series)
         report.new = await self._insert(series, [candle for at, candle in candles.items() if at not in pending])
 
     async def _create(self, series: Series, candle: CandleData) -> CandleRow:
@@ -148,7 +151,7 @@ class BufferedCandleDbService(CandleDbService):
     ) -> dict[int, Mapping[str, Any]]:
         stored = await self.inner._find_numbers(series, times, prepare=prepare)
         wanted = set(times)
-        return {at: candle for at, candle in self.pending(series).items() if at in wanted} | stored
+        return {at: candle for at, candle in self._pending(series).items() if at in wanted} | stored
 
     async def _insert(self, series: Series, candles: Sequence[CandleData]) -> int:
         for candle in candles:
@@ -161,10 +164,6 @@ class BufferedCandleDbService(CandleDbService):
             f"{series.describe()}: candles are not deleted or replaced in a unit of work; do it outside of the run or "
             "the checkpoint."
         )
-
-
-def _parts(series: Series) -> tuple[str, str, str]:
-    return series.symbol, series.interval, series.exchange_name
 
 
 def _data(change: Change) -> CandleData:
