@@ -17,7 +17,8 @@ from backtest_persist.cli.progress import Bar, show_progress
 from backtest_persist.mode import Mode
 
 if TYPE_CHECKING:
-    from backtest_persist.demo.strategy import SmaCross
+    from backtest_persist import Run
+    from backtest_persist.demo.strategy import Session
 
 __all__ = ("demo",)
 
@@ -80,31 +81,33 @@ class _Display:
 
     def __init__(self, stop_after: int | None) -> None:
         self._stop_after = stop_after
-        self._resumed_from = self._bars = self._total = 0
+        self._run: Run[Session]
+        self._resumed_from = self._total = 0
         self._progress: Progress | None = None
         self._bar: Bar | None = None
 
-    def started(self, strategy: "SmaCross", total: int) -> None:
-        name = f"{strategy.symbol}, {strategy.mode}"
-        self._resumed_from = self._bars = strategy.session.bars
+    def started(self, run: "Run[Session]", total: int) -> None:
+        name = f"{run.context.symbol}, {run.context.mode}"
+        self._run = run
+        self._resumed_from = run.bars
         self._total = total
-        if self._bars >= total:
+        if run.bars >= total:
             _print(f"{name}: this run is complete, nothing is done twice.")
             return
-        if self._bars:
-            _print(f"{name}: resuming after bar {self._bars:,}; {total - self._bars:,} to go.")
+        if run.bars:
+            _print(f"{name}: resuming after bar {run.bars:,}; {total - run.bars:,} to go.")
         else:
             _print(f"{name}: {total:,} daily bars through basana.")
         self._progress = show_progress(name)
         self._bar = Bar(self._progress, "bars")
         self._bar.begin(total)
-        self._bar.advance(self._bars)
+        self._bar.advance(run.bars)
         self._progress.start()
 
-    def committed(self, bars: int) -> None:
+    def ended(self) -> None:
+        bars = self._run.bars
         if self._bar is not None:
-            self._bar.advance(bars - self._bars)
-        self._bars = bars
+            self._bar.advance(1)
         if self._stop_after is not None and bars == self._resumed_from + self._stop_after:
             self.stop()
             _print(f"Stopped hard after {self._stop_after:,} bars, {bars:,} of {self._total:,} in all.")

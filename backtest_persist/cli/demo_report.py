@@ -38,21 +38,21 @@ def show_json(result: Result) -> None:
         "mode": result.mode,
         "backend": result.backend,
         "frame": result.frame,
-        "bars": session.bars,
+        "bars": result.bars,
         "resumedFrom": result.resumed_from,
-        "complete": session.bars == result.total_bars,
+        "complete": result.bars == result.total_bars,
         "balance": session.equity,
         "trades": [trade.model_dump(mode="json", by_alias=True) for trade in result.trades],
         "domains": {name: vars(counts) for family in result.domains for name, counts in family.items()}
         or {name: {"files": files} for family in result.files for name, files in family.items()},
         "seconds": round(result.seconds, 3),
-        "eventsPerSecond": round(result.bars / result.seconds, 1) if result.bars else None,
+        "eventsPerSecond": round(result.new_bars / result.seconds, 1) if result.new_bars else None,
     }
     print(json.dumps(document, indent=2, default=str))
 
 
 def _table(result: Result) -> Table:
-    title = f"{result.symbol}, {result.mode}: {result.session.bars:,} of {result.total_bars:,} bars"
+    title = f"{result.symbol}, {result.mode}: {result.bars:,} of {result.total_bars:,} bars"
     return Table(title=title, box=box.SIMPLE_HEAD, width=WIDTH)
 
 
@@ -132,12 +132,12 @@ def _account(result: Result) -> Table:
     change = percent(result.last_close, result.first_close)
     table.add_row("buy and hold", f"{change:+,} %", "the stock itself, dividends included")
     table.add_row("largest drawdown", f"{session.drawdown:,} %", "")
-    if result.bars:
+    if result.new_bars:
         total = _total(result)
         operations = total.reads + total.writes
-        duration = f"{result.bars:,} bars in {result.seconds:,.1f} s"
+        duration = f"{result.new_bars:,} bars in {result.seconds:,.1f} s"
         rate = f"; {operations / result.seconds:,.0f} reads and writes/s" if operations else ""
-        table.add_row("events per second", f"{result.bars / result.seconds:,.0f}", f"{duration}{rate}")
+        table.add_row("events per second", f"{result.new_bars / result.seconds:,.0f}", f"{duration}{rate}")
     return table
 
 

@@ -9,7 +9,6 @@ Needs the extra ``demo``. It prints nothing: an `Observer` is told of the progre
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,10 +19,11 @@ from basana.backtesting.exchange import Exchange
 from basana.backtesting.fees import Percentage
 from basana.backtesting.liquidity import InfiniteLiquidity
 
-from backtest_persist import Mode, SettingsError, embedded, ioc, persist, setup
-from backtest_persist.demo.bars import DAY, Sample, load, millis
+from backtest_persist import Mode, Run, SettingsError, embedded, ioc, persist, setup
+from backtest_persist.demo.bars import Sample, load, millis
 from backtest_persist.demo.report import Backend, Result, count_domains, count_files
-from backtest_persist.demo.strategy import SLOW, SmaCross
+from backtest_persist.demo.strategy import MARKET, STRATEGY, Session, SmaCross
+from backtest_persist.demo.strategy import trades as closed_trades
 
 __all__ = ("Observer", "replay", "run")
 
@@ -33,12 +33,12 @@ FEE_PERCENT = Decimal("0.1")
 class Observer(Protocol):
     """Is told how far a run is."""
 
-    def started(self, strategy: SmaCross, total: int) -> None:
-        """Note that the session is restored; `total` is the number of bars that it will have at the end."""
+    def started(self, run: Run[Session], total: int) -> None:
+        """Note that a run begins or goes on; `total` is the number of bars that it will have at the end."""
         ...
 
-    def committed(self, bars: int) -> None:
-        """Note the number of bars that the session has after a bar."""
+    def ended(self) -> None:
+        """Note that a bar has ended."""
         ...
 
 
@@ -71,19 +71,25 @@ async def run(
         else:
             persist.use_dummy()
 
-        strategy = SmaCross(persist, mode, sample.pair, sample.frame)
-        resumed_from = (await strategy.restore()).bars
-        _check(strategy, sample, data_dir)
-        total = max(resumed_from, min(limit or len(sample.events), len(sample.events)))
-        observer.started(strategy, total)
-        started = time.perf_counter()
-        if resumed_from < total:
-            await replay(strategy, sample, total, observer.committed)
-        seconds = time.perf_counter() - started
+        account = f"{MARKET}-{mode}"  # paper and live are both `backtest=False`: the account keeps them apart
+        async with persist.run(
+            strategy=STRATEGY, exchange=account, symbol=symbol, frame=sample.frame, mode=mode, session=Session
+        ) as run:
+            _check(run, sample, data_dir)
+            resumed_from = run.bars
+            total = max(resumed_from, min(limit or len(sample.events), len(sample.events)))
+            observer.started(run, total)
+            started = time.perf_counter()
+            if resumed_from < total:
+                await replay(run, sample, total, observer.ended)
+                await run.flush()
+            seconds = time.perf_counter() - started
+            trades = await closed_trades(run)
         return Result(
             symbol=symbol,
             mode=mode,
             frame=sample.frame,
+            bars=run.bars,
             total_bars=total,
             resumed_from=resumed_from,
             widened=sample.widened,
@@ -92,22 +98,20 @@ async def run(
             backend=backend,
             temporary=data_dir is None and (backend == "json" or servers == "embedded"),
             data_dir=data_dir,
-            session=strategy.session,
-            trades=await strategy.trades(),
+            session=run.session,
+            trades=trades,
             domains=await count_domains(ioc) if backend == "mongo" else [],
             files=await count_files(ioc, directory) if directory else [],
             seconds=seconds,
         )
 
 
-async def replay(
-    strategy: SmaCross, sample: Sample, total: int, committed: Callable[[int], None] | None = None
-) -> None:
-    """Send the bars that the session does not have yet through basana, up to `total` of the sample.
+async def replay(run: Run[Session], sample: Sample, total: int, ended: Callable[[], None] | None = None) -> None:
+    """Send the bars that a run does not have yet through basana, up to `total` of the sample.
 
-    After each of them `committed` is called with the number of bars that the session has.
+    After each of them `ended` is called.
     """
-    session = strategy.session
+    session = run.session
     dispatcher = backtesting_dispatcher()
     dispatcher.stop_on_handler_exceptions = True
     exchange = Exchange(
@@ -116,33 +120,35 @@ async def replay(
         liquidity_strategy_factory=InfiniteLiquidity,  # orders this small move no price, and are never filled in part
         fee_strategy=Percentage(FEE_PERCENT),
     )
-    closed = session.last_bar + DAY // timedelta(milliseconds=1)
-    strategy.trade_on(exchange, await strategy.candles.read_last_candles(SLOW, closed) if session.bars else [])
-    # The last committed bar is sent again: it tells the exchange the price at which the working order was submitted.
-    exchange.add_bar_source(FifoQueueEventSource(events=[*sample.events[max(session.bars - 1, 0) : total]]))
+    strategy = SmaCross(run, sample.pair, exchange)
+    # The last bar of the run is sent again: it tells the exchange the price at which the working order was submitted.
+    exchange.add_bar_source(FifoQueueEventSource(events=[*sample.events[max(run.bars - 1, 0) : total]]))
     failures: list[Exception] = []
 
     async def on_bar(event: BarEvent) -> None:
         try:
-            await strategy.on_bar(event)
+            if not run.seen(event.when):
+                async with run.bar(event.when) as bar:
+                    await strategy.on_bar(bar, event.bar)
+            elif run.session.order is not None:
+                await strategy.submit(run.session.order)
         except Exception as error:  # basana would only log it
             failures.append(error)
             dispatcher.stop()
             return
-        if committed is not None:
-            committed(session.bars)
+        if ended is not None:
+            ended()
 
     exchange.subscribe_to_bar_events(sample.pair, on_bar)
     await dispatcher.run(stop_signals=[])  # asyncio handles Ctrl-C
     if failures:
         raise failures[0]
-    if session.bars < total:  # an error in the exchange, which basana only logs
-        raise RuntimeError(f"basana stopped after bar {session.bars:,} of {total:,}; the error is in its log.")
+    if run.bars < total:  # an error in the exchange, which basana only logs
+        raise RuntimeError(f"basana stopped after bar {run.bars:,} of {total:,}; the error is in its log.")
 
 
-def _check(strategy: SmaCross, sample: Sample, data_dir: Path | None) -> None:
+def _check(run: Run[Session], sample: Sample, data_dir: Path | None) -> None:
     """Refuse a session that was made from other bars than these."""
-    bars, last = strategy.session.bars, strategy.session.last_bar
-    if bars and (bars > len(sample.events) or millis(sample.events[bars - 1].bar.begin) != last):
+    if run.bars and (run.bars > len(sample.events) or millis(sample.events[run.bars - 1].when) != run.last_when):
         where = f"--data-dir {data_dir}" if data_dir else "this database"
         raise SettingsError(f"The session in {where} was made with another version of the sample; use another one.")

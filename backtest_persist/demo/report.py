@@ -38,6 +38,8 @@ class Result:
     symbol: str
     mode: Mode
     frame: str
+    bars: int
+    """The number of bars that the session has."""
     total_bars: int
     resumed_from: int
     """The number of bars that the session had when this process began."""
@@ -58,9 +60,9 @@ class Result:
     seconds: float
 
     @property
-    def bars(self) -> int:
+    def new_bars(self) -> int:
         """The number of bars of this process."""
-        return self.session.bars - self.resumed_from
+        return self.bars - self.resumed_from
 
 
 async def count_domains(container: Container) -> list[dict[str, DomainCounts]]:
