@@ -8,7 +8,7 @@ from backtest_persist.connections import MongoService, RedisService, uncancelled
 from backtest_persist.core.base_map import BaseMap
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain
-from backtest_persist.core.lease import LEASE_SECONDS, Lease
+from backtest_persist.core.lease import LEASE_SECONDS, Lease, prepare_leases
 from backtest_persist.core.lease_document import LeaseContext
 from backtest_persist.core.mongo_store import MongoStore
 from backtest_persist.domains import DOMAINS, with_own
@@ -174,6 +174,7 @@ class Container:
         """
         for service in self.db_services:
             await service.wait_for_init()
+        await prepare_leases(self.mongo_service)
 
     async def close(self) -> None:
         """Close the clients of the running event loop that were opened here; a second call does nothing.

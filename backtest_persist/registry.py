@@ -317,19 +317,27 @@ class Registry:
         """Return a unit of work: ``async with persist.checkpoint():`` stores all writes in the block, or none."""
         return Checkpoint(self._atomic_backend("a checkpoint"))
 
+    @property
+    def takes_units_of_work(self) -> bool:
+        """Whether what is behind all domains stores units of work, as `run` and `checkpoint` need it."""
+        return self._is_atomic and not any(own.is_replaced for own in self.entries.values())
+
+    @property
+    def _is_atomic(self) -> bool:
+        return all(hasattr(self._backend, name) for name in ("services", "committer", "lease"))
+
     def _atomic_backend(self, what: str) -> AtomicBackend:
         if replaced := sorted(name for name, own in self.entries.items() if own.is_replaced):
             raise SettingsError(
                 f"{what.capitalize()} stores all domains as one, but {', '.join(replaced)} is kept by a class of its "
                 "own; choose one backend for all: persist.use(...)."
             )
-        backend: Any = self._backend
-        if not (hasattr(backend, "committer") and hasattr(backend, "lease") and hasattr(backend, "services")):
+        if not self._is_atomic:
             raise SettingsError(
-                f"{type(backend).__name__} stores no units of work, which {what} needs; a backend that does has "
+                f"{type(self._backend).__name__} stores no units of work, which {what} needs: a backend that does has "
                 "services, committer and lease (see backends.services.AtomicBackend)."
             )
-        return cast("AtomicBackend", backend)
+        return cast("AtomicBackend", self._backend)
 
     @classmethod
     def bind(cls, container: Container) -> None:

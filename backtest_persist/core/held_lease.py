@@ -70,11 +70,13 @@ class HeldLease:
         starting = self._starting
         if starting is None or (starting.done() and (starting.cancelled() or starting.exception() is not None)):
             starting = self._starting = asyncio.create_task(self._start_session(), context=ContextVariables())
-        return await joined(starting)
+        return starting.result() if starting.done() else await joined(starting)
 
     async def _start_session(self) -> Any:
         if self._killing:  # what they end may lock what the next transaction writes
             await asyncio.wait(set(self._killing))
+        await self.state.select_server(LEASES.operation("start a session", self._context))
+        self.state.check_transactions()
         session = await self.state.start_session()
         id = UUID(bytes=bytes(session.session_id["id"]))
         ended = set(self._ended)
@@ -86,6 +88,8 @@ class HeldLease:
 
     def abandon_session(self) -> None:
         """Forget the session and end its transaction in the background; see `Lease.abandon_session`."""
+        if not self.is_here:
+            return
         starting, self._starting = self._starting, None
         if starting is not None:
             task = asyncio.create_task(self._kill_sessions(starting), context=ContextVariables())
@@ -145,9 +149,12 @@ class HeldLease:
         self._siblings.leases.discard(self)
         half = self.state.seconds / 2
         try:
-            if self._recorded:  # before all others, as what it ends may lock the lease
-                await self._document.kill(set(self._recorded), half)
-            await asyncio.wait({self._renewal, *self._killing})
+            try:
+                if self._recorded:  # before all else, as what it ends may lock the lease
+                    await self._document.kill(set(self._recorded), half)
+            finally:
+                await asyncio.wait({self._renewal, *self._killing, *([self._starting] if self._starting else [])})
+                self._starting = None
             await self._document.release(half)
         except BacktestPersistError as error:
             self._logger.warning("lease.not_given_up", context=self._context.describe(), why=error)

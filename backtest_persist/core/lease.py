@@ -23,6 +23,7 @@ from typing import Any, Protocol, Self
 
 from backtest_persist.connections import MongoService, MongoState, uncancelled
 from backtest_persist.core.held_lease import HeldLease
+from backtest_persist.core.indexes import BUILD_SECONDS
 from backtest_persist.core.lease_document import LEASES, FoundLease, LeaseContext, LeaseDocument, LeaseRow
 from backtest_persist.core.owner import Owner, held_error, lost_error
 from backtest_persist.errors import (
@@ -35,7 +36,7 @@ from backtest_persist.errors import (
     WriteOutcomeUnknownError,
 )
 
-__all__ = ("LEASE_SECONDS", "Lease")
+__all__ = ("LEASE_SECONDS", "Lease", "prepare_leases")
 
 LEASE_SECONDS = 15.0
 """How long a lease lasts that is not renewed."""
@@ -43,6 +44,15 @@ _LOOK_SECONDS = 0.1
 """How often one who waits looks whether the lease is free."""
 _LOCKED_SECONDS = 0.5
 """How long the taking waits for a lock on the document before it ends what holds that, once more."""
+
+
+async def prepare_leases(mongo: MongoService) -> None:
+    """Create and verify the index of the leases, unless this user may take none."""
+    try:
+        await mongo.prepared(LEASES.collection, LEASES.prepare, patience=BUILD_SECONDS)
+    except BacktestPersistError as error:
+        if error.reason is not ErrorReason.NOT_PERMITTED:
+            raise
 
 
 class _Connected(Protocol):
@@ -112,9 +122,7 @@ class Lease:
 
         Raises `LeaseLostError`, and `SettingsError` for a standalone, which has no transactions.
         """
-        held = self._checked()
-        held.state.check_transactions()
-        return await held.session()
+        return await self._checked().session()
 
     async def abandon_session(self) -> None:
         """Let `session` start another one, and end the transaction of this one on the server, in the background.

@@ -115,10 +115,10 @@ class SeriesChunks:
         for older in sorted((known for known in self.chunks if known < index), reverse=True):
             yield self.chunks[older]
 
-    def hole_end(self, timestamp: int) -> int:
-        """Return where the hole at an opening time ends: at the next known candle, or at the end of its chunk.
+    def gap_end(self, timestamp: int) -> int:
+        """Return where the gap at an opening time ends: at the next known candle, or at the end of its chunk.
 
-        Where something is damaged, the hole is this one opening time.
+        Where something is damaged, the gap is this one opening time.
         """
         index = timestamp // self.span
         chunk = self.chunks.get(index)
@@ -200,7 +200,7 @@ class CandleChunks:
 
 
 def is_whole(parts: Sequence[Part], newest: int, limit: int) -> bool:
-    """Whether parts hold the window of `limit` candles up to the opening time `newest` without a hole.
+    """Whether parts hold the window of `limit` candles up to the opening time `newest` without a gap.
 
     The parts are what `SeriesChunks.last` returns, so none of their candles opens later.
     """

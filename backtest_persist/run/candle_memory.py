@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from contextvars import Context
 from datetime import UTC, datetime, timedelta
@@ -41,15 +42,15 @@ Pending = Mapping[int, CandleData]
 
 _MIN_MS, _MAX_MS = 10**11, 10**14
 """An int from the first on and below the second is an instant, whatever the settings."""
-_MAX_HOLE = 8 * SLOTS
-"""The opening times of the largest range that is read to fill the holes in it."""
+_MAX_GAP = 8 * SLOTS
+"""The opening times of the largest range that is read to fill the gaps in it."""
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class CandleMemory:
     """Keeps closed candles in memory, and answers as `CandleDbService.find_last` does.
 
-    A window is what is stored: holes in it are asked of the store at each read, so that a candle which another process
+    A window is what is stored: gaps in it are asked of the store at each read, so that a candle which another process
     stores is seen by the next one. A candle that another process replaces or deletes while it is in memory is seen
     after `forget`: a closed candle never changes.
 
@@ -166,7 +167,7 @@ class CandleMemory:
         for part in parts:
             series.owner.touch(part[0])
         chunk = parts[0][0]
-        if newest >= chunk.prefetch_from:
+        if newest >= chunk.prefetch_from and newest // series.span == chunk.index:
             chunk.prefetch_from = math.inf
             if series.owner.has_room_ahead():
                 self._load(series, range(chunk.index + 1, chunk.index + 2))
@@ -193,8 +194,8 @@ class CandleMemory:
     async def _find_missing(self, series: SeriesChunks, times: "NDArray[Any]", newest: int, limit: int) -> Columns:
         """Find what a window lacks beside known candles, the last ones up to `newest`, whose `times` are given."""
         first, last = _missing(times, newest, series.step)
-        if len(times) == limit and last - first < _MAX_HOLE * series.step:
-            end = series.hole_end(newest) if last == newest else last + series.step
+        if len(times) == limit and last - first < _MAX_GAP * series.step:
+            end = max(_by_now(series.gap_end(newest)), newest + series.step) if last == newest else last + series.step
             try:
                 return await self._shared((series, first, end), lambda: self._find_range(series, first, end))
             except InvalidPayloadError:  # perhaps of a candle outside of the window; the query below knows
@@ -218,7 +219,7 @@ class CandleMemory:
         return {loads[series, index] for index in missing}
 
     async def _load_chunks(self, series: SeriesChunks, indices: Sequence[int]) -> None:
-        start, end = indices[0] * series.span, (indices[-1] + 1) * series.span
+        start, end = indices[0] * series.span, _by_now((indices[-1] + 1) * series.span)
         try:
             await self._find_range(series, start, end, loaded=indices)
         except InvalidPayloadError:  # perhaps of a candle that no window needs; their own queries know
@@ -281,13 +282,18 @@ def _missing(times: "NDArray[Any]", newest: int, step: int) -> tuple[int, int]:
     """
     if not len(times):
         return newest, newest
-    before_holes = (times[1:] - times[:-1] != step).nonzero()[0]
+    before_gaps = (times[1:] - times[:-1] != step).nonzero()[0]
     is_trailing = times[-1] < newest
-    if len(before_holes):
-        first, last = int(times[before_holes[0]]) + step, int(times[before_holes[-1] + 1]) - step
+    if len(before_gaps):
+        first, last = int(times[before_gaps[0]]) + step, int(times[before_gaps[-1] + 1]) - step
     else:
         first, last = int(times[-1]) + step, int(times[0]) - step
     return first, newest if is_trailing else last
+
+
+def _by_now(end: int) -> int:
+    """Return the end of what is read ahead, which is now at the latest: no candle that opens later is stored."""
+    return min(end, int(time.time() * 1000))
 
 
 def _instant(timestamp: int) -> When:

@@ -22,7 +22,7 @@ pytest.register_assert_rewrite(
         f"{__name__}.{module}"
         for module in (
             *("candles", "claims", "crash", "fidelity", "isolation", "latest_value", "lists", "look_ahead"),
-            *("read_after_write", "refusals", "subjects", "tombstones", "writer"),
+            *("read_after_write", "refusals", "subjects", "tombstones", "units_of_work", "writer"),
         )
     )
 )
@@ -39,6 +39,7 @@ from backtest_persist.testing.read_after_write import ReadAfterWrite
 from backtest_persist.testing.refusals import Refusals
 from backtest_persist.testing.suite import Suite
 from backtest_persist.testing.tombstones import Tombstones
+from backtest_persist.testing.units_of_work import UnitsOfWork
 
 __all__ = (
     "Candles",
@@ -54,10 +55,24 @@ __all__ = (
     "Refusals",
     "Suite",
     "Tombstones",
+    "UnitsOfWork",
 )
 
 
 class Conformance(
-    LatestValue, Tombstones, Claims, Lists, Candles, LookAhead, ReadAfterWrite, Isolation, Fidelity, Crash
+    LatestValue,
+    Tombstones,
+    Claims,
+    Lists,
+    Candles,
+    LookAhead,
+    ReadAfterWrite,
+    Isolation,
+    Fidelity,
+    Crash,
+    UnitsOfWork,
 ):
-    """All capabilities: what the contract asks of a backend. `Refusals` is what they contain about bad input."""
+    """All capabilities: what the contract asks of a backend. `Refusals` is what they contain about bad input.
+
+    `UnitsOfWork` is optional: of a backend that stores none pytest reports those tests as skipped.
+    """

@@ -14,16 +14,12 @@ from backtest_persist.testing.subjects import (
     candle,
     has_many_contexts,
     is_append_only,
-    is_candle_series,
     is_list,
     is_overwritten,
-    is_removable,
     is_replacing_list,
     is_value,
-    keeps_marks,
-    keeps_positions,
 )
-from backtest_persist.testing.suite import Suite, first_of_each, for_first
+from backtest_persist.testing.suite import Suite, for_first, one_of_each_kind
 from backtest_persist.testing.writer import BULK, Writer, bulk_entries, repeated, running
 
 __all__ = ("Crash",)
@@ -100,7 +96,7 @@ class Crash(Suite):
         self, tmp_path: Path, moment: int, by: signal.Signals
     ) -> None:
         """Every acknowledged write is there, at most one more is, every value is whole, and the store can be used."""
-        subjects = self._one_of_each_kind()
+        subjects = one_of_each_kind(self.subjects)
         async with self.open(tmp_path) as before:
             for subject in subjects:
                 assert await subject.read(before, subject.sample) is None
@@ -117,7 +113,7 @@ class Crash(Suite):
     @for_first(is_value, is_append_only, is_replacing_list)
     async def test_a_kill_as_soon_as_a_write_is_seen_finds_it_whole(self, tmp_path: Path, subject: Subject) -> None:
         """The writer is killed as soon as there is a trace of the write that follows an acknowledged one."""
-        subjects = self._one_of_each_kind()
+        subjects = one_of_each_kind(self.subjects)
         moment = len(subjects) + subjects.index(subject)  # the next write is the second one of this domain
         async with self.open(tmp_path) as before:
             async with running(self, tmp_path, "count", subjects) as writer:
@@ -135,10 +131,6 @@ class Crash(Suite):
         async with self.open(tmp_path) as persist:
             for other in subjects:
                 await self._check_nothing_is_lost(persist, writer, other)
-
-    def _one_of_each_kind(self) -> tuple[Subject, ...]:
-        kinds = (is_value, is_append_only, is_removable, is_candle_series, is_replacing_list)
-        return first_of_each(self.subjects, *kinds, keeps_marks, keeps_positions)
 
     async def _read_latest_number(self, persist: Registry, subject: Subject) -> int:
         result = await subject.read_result(persist, subject.sample)

@@ -11,9 +11,20 @@ from backtest_persist.container import Container
 from backtest_persist.core.domain import Domain
 from backtest_persist.domains import DOMAINS
 from backtest_persist.registry import Registry
-from backtest_persist.testing.subjects import SUBJECTS, Selection, Subject
+from backtest_persist.testing.subjects import (
+    SUBJECTS,
+    Selection,
+    Subject,
+    is_append_only,
+    is_candle_series,
+    is_removable,
+    is_replacing_list,
+    is_value,
+    keeps_marks,
+    keeps_positions,
+)
 
-__all__ = ("Suite", "first_of_each", "for_each", "for_first", "requires")
+__all__ = ("Suite", "first_of_each", "for_each", "for_first", "one_of_each_kind", "requires")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,6 +61,12 @@ def first_of_each(subjects: Sequence[Subject], *selections: Selection) -> tuple[
     """Return the first subject that each of the selections has."""
     chosen = (next(filter(selection, subjects), None) for selection in selections)
     return tuple(dict.fromkeys(subject for subject in chosen if subject is not None))
+
+
+def one_of_each_kind(subjects: Sequence[Subject]) -> tuple[Subject, ...]:
+    """Return a subject of each kind that is written in its own way."""
+    kinds = (is_value, is_append_only, is_removable, is_candle_series, is_replacing_list, keeps_marks, keeps_positions)
+    return first_of_each(subjects, *kinds)
 
 
 def _marked(attribute: str, value: Any) -> Callable[[F], F]:

@@ -18,11 +18,13 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
+from backtest_persist.mode import Mode
 from backtest_persist.registry import Registry
-from backtest_persist.testing.subjects import Subject, candle, is_append_only
+from backtest_persist.run.run import Run
+from backtest_persist.testing.subjects import MINUTE, START, Subject, candle, is_append_only
 from backtest_persist.testing.suite import Suite
 
-__all__ = ("BULK", "Writer", "bulk_entries", "main", "repeated", "running")
+__all__ = ("BULK", "Writer", "bulk_entries", "main", "open_run", "repeated", "running")
 
 BULK = 1500
 """How many entries `bulk_entries` returns."""
@@ -223,6 +225,22 @@ async def _count(persist: Registry, subjects: Sequence[Subject]) -> None:
             _acknowledge(subject.name)
 
 
+def open_run(persist: Registry, mode: Mode) -> Run[dict[str, Any]]:
+    """Return the run of the tests."""
+    return persist.run(strategy="strategy", exchange="exchange", symbol="symbol", frame="frame", mode=mode)
+
+
+async def _run_bars(persist: Registry, subjects: Sequence[Subject]) -> None:
+    """Write 1, 2, 3, … into each domain, each number in a bar, until the process is killed."""
+    async with open_run(persist, Mode.LIVE) as run:
+        for number in count(1):
+            async with run.bar(START + number * MINUTE) as bar:
+                bar.session["n"] = number
+                for subject in subjects:
+                    await _write_number(subject, persist, number)
+            _acknowledge("bar")
+
+
 async def _write_number(subject: Subject, persist: Registry, number: int) -> None:
     payload, parts = repeated(number), subject.sample
     match subject.kind:
@@ -245,4 +263,5 @@ _PROGRAMS: dict[str, Program] = {
     "die while entries are checked": _die_while_entries_are_checked,
     "write bulk": _write_bulk,
     "count": _count,
+    "run bars": _run_bars,
 }

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 import backtest_persist
 from backtest_persist import contracts
 from backtest_persist.core.domain import Domain, Family
+from backtest_persist.core.lease_document import LEASE_ACTIONS, LEASES
 from backtest_persist.core.row import Row, to_wire
 from backtest_persist.domains import DOMAINS
 
@@ -182,10 +183,17 @@ def look_ahead() -> Iterator[str]:
 # --- roles ---
 
 
-def role(name: str, actions: Callable[[Domain], Iterable[str]], *, inherits: tuple[str, ...] = ()) -> Iterator[str]:
+ACTIONS: dict[str, Iterable[str]] = {
+    **{domain.collection: domain.actions for domain in DOMAINS},
+    LEASES.collection: LEASE_ACTIONS,
+}
+"""What a user does in each collection."""
+
+
+def role(name: str, actions: dict[str, Iterable[str]], *, inherits: tuple[str, ...] = ()) -> Iterator[str]:
     privileges = [
-        {"resource": {"db": "backtest-kit", "collection": domain.collection}, "actions": list(actions(domain))}
-        for domain in sorted(DOMAINS, key=lambda domain: domain.collection)
+        {"resource": {"db": "backtest-kit", "collection": collection}, "actions": list(actions[collection])}
+        for collection in sorted(actions)
     ]
     yield "```js"
     yield "db.createRole({"
@@ -233,8 +241,10 @@ GENERATED: dict[str, Callable[[], Iterator[str]]] = {
     "calls": calls,
     "files": files,
     "look-ahead": look_ahead,
-    "role": lambda: role("backtestPersist", lambda domain: domain.actions),
-    "owner-role": lambda: role("backtestPersistOwner", lambda _: ["createIndex"], inherits=("backtestPersist",)),
+    "role": lambda: role("backtestPersist", ACTIONS),
+    "owner-role": lambda: role(
+        "backtestPersistOwner", dict.fromkeys(ACTIONS, ("createIndex",)), inherits=("backtestPersist",)
+    ),
     "adapters": classes(lambda domain: domain.adapter),
     "cache-services": classes(lambda domain: domain.cache_service),
     "db-services": classes(lambda domain: domain.db_service),

@@ -12,6 +12,7 @@ from typing import Any
 
 from backtest_persist import Container, LogRow, Registry, base_map
 from backtest_persist.core.ohlcv import Series
+from backtest_persist.run.candle_memory import CandleMemory
 from tests.bench.baseline import SIGNAL, STATE, Baseline
 from tests.bench.floor import Floor
 from tests.bench.measure import Figure, compare, load
@@ -60,6 +61,8 @@ class Bench:
             yield await self.candles_read(size)
         yield await self.columns(1000)
         yield await self.column_commands(1000 if quick else 10_000)
+        async for figure in self.windows_from_memory(100):
+            yield figure
         async for figure in self.year(10_000 if quick else 525_600):
             yield figure
         yield await self.listing(1000 if quick else 10_000)
@@ -225,6 +228,42 @@ class Bench:
             unit="/s",
             rounds=self.rounds,
         )
+
+    async def windows_from_memory(self, size: int) -> AsyncIterator[Figure]:
+        """Windows that move on by a candle, as those of a backtest do, from memory and by a query each."""
+        db, key, count = self.container.candle_db_service, ("MEMORY", "1m", "b"), 20_000
+        await db.create_many(*key, _candles(count))
+        memory = CandleMemory(db, 64 << 20)
+
+        def rate(find: Callable[[int], Awaitable[Any]], windows: int) -> Callable[[], Awaitable[float]]:
+            async def run() -> float:
+                started = time.perf_counter()
+                for number in range(windows):
+                    await find(START + number * MINUTE)
+                return windows / (time.perf_counter() - started)
+
+            return run
+
+        kinds: tuple[tuple[str, Any, Any, str], ...] = (
+            ("columns", memory.window, db.find_columns, ">= 100"),
+            ("plain data", memory.rows, db.find_data, ">= 20"),
+        )
+        for kind, window, find, target in kinds:
+
+            def ours(start: int, window: Any = window) -> Awaitable[Any]:
+                return window(*key, size, start + size * MINUTE)
+
+            def store(start: int, find: Any = find) -> Awaitable[Any]:
+                return find(*key, start, size)
+
+            yield await compare(
+                f"windows of {size:,} from memory, as {kind}",
+                {"store": rate(store, 200), "ours": rate(ours, count - size)},
+                unit="/s",
+                rounds=self.rounds,
+                target=target,
+            )
+        await memory.close()
 
     async def year(self, size: int) -> AsyncIterator[Figure]:
         """The minutes of a year, as columns and as plain data, and the search for the gaps in them."""

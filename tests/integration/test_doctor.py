@@ -209,7 +209,8 @@ async def test_a_standalone_mongod_with_users(settings: Settings, tmp_path: Path
         standalone = {"mongodb.topology": Level.WARNING}
         assert (await seen_by("writer:canary"))[0] == standalone
         found, said = await seen_by("narrow:canary")
-        lacking = dict.fromkeys((f"mongodb.indexes.{case.domain}" for case in CASES), Level.PROBLEM)
+        names = [*(case.domain for case in CASES), "lease"]
+        lacking = dict.fromkeys((f"mongodb.indexes.{name}" for name in names), Level.PROBLEM)
         assert found == {**standalone, "mongodb.rights": Level.WARNING, **lacking}
         assert "remove on interval-items, candle-items; only methods that delete" in said["mongodb.rights"]
         assert "may not create them" in said["mongodb.indexes.signal"]

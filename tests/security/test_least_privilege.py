@@ -16,16 +16,19 @@ from backtest_persist import (
     BacktestPersistError,
     Container,
     IndexConflictError,
+    LeaseLostError,
     Settings,
     StoreUnavailableError,
     WriteRejectedError,
 )
+from backtest_persist.connections import start_transaction
 from backtest_persist.operations import Level, examine
 from backtest_persist.operations.transfer.exporting import export_dump
 from backtest_persist.operations.transfer.importing import import_dump
 from tests.support.cases import CASES, PAYLOAD, Case
 from tests.support.containers import open_container
 from tests.support.dumps import ORIGINAL, write_dump
+from tests.support.leases import commit, lease_of, silence
 from tests.support.locked_servers import ADMIN, replace_in_mongo_uri, replace_in_redis_url
 from tests.support.pages import expanded
 from tests.support.public_calls import PublicCall, adapter_calls, cache_calls, db_calls, run_to_end
@@ -155,7 +158,52 @@ async def test_no_action_of_the_roles_can_be_left_out(users: Users, action: str)
     }
     async with open_container(users.settings) as container:
         broken = {case.collection for case in CASES if await failures(everything(container, case))}
+        try:
+            async with lease_of(container):
+                pass
+        except BacktestPersistError:
+            broken.add("lease-items")
     assert broken == having
+
+
+async def test_a_lease_is_taken_held_and_succeeded_with_the_role(users: Users, container: Container) -> None:
+    """Users may end their own sessions: what a predecessor has locked is free at once, without any further right."""
+    await container.wait_for_init()
+    await users.has_role("backtestPersist")
+    async with open_container(users.settings) as first, open_container(users.settings) as second:
+        await first.signal_db_service.upsert("s", "t", "e", {"n": 0})
+        async with lease_of(first, duration=0.3) as lease:
+            silence(lease)
+            session = await lease.session()
+            await start_transaction(lease.state.client, session)
+            await lease.fence(session)
+            signals = first.mongo_service.database["signal-items"]
+            await signals.update_one({}, {"$set": {"payload": {"n": "lost"}}}, session=session)
+            async with asyncio.timeout(5), lease_of(second, wait=3):
+                await second.signal_db_service.upsert("s", "t", "e", {"n": 1})
+                await lease.abandon_session()
+                with pytest.raises(LeaseLostError):
+                    await commit(lease, lambda session: signals.find_one({}, session=session))
+        row = await first.signal_db_service.find_by_context("s", "t", "e")
+        assert row is not None
+        assert row.payload == {"n": 1}
+
+
+async def test_a_role_of_an_older_release_is_enough_for_all_but_leases(users: Users, container: Container) -> None:
+    """The doctor warns of it, and a container that verifies all indexes starts with it."""
+    await container.wait_for_init()
+    (small, _) = roles(users.database.name)
+    privileges = [each for each in small["privileges"] if each["resource"]["collection"] != "lease-items"]
+    await users.database.command("updateRole", small["createRole"], privileges=privileges)
+    await users.has_role("backtestPersist")
+    await users.has_rule(rules()[0])
+    async with open_container(users.settings) as runner:
+        await runner.wait_for_init()
+        warnings = [finding for finding in (await examine(runner)).findings if finding.level is not Level.OK]
+        assert [(finding.check, finding.level) for finding in warnings] == [("mongodb.rights", Level.WARNING)]
+        assert "only runs, which take a lease, need lease-items" in warnings[0].text
+        with pytest.raises(StoreUnavailableError, match="code 13; grant"):
+            await lease_of(runner).__aenter__()
 
 
 async def test_the_smaller_role_is_enough_when_the_indexes_exist(users: Users, container: Container) -> None:
@@ -175,7 +223,7 @@ async def test_the_doctor_asks_for_no_more(users: Users, container: Container) -
     async with open_container(users.settings) as runner:
         assert (await examine(runner)).level is Level.OK
         await users.has_role("backtestPersist")
-        lacking = {f"mongodb.indexes.{case.domain}" for case in CASES}
+        lacking = {*(f"mongodb.indexes.{case.domain}" for case in CASES), "mongodb.indexes.lease"}
         found = (await examine(runner)).findings
         assert {finding.check for finding in found if finding.level is Level.PROBLEM} == lacking
         assert {finding.check for finding in found if "may not create them" in finding.text} == lacking

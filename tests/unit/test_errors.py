@@ -4,6 +4,7 @@ import copy
 import pickle
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from backtest_persist.errors import (
     BacktestPersistError,
     ErrorReason,
     IndexConflictError,
+    LeaseHeldError,
+    LeaseLostError,
     StoreUnavailableError,
     WriteOutcomeUnknownError,
 )
@@ -59,6 +62,17 @@ def test_a_copy_of_an_index_conflict_keeps_the_names_of_the_indexes(way: Callabl
     assert not IndexConflictError("Blocked.", reason=ErrorReason.CONFLICTING_INDEX).narrow
 
 
+@pytest.mark.parametrize("way", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("error_type", [LeaseHeldError, LeaseLostError])
+def test_a_copy_of_an_error_about_a_lease_keeps_the_process(
+    error_type: type[LeaseHeldError | LeaseLostError], way: Callable[[Any], Any]
+) -> None:
+    """Host, pid and time come on top of what every error carries."""
+    since = datetime(2026, 1, 2, tzinfo=UTC)
+    other = way(error_type("Held.", host="box", pid=77, since=since))
+    assert (other.host, other.pid, other.since) == ("box", 77, since)
+
+
 def test_a_copy_has_the_cause_of_the_original_and_a_traceback_of_its_own() -> None:
     """Several callers that share a batch each raise one; the traceback of one does not grow in the other."""
     with pytest.raises(StoreUnavailableError) as caught:
@@ -96,7 +110,7 @@ def test_what_nobody_has_said_is_none(error_type: type[BacktestPersistError]) ->
     assert {name: getattr(error, name) for name in DATA if name != "retryable"} == dict.fromkeys(
         name for name in DATA if name != "retryable"
     )
-    assert error.retryable is (error_type in (StoreUnavailableError, WriteOutcomeUnknownError))
+    assert error.retryable is (error_type in (LeaseHeldError, StoreUnavailableError, WriteOutcomeUnknownError))
     assert error_type("Not again.", retryable=False).retryable is False
 
 

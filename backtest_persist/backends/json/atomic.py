@@ -8,9 +8,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 __all__ = (
     "TEMPORARY",
+    "FileChange",
+    "cause_of",
     "create_file",
     "find_leftovers",
     "make_directory",
@@ -18,6 +21,8 @@ __all__ = (
     "remove_leftovers",
     "replace_file",
     "sync_directory",
+    "sync_file",
+    "write_temporary",
 )
 
 TEMPORARY = ".tmp-"
@@ -27,6 +32,15 @@ _FRAMEWORK_LEFTOVER_SECONDS = 120
 """The age at which the framework removes its own temporary files."""
 
 _serial_numbers = count()
+
+
+class FileChange(NamedTuple):
+    """The new content of a file."""
+
+    path: Path
+    text: bytes
+    mtime_ns: int | None = None
+    """The time of its last change, in ns since the epoch; None for now."""
 
 
 def read_file(file: str | Path) -> bytes | None:
@@ -43,13 +57,23 @@ def replace_file(file: Path, content: bytes, *, mtime_ns: int | None = None, flu
 
     The new name is on the disk only after `sync_directory`.
     """
-    temporary = _temporary_file(file)
+    temporary = write_temporary(file, content, mtime_ns=mtime_ns, flush=flush)
     try:
-        _write(temporary, content, mtime_ns, flush)
         os.rename(temporary, file)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_temporary(file: Path, content: bytes, *, mtime_ns: int | None = None, flush: bool = True) -> Path:
+    """Write what a file is to contain beside it; renamed to the file, it replaces that in one step."""
+    temporary = _temporary_file(file)
+    try:
+        _write(temporary, content, mtime_ns, flush)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
 
 
 def create_file(file: Path, content: bytes) -> None:
@@ -79,7 +103,12 @@ def make_directory(directory: Path, *, flush: bool = True) -> None:
 
 def sync_directory(directory: Path) -> None:
     """Put the names in a directory on the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
+    sync_file(directory)
+
+
+def sync_file(file: Path) -> None:
+    """Put the content of a file on the disk."""
+    descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -110,6 +139,12 @@ def remove_leftovers(files: Iterable[Path]) -> None:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
+
+
+def cause_of(error: OSError) -> str:
+    """Return the message of the system, the file it is about, and what to do."""
+    problem = f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror}"
+    return f"{problem}; give this user access to it" if isinstance(error, PermissionError) else problem
 
 
 def _temporary_file(file: Path) -> Path:

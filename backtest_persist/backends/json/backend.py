@@ -4,7 +4,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from backtest_persist.backends.json.candles import JsonCandleDbService
+from backtest_persist.backends.json.candles import JsonCandleDbService, JsonCandleStore
+from backtest_persist.backends.json.committer import JsonCommitter
 from backtest_persist.backends.json.folder import DumpFiles
 from backtest_persist.backends.json.store import JsonStore
 from backtest_persist.backends.services import AdapterFactories, StoreServices
@@ -35,10 +36,15 @@ class JsonBackend(AdapterFactories):
         settings: Settings | Mapping[str, Any] | Callable[[], Settings] | None = None,
     ) -> None:
         known, given = tuple(domains), deferred(settings)
-        dump = DumpFiles(directory, known)
+        self._dump = dump = DumpFiles(directory, known)
 
         def db_service(domain: Domain) -> DbService[Any, Any]:
-            kind = JsonCandleDbService if domain is CANDLE else domain.db_service
-            return kind(JsonStore[Any, Any](dump, domain, given))
+            if domain is CANDLE:
+                return JsonCandleDbService(JsonCandleStore(dump, domain, given))
+            return domain.db_service(JsonStore[Any, Any](dump, domain, given))
 
         super().__init__(StoreServices(known, db_service), known)
+
+    def committer(self) -> JsonCommitter:
+        """Return what stores units of work in this dump."""
+        return JsonCommitter(self._dump)

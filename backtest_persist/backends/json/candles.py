@@ -14,7 +14,7 @@ from backtest_persist.contracts import CandleData, When
 from backtest_persist.core.candle_input import checked_candle
 from backtest_persist.core.instants import checked_int64
 from backtest_persist.core.keys import checked_limit
-from backtest_persist.core.ohlcv import Series, candle_columns
+from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
 from backtest_persist.domains.candle import CANDLE, CandleContext, CandleDbService, CandleRow
 from backtest_persist.errors import InvalidPayloadError
 from backtest_persist.logger import LoggerService
@@ -22,12 +22,21 @@ from backtest_persist.logger import LoggerService
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ("JsonCandleDbService",)
+__all__ = ("JsonCandleDbService", "JsonCandleStore")
 
 _MAX_MISSING = 100
 """How many candles of a window may be missing before its directory is listed, which takes long for a large one."""
 
 _LAYOUT = Layout(CANDLE)
+
+
+class JsonCandleStore(JsonStore[CandleContext, CandleRow]):
+    """Keeps candles in files, which contain their time beside their numbers."""
+
+    def to_write(self, context: Mapping[str, Any], fields: Mapping[str, Any]) -> Write:
+        """Return what stores the candle of a context, with these numbers, in its folder."""
+        at = context["timestamp"]
+        return Write(str(at), dumps({"timestamp": at, **{name: fields[name] for name in NUMBERS}}))
 
 
 class JsonCandleDbService(CandleDbService):

@@ -15,13 +15,22 @@ from weakref import WeakValueDictionary
 from anyio.to_thread import run_sync
 
 from backtest_persist.backends.json import codec
-from backtest_persist.backends.json.atomic import find_leftovers, read_file, remove_leftovers, sync_directory
+from backtest_persist.backends.json.atomic import (
+    FileChange,
+    cause_of,
+    find_leftovers,
+    read_file,
+    remove_leftovers,
+    sync_directory,
+)
+from backtest_persist.backends.json.journal import Journal
 from backtest_persist.backends.json.layout import Layout
 from backtest_persist.backends.json.locks import POLL_SECONDS, LoopLock, WriterThread, directory_lock
 from backtest_persist.backends.json.paths import ContextPaths, value_stem
 from backtest_persist.backends.json.sidecar import label_directory, record_directory
 from backtest_persist.backends.json.value_file import (
     CreationClock,
+    Plan,
     Stored,
     Times,
     ValueFile,
@@ -29,6 +38,7 @@ from backtest_persist.backends.json.value_file import (
     natural,
     value_stems,
 )
+from backtest_persist.core.change import ChangeKind
 from backtest_persist.core.domain import Domain
 from backtest_persist.domains import DOMAINS
 from backtest_persist.errors import (
@@ -39,7 +49,7 @@ from backtest_persist.errors import (
     WriteRejectedError,
 )
 
-__all__ = ("DumpFiles", "Folder")
+__all__ = ("DumpFiles", "Folder", "FolderChange")
 
 _BATCH_SIZE = 100
 """How many values of one call are written before other writers get the lock."""
@@ -50,7 +60,7 @@ _REMEMBERED_FOLDERS = 1000
 
 
 class DumpFiles:
-    """A dump directory, with what all its folders share: the thread that writes, and the clock of creation times."""
+    """A dump directory, with what all its folders share: a thread that writes, a clock of creation times, a journal."""
 
     def __init__(self, root: str | os.PathLike[str], domains: Iterable[Domain] = DOMAINS) -> None:
         if "\0" in str(root):
@@ -58,6 +68,7 @@ class DumpFiles:
         self.root = Path(root).absolute()
         self.writer = WriterThread()
         self.clock = CreationClock()
+        self.journal = Journal(self.root)
         self._layouts = {domain.name: Layout(domain) for domain in domains}
         self._folders: WeakValueDictionary[Hashable, Folder] = WeakValueDictionary()
         self._remembered: dict[Hashable, Folder] = {}
@@ -80,13 +91,13 @@ class Folder:
     """The directory of one context; its methods take names as they are, and do their I/O in threads."""
 
     def __init__(self, dump: DumpFiles, layout: Layout, context: Mapping[str, Any]) -> None:
-        self._root, self._writer, self._clock = dump.root, dump.writer, dump.clock
+        self._root, self._writer, self._clock, self._journal = dump.root, dump.writer, dump.clock, dump.journal
         self._layout = layout
         self._context = context
         self._paths = ContextPaths(dump.root, layout, context)
         described = ", ".join(f"{field}={value!r:.80}" for field, value in context.items())
         self._description = f"{layout.domain.name} ({described})"
-        self._write_lock = LoopLock()
+        self.write_lock = LoopLock()
         """Keeps the next call of a loop from writing between the batches of this one."""
         self._swept = False
 
@@ -135,7 +146,7 @@ class Folder:
         release the directory, and `WriteOutcomeUnknownError` for either when a part may have been stored.
         """
         new = 0
-        async with self._write_lock.get():
+        async with self.write_lock.get():
             writes = await writes() if callable(writes) else writes
             for start in range(0, len(writes), _BATCH_SIZE):
                 if start and flush:
@@ -147,7 +158,7 @@ class Folder:
 
     async def write_one(self, write: Write | Callable[[], Awaitable[Write]]) -> Times:
         """Store a value, as `write` does; returns when it was first and last written."""
-        async with self._write_lock.get():
+        async with self.write_lock.get():
             write = await write() if callable(write) else write
             (effect,) = await self._writer.run(partial(self._write, [write], replace=True, flush=True))
         assert effect is not None
@@ -155,12 +166,12 @@ class Folder:
 
     async def claim(self, write: Write) -> bool:
         """Store a value unless there is one that is not a tombstone; returns whether it was stored."""
-        async with self._write_lock.get():
+        async with self.write_lock.get():
             return await self._writer.run(partial(self._claim, write))
 
     async def remove(self, name: str) -> bool:
         """Turn the value of a name into a tombstone; False when it does not exist."""
-        async with self._write_lock.get():
+        async with self.write_lock.get():
             return await self._writer.run(partial(self._remove, name))
 
     async def delete(self, names: Sequence[str]) -> int:
@@ -169,7 +180,7 @@ class Folder:
         Raises what `write` does.
         """
         deleted = 0
-        async with self._write_lock.get():
+        async with self.write_lock.get():
             for start in range(0, len(names), _BATCH_SIZE):
                 if start:
                     await asyncio.sleep(2 * POLL_SECONDS)  # else no waiting process would ever find the lock free
@@ -227,8 +238,9 @@ class Folder:
             yield path, value_stems(path)
 
     def _directory(self) -> Path:
-        """Return the directory of this context, without what a crash has left there before its first use."""
+        """Return the directory of this context, without what a crash has left there."""
         directory = self._paths.directory()
+        self._journal.check(directory)
         if not self._swept:
             self._swept = True
             with suppress(OSError):  # whoever uses the directory is told what is wrong with it
@@ -262,13 +274,20 @@ class Folder:
         return effects
 
     def _store(self, directory: Path, write: Write, *, replace: bool = True, flush: bool = True) -> "_Effect | None":
+        file, plan, new = self._plan(directory, write, replace=replace)
+        if plan is None:
+            return None
+        file.store(plan, flush=flush)
+        return _Effect(new, plan.times)
+
+    def _plan(self, directory: Path, write: Write, *, replace: bool = True) -> tuple[ValueFile, Plan | None, bool]:
+        """Return the file of a write, its effect there, None if it has none, and whether the value is new."""
         file = self._file(directory, value_stem(write.name))
         old = read_file(file.path)
         replaced = file.path if old is not None else self._paths.framework_file(directory, write.name)
         if replaced is not None and not replace:
-            return None
-        times = file.store(write, old=old, replaced=replaced, now=self._clock.next, flush=flush)
-        return _Effect(replaced is None, times)
+            return file, None, False
+        return file, file.plan(write, old=old, replaced=replaced, now=self._clock.next), replaced is None
 
     def _claim(self, write: Write) -> bool:
         claimed = False
@@ -301,19 +320,23 @@ class Folder:
 
     def _remove(self, name: str) -> bool:
         with self._write_errors(lambda: False):
-            directory = self._directory()
-            if not directory.is_dir() and self._paths.framework_file(directory, name) is None:
+            if not self._may_hold(self._directory(), name):
                 return False
         removed = False
         with self._locked(lambda: removed) as (directory, descriptor):
             stored = self._load(directory, name)
             if stored is None or stored.removed:
                 return stored is not None
-            when = stored.when if self._layout.timed else None
-            self._store(directory, Write(name, codec.tombstone(stored.value), when))
+            self._store(directory, self._tombstone(name, stored))
             removed = True
             os.fsync(descriptor)
         return True
+
+    def _may_hold(self, directory: Path, name: str) -> bool:
+        return directory.is_dir() or self._paths.framework_file(directory, name) is not None
+
+    def _tombstone(self, name: str, stored: Stored) -> Write:
+        return Write(name, codec.tombstone(stored.value), stored.when if self._layout.timed else None)
 
     def _sweep(self, directory: Path) -> None:
         if not directory.is_dir():
@@ -324,8 +347,50 @@ class Folder:
         if not any(any(find_leftovers(path, locked=True)) for path in directories):
             return
         with directory_lock(directory, wait=False):  # whoever has it writes, and has not crashed
-            for path in directories:
+            for path in () if self._journal.concerns(directory) else directories:
                 remove_leftovers(find_leftovers(path, locked=True))
+
+    # --- in a thread, while the journal is locked ---
+
+    def claim_directory(self, changes: Sequence["FolderChange"]) -> Path | None:
+        """Make the directory for changes; None where there is nothing that they could remove."""
+        directory = self._directory()
+        if not any(change.write is not None or self._may_hold(directory, change.name) for change in changes):
+            return None
+        directory = self._paths.claim()
+        for change in changes:
+            if change.write is not None:
+                self._paths.label(directory, change.name)
+        return directory
+
+    def plan(self, changes: Iterable["FolderChange"]) -> Iterator[FileChange]:
+        """Iterate over the files that changes replace, while nobody else writes to this directory.
+
+        `WriteRejectedError` for a claim of a value that is there and no tombstone.
+        """
+        directory = self._paths.directory()
+        for change in changes:
+            write = self._resolve(directory, change)
+            if write is not None:
+                file, plan, _ = self._plan(directory, write, replace=change.kind is not ChangeKind.INSERT)
+                if plan is not None:
+                    yield from file.changes(plan)
+
+    def _resolve(self, directory: Path, change: "FolderChange") -> Write | None:
+        """Return the write that a change amounts to; None for the removal of what is not there."""
+        if change.write is not None and change.kind is not ChangeKind.CLAIM:
+            return change.write
+        stored = self._load(directory, change.name)
+        if stored is None or stored.removed:
+            return change.write
+        if change.write is None:
+            return self._tombstone(change.name, stored)
+        raise WriteRejectedError(
+            f"{self.describe(change.name)}: somebody else has claimed this entry since this unit of work did. "
+            "Nothing of it was stored; do it again.",
+            collection=self._layout.domain.collection,
+            context=change.context,
+        )
 
     # --- locks and errors ---
 
@@ -338,7 +403,7 @@ class Folder:
         with self._write_errors(stored):
             self._directory()
             directory = self._paths.claim()
-            with directory_lock(directory) as descriptor:
+            with self._journal.directory_lock(directory) as descriptor:
                 yield directory, descriptor
 
     @contextmanager
@@ -349,7 +414,7 @@ class Folder:
             problem = f"{self._description}: a part of its path is a file; move it away."
             raise StoreUnavailableError(problem, context=self._context, retryable=False) from None
         except OSError as error:
-            problem = f"{self._description} cannot be read: {_cause(error)}."
+            problem = f"{self._description} cannot be read: {cause_of(error)}."
             retryable = not isinstance(error, PermissionError)
             raise StoreUnavailableError(problem, context=self._context, retryable=retryable) from None
 
@@ -358,7 +423,7 @@ class Folder:
         try:
             yield
         except OSError as error:
-            problem = f"{self._description} cannot be written: {_cause(error)}."
+            problem = f"{self._description} cannot be written: {cause_of(error)}."
             if stored():
                 problem = f"{problem} A part may have been stored; read to see what was."
                 raise WriteOutcomeUnknownError(problem, context=self._context) from None
@@ -366,14 +431,18 @@ class Folder:
             raise error_type(f"{problem} Nothing was stored.", context=self._context) from None
 
 
+class FolderChange(NamedTuple):
+    """A change of a unit of work."""
+
+    kind: ChangeKind
+    context: Mapping[str, Any]
+    name: str
+    write: Write | None
+    """The new value; None for `ChangeKind.REMOVE`."""
+
+
 class _Effect(NamedTuple):
     """The effect of a write that has stored its value."""
 
     new: bool
     times: Times
-
-
-def _cause(error: OSError) -> str:
-    """Return the message of the system, the file it is about, and what to do."""
-    problem = f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror}"
-    return f"{problem}; give this user access to it" if isinstance(error, PermissionError) else problem

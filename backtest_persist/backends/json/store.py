@@ -67,7 +67,7 @@ class JsonStore(Generic[C, R]):
             times = await self.folder(parts).write_one(encode)
             document = {**context.to_filter(), **encoded[0][1], **row_dates(parts, times)}
             return cast("R", await asyncio.to_thread(self._domain.row_type.from_document, document))
-        times = await self.folder(parts).write_one(self._write(parts, fields))
+        times = await self.folder(parts).write_one(self.to_write(parts, fields))
         document = {**context.to_filter(), **fields, **row_dates(parts, times)}
         return cast("R", self._domain.row_type.from_document(document))
 
@@ -75,7 +75,7 @@ class JsonStore(Generic[C, R]):
         """Write the file of a row unless there is one that is not a tombstone, while no other process may write."""
         self._domain.row_type.check_whole(context, fields)
         parts = context.parts()
-        return await self.folder(parts).claim(self._write(parts, fields))
+        return await self.folder(parts).claim(self.to_write(parts, fields))
 
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
         """Store many rows, those of one directory in order and each atomically; returns how many are new."""
@@ -85,7 +85,7 @@ class JsonStore(Generic[C, R]):
             parts = context.parts()
             by_folder.setdefault(self.folder(parts), []).append((parts, fields))
         if not any(is_deferred(fields) for _, fields in writes):
-            encoded = [(folder, [self._write(*row) for row in rows]) for folder, rows in by_folder.items()]
+            encoded = [(folder, [self.to_write(*row) for row in rows]) for folder, rows in by_folder.items()]
             return sum([await folder.write(batch, replace=replace) for folder, batch in encoded])
 
         def encode_all() -> dict[Folder, list[Write]]:
@@ -136,13 +136,18 @@ class JsonStore(Generic[C, R]):
         """Return the directory of a context, which may leave out the fields that name only files."""
         return self.dump.folder(self._domain.name, **{name: context[name] for name in self._layout.directory_fields})
 
-    def _encode(self, context: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[Write, Mapping[str, Any]]:
-        fields = encoded_fields(fields)
-        return self._write(context, fields), fields
+    def name(self, context: Mapping[str, Any]) -> str:
+        """Return the name of the value of a context in its folder."""
+        return self._layout.name(context)
 
-    def _write(self, context: Mapping[str, Any], fields: Mapping[str, Any]) -> Write:
+    def to_write(self, context: Mapping[str, Any], fields: Mapping[str, Any]) -> Write:
+        """Return what stores the row of a context, with these fields, in its folder."""
         when = int(fields["when"]) if self._layout.timed else None
         return Write(self._layout.name(context), to_text(self._layout, fields), when)
+
+    def _encode(self, context: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[Write, Mapping[str, Any]]:
+        fields = encoded_fields(fields)
+        return self.to_write(context, fields), fields
 
     def _row(self, context: Mapping[str, Any], stored: Stored) -> R:
         in_order = {name: context[name] for name in self._domain.context_type.model_fields}

@@ -3,14 +3,14 @@
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from backtest_persist.backends.json import codec
-from backtest_persist.backends.json.atomic import TEMPORARY, read_file, replace_file
+from backtest_persist.backends.json.atomic import TEMPORARY, FileChange, read_file, replace_file
 from backtest_persist.backends.json.layout import Layout, Shape
 from backtest_persist.backends.json.sidecar import Records, digest, load_records, record_file, store_records
 from backtest_persist.core.instants import checked_int64, to_int
@@ -20,6 +20,7 @@ from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, Invali
 __all__ = (
     "SUFFIX",
     "CreationClock",
+    "Plan",
     "Stored",
     "Times",
     "ValueFile",
@@ -65,6 +66,16 @@ class Times(NamedTuple):
 
     created: int
     updated: int
+
+
+class Plan(NamedTuple):
+    """The effect that a write of a value would have on its files."""
+
+    records: Records | None
+    """Its new records; None if they stay as they are."""
+    text: bytes | None
+    """Its new text; None if it stays as it is."""
+    times: Times
 
 
 class CreationClock:
@@ -126,10 +137,8 @@ class ValueFile:
         when = record["when"] if "when" in record else _when_in_payload(self.layout, value)
         return Stored(value, removed, when, record.get("created", updated), updated)
 
-    def store(
-        self, write: Write, *, old: bytes | None, replaced: Path | None, now: Callable[[], int], flush: bool
-    ) -> Times:
-        """Store a value: its record first, then the value.
+    def plan(self, write: Write, *, old: bytes | None, replaced: Path | None, now: Callable[[], int]) -> Plan:
+        """Return the effect of storing a value.
 
         `old` is the text in this file, and `replaced` the file of the value that is replaced, which may be another
         one. `now` returns the creation time for a `write` without one, in ns since the epoch.
@@ -142,14 +151,25 @@ class ValueFile:
         records = {} if old is None else {digest(old): old_record}
         records[digest(write.text)] = record
         records = {key: fields for key, fields in records.items() if fields}
-        if records != known:
-            store_records(Path(self.records), records, flush=flush)
         if old == write.text:
-            updated = self.path.stat().st_mtime_ns
+            text, updated = None, self.path.stat().st_mtime_ns
         else:
-            updated = now() if write.created is None else write.created
-            replace_file(self.path, write.text, mtime_ns=updated, flush=flush)
-        return Times(record.get("created", updated), updated)
+            text, updated = write.text, now() if write.created is None else write.created
+        return Plan(None if records == known else records, text, Times(record.get("created", updated), updated))
+
+    def store(self, plan: Plan, *, flush: bool) -> None:
+        """Carry out a plan: the records first, then the value, so that it has its record at every instant."""
+        if plan.records is not None:
+            store_records(Path(self.records), plan.records, flush=flush)
+        if plan.text is not None:
+            replace_file(self.path, plan.text, mtime_ns=plan.times.updated, flush=flush)
+
+    def changes(self, plan: Plan) -> Iterator[FileChange]:
+        """Iterate over what `store` would do, in its order."""
+        if plan.records is not None:
+            yield FileChange(Path(self.records), codec.dumps(plan.records))
+        if plan.text is not None:
+            yield FileChange(self.path, plan.text, plan.times.updated)
 
     def parse(self, text: bytes) -> tuple[Any, bool]:
         """Return the value of a text and whether it is a tombstone; `InvalidPayloadError` when it is damaged."""

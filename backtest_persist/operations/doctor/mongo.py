@@ -11,9 +11,11 @@ from pymongo import ReadPreference
 from backtest_persist.connections import Collection, MongoState, Operation, aggregate
 from backtest_persist.container import Container
 from backtest_persist.core.indexes import missing_indexes
+from backtest_persist.core.lease_document import LEASE_ACTIONS, LEASES
+from backtest_persist.core.schema import Schema
 from backtest_persist.errors import BacktestPersistError, IndexConflictError
 from backtest_persist.operations.doctor.diagnosis import PINGS, Diagnosis, Finding, Level, median_ms, server_advice
-from backtest_persist.operations.domains import DomainServices, domain_services
+from backtest_persist.operations.domains import domain_services
 from backtest_persist.operations.unknown import unknown_collections
 
 __all__ = ("MongoExamination",)
@@ -35,6 +37,7 @@ class MongoExamination:
         self.domains = domain_services(container)
         self.diagnosis = diagnosis
         self.cannot_create: Sequence[str] = ()
+        self.may_lease = True
 
     async def run(self) -> bool:
         """Make all checks; returns False when the server does not answer or takes no writes."""
@@ -149,40 +152,50 @@ class MongoExamination:
                 self.diagnosis.ok(at, "no user is logged in, and the server does not ask for one")
             return
         lacking: dict[str, list[str]] = {}
-        for domain in self.domains:
-            granted = _granted(info["authenticatedUserPrivileges"], state.database.name, domain.collection)
-            for action in domain.actions:
+        needed = {domain.collection: domain.actions for domain in self.domains}
+        needed[LEASES.collection] = (*LEASE_ACTIONS, "createIndex")
+        for collection, actions in needed.items():
+            granted = _granted(info["authenticatedUserPrivileges"], state.database.name, collection)
+            for action in actions:
                 if action not in granted:
-                    lacking.setdefault(action, []).append(domain.collection)
+                    lacking.setdefault(action, []).append(collection)
+        self.may_lease = not any(LEASES.collection in lacking.get(action, ()) for action in LEASE_ACTIONS)
         shown = "; ".join(f"{action} on {', '.join(names)}" for action, names in lacking.items())
         advice = f"Grant the user readWrite on the database {state.database.name}."
-        if lacking.keys() - _DISPENSABLE:
+        of_domains = {action for action, names in lacking.items() if names != [LEASES.collection]}
+        if of_domains - _DISPENSABLE:
             self.diagnosis.problem(at, f"the user may not {shown}", advice, lacking=lacking)
             return
         self.cannot_create = lacking.get("createIndex", ())  # a problem where an index is missing
-        if "remove" in lacking:
+        if not self.may_lease:
+            shown = f"the user may not {shown}; only runs, which take a lease, need {LEASES.collection}"
+            self.diagnosis.warning(at, shown, advice, lacking=lacking)
+        elif "remove" in lacking:
             shown = f"the user may not {shown}; only methods that delete documents need remove"
             self.diagnosis.warning(at, shown, advice, lacking=lacking)
         else:
-            needed = "the user has all rights that are needed" + (" once the indexes exist" if lacking else "")
-            self.diagnosis.ok(at, needed, lacking=lacking)
+            shown = "the user has all rights that are needed" + (" once the indexes exist" if lacking else "")
+            self.diagnosis.ok(at, shown, lacking=lacking)
 
     async def indexes(self, state: MongoState) -> None:
         """Report the state of the indexes of each domain."""
         async with self.mongo.operation(Operation("The list of collections")):
             existing = set(await state.database.list_collection_names(authorizedCollections=True))
+        schemas: dict[str, Schema[Any, Any]] = {domain.name: domain.db.schema() for domain in self.domains}
+        if self.may_lease:
+            schemas["lease"] = LEASES
         self.diagnosis.findings += await asyncio.gather(
-            *(self.index(state, domain, exists=domain.collection in existing) for domain in self.domains)
+            *(self.index(state, name, schema, exists=schema.collection in existing) for name, schema in schemas.items())
         )
 
-    async def index(self, state: MongoState, domain: DomainServices, *, exists: bool) -> Finding:
-        """Return the finding on the indexes of one domain."""
-        name = domain.collection
-        check = f"mongodb.indexes.{domain.name}"
-        collection, fields = state.collection(name), domain.db.context_type.wire_names()
+    async def index(self, state: MongoState, domain: str, schema: Schema[Any, Any], *, exists: bool) -> Finding:
+        """Return the finding on the indexes of one domain, or of the leases."""
+        name, fields = schema.collection, schema.fields
+        check = f"mongodb.indexes.{domain}"
+        collection = schema.of(state)
         try:
             async with self.mongo.operation(Operation("reading the indexes", name)):
-                missing = await missing_indexes(collection, fields, domain.db.secondary_indexes)
+                missing = await missing_indexes(collection, fields, schema.secondary_indexes)
         except IndexConflictError as error:
             return Finding(
                 check, Level.PROBLEM, str(error), values={"state": "narrow" if error.narrow else "conflicting"}

@@ -1,0 +1,169 @@
+"""Leases whose holder is killed, paused or forked."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from backtest_persist import Container, LeaseHeldError, Settings
+from tests.support.leases import lease_of
+from tests.support.processes import settings_environment, start_python
+from tests.support.servers import suspended
+
+_HOLDER = """
+import asyncio, sys
+from backtest_persist import LeaseLostError, ioc
+from backtest_persist.connections import start_transaction
+from tests.support.leases import commit, lease_of
+
+async def main(inside, duration):
+    numbers = ioc.mongo_service.database["numbers"]
+
+    async def write(session):
+        await numbers.update_one({"_id": 1}, {"$set": {"n": "of the first"}}, session=session)
+
+    async with lease_of(ioc, duration=float(duration)) as lease:
+        session = await lease.session()
+        if inside == "inside":
+            await start_transaction(lease.state.client, session)
+            await lease.fence(session)
+            await write(session)
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        if inside == "inside":
+            try:
+                await session.commit_transaction()
+                print("committed", flush=True)
+            except Exception as error:
+                print(type(error).__name__, flush=True)
+            await lease.abandon_session()
+        try:
+            await commit(lease, write)
+            print("committed", flush=True)
+        except LeaseLostError as error:
+            print("LeaseLostError", error.pid, flush=True)
+    await ioc.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@asynccontextmanager
+async def holder(settings: Settings, inside: str, duration: float) -> AsyncGenerator[asyncio.subprocess.Process]:
+    """Run a process that holds the lease of the tests, perhaps inside a transaction."""
+    process = await start_python(
+        *("-c", _HOLDER, inside, str(duration)),
+        environment=settings_environment(settings),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert await line(process) == "ready"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def line(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        return (await process.stdout.readline()).decode().strip()
+
+
+@pytest.fixture
+async def numbers(container: Container) -> Any:
+    """A collection with one document, which the first run locks and the second one writes."""
+    numbers = container.mongo_service.database["numbers"]
+    await numbers.insert_one({"_id": 1, "n": 0})
+    return numbers
+
+
+@pytest.mark.parametrize("inside", ["outside", "inside"])
+async def test_a_killed_holder_is_succeeded_at_once(
+    settings: Settings, container: Container, numbers: Any, inside: str
+) -> None:
+    """Also one that was killed inside of a transaction: what that has locked can be written within 2 s."""
+    async with holder(settings, inside, 60) as process:
+        with pytest.raises(LeaseHeldError) as refused:
+            await lease_of(container).__aenter__()
+        assert refused.value.pid == process.pid
+        process.kill()
+        async with asyncio.timeout(2):
+            await process.wait()
+            async with lease_of(container, wait=1) as lease:
+                assert lease.epoch == 2
+                await numbers.update_one({"_id": 1}, {"$set": {"n": 1}})
+    assert await numbers.find_one({}) == {"_id": 1, "n": 1}
+
+
+@pytest.mark.parametrize("inside", ["outside", "inside"])
+async def test_a_paused_holder_that_goes_on_cannot_commit(
+    settings: Settings, container: Container, numbers: Any, inside: str
+) -> None:
+    """The second run is refused, then admitted when the lease has run out; the first one is told by whom."""
+    async with holder(settings, inside, 1) as process:
+        async with suspended(process.pid):
+            with pytest.raises(LeaseHeldError):
+                await lease_of(container).__aenter__()
+            started = time.monotonic()
+            lease = await lease_of(container, wait=20).__aenter__()
+            assert time.monotonic() - started < 10
+            async with asyncio.timeout(2):
+                await numbers.update_one({"_id": 1}, {"$set": {"n": 1}})
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        if inside == "inside":
+            assert await line(process) == "OperationFailure"
+        assert await line(process) == f"LeaseLostError {os.getpid()}"
+        async with asyncio.timeout(20):
+            assert await process.wait() == 0
+        assert (lease.epoch, lease.lost()) == (2, None)
+        await lease.__aexit__(None, None, None)
+    assert await numbers.find_one({}) == {"_id": 1, "n": 1}
+
+
+_FORKS = """
+import asyncio, os, sys
+from backtest_persist import LeaseLostError, ioc
+from tests.support.leases import lease_of
+
+async def in_child(lease):
+    assert "forked" in str(lease.lost())
+    await lease.abandon_session()
+    try:
+        await lease.session()
+        return 1
+    except LeaseLostError:
+        pass
+    await lease.__aexit__(None, None, None)
+    return 0
+
+async def main():
+    async with lease_of(ioc, duration=0.6) as lease:
+        session = await lease.session()
+        if not (child := os.fork()):
+            os._exit(asyncio.run(in_child(lease)))
+        _, status = await asyncio.to_thread(os.waitpid, child, 0)
+        await asyncio.sleep(0.8)
+        assert await lease.session() is session
+        assert lease.lost() is None
+        found = await ioc.mongo_service.database["lease-items"].find_one({})
+        assert found["owner"]["pid"] == os.getpid(), found
+    await ioc.close()
+    sys.exit(os.waitstatus_to_exitcode(status))
+
+asyncio.run(main())
+"""
+
+
+async def test_a_forked_child_does_not_have_the_lease_of_its_parent(settings: Settings) -> None:
+    """It can neither use it nor give it up, and does not renew it; its parent goes on."""
+    process = await start_python("-c", _FORKS, environment=settings_environment(settings))
+    async with asyncio.timeout(20):
+        assert await process.wait() == 0

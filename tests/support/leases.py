@@ -1,0 +1,55 @@
+"""Leases and transactions of tests."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from pymongo.errors import PyMongoError
+
+from backtest_persist import Container, Lease, Mode
+from backtest_persist.connections import start_transaction
+
+__all__ = ("RUN", "commit", "lease_of", "silence")
+
+RUN: dict[str, Any] = {
+    "strategy": "trend",
+    "exchange": "binance",
+    "symbol": "BTCUSDT",
+    "frame": "2024",
+    "mode": Mode.BACKTEST,
+}
+"""The run of the tests."""
+
+
+def lease_of(container: Container, **options: Any) -> Lease:
+    """Return the lease of that run, or of one that differs in some of its names."""
+    names: dict[str, Any] = {**RUN, **options}
+    return container.lease(**names)
+
+
+def silence(lease: Lease) -> None:
+    """Renew a lease no more, as its process does while it is paused."""
+    held: Any = lease
+    held._held._renewal.cancel()
+
+
+async def commit(lease: Lease, write: Callable[[Any], Awaitable[Any]], *, fence_first: bool = True) -> None:
+    """Carry out a transaction of the holder of a lease, and again as a whole as long as that may succeed."""
+    while True:
+        session = await lease.session()
+        await start_transaction(lease.state.client, session)
+        try:
+            if fence_first:
+                await lease.fence(session)
+            await write(session)
+            if not fence_first:
+                await lease.fence(session)
+            await session.commit_transaction()
+        except PyMongoError as error:
+            await lease.abandon_session()
+            if not error.has_error_label("TransientTransactionError"):
+                raise
+        except BaseException:
+            await lease.abandon_session()
+            raise
+        else:
+            return
