@@ -9,6 +9,7 @@ It is called within a bar of a run, which is stored as a whole: in which order i
 
 # pyright: reportMissingTypeStubs=false
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import ROUND_DOWN, Decimal
 from typing import Literal
@@ -104,12 +105,14 @@ class SmaCross:
         self.symbol = pair.base_symbol
         self.exchange = exchange
         self.order_id = ""
+        self.closes: list[Decimal] = []
+        """The last closes: a daily window has gaps at weekends, which would be asked of the store at each bar."""
 
     async def on_bar(self, bar: Bar[Session], prices: basana.Bar) -> None:
         """Do what there is to do at the close of a bar."""
         session = bar.session
         await bar.candle("1d").write_candles_data([candle(prices)])
-        crossed, slow = await self.averages(bar)
+        crossed, slow = await self.averages(bar, prices)
         await self.measure_week(bar, prices)
         await self.take_stock(session, prices)
         await self.settle(bar)
@@ -124,22 +127,23 @@ class SmaCross:
         if await months.claim_interval_data({"equity": session.equity}, f"{prices.begin:%Y-%m}"):
             await notify(bar, "month", f"the account stands at {session.equity}")
 
-    async def averages(self, bar: Bar[Session]) -> tuple[Literal["up", "down"] | None, Decimal]:
-        """Return how the averages have crossed since the last bar, and the slow one; both are stored per day."""
-        window = await bar.candles("1d", SLOW)
-        if len(window) < SLOW:
+    async def averages(self, bar: Bar[Session], prices: basana.Bar) -> tuple[Literal["up", "down"] | None, Decimal]:
+        """Return how the averages have crossed since the last bar, and the slow one; both are measured once a day."""
+        if self.closes:
+            self.closes = [*self.closes[-SLOW:], prices.close]
+        else:
+            self.closes = [Decimal(str(day["close"])) for day in await bar.candles("1d", SLOW + 1)]
+        if len(self.closes) <= SLOW:
             return None, Decimal(0)
-        closes = [Decimal(str(day["close"])) for day in window]
-        fast = (sum(closes[-FAST:], Decimal(0)) / FAST).quantize(Decimal("0.0001"))
-        slow = (sum(closes, Decimal(0)) / SLOW).quantize(Decimal("0.0001"))
         measured = bar.measure(f"sma-{FAST}-{SLOW}:{self.symbol}")
-        before = await measured.read_measure_data(day_of(window[-2]))
-        await measured.write_measure_data({"fast": fast, "slow": slow}, day_of(window[-1]))
-        if before is not None and before["fast"] <= before["slow"] and fast > slow:
-            return "up", slow
-        if before is not None and before["fast"] >= before["slow"] and fast < slow:
-            return "down", slow
-        return None, slow
+        before = await measured.read_measure_data(day(self.run.last_when or 0)) or averages_of(self.closes[:-1])
+        now = averages_of(self.closes)
+        await measured.write_measure_data(now, day(bar.when))
+        if before["fast"] <= before["slow"] and now["fast"] > now["slow"]:
+            return "up", now["slow"]
+        if before["fast"] >= before["slow"] and now["fast"] < now["slow"]:
+            return "down", now["slow"]
+        return None, now["slow"]
 
     async def measure_week(self, bar: Bar[Session], prices: basana.Bar) -> None:
         """On Fridays, measure the daily swing of the week; one with a holiday lacks a candle and is passed over."""
@@ -205,9 +209,7 @@ class SmaCross:
         await bar.schedule.write_schedule_data(signal if waits else None)
         await bar.signal.write_signal_data(None if waits else signal)
         await decided(bar, "entry", f"{signal.note}; {f'waits for {price}' if waits else 'buys at the next open'}")
-        await self.give(
-            bar, Order(purpose="entry", amount=amount, price=price if waits else None, reason=signal.note)
-        )
+        await self.give(bar, Order(purpose="entry", amount=amount, price=price if waits else None, reason=signal.note))
         await publish(bar, signal, prices.close)
 
     async def opened(self, bar: Bar[Session], signal: Signal, result: OrderInfo) -> None:
@@ -222,7 +224,7 @@ class SmaCross:
         await notify(bar, "opened", f"bought {signal.amount} {self.symbol} at {price}")
         await decided(bar, "opened", f"bought at {price}, stop {signal.price_stop_loss}")
         await bar.memory(signal.id, "notes").write_memory_data({"why": signal.note, "price": price}, "entry")
-        await self.write_levels(bar, signal, signal.price_stop_loss)
+        await self.write_levels(bar, signal)
         await self.risk(bar).write_position_data([{"signalId": signal.id, "amount": signal.amount, "priceOpen": price}])
         await bar.partial.write_partial_data({"profitLevels": []}, signal.id)
         await bar.breakeven.write_breakeven_data({"reached": False}, signal.id)
@@ -249,21 +251,21 @@ class SmaCross:
         if new:
             await bar.partial.write_partial_data({"profitLevels": [*passed, *new]}, signal.id)
 
-        safe = (await bar.breakeven.read_breakeven_data(signal.id)).get("reached", False)
-        if not safe and price >= signal.price_open * BREAKEVEN:
-            safe = True
+        if signal.price_stop_loss < signal.price_open and price >= signal.price_open * BREAKEVEN:
+            signal.price_stop_loss = signal.price_open
             await notify(bar, "breakeven", f"the stop of {self.symbol} moves to its entry price")
             await decided(bar, "breakeven", f"{profit} % up: the stop moves to {signal.price_open}")
-            await self.write_levels(bar, signal, signal.price_open)
+            await self.write_levels(bar, signal)
             await bar.breakeven.write_breakeven_data({"reached": True, "price": signal.price_open}, signal.id)
+            await bar.signal.write_signal_data(signal)
 
         if crossed == "down":
             await self.give(bar, Order(purpose="exit", amount=signal.amount, reason="crossed back"))
         elif price >= signal.price_take_profit:
             await self.give(bar, Order(purpose="exit", amount=signal.amount, reason="target"))
         else:
-            stop = signal.price_open if safe else signal.price_stop_loss
-            reason = "breakeven stop" if safe else "stop loss"
+            stop = signal.price_stop_loss
+            reason = "stop loss" if stop < signal.price_open else "breakeven stop"
             order = Order(purpose="stop", amount=signal.amount, price=stop, reason=reason)
             if order != bar.session.order:
                 await self.give(bar, order)
@@ -308,9 +310,9 @@ class SmaCross:
         """Return the adapter of the open positions in the symbol."""
         return bar.risk(f"one-position-in-{self.symbol}")
 
-    async def write_levels(self, bar: Bar[Session], signal: Signal, stop: Decimal) -> None:
+    async def write_levels(self, bar: Bar[Session], signal: Signal) -> None:
         """Store where a position is sold."""
-        levels = {"stop": stop, "target": signal.price_take_profit}
+        levels = {"stop": signal.price_stop_loss, "target": signal.price_take_profit}
         await bar.dictionary(signal.id, "levels").write_dictionary_data(levels)
 
     # --- orders ---
@@ -366,9 +368,18 @@ def moment(bar: Bar[Session]) -> datetime:
     return datetime.fromtimestamp(bar.when / 1000, UTC)
 
 
-def day_of(day: CandleData) -> str:
-    """Return the date of a daily candle."""
-    return f"{datetime.fromtimestamp(day['timestamp'] / 1000, UTC):%Y-%m-%d}"
+def day(when: int) -> str:
+    """Return the date of an instant in ms UTC."""
+    return f"{datetime.fromtimestamp(when / 1000, UTC):%Y-%m-%d}"
+
+
+def averages_of(closes: Sequence[Decimal]) -> dict[str, Decimal]:
+    """Return the fast and the slow average of the last closes."""
+    lengths = {"fast": FAST, "slow": SLOW}
+    return {
+        name: (sum(closes[-length:], Decimal(0)) / length).quantize(Decimal("0.0001"))
+        for name, length in lengths.items()
+    }
 
 
 def candle(bar: basana.Bar) -> CandleData:
