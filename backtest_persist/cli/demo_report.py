@@ -39,7 +39,9 @@ def show_json(result: Result) -> None:
         "backend": result.backend,
         "frame": result.frame,
         "bars": result.bars,
+        "killedAfter": result.killed_after,
         "resumedFrom": result.resumed_from,
+        "sameAsWithoutKill": result.is_same,
         "complete": result.bars == result.total_bars,
         "balance": session.equity,
         "trades": [trade.model_dump(mode="json", by_alias=True) for trade in result.trades],
@@ -132,6 +134,10 @@ def _account(result: Result) -> Table:
     change = percent(result.last_close, result.first_close)
     table.add_row("buy and hold", f"{change:+,} %", "the stock itself, dividends included")
     table.add_row("largest drawdown", f"{session.drawdown:,} %", "")
+    if result.killed_after is not None:
+        kill = f"resumed after bar {result.resumed_from:,}, the last that was stored"
+        table.add_row("killed", f"after bar {result.killed_after:,}", kill)
+        table.add_row("without the kill", "the same" if result.is_same else "NOT THE SAME", "trades and balance")
     if result.new_bars:
         total = _total(result)
         operations = total.reads + total.writes
@@ -146,7 +152,7 @@ def _footnotes(result: Result) -> list[str]:
     if result.backend == "mongo":
         notes.append("Documents and ids: of the whole database. Reads, writes and cache hits: of this process.")
     if result.backend == "dummy":
-        notes.append("Backend dummy: every read found nothing, so the strategy remembered nothing between bars.")
+        notes.append("Backend dummy: nothing was stored; what the strategy needs was in the session, in memory.")
     notes.append("Prices: adjusted for splits and dividends (adj_close), in dollars of the sample's last day.")
     if result.widened:
         notes.append(f"{result.widened} bars of the sample had a high or low inside the body, and were widened.")

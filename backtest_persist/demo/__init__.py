@@ -1,4 +1,4 @@
-"""The demo: private servers, a backtesting exchange and a strategy with all its state in the registry.
+"""The demo: private servers, a backtesting exchange, and a strategy on a `Run` that is killed and goes on.
 
 Needs the extra ``demo``. It prints nothing: an `Observer` is told of the progress, and the command line shows the
 `Result`.
@@ -6,64 +6,60 @@ Needs the extra ``demo``. It prints nothing: an `Observer` is told of the progre
 
 # pyright: reportMissingTypeStubs=false
 
+import random
 import time
-from collections.abc import Callable
+from asyncio import TaskGroup
 from contextlib import AsyncExitStack
-from decimal import Decimal
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, Protocol
+from typing import Literal
 
-from basana import BarEvent, FifoQueueEventSource, backtesting_dispatcher
-from basana.backtesting.exchange import Exchange
-from basana.backtesting.fees import Percentage
-from basana.backtesting.liquidity import InfiniteLiquidity
-
-from backtest_persist import Mode, Run, SettingsError, embedded, ioc, persist, setup
+from backtest_persist import Mode, Registry, SettingsError, embedded, ioc, persist, setup
 from backtest_persist.demo.bars import Sample, load, millis
+from backtest_persist.demo.child import Child
+from backtest_persist.demo.replay import Observer, account, open_run, replay
 from backtest_persist.demo.report import Backend, Result, count_domains, count_files
-from backtest_persist.demo.strategy import MARKET, STRATEGY, Session, SmaCross
-from backtest_persist.demo.strategy import trades as closed_trades
+from backtest_persist.demo.strategy import STRATEGY, Session, Signal, closed_signals
 
-__all__ = ("Observer", "replay", "run")
-
-FEE_PERCENT = Decimal("0.1")
+__all__ = ("Observer", "Options", "run")
 
 
-class Observer(Protocol):
-    """Is told how far a run is."""
+@dataclass(frozen=True)
+class Options:
+    """What the demo is to do."""
 
-    def started(self, run: Run[Session], total: int) -> None:
-        """Note that a run begins or goes on; `total` is the number of bars that it will have at the end."""
-        ...
+    mode: Mode = Mode.BACKTEST
+    symbol: str = "AAPL"
+    data_dir: Path | None = None
+    limit: int | None = None
+    """The number of bars of the sample to take; None for all."""
+    backend: Backend = "mongo"
+    servers: Literal["embedded", "env"] = "embedded"
+    kill_after: int | None = None
+    """After how many bars a run that begins is killed; 0 for never, None for a random number."""
 
-    def ended(self) -> None:
-        """Note that a bar has ended."""
-        ...
 
+async def run(options: Options, observer: Observer) -> Result:
+    """Run the demo, or resume it where the session in the data directory ends.
 
-async def run(
-    *,
-    mode: Mode,
-    symbol: str,
-    data_dir: Path | None,
-    limit: int | None,
-    backend: Backend,
-    servers: Literal["embedded", "env"],
-    observer: Observer,
-) -> Result:
-    """Run the demo, or resume it where the session in `data_dir` ends; `limit` is a number of bars.
+    The first bars of a new run are the work of a `Child`, which is killed; then the run goes on here. Meanwhile this
+    process makes the same run without a kill, in memory, so that the results can be compared.
 
     `SettingsError` for options that exclude each other, and for a session of another version of the sample.
     """
-    if data_dir is not None and (backend == "dummy" or (backend == "mongo" and servers == "env")):
+    backend, data_dir, mode = options.backend, options.data_dir, options.mode
+    if data_dir is not None and (backend == "dummy" or (backend == "mongo" and options.servers == "env")):
         place = "--backend dummy keeps nothing" if backend == "dummy" else "--servers env keeps it where CC_* says"
         raise SettingsError(f"--data-dir says where the state is kept, but {place}; leave one of them out.")
-    sample = load(symbol)
-    directory = None
+    directory = settings = None
     async with AsyncExitStack() as stack:
+        child = None
+        if backend != "dummy" and options.kill_after != 0:
+            child = await stack.enter_async_context(Child())  # it imports what it needs while the servers start
         if backend == "mongo":
-            setup(await stack.enter_async_context(embedded(data_dir)) if servers == "embedded" else None)
+            settings = await stack.enter_async_context(embedded(data_dir)) if options.servers == "embedded" else None
+            setup(settings)
             await stack.enter_async_context(ioc)
         elif backend == "json":
             directory = data_dir or Path(stack.enter_context(TemporaryDirectory(prefix="backtest-persist-")))
@@ -71,84 +67,70 @@ async def run(
         else:
             persist.use_dummy()
 
-        account = f"{MARKET}-{mode}"  # paper and live are both `backtest=False`: the account keeps them apart
-        async with persist.run(
-            strategy=STRATEGY, exchange=account, symbol=symbol, frame=sample.frame, mode=mode, session=Session
-        ) as run:
-            _check(run, sample, data_dir)
-            resumed_from = run.bars
-            total = max(resumed_from, min(limit or len(sample.events), len(sample.events)))
-            observer.started(run, total)
+        sample = load(options.symbol)
+        total = min(options.limit or len(sample.events), len(sample.events))
+        killed_after = expected = None
+        if child is not None and total > 1 and await _is_new(mode, sample):
+            last = options.kill_after or random.randrange(total // 2, total * 3 // 4 + 1)
+            if last >= total:
+                raise SettingsError(f"--kill-after {last} is not within the run, which has {total:,} bars.")
+            observer.started(0, total)
+            async with TaskGroup() as group:  # the child computes on another core
+                without_kill = group.create_task(_run_in_memory(mode, sample, total))
+                await child.begin(mode, options.symbol, total, directory, settings)
+                killed_after = await child.kill_after(last, observer)
+            expected = without_kill.result()
+            observer.killed(killed_after)
+
+        async with open_run(persist, mode, sample) as run:
+            _check(run.bars, run.last_when, sample, data_dir)
+            resumed_from, total = run.bars, max(run.bars, total)
+            observer.started(resumed_from, total)
             started = time.perf_counter()
             if resumed_from < total:
-                await replay(run, sample, total, observer.ended)
+                await replay(run, sample, total, observer)
                 await run.flush()
             seconds = time.perf_counter() - started
-            trades = await closed_trades(run)
+            found = run.session, await closed_signals(run)
         return Result(
-            symbol=symbol,
+            symbol=options.symbol,
             mode=mode,
             frame=sample.frame,
             bars=run.bars,
             total_bars=total,
+            killed_after=killed_after,
             resumed_from=resumed_from,
+            is_same=None if expected is None else found == expected,
             widened=sample.widened,
             first_close=sample.events[0].bar.close,
             last_close=sample.events[total - 1].bar.close,
             backend=backend,
-            temporary=data_dir is None and (backend == "json" or servers == "embedded"),
+            temporary=data_dir is None and (backend == "json" or options.servers == "embedded"),
             data_dir=data_dir,
-            session=run.session,
-            trades=trades,
+            session=found[0],
+            trades=found[1],
             domains=await count_domains(ioc) if backend == "mongo" else [],
             files=await count_files(ioc, directory) if directory else [],
             seconds=seconds,
         )
 
 
-async def replay(run: Run[Session], sample: Sample, total: int, ended: Callable[[], None] | None = None) -> None:
-    """Send the bars that a run does not have yet through basana, up to `total` of the sample.
-
-    After each of them `ended` is called.
-    """
-    session = run.session
-    dispatcher = backtesting_dispatcher()
-    dispatcher.stop_on_handler_exceptions = True
-    exchange = Exchange(
-        dispatcher,
-        {sample.pair.quote_symbol: session.cash, sample.pair.base_symbol: session.shares},
-        liquidity_strategy_factory=InfiniteLiquidity,  # orders this small move no price, and are never filled in part
-        fee_strategy=Percentage(FEE_PERCENT),
-    )
-    strategy = SmaCross(run, sample.pair, exchange)
-    # The last bar of the run is sent again: it tells the exchange the price at which the working order was submitted.
-    exchange.add_bar_source(FifoQueueEventSource(events=[*sample.events[max(run.bars - 1, 0) : total]]))
-    failures: list[Exception] = []
-
-    async def on_bar(event: BarEvent) -> None:
-        try:
-            if not run.seen(event.when):
-                async with run.bar(event.when) as bar:
-                    await strategy.on_bar(bar, event.bar)
-            elif run.session.order is not None:
-                await strategy.submit(run.session.order)
-        except Exception as error:  # basana would only log it
-            failures.append(error)
-            dispatcher.stop()
-            return
-        if ended is not None:
-            ended()
-
-    exchange.subscribe_to_bar_events(sample.pair, on_bar)
-    await dispatcher.run(stop_signals=[])  # asyncio handles Ctrl-C
-    if failures:
-        raise failures[0]
-    if run.bars < total:  # an error in the exchange, which basana only logs
-        raise RuntimeError(f"basana stopped after bar {run.bars:,} of {total:,}; the error is in its log.")
+async def _is_new(mode: Mode, sample: Sample) -> bool:
+    symbol = sample.pair.base_symbol
+    session = await persist.session(STRATEGY, account(mode), sample.frame, symbol, mode.backtest)
+    return await session.read_session_data() is None
 
 
-def _check(run: Run[Session], sample: Sample, data_dir: Path | None) -> None:
+async def _run_in_memory(mode: Mode, sample: Sample, total: int) -> tuple[Session, list[Signal]]:
+    registry = Registry()
+    registry.use_dummy()
+    async with open_run(registry, mode, sample) as run:
+        trades = await replay(run, sample, total)
+        return run.session, trades
+
+
+def _check(bars: int, last_when: int | None, sample: Sample, data_dir: Path | None) -> None:
     """Refuse a session that was made from other bars than these."""
-    if run.bars and (run.bars > len(sample.events) or millis(sample.events[run.bars - 1].when) != run.last_when):
+    if bars and (bars > len(sample.events) or millis(sample.events[bars - 1].when) != last_when):
         where = f"--data-dir {data_dir}" if data_dir else "this database"
         raise SettingsError(f"The session in {where} was made with another version of the sample; use another one.")

@@ -41,8 +41,12 @@ class Result:
     bars: int
     """The number of bars that the session has."""
     total_bars: int
+    killed_after: int | None
+    """The number of bars that had ended when the child was killed; None without a kill."""
     resumed_from: int
-    """The number of bars that the session had when this process began."""
+    """The number of bars that were stored when this process went on with the run."""
+    is_same: bool | None
+    """Whether session and trades are those of the same run without a kill; None without a kill."""
     widened: int
     """The number of bars of the sample that were widened to contain their body."""
     first_close: Decimal
@@ -61,7 +65,7 @@ class Result:
 
     @property
     def new_bars(self) -> int:
-        """The number of bars of this process."""
+        """The number of bars that this process has added."""
         return self.bars - self.resumed_from
 
 

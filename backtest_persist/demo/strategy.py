@@ -23,10 +23,9 @@ from pydantic.alias_generators import to_camel
 from backtest_persist import Bar, CandleData, PersistRiskInstance, Run
 from backtest_persist.demo.bars import CENT, DAY, millis
 
-__all__ = ("CASH", "MARKET", "STRATEGY", "Order", "Session", "Signal", "SmaCross", "percent", "trades")
+__all__ = ("CASH", "STRATEGY", "Order", "Session", "Signal", "SmaCross", "closed_signals", "percent")
 
 STRATEGY = "sma-cross"
-MARKET = "basana"
 CASH = Decimal(10_000)
 INVESTED = Decimal("0.95")
 """Share of the cash that goes into a position; the rest is for the fee and a higher open."""
@@ -325,8 +324,10 @@ class SmaCross:
         await bar.strategy.write_strategy_data(order)
         await self.submit(order)
 
-    async def submit(self, order: Order) -> None:
+    async def submit(self, order: Order | None) -> None:
         """Hand an order to the exchange, which tries to fill it from the next bar on."""
+        if order is None:
+            return
         side = OrderOperation.BUY if order.purpose == "entry" else OrderOperation.SELL
         if order.price is None:
             created = await self.exchange.create_market_order(side, self.pair, order.amount)
@@ -356,7 +357,7 @@ async def decided(bar: Bar[Session], kind: str, text: str) -> None:
     await bar.log.write_log_data([{"id": bar.new_id("log"), "kind": kind, "text": text, "at": moment(bar)}])
 
 
-async def trades(run: Run[Session]) -> list[Signal]:
+async def closed_signals(run: Run[Session]) -> list[Signal]:
     """Return the closed positions of a run, oldest first."""
     signals = [Signal.model_validate(payload) for payload in await run.adapters.storage.read_storage_data()]
     own = [signal for signal in signals if signal.id.startswith(f"{run.id}:") and signal.status == "closed"]
