@@ -22,6 +22,7 @@ __all__ = (
     "PlainDocument",
     "WithoutAsyncgenHooks",
     "close_next_connection",
+    "is_left",
     "is_sessionless",
     "keep_closed",
     "raise_swallowed_cancellation",
@@ -143,6 +144,17 @@ def transport_of(connection: Any) -> asyncio.WriteTransport | None:
     """
     writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
     return None if writer is None else writer.transport
+
+
+def is_left(connection: Any) -> bool:
+    """Whether the server has closed an idle connection of redis-py, as far as the event loop has heard.
+
+    redis-py looks only when it sends the next command, and its ``can_read``, which does this, is a coroutine.
+
+    Not reported; redis-py 8.1, ``redis/_parsers/base.py``, ``_AsyncRESPBase.can_read``.
+    """
+    reader: asyncio.StreamReader | None = getattr(connection, "_reader", None)
+    return reader is not None and reader.at_eof()
 
 
 class WithoutAsyncgenHooks(Awaitable[T], Generator[Any, Any, T]):

@@ -14,6 +14,8 @@ import asyncio, os, sys, time
 from backtest_persist import base_map, ioc
 
 async def work(who, count):
+    if who == "child":  # by an id that it knows from its parent
+        assert await ioc.signal_db_service.find_by_context("s", "t", "parent") is not None
     prices = base_map("prices")(ioc.redis_service)
     for n in range(count):
         await ioc.signal_db_service.upsert("s", "t", who, {"n": n})

@@ -21,8 +21,8 @@ BY_ONE_DRIVER = pytest.mark.parametrize("driver", ["motor"], indirect=True)
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """The default deadline of Redis: what these tests are about."""
-    return settings.model_copy(update={"redis_timeout_ms": int(REDIS_SECONDS * 1000)})
+    """The default deadline of Redis, which is asked for every id: what these tests are about."""
+    return settings.model_copy(update={"redis_timeout_ms": int(REDIS_SECONDS * 1000), "id_memory": 0})
 
 
 async def read_all(container: Container, count: int) -> tuple[int, float]:

@@ -39,9 +39,9 @@ async def redis(tmp_path: Path) -> AsyncIterator[PrivateRedis]:
 
 @pytest.fixture
 def settings(settings: Settings, redis: PrivateRedis) -> Settings:
-    """The default deadlines, and the redis-server of the test."""
+    """The default deadlines, and the redis-server of the test, which is asked for every id."""
     update = {"redis_url": SecretStr(f"unix://{redis.socket}"), "redis_timeout_ms": 100, "mongo_timeout_ms": 5000}
-    return settings.model_copy(update=update)
+    return settings.model_copy(update={**update, "id_memory": 0})
 
 
 async def write_and_read(container: Container, count: int) -> float:

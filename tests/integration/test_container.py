@@ -179,7 +179,7 @@ async def test_an_injected_client_belongs_to_one_loop(settings: Settings, driver
     mongo, mine = monitored_client(settings, driver, Commands()), Container(settings)
     redis: Any = mine.redis_service.client
     container = Container(settings, mongo_client=mongo)
-    cached = Container(settings, redis_client=redis)
+    cached = Container(settings.model_copy(update={"id_memory": 0}), redis_client=redis)
     db = cached.signal_db_service
     await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
     await db.upsert("s", "t", "e", {"n": 1})
