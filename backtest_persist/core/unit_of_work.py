@@ -327,6 +327,10 @@ class BufferedStore(Generic[C, R]):
         """Replace the row; returns it."""
         return self.row_of(await self._replace(context, fields))
 
+    async def write(self, context: C, fields: Mapping[str, Any]) -> None:
+        """Replace the row."""
+        await self._replace(context, fields)
+
     async def _replace(self, context: C, fields: Mapping[str, Any]) -> Change:
         self._row_type.check_whole(context, fields)
         (change,) = await self._changes([(context, fields)], ChangeKind.REPLACE)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from backtest_persist.backends.json.atomic import FileChange, cause_of
 from backtest_persist.backends.json.folder import DumpFiles, Folder, FolderChange
+from backtest_persist.backends.json.locks import TurnLock
 from backtest_persist.backends.json.store import JsonStore
 from backtest_persist.connections import joined
 from backtest_persist.core.change import Change, ChangeKind, Part
@@ -40,7 +41,9 @@ class JsonCommitter:
         changes = self._by_folder(parts)
         if not changes:
             return
-        commit = asyncio.create_task(self._commit(changes), context=ContextVariables())
+        # asked for at once, so that no later call comes first, and two commits do not wait for each other
+        turns = [(lock, lock.ask()) for lock in (folder.write_lock.get() for folder in changes)]
+        commit = asyncio.create_task(self._commit(changes, turns), context=ContextVariables())
         self._commits.add(commit)
         commit.add_done_callback(self._commits.discard)
         await joined(commit)
@@ -60,15 +63,14 @@ class JsonCommitter:
                 changes.setdefault(store.folder(change.context.parts()), []).append((store, change))
         return changes
 
-    async def _commit(self, changes: Changes) -> None:
-        locks = [folder.write_lock.get() for folder in changes]
-        # asked for in one turn of the loop: no later call comes first, and two commits do not wait for each other
-        await asyncio.gather(*(lock.acquire() for lock in locks))
+    async def _commit(self, changes: Changes, turns: "Sequence[tuple[TurnLock, asyncio.Future[None]]]") -> None:
         try:
+            for _, turn in turns:
+                await turn
             await self._dump.writer.run(partial(self._store, changes))
         finally:
-            for lock in locks:
-                lock.release()
+            for lock, turn in turns:
+                lock.release(turn)
 
     # --- in a thread ---
 

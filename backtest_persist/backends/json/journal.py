@@ -113,6 +113,7 @@ class Journal:
         """Keep all units of other writers out, once what a process has left is settled."""
         make_directory(self._directory)
         with directory_lock(self._directory):
+            remove_leftovers(find_leftovers(self._directory, locked=True))
             self._settle()
             yield
 
@@ -125,7 +126,6 @@ class Journal:
         """
         directories = sorted(directories)
         temporary: list[Path] = []
-        recording = False
         try:
             replace_file(self._file, self._header(directories), flush=False)
             for directory in directories:
@@ -136,10 +136,9 @@ class Journal:
                 make_directory(change.path.parent)
                 temporary.append(write_temporary(change.path, change.text, mtime_ns=change.mtime_ns, flush=False))
             if changes:
-                recording = True
                 self._record(directories, changes)
         except BaseException:
-            self._discard(temporary, recording)
+            self._discard(temporary)
             raise
         if not changes:
             return self._file.unlink()
@@ -191,7 +190,7 @@ class Journal:
             return
         try:
             changes = self._recorded(content)
-            for directory in {self._directory, *(change.path.parent for change in changes)}:
+            for directory in {change.path.parent for change in changes}:
                 remove_leftovers(find_leftovers(directory, locked=True))
             for change in changes:
                 _replace(change)
@@ -209,17 +208,17 @@ class Journal:
         self._file.unlink()
         sync_directory(self._directory)  # else a crash of the machine could bring it back, after later writes
 
-    def _discard(self, temporary: Sequence[Path], recording: bool) -> None:
+    def _discard(self, temporary: Sequence[Path]) -> None:
         """Forget a unit that failed before it was recorded, or while it was."""
         for file in temporary:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
         try:
             self._file.unlink(missing_ok=True)
-            if recording:
-                sync_directory(self._directory)
+            sync_directory(self._directory)
         except OSError as error:
-            if recording:
+            content = read_file(self._file)
+            if content is not None and self._recorded(content):
                 self._leave(error)
 
     def _leave(self, error: OSError) -> NoReturn:

@@ -5,13 +5,14 @@ import errno
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ("POLL_SECONDS", "LoopLock", "WriterThread", "directory_lock")
+__all__ = ("POLL_SECONDS", "LoopLock", "TurnLock", "WriterThread", "directory_lock")
 
 POLL_SECONDS = 0.002
 """How often a writer looks whether a directory is free."""
@@ -90,17 +91,51 @@ class WriterThread:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
-class LoopLock:
-    """One `asyncio.Lock` for each running event loop."""
+class TurnLock:
+    """A lock of one event loop, which its users get in the order in which they asked for it."""
 
     def __init__(self) -> None:
-        self._locks: dict[asyncio.AbstractEventLoop, asyncio.Lock] = {}
+        self._turns: deque[asyncio.Future[None]] = deque()
 
-    def get(self) -> asyncio.Lock:
+    def ask(self) -> "asyncio.Future[None]":
+        """Ask for the lock, without waiting for it; the future is done as soon as the caller has it."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turns.append(turn)
+        self._give()
+        return turn
+
+    def release(self, turn: "asyncio.Future[None]") -> None:
+        """Release the lock, or ask for it no longer."""
+        self._turns.remove(turn)
+        self._give()
+
+    def _give(self) -> None:
+        if self._turns and not self._turns[0].done():
+            self._turns[0].set_result(None)
+
+    async def __aenter__(self) -> None:
+        turn = self.ask()
+        try:
+            await turn
+        except BaseException:
+            self.release(turn)
+            raise
+
+    async def __aexit__(self, *error: object) -> None:
+        self.release(self._turns[0])
+
+
+class LoopLock:
+    """One `TurnLock` for each running event loop."""
+
+    def __init__(self) -> None:
+        self._locks: dict[asyncio.AbstractEventLoop, TurnLock] = {}
+
+    def get(self) -> TurnLock:
         """Return the lock of the running loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._locks:
             for closed in [known for known in list(self._locks) if known.is_closed()]:
                 self._locks.pop(closed, None)
-            self._locks[loop] = asyncio.Lock()
+            self._locks[loop] = TurnLock()
         return self._locks[loop]
