@@ -22,6 +22,12 @@ from tests.support.commands import monitored_container
 from tests.support.units import discarded
 
 
+@pytest.fixture(scope="session")
+def driver() -> str:
+    """These tests are not about drivers, but those of faults are, and those of the conformance kit."""
+    return "motor"
+
+
 @pytest.fixture
 def persist(container: Container) -> Registry:
     """The registry under test."""
