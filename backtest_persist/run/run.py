@@ -189,11 +189,16 @@ class Run(Generic[S]):
         payload = None if row is None else row.payload
         if payload is None or self._restart:
             return
-        if payload.get("id") != self.id or not {"data", "when", "bars"} <= payload.keys():
+        is_of_run = isinstance(payload, dict) and {"id", "data", "when", "bars"} <= payload.keys()
+        if not is_of_run or payload["id"] != self.id:
+            problem = (
+                f"holds the session of the run {payload['id']}: paper and live share what is kept with backtest=False"
+                if is_of_run
+                else "holds a session that no run has stored"
+            )
             raise SettingsError(
-                f"session-items ({self._session_context.describe()}) holds the session of another runner, or of "
-                "another mode: paper and live share what is kept with backtest=False. Give this run another exchange "
-                "or frame, or begin it from nothing with restart=True.",
+                f"session-items ({self._session_context.describe()}) {problem}. Give this run another exchange or "
+                "frame, or begin it from nothing with restart=True, which replaces that session.",
                 context=self._session_context.parts(),
             )
         self._point = self._stored = _Point(int(payload["bars"]), int(payload["when"]), payload["data"])
