@@ -84,6 +84,9 @@ from backtest_persist.mode import Mode
 from backtest_persist.operations.transfer.exporting import export_dump
 from backtest_persist.operations.transfer.importing import import_dump
 from backtest_persist.registry import Registry
+from backtest_persist.run.bar import Bar
+from backtest_persist.run.checkpoint import Checkpoint
+from backtest_persist.run.run import Run
 from backtest_persist.settings import Settings
 
 __version__ = "0.1.0"
@@ -92,6 +95,7 @@ __all__ = (
     "DEFAULT_TTL_EXPIRE_SECONDS",
     "ITERATOR_BATCH_SIZE",
     "BacktestPersistError",
+    "Bar",
     "BaseMap",
     "BreakevenCacheService",
     "BreakevenDbService",
@@ -102,6 +106,7 @@ __all__ = (
     "CandleInterval",
     "CandleReport",
     "CandleRow",
+    "Checkpoint",
     "ClosedError",
     "Container",
     "DictionaryCacheService",
@@ -162,6 +167,7 @@ __all__ = (
     "RiskCacheService",
     "RiskDbService",
     "RiskRow",
+    "Run",
     "ScheduleCacheService",
     "ScheduleDbService",
     "ScheduleRow",

@@ -48,10 +48,14 @@ _MONGOD_OPTIONS = (
     *("--bind_ip", "./mongod.sock", "--nounixsocket", "--filePermissions", "0600"),
     *("--replSet", "rs0", "--oplogSize", "64", "--wiredTigerCacheSizeGB", "0.25", "--quiet"),
     *("--wiredTigerEngineConfigString", "log=(prealloc=false,file_max=16MB)"),  # 17 MB on disk instead of 300
-    *("--setParameter", "diagnosticDataCollectionEnabled=false"),
-    # a client that is killed inside a transaction: aborted after 10 to 15 s, when its lease has run out, not 60 to 90
-    *("--setParameter", "transactionLifetimeLimitSeconds=10"),
 )
+_MONGOD_PARAMETERS = {
+    "diagnosticDataCollectionEnabled": "false",
+    # What a client that was killed inside a transaction has locked is free after 10 to 15 s, not 60 to 90: by then its
+    # lease has run out.
+    "transactionLifetimeLimitSeconds": "10",
+}
+"""The parameters of ``mongod`` unless they are among its further arguments: it refuses one that is set twice."""
 
 # Runs in the directory of the sockets, which it removes. Any byte or the end of its standard input means: stop.
 # The parent is watched, too, because a forked copy of it would keep the pipe open.
@@ -138,7 +142,8 @@ async def embedded(
             mongod_socket = sockets / "mongo" / "mongod.sock"
             redis_socket = sockets / "redis" / "redis.sock"
             # The member's host is the path relative to mongod's working directory: the same at every start.
-            mongo = start(mongod, "mongo", "--dbpath", str(data / "mongo"), *_MONGOD_OPTIONS, *mongod_options)
+            options = (*_MONGOD_OPTIONS, *_default_parameters(mongod_options), *mongod_options)
+            mongo = start(mongod, "mongo", "--dbpath", str(data / "mongo"), *options)
             redis = start_redis()
             try:
                 await redis.wait_until(lambda: _pings(redis_socket))
@@ -159,6 +164,14 @@ async def embedded(
             mongo_connection_string=SecretStr(uri),
             redis_url=SecretStr(f"unix://{quote(str(redis_socket))}"),
         )
+
+
+def _default_parameters(given: Sequence[str]) -> list[str]:
+    return [
+        f"--setParameter={name}={value}"
+        for name, value in _MONGOD_PARAMETERS.items()
+        if not any(option.removeprefix("--setParameter=").startswith(f"{name}=") for option in given)
+    ]
 
 
 def _find(name: str) -> str:

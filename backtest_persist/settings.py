@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     redis_key_prefix: str = ""
     """Put before every Redis key, to keep databases apart that share one Redis."""
 
+    id_memory: NonNegativeInt = 10_000
+    """Ids of each domain that a process keeps in front of Redis, those used last; 0 keeps none."""
+
     candle_cache: bool = True
     """Whether stored candles put their ids into Redis (525,600 keys per symbol and year of 1m candles)."""
 

@@ -65,6 +65,10 @@ class DummyStore(Generic[C, R]):
         dates = {"_id": _NO_ID, "createDate": _NEVER, "updatedDate": _NEVER}
         return self._row_type.from_document({**context.to_filter(), **fields, **dates})
 
+    async def write(self, context: C, fields: Mapping[str, Any]) -> None:
+        """Check what a store would have kept."""
+        await self.upsert(context, fields)
+
     async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
         """Keep nothing; nobody has claimed it before."""
         self._row_type.check_whole(context, fields)

@@ -2,26 +2,19 @@
 
 # pyright: reportMissingTypeStubs=false
 
-import os
-import sys
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from rich.progress import Progress
 
 from backtest_persist.cli.command import Flag
-from backtest_persist.cli.progress import Bar, show_progress
 from backtest_persist.mode import Mode
-
-if TYPE_CHECKING:
-    from backtest_persist.demo.strategy import SmaCross
 
 __all__ = ("demo",)
 
 PositiveInt = Annotated[int | None, Parameter(validator=Number(gte=1))]
+Count = Annotated[int | None, Parameter(validator=Number(gte=0))]
 
 
 async def demo(
@@ -29,25 +22,29 @@ async def demo(
     mode: Mode = Mode.BACKTEST,
     symbol: Literal["AAPL", "FB", "GOOG", "IBM", "MSFT"] = "AAPL",
     data_dir: Path | None = None,
+    kill_after: Count = None,
     stop_after: PositiveInt = None,
     bars: PositiveInt = None,
     backend: Literal["mongo", "json", "dummy"] = "mongo",
     servers: Literal["embedded", "env"] = "embedded",
     json: Flag = False,
 ) -> int:
-    """Run a moving-average crossover through basana on daily bars, its state in all domains.
+    """Run a moving-average crossover through basana on daily bars, its state in all domains; kill it, and go on.
 
     Parameters
     ----------
     mode
-        All three take the same path; paper and live replay the bars with backtest=False, and no order leaves
-        this machine.
+        All three take the same path; paper and live replay the bars with backtest=False, stored one by one, and no
+        order leaves this machine.
     symbol
         A stock of the sample.
     data_dir
         Keep the state here, of the embedded servers or as JSON files; a second run resumes where the first one stopped.
+    kill_after
+        Begin the run in a child process, and kill that (kill -9) after this many bars; 0 for never, a random number by
+        default. The result is compared with that of the same run in memory, without a kill.
     stop_after
-        Exit hard, as if killed, after that many bars of this run.
+        Exit hard, as if killed, after that many bars of this run; then no child is killed.
     bars
         Take only the first bars of the sample; a later run with more of them goes on from there.
     backend
@@ -58,70 +55,20 @@ async def demo(
         Print the result as JSON on standard output.
 
     """
+    from backtest_persist.cli.demo_display import Display
     from backtest_persist.cli.demo_report import show, show_json
-    from backtest_persist.demo import run  # needs the extra demo
+    from backtest_persist.demo import Options, run  # needs the extra demo
 
-    with _Display(stop_after) as display:
-        result = await run(
-            mode=mode,
-            symbol=symbol,
-            data_dir=data_dir,
-            limit=bars,
-            backend=backend,
-            servers=servers,
-            observer=display,
-        )
+    options = Options(
+        mode=mode,
+        symbol=symbol,
+        data_dir=data_dir,
+        limit=bars,
+        backend=backend,
+        servers=servers,
+        kill_after=kill_after if stop_after is None else 0,
+    )
+    with Display(f"{symbol}, {mode}", stop_after) as display:
+        result = await run(options, display)
     (show_json if json else show)(result)
-    return 0
-
-
-class _Display:
-    """Shows the run on standard error, and ends this process after so many of its bars."""
-
-    def __init__(self, stop_after: int | None) -> None:
-        self._stop_after = stop_after
-        self._resumed_from = self._bars = self._total = 0
-        self._progress: Progress | None = None
-        self._bar: Bar | None = None
-
-    def started(self, strategy: "SmaCross", total: int) -> None:
-        name = f"{strategy.symbol}, {strategy.mode}"
-        self._resumed_from = self._bars = strategy.session.bars
-        self._total = total
-        if self._bars >= total:
-            _print(f"{name}: this run is complete, nothing is done twice.")
-            return
-        if self._bars:
-            _print(f"{name}: resuming after bar {self._bars:,}; {total - self._bars:,} to go.")
-        else:
-            _print(f"{name}: {total:,} daily bars through basana.")
-        self._progress = show_progress(name)
-        self._bar = Bar(self._progress, "bars")
-        self._bar.begin(total)
-        self._bar.advance(self._bars)
-        self._progress.start()
-
-    def committed(self, bars: int) -> None:
-        if self._bar is not None:
-            self._bar.advance(bars - self._bars)
-        self._bars = bars
-        if self._stop_after is not None and bars == self._resumed_from + self._stop_after:
-            self.stop()
-            _print(f"Stopped hard after {self._stop_after:,} bars, {bars:,} of {self._total:,} in all.")
-            os._exit(0)
-
-    def stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
-
-def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return 1 if result.is_same is False else 0

@@ -38,21 +38,23 @@ def show_json(result: Result) -> None:
         "mode": result.mode,
         "backend": result.backend,
         "frame": result.frame,
-        "bars": session.bars,
+        "bars": result.bars,
+        "killedAfter": result.killed_after,
         "resumedFrom": result.resumed_from,
-        "complete": session.bars == result.total_bars,
+        "sameAsWithoutKill": result.is_same,
+        "complete": result.bars == result.total_bars,
         "balance": session.equity,
         "trades": [trade.model_dump(mode="json", by_alias=True) for trade in result.trades],
         "domains": {name: vars(counts) for family in result.domains for name, counts in family.items()}
         or {name: {"files": files} for family in result.files for name, files in family.items()},
         "seconds": round(result.seconds, 3),
-        "eventsPerSecond": round(result.bars / result.seconds, 1) if result.bars else None,
+        "eventsPerSecond": round(result.new_bars / result.seconds, 1) if result.new_bars else None,
     }
     print(json.dumps(document, indent=2, default=str))
 
 
 def _table(result: Result) -> Table:
-    title = f"{result.symbol}, {result.mode}: {result.session.bars:,} of {result.total_bars:,} bars"
+    title = f"{result.symbol}, {result.mode}: {result.bars:,} of {result.total_bars:,} bars"
     return Table(title=title, box=box.SIMPLE_HEAD, width=WIDTH)
 
 
@@ -132,12 +134,16 @@ def _account(result: Result) -> Table:
     change = percent(result.last_close, result.first_close)
     table.add_row("buy and hold", f"{change:+,} %", "the stock itself, dividends included")
     table.add_row("largest drawdown", f"{session.drawdown:,} %", "")
-    if result.bars:
+    if result.killed_after is not None:
+        kill = f"resumed after bar {result.resumed_from:,}, the last that was stored"
+        table.add_row("killed", f"after bar {result.killed_after:,}", kill)
+        table.add_row("without the kill", "the same" if result.is_same else "NOT THE SAME", "trades and balance")
+    if result.new_bars:
         total = _total(result)
         operations = total.reads + total.writes
-        duration = f"{result.bars:,} bars in {result.seconds:,.1f} s"
+        duration = f"{result.new_bars:,} bars in {result.seconds:,.1f} s"
         rate = f"; {operations / result.seconds:,.0f} reads and writes/s" if operations else ""
-        table.add_row("events per second", f"{result.bars / result.seconds:,.0f}", f"{duration}{rate}")
+        table.add_row("events per second", f"{result.new_bars / result.seconds:,.0f}", f"{duration}{rate}")
     return table
 
 
@@ -146,7 +152,7 @@ def _footnotes(result: Result) -> list[str]:
     if result.backend == "mongo":
         notes.append("Documents and ids: of the whole database. Reads, writes and cache hits: of this process.")
     if result.backend == "dummy":
-        notes.append("Backend dummy: every read found nothing, so the strategy remembered nothing between bars.")
+        notes.append("Backend dummy: nothing was stored; what the strategy needs was in the session, in memory.")
     notes.append("Prices: adjusted for splits and dividends (adj_close), in dollars of the sample's last day.")
     if result.widened:
         notes.append(f"{result.widened} bars of the sample had a high or low inside the body, and were widened.")

@@ -13,7 +13,7 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.collection import AsyncCollection
 
 from backtest_persist.connections.values import Document
-from backtest_persist.connections.workarounds import PYMONGO_SURVIVES_A_TIMER
+from backtest_persist.connections.workarounds import PYMONGO_SURVIVES_A_TIMER, keep_closed
 
 __all__ = (
     "MOTOR",
@@ -83,6 +83,7 @@ class _Motor:
         return cast("Client", AsyncIOMotorClient(uri, **options))
 
     async def close(self, client: Client) -> None:
+        keep_closed(client.delegate)
         await asyncio.to_thread(cast("Any", client).close)  # which blocks
 
     async def start_session(self, client: Client) -> Any:
@@ -110,6 +111,7 @@ class _PyMongo:
         return AsyncMongoClient[Document](uri, **options)
 
     async def close(self, client: Client) -> None:
+        keep_closed(client)
         await client.close()
 
     async def start_session(self, client: Client) -> Any:

@@ -42,7 +42,7 @@ T = TypeVar("T")
 class _RedisState:
     """The Redis side of one event loop: a client for the user, and the connections of our own commands."""
 
-    def __init__(self, settings: Settings, injected: Redis | None) -> None:
+    def __init__(self, settings: Settings, injected: Redis | None, on_loss: Callable[[], None]) -> None:
         self.client = injected or Redis.from_pool(_open_pool(settings, BlockingConnectionPool))
         self.owned = injected is None
         self.connections = settings.redis_max_connections
@@ -50,6 +50,7 @@ class _RedisState:
         self._pool = _open_pool(settings, ConnectionPool) if injected is None else None
         self._idle: list[OwnConnection] = []
         self._late = LateCommands()
+        self._on_loss = on_loss
         self.was_known = False
         """Whether the server has answered."""
         self.refusal: StoreUnavailableError | None = None
@@ -66,8 +67,16 @@ class _RedisState:
     def begin(self) -> OwnConnection | BorrowedConnection:
         """Take a connection; `free` was acquired for it."""
         if self._pool is None:
-            return BorrowedConnection(self.client.connection_pool, look=not self.was_known)
-        return self._idle.pop() if self._idle else OwnConnection(self._pool, self._late)
+            return BorrowedConnection(self.client.connection_pool, self._reconnected, look=not self.was_known)
+        return self._idle.pop() if self._idle else OwnConnection(self._pool, self._late, self._on_loss)
+
+    def _reconnected(self, _: Any) -> None:
+        self._on_loss()
+
+    def notice_loss(self) -> None:
+        """Report it, once, if the connection that was used last is lost, which takes no command."""
+        if self._idle:
+            self._idle[-1].notice_loss()
 
     async def end(self, connection: OwnConnection | BorrowedConnection) -> None:
         """Give the connection back."""
@@ -109,6 +118,7 @@ class RedisService:
         self._states = PerLoop(self._open, _RedisState.close)
         self._refused: set[str] = set()
         self._circuit = CircuitBreaker()
+        self._epoch = 0
 
     def _open(self) -> _RedisState:
         settings = self._settings()
@@ -116,7 +126,22 @@ class RedisService:
             conflict = self._affinity.conflict()
             if conflict is not None:  # for the db services a miss
                 raise StoreUnavailableError(conflict, retryable=False, server="Redis", reason=ErrorReason.EVENT_LOOP)
-        return _RedisState(settings, self._injected)
+        self._begin_epoch()  # nobody has watched the server since another loop, if any, has closed its connections
+        return _RedisState(settings, self._injected, self._begin_epoch)
+
+    def _begin_epoch(self) -> None:
+        self._epoch += 1
+
+    @property
+    def epoch(self) -> int:
+        """Changes when Redis may have lost what it held: after a fault, a lost connection, or other settings.
+
+        It may lose something without a sign, by ``FLUSHALL`` or eviction.
+        """
+        state = self._states.current_value
+        if state is not None:
+            state.notice_loss()
+        return self._epoch
 
     @property
     def client(self) -> Redis:
@@ -174,6 +199,7 @@ class RedisService:
         except ClosedError:
             return default
         except StoreUnavailableError as error:
+            self._begin_epoch()
             if error.reason not in _ANSWERS:
                 if self._circuit.fail(started, at_once=error.reason in _FAILING_AT_ONCE):
                     self._logger.warning("redis.down", why=error, now="MongoDB alone")
@@ -191,6 +217,7 @@ class RedisService:
         self._states.retire()
         self._states.closed = False
         self._circuit.reset()
+        self._begin_epoch()
 
     async def close(self, *, reopened: bool = False) -> None:
         """Close the client of the running loop, if it was opened here; the service cannot be used any more.

@@ -10,7 +10,7 @@ from uuid import uuid4
 from redis.asyncio import ConnectionPool
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
-from backtest_persist.connections.workarounds import transport_of
+from backtest_persist.connections.workarounds import is_left, transport_of
 
 __all__ = (
     "BorrowedConnection",
@@ -138,9 +138,11 @@ class _Connection(ABC):
 class OwnConnection(_Connection):
     """A connection that was opened here; it connects with the first command, and anew when it is lost."""
 
-    def __init__(self, pool: ConnectionPool, late: LateCommands) -> None:
+    def __init__(self, pool: ConnectionPool, late: LateCommands, on_loss: Callable[[], None]) -> None:
         self._connection = pool.make_connection()
         self._late = late
+        self._on_loss = on_loss
+        self._is_lost = False
         self._id: int | None = None
         self._name = ""
 
@@ -148,10 +150,12 @@ class OwnConnection(_Connection):
         """Leave a connection that the server has closed meanwhile, or that was aborted."""
         connection = self._connection
         if connection.is_connected and (self._is_closing or await connection.can_read()):
+            self.notice_loss()
             await connection.disconnect(nowait=True)
         if not connection.is_connected:
             await connection.connect()
             self._opened()
+            self._is_lost = False
             self._name = f"backtest-persist:{uuid4().hex}"
             named = () if connection.client_name else (connection.get_protocol(), "SETNAME", self._name)
             id = await self._look(*named)
@@ -165,6 +169,12 @@ class OwnConnection(_Connection):
             self._late.add(self._id, self._name)
             self._id = None
 
+    def notice_loss(self) -> None:
+        """Report, once, that the connection was closed since it was used last, by either side."""
+        if not self._is_lost and (self._is_closing or is_left(self._connection)):
+            self._is_lost = True
+            self._on_loss()
+
     async def close(self) -> None:
         """Disconnect."""
         await self._connection.disconnect()
@@ -173,14 +183,16 @@ class OwnConnection(_Connection):
 class BorrowedConnection(_Connection):
     """A connection of the client that the container was given, for one command; its pool keeps it usable."""
 
-    def __init__(self, pool: ConnectionPool, *, look: bool) -> None:
+    def __init__(self, pool: ConnectionPool, on_reconnect: Callable[[Any], None], *, look: bool) -> None:
         self._pool = pool
+        self._on_reconnect = on_reconnect
         self._is_to_look = look
         self._connection = None
 
     async def _open(self) -> None:
         if self._connection is None:
             self._connection = await self._pool.get_connection()
+            self._connection.register_connect_callback(self._on_reconnect)
             self._opened()
         if self._is_to_look:
             await self._look()

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from bson.codec_options import CodecOptions
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import ConfigurationError, PyMongoError
+from pymongo.errors import ConfigurationError, InvalidOperation, PyMongoError
 
 __all__ = (
     "PYMONGO_SURVIVES_A_TIMER",
@@ -22,7 +22,9 @@ __all__ = (
     "PlainDocument",
     "WithoutAsyncgenHooks",
     "close_next_connection",
+    "is_left",
     "is_sessionless",
+    "keep_closed",
     "raise_swallowed_cancellation",
     "transport_of",
 )
@@ -101,6 +103,23 @@ class _Unreadable(dict[str, Any]):
 _UNREADABLE = CodecOptions[Any](document_class=_Unreadable)
 
 
+def keep_closed(client: Any) -> None:
+    """Keep a client of PyMongo, of either API, from opening once it is closed; to be called before it is.
+
+    A client of a ``mongodb+srv`` URI opens when a name server has answered, and to close it before that does nothing.
+    The thread of Motor that waits for the answer goes on when nobody waits for it, and then starts monitors with
+    threads and connections that nobody closes.
+
+    Not reported; PyMongo 4.20, ``pymongo/synchronous/mongo_client.py``, ``close`` and ``_get_topology``.
+    """
+    if client._topology is None:
+        client._init_background = _refuse_to_open
+
+
+def _refuse_to_open() -> None:
+    raise InvalidOperation("Cannot use MongoClient after close")
+
+
 async def raise_swallowed_cancellation(task: asyncio.Task[Any], requests: int, error: BaseException | None) -> None:
     """Cancel this task if it was cancelled since it had so many requests for it, and goes on without.
 
@@ -125,6 +144,17 @@ def transport_of(connection: Any) -> asyncio.WriteTransport | None:
     """
     writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
     return None if writer is None else writer.transport
+
+
+def is_left(connection: Any) -> bool:
+    """Whether the server has closed an idle connection of redis-py, as far as the event loop has heard.
+
+    redis-py looks only when it sends the next command, and its ``can_read``, which does this, is a coroutine.
+
+    Not reported; redis-py 8.1, ``redis/_parsers/base.py``, ``_AsyncRESPBase.can_read``.
+    """
+    reader: asyncio.StreamReader | None = getattr(connection, "_reader", None)
+    return reader is not None and reader.at_eof()
 
 
 class WithoutAsyncgenHooks(Awaitable[T], Generator[Any, Any, T]):

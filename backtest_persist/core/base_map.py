@@ -2,7 +2,7 @@
 
 from array import array
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from itertools import chain
 from typing import ClassVar, cast
@@ -37,6 +37,8 @@ class BaseMap:
     connection_key: ClassVar[str] = ""
     ttl_expire_seconds: ClassVar[int] = DEFAULT_TTL_EXPIRE_SECONDS
     _bound: ClassVar[RedisService | None] = None
+    on_change: Callable[[str | None], None] | None = None
+    """Called with a key before its value is changed, or with None before all are; set by what remembers values."""
 
     def __init_subclass__(cls, *, connection_key: str | None = None, ttl_expire_seconds: int | None = None) -> None:
         super().__init_subclass__()
@@ -67,6 +69,10 @@ class BaseMap:
     def _command(self, operation: str) -> AbstractAsyncContextManager[RedisCommands]:
         return self._service.command(f"{operation} of the Redis namespace {self.connection_key!r}")
 
+    def _changing(self, key: str | None) -> None:
+        if self.on_change is not None:
+            self.on_change(key)
+
     def _get_item_key(self, key: str) -> str:
         return f"{self._service.key_prefix}{self.connection_key}:{key}"
 
@@ -74,6 +80,7 @@ class BaseMap:
         """Store a value, with the ttl of the namespace if it has one; an empty key is an `InvalidKeyError`."""
         name, data = self._item(key, value)
         ttl = self.ttl_expire_seconds
+        self._changing(key)
         async with self._command("SET") as redis:
             await redis.execute("SET", name, data, *(("EX", ttl) if ttl > 0 else ()))
 
@@ -83,6 +90,8 @@ class BaseMap:
         checked = [self._item(key, value) for key, value in items]
         for start in range(0, len(checked), 1000):
             batch = dict(checked[start : start + 1000])
+            for key, _ in items[start : start + 1000]:
+                self._changing(key)
             async with self._command("SET") as redis:
                 if ttl <= 0:
                     await redis.execute("MSET", *chain.from_iterable(batch.items()))
@@ -120,6 +129,7 @@ class BaseMap:
     async def delete(self, key: str) -> None:
         """Remove a key; nothing happens when it is absent."""
         name = self._get_item_key(checked_name(key, "key"))
+        self._changing(key)
         async with self._command("DEL") as redis:
             await redis.execute("DEL", name)
 
@@ -131,6 +141,7 @@ class BaseMap:
 
     async def clear(self) -> None:
         """Remove every key of this namespace, in batches, and nothing else."""
+        self._changing(None)
         async for batch in self._scan():
             async with self._command("UNLINK") as redis:
                 await redis.execute("UNLINK", *batch)

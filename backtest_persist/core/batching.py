@@ -157,6 +157,16 @@ class Batcher(Generic[Item, Answer]):
             self._dispatch_soon()
         return call.future.result()
 
+    def occupy(self, until: "asyncio.Future[Any]") -> None:
+        """Count as a batch in flight until that is done, if nothing is pending or in flight."""
+        self._in_flight[until] = ()
+
+        def end(_: object) -> None:
+            del self._in_flight[until]
+            self._dispatch_soon()
+
+        until.add_done_callback(end)
+
     @property
     def busy(self) -> bool:
         """Whether any call is pending or in flight."""

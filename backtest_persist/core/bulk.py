@@ -25,6 +25,8 @@ class BulkOutcome:
     """The ids of what is newly stored."""
     refused: dict[int, Exception]
     """The errors of what was not stored."""
+    matched: int = 0
+    """How many operations have found a document."""
 
 
 def already_stored(error: BulkWriteError) -> set[int]:
@@ -61,6 +63,7 @@ async def write_bulk(
         try:
             result = await collection.bulk_write(cast("Any", list(pending.values())), ordered=False, session=session)
             bulk.upserted |= {positions[index]: id for index, id in (result.upserted_ids or {}).items()}
+            bulk.matched += result.matched_count
             break
         except BulkWriteError as error:
             details: Mapping[str, Any] = error.details or {}
@@ -68,6 +71,7 @@ async def write_bulk(
             if details.get("writeConcernErrors") or not failures:
                 raise
             bulk.upserted |= {positions[entry["index"]]: entry["_id"] for entry in details.get("upserted", ())}
+            bulk.matched += details.get("nMatched", 0)
             codes = {failure["index"]: failure.get("code") for failure in failures if may_retry}
             retried = {index for index, code in codes.items() if code in (DUPLICATE_KEY, BAD_HINT)}
             for failure in failures:

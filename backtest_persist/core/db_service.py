@@ -21,10 +21,13 @@ from backtest_persist.core.schema import Schema
 from backtest_persist.core.store import Store
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError
 
-__all__ = ("DbService", "Filter", "Page", "Sort")
+__all__ = ("Content", "DbService", "Filter", "Page", "Sort")
 
 C = TypeVar("C", bound=Context)
 R = TypeVar("R", bound=Row)
+
+Content = tuple[C, dict[str, Any]]
+"""What a write stores: a context, and the fields beside it by their wire names, payloads encoded."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ LEASE_SECONDS = 15.0
 _LOOK_SECONDS = 0.1
 """How often one who waits looks whether the lease is free."""
 _LOCKED_SECONDS = 0.5
-"""How long the taking waits for a lock on the document before it ends what holds that, once more."""
+"""How long the first command waits for a lock on the document before what holds that is ended once more."""
 
 
 async def prepare_leases(mongo: MongoService) -> None:
@@ -208,6 +208,7 @@ class _Attempt:
 
     async def _take(self) -> LeaseRow:
         until = time.monotonic() + self._state.seconds
+        patience = _LOCKED_SECONDS
         while True:
             found = await self.document.find()
             gone = self._find_gone(found)
@@ -215,10 +216,11 @@ class _Attempt:
                 await self.document.kill(found.row.session_ids)
             left = until - time.monotonic()
             try:
-                row = await self.document.take(self._owner, gone, max(min(_LOCKED_SECONDS, left), 0.001))
+                row = await self.document.take(self._owner, gone, max(min(patience, left), 0.001))
             except WriteOutcomeUnknownError as error:
                 if error.reason is not ErrorReason.TIMEOUT or left <= 0:
                     raise
+                patience *= 2  # it may be the network that is slow
             else:
                 if row.owner is not None and row.owner.token == self._owner.token:
                     return row

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from bson import ObjectId
+
 from backtest_persist.connections import Document, MongoState
 from backtest_persist.core.batching import Batcher, Call
 from backtest_persist.core.id_index import IdIndex
@@ -31,7 +33,7 @@ class Stats:
     lookups: int = 0
     """Reads by context, which ask the cache first."""
     hits: int = 0
-    """Lookups that the cache answered with the right document."""
+    """Lookups for which the process or Redis knew the right id."""
     writes: int = 0
     """Documents written."""
 
@@ -64,7 +66,7 @@ class Lookup(Batcher[C, R | None], Generic[C, R]):
         return self._max_size if self.finder.mean_size is not None else _MAX_UNKNOWN
 
     async def _send_batch(self, calls: Sequence[Call[C, R | None]], seconds: float) -> Sequence[Call[C, R | None]]:
-        """Answer calls: a lone one by GET and a find by id, many by MGET and one find."""
+        """Answer calls by one find of ids; those that this process does not know are asked of Redis by one command."""
         keys = [call.item.cache_key for call in calls]
         contexts = {key: call.item for key, call in zip(keys, calls, strict=True)}
         operation = self._schema.operation("find", calls[0].item if len(calls) == 1 else None)
@@ -98,20 +100,20 @@ class Lookup(Batcher[C, R | None], Generic[C, R]):
     async def documents(
         self, contexts: Mapping[str, C], fields: Set[str] | None = None
     ) -> tuple[dict[str, Document], Set[str]]:
-        """Find the documents of contexts, or these fields of them, and tell for which keys Redis had the right id.
+        """Find the documents of contexts, or these fields of them, and tell for which keys the right id was known.
 
-        The documents are by cache key. An id is believed only if the context of its document is the same. Contexts to
-        which no id leads are queried, and their ids put right in Redis.
+        The documents are by cache key. Redis is asked for the ids that this process does not know, and for those that
+        have turned out to be wrong. Contexts to which no id leads are queried, and their ids put right in Redis.
         """
-        if not contexts:  # nor is Redis asked: its silence would count as an answer
-            return {}, frozenset()
         projection = None if fields is None else [*self._schema.fields, *fields]
-        known = {id: key for key, id in zip(contexts, await self._ids.get_many(list(contexts)), strict=True) if id}
-        hits: dict[str, Document] = {}
-        for document in await self.finder.by_ids(list(known), projection):
-            key = known[document["_id"]]
-            if contexts[key].matches(document):
-                hits[key] = document
+        recalled = self._ids.recall(contexts)
+        known = recalled | await self._ids.get_many([key for key in contexts if key not in recalled])
+        hits = await self._hits(contexts, known, projection)
+        if wrong := {key: id for key, id in recalled.items() if key not in hits}:
+            asked = await self._ids.get_many(list(wrong))
+            self._ids.drop(wrong)  # which Redis may have as well
+            other = {key: id for key, id in asked.items() if id != wrong[key]}
+            hits |= await self._hits(contexts, other, projection)
         filters = {key: context.to_filter() for key, context in contexts.items() if key not in hits}
         if not filters:
             return hits, hits.keys()
@@ -121,3 +123,13 @@ class Lookup(Batcher[C, R | None], Generic[C, R]):
         found = {keys[values]: document for values, document in by_values if values in keys}
         await self._ids.remember_many([(key, document["_id"]) for key, document in found.items()])
         return hits | found, hits.keys()
+
+    async def _hits(
+        self, contexts: Mapping[str, C], ids: Mapping[str, ObjectId], projection: Sequence[str] | None
+    ) -> dict[str, Document]:
+        """Find the documents with these ids: an id is believed only if the context of its document is the same."""
+        keys = {id: key for key, id in ids.items()}
+        documents = {keys[document["_id"]]: document for document in await self.finder.by_ids(list(keys), projection)}
+        hits = {key: document for key, document in documents.items() if contexts[key].matches(document)}
+        self._ids.drop({key: id for key, id in ids.items() if key not in hits})
+        return hits

@@ -109,7 +109,7 @@ class MongoStore(Generic[C, R]):
         self.schema = schema
         self.stats = Stats()
         self.mongo = mongo
-        self._ids = IdIndex(redis, cache)
+        self._ids = IdIndex(redis, cache, lambda: mongo.settings.id_memory)
         self._warned = False
 
     def allows_early_times(self) -> bool:
@@ -174,12 +174,21 @@ class MongoStore(Generic[C, R]):
 
         Writes that wait at the same time share a bulk.
         """
+        document, size = await self._replace(context, fields, is_read=True)
+        return await by_size(size, self.schema.row_type.from_document, document)
+
+    async def write(self, context: C, fields: Mapping[str, Any]) -> None:
+        """Store fields as `upsert` does, without an answer: after a bulk nothing is read."""
+        await self._replace(context, fields, is_read=False)
+
+    async def _replace(self, context: C, fields: Mapping[str, Any], *, is_read: bool) -> tuple[Document, int]:
+        """Set all fields of a document; returns the document, as far as it `is_read`, and its size."""
         since = time.monotonic()
         self.schema.row_type.check_whole(context, fields)
         state = await self.ready()
         writes = self._in_flight(state).writes
         date = writes.date()
-        write = Write(context, replaces=True, inserted={"createDate": date}, answer=("createDate",))
+        write = Write(context, replaces=True, is_read=is_read, inserted={"createDate": date}, answer=("createDate",))
         with state.errors(self.schema.operation("write", context, write=True)):
             if is_deferred(fields):
                 async with writes.place(write) as call:
@@ -190,8 +199,7 @@ class MongoStore(Generic[C, R]):
             else:
                 write.update, write.size, write.repair = self._replacing(writes, write.key, fields, date)
                 answer = writes.submit(write, since)
-        document = {**context.to_filter(), **fields, **await answer, "updatedDate": date}
-        return await by_size(write.size, self.schema.row_type.from_document, document)
+        return {**context.to_filter(), **fields, **(await answer or {}), "updatedDate": date}, write.size
 
     def _replacing(
         self, writes: WriteQueue[C, R], key: str, fields: Mapping[str, Any], date: datetime

@@ -65,7 +65,7 @@ class PersistInstance(Generic[D]):
         services = PersistInstance._bound if self._ioc is None else self._ioc
         if services is None:
             raise SettingsError("This adapter knows no container; import backtest_persist, or pass ioc=container.")
-        unit = joined_unit.get()
-        if unit is not None and unit.services is services:
+        unit = joined_unit(services)
+        if unit is not None:
             return unit.db_service(cast("type[D]", self.service_type))
         return cast("D", services.db_service(self.service_type))

@@ -37,6 +37,10 @@ class Store(Protocol[C, R]):
         """Store these fields, atomically, whatever is stored; returns the row."""
         ...
 
+    async def write(self, context: C, fields: Mapping[str, Any]) -> None:
+        """Store these fields as `upsert` does, for callers that need no row, which saves the backend to read it."""
+        ...
+
     async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
         """Store these fields unless a row that is not a tombstone is stored; True for the one caller who did."""
         ...

@@ -26,7 +26,7 @@ from backtest_persist.core.indexes import BAD_HINT
 from backtest_persist.core.mongo_store import MongoStore
 from backtest_persist.core.schema import Schema
 from backtest_persist.core.updates import CONVERSION_FAILURE, was_removed
-from backtest_persist.core.write_queue import BULK_SIZE, Hold, WriteQueue
+from backtest_persist.core.write_queue import BULK_SIZE, Hold, Update, WriteQueue
 from backtest_persist.errors import (
     BacktestPersistError,
     ErrorReason,
@@ -102,7 +102,7 @@ class _Plan:
         self.changes = changes
         self.queue = queue
         self.claims = [change.context for change in changes if change.kind is ChangeKind.CLAIM]
-        self.bulks: list[list[tuple[int, UpdateOne]]] = []
+        self.bulks: list[list[tuple[int, Update]]] = []
         """Positions among the changes, and the updates."""
         self.bytes = 0
         self.new: dict[int, ObjectId] = {}
@@ -111,14 +111,14 @@ class _Plan:
     def encode(self) -> None:
         """Make the updates, in bulks as large as one command may be."""
         size = 0
-        for position, (update, bytes_) in enumerate(self.queue.updates(self.changes)):
-            full = bool(self.bulks) and (len(self.bulks[-1]) == BULK_SIZE or size + bytes_ > BATCH_BYTES)
+        for position, update in enumerate(self.queue.updates(self.changes)):
+            full = bool(self.bulks) and (len(self.bulks[-1]) == BULK_SIZE or size + update.size > BATCH_BYTES)
             if full or not self.bulks:
                 self.bulks.append([])
                 size = 0
             self.bulks[-1].append((position, update))
-            size += bytes_
-            self.bytes += bytes_
+            size += update.size
+            self.bytes += update.size
 
     @property
     def ids(self) -> list[tuple[str, ObjectId]]:
@@ -163,7 +163,8 @@ class MongoCommitter:
     async def _commit(self, parts: Sequence[Part]) -> None:
         with self._mongo.accept() as state:
             stores = [cast("MongoStore[Any, Any]", part.store) for part in parts]
-            await asyncio.gather(*(store.ready() for store in stores))
+            for store in stores:
+                await store.ready()
             await state.select_server(self._operation(parts))
             state.check_transactions()
             plans = [_Plan(store, part.changes, store.writes(state)) for store, part in zip(stores, parts, strict=True)]
@@ -273,7 +274,16 @@ class MongoCommitter:
                 if not was_removed(document):
                     raise _taken(plan, document)
         for bulk in plan.bulks:
-            updates: Any = [update for _, update in bulk]
+            if len(bulk) == 1:  # which costs the driver less as a command of its own
+                [(position, write)] = bulk
+                one = await collection.update_one(
+                    write.filter, write.update, write.upsert, session=session, hint=write.hint
+                )
+                plan.new |= {} if one.upserted_id is None else {position: one.upserted_id}
+                continue
+            updates: Any = [
+                UpdateOne(write.filter, write.update, upsert=write.upsert, hint=write.hint) for _, write in bulk
+            ]
             result = await collection.bulk_write(updates, ordered=False, session=session)
             plan.new |= {bulk[index][0]: id for index, id in (result.upserted_ids or {}).items()}
 

@@ -5,9 +5,9 @@ it holds nothing. A `Committer` of the backend then stores its changes, all or n
 """
 
 import asyncio
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
+from contextlib import suppress
+from contextvars import ContextVar, Token
 from datetime import datetime
 from typing import Any, Generic, TypeVar, cast
 
@@ -18,7 +18,7 @@ from backtest_persist.core.row import Context, Row
 from backtest_persist.core.store import Store
 from backtest_persist.errors import ClosedError
 
-__all__ = ("BufferedStore", "Layer", "UnitOfWork", "joined_unit")
+__all__ = ("BufferedStore", "Layer", "UnitOfWork", "join", "joined_layer", "joined_unit", "leave")
 
 C = TypeVar("C", bound=Context)
 D = TypeVar("D", bound=DbService[Any, Any])
@@ -28,13 +28,12 @@ _NO_ID = "0" * 24
 
 
 class Layer:
-    """Changes that are discarded or stored together, by store and cache key."""
+    """Changes of a unit that are discarded or stored together, by store and cache key; `below` it is what it joins."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: "UnitOfWork", below: "Layer | None" = None) -> None:
+        self.unit = unit
+        self.below = below
         self._changes: dict[BufferedStore[Any, Any], dict[str, Change]] = {}
-
-    def __bool__(self) -> bool:
-        return any(self._changes.values())
 
     def find(self, store: "BufferedStore[Any, Any]", key: str) -> Change | None:
         """Return the change of a context, if there is one."""
@@ -68,8 +67,8 @@ class Layer:
 class UnitOfWork:
     """Keeps the writes of adapters until they are committed; gives them their db services, as `Services`.
 
-    Within it a read sees the writes before it, and what it has read from the store is read once: as in a transaction,
-    it stays the same until the next commit. `layers` are oldest first; writes go into the last one.
+    Within it a read sees the writes before it, and a row that it has read from the store is read once: as in a
+    transaction, it stays the same until the next commit.
     """
 
     def __init__(
@@ -79,7 +78,12 @@ class UnitOfWork:
     ) -> None:
         self.services = services
         """What gives the db services of the backend itself."""
-        self.layers: list[Layer] = [Layer()]
+        self._kept = Layer(self)
+        """What the next commit stores."""
+        self._open: Layer | None = None
+        """The writes of the bar that is open."""
+        self.layers: list[Layer] = [self._kept]
+        """All changes, oldest first: those that are being stored, the kept ones, those of the bar and of inner blocks."""
         self.when: int | None = None
         """The instant, in ms UTC, that a `when` left out means."""
         self.generation = 0
@@ -120,36 +124,67 @@ class UnitOfWork:
                 return change
         return None
 
-    def add(self, store: "BufferedStore[Any, Any]", key: str, change: Change) -> None:
-        """Add a change to the newest layer."""
-        if self.has_ended or not self.is_open:
+    def layer(self) -> Layer:
+        """Return the layer into which this task writes now; `ClosedError` if it may not."""
+        layer = joined_layer.get()
+        if layer is None or layer.unit is not self:
+            layer = self._kept if self._open is None else self._open
+        self._check_open(layer)
+        return layer
+
+    def _check_open(self, layer: Layer) -> None:
+        if self.has_ended or not self.is_open or layer not in self.layers:
             raise ClosedError(
                 "The adapters of a checkpoint write until its end, and those of a run within a bar: async with "
-                "run.bar(when) as bar. Nothing was written."
+                "run.bar(when) as bar. What writes in a block has to be awaited in it. Nothing was written."
             )
-        self.layers[-1].add(store, key, change)
+
+    def add(self, store: "BufferedStore[Any, Any]", key: str, change: Change, layer: Layer | None = None) -> None:
+        """Add a change to a layer that is still open, by default to that of this task."""
+        if layer is None:
+            layer = self.layer()
+        else:
+            self._check_open(layer)
+        layer.add(store, key, change)
 
     def open_layer(self) -> None:
-        """Begin writes that can be discarded without those before them."""
-        self.layers.append(Layer())
+        """Begin a bar, whose writes can be discarded without those before them."""
+        self._open = Layer(self, self._kept)
+        self.layers.append(self._open)
 
-    def keep_layer(self) -> None:
-        """Make the writes of the newest layer those of the one before it."""
-        later = self.layers.pop()
-        self.layers[-1].absorb(later)
+    def inner_layer(self) -> Layer:
+        """Begin a block in the one of this task, whose writes can be discarded by themselves."""
+        layer = Layer(self, self.layer())
+        self.layers.append(layer)
+        return layer
 
-    def discard_layer(self) -> None:
-        """Discard the writes of the newest layer."""
-        self.layers.pop()
+    def keep_layer(self, layer: Layer | None = None) -> None:
+        """Make the writes of a layer, by default of the bar, those of the layer it joins."""
+        layer = self._open if layer is None else layer
+        if layer is None or layer.below is None or layer not in self.layers:
+            raise ClosedError(
+                "The bar or the checkpoint around this block has ended before it: await the block in it. Nothing of the "
+                "block was written."
+            )
+        self.discard_layer(layer)
+        layer.below.absorb(layer)
 
-    def next_layer(self, *, below: int = 0) -> Layer:
-        """Let what is written from now on go into another layer, but for the newest ones; returns the one before it.
+    def discard_layer(self, layer: Layer | None = None) -> None:
+        """Discard the writes of a layer, by default of the bar, and of blocks in it that have not ended."""
+        layer = self._open if layer is None else layer
+        if layer is not None and layer in self.layers:
+            self.layers.remove(layer)
+            self._open = None if layer is self._open else self._open
+            for inner in [other for other in self.layers if other.below is layer]:
+                self.discard_layer(inner)
 
-        That one takes no changes any more; it is to be committed with `commit`.
-        """
-        position = len(self.layers) - below
-        self.layers.insert(position, Layer())
-        return self.layers[position - 1]
+    def take_layer(self) -> Layer:
+        """Return what was kept, to be stored with `commit`; what is kept from now on is apart from it."""
+        taken, self._kept = self._kept, Layer(self)
+        self.layers.insert(self.layers.index(taken) + 1, self._kept)
+        if self._open is not None:
+            self._open.below = self._kept
+        return taken
 
     async def commit(self, committer: Committer, layer: Layer) -> None:
         """Store the changes of a layer, which are let go once they are stored, or that has failed."""
@@ -170,8 +205,30 @@ class UnitOfWork:
         self.has_ended = True
 
 
-joined_unit: ContextVar[UnitOfWork | None] = ContextVar("joined_unit", default=None)
-"""The unit that adapters of its backend write into, wherever they come from; None outside of one."""
+joined_units: ContextVar[tuple[UnitOfWork, ...]] = ContextVar("joined_units", default=())
+"""The units that adapters write into, wherever they come from, the innermost first: each by those of its backend."""
+
+joined_layer: ContextVar[Layer | None] = ContextVar("joined_layer", default=None)
+"""The inner block of a unit that a task is in; None outside of one."""
+
+
+def join(unit: UnitOfWork) -> Token[tuple[UnitOfWork, ...]]:
+    """Let the adapters that this task calls write into a unit, until `leave`."""
+    return joined_units.set((unit, *(other for other in joined_units.get() if other is not unit)))
+
+
+def joined_unit(services: Any) -> UnitOfWork | None:
+    """Return the unit that the adapters of these services write into."""
+    for unit in joined_units.get():
+        if unit.services is services:
+            return unit
+    return None
+
+
+def leave(token: Token[tuple[UnitOfWork, ...]]) -> None:
+    """End what `join` has begun."""
+    with suppress(ValueError):  # in another context than it began
+        joined_units.reset(token)
 
 
 class BufferedStore(Generic[C, R]):
@@ -270,27 +327,40 @@ class BufferedStore(Generic[C, R]):
         """Replace the row; returns it."""
         return self.row_of(await self._replace(context, fields))
 
+    async def write(self, context: C, fields: Mapping[str, Any]) -> None:
+        """Replace the row."""
+        await self._replace(context, fields)
+
     async def _replace(self, context: C, fields: Mapping[str, Any]) -> Change:
         self._row_type.check_whole(context, fields)
-        return await self._add(Change(context, ChangeKind.REPLACE, fields))
-
-    async def _add(self, change: Change) -> Change:
-        """Add a change that sets all fields; one that is encoded in a thread keeps its place among those of its row."""
-        key = change.context.cache_key
-        self._calls += 1
-        if is_deferred(change.fields):
-            number = self._encoding[key] = self._calls
-            change = dataclasses.replace(change, fields=await asyncio.to_thread(encoded_fields, change.fields))
-            if self._encoding.get(key) != number:
-                return change
-        self._encoding.pop(key, None)
-        self.unit.add(self, key, change)
+        (change,) = await self._changes([(context, fields)], ChangeKind.REPLACE)
         return change
+
+    async def _changes(self, writes: Sequence[tuple[C, Mapping[str, Any]]], kind: ChangeKind) -> list[Change]:
+        """Add changes that set all fields; what is encoded in a thread keeps its place among the writes of its row."""
+        layer, number = self.unit.layer(), None
+        if any(is_deferred(fields) for _, fields in writes):
+            self._calls += 1
+            number = self._calls
+            self._encoding |= dict.fromkeys((context.cache_key for context, _ in writes), number)
+            encoded = await asyncio.to_thread(lambda: [encoded_fields(fields) for _, fields in writes])
+            writes = [(context, fields) for (context, _), fields in zip(writes, encoded, strict=True)]
+        changes = [Change(context, kind, fields) for context, fields in writes]
+        for change in changes:
+            key = change.context.cache_key
+            if number is not None and self._encoding.get(key) != number:
+                continue  # a later call has written this one
+            if kind is ChangeKind.REPLACE or self.unit.change_of(self, key) is None:
+                self.unit.add(self, key, change, layer)
+        for change in changes:
+            if number is None or self._encoding.get(change.context.cache_key) == number:
+                self._encoding.pop(change.context.cache_key, None)
+        return changes
 
     async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
         """Replace the row unless there is one that is not a tombstone; True if this call did."""
         self._row_type.check_whole(context, fields)
-        key = context.cache_key
+        key, layer = context.cache_key, self.unit.layer()
         before = self.unit.change_of(self, key)
         while True:
             row = await self.find(context)
@@ -301,7 +371,7 @@ class BufferedStore(Generic[C, R]):
             before = now
         kind = ChangeKind.CLAIM if before is None else ChangeKind.REPLACE
         self._encoding.pop(key, None)
-        self.unit.add(self, key, Change(context, kind, encoded_fields(fields)))
+        self.unit.add(self, key, Change(context, kind, encoded_fields(fields)), layer)
         return True
 
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
@@ -309,32 +379,25 @@ class BufferedStore(Generic[C, R]):
         for context, fields in writes:
             self._row_type.check_whole(context, fields)
         new = sum(self.unit.change_of(self, context.cache_key) is None for context, _ in writes)
-        if any(is_deferred(fields) for _, fields in writes):
-            encoded = await asyncio.to_thread(lambda: [encoded_fields(fields) for _, fields in writes])
-            writes = [(context, fields) for (context, _), fields in zip(writes, encoded, strict=True)]
-        for context, fields in writes:
-            if replace:
-                await self._add(Change(context, ChangeKind.REPLACE, fields))
-            elif self.unit.change_of(self, context.cache_key) is None:
-                self.unit.add(self, context.cache_key, Change(context, ChangeKind.INSERT, fields))
+        await self._changes(writes, ChangeKind.REPLACE if replace else ChangeKind.INSERT)
         return new
 
     async def soft_remove(self, context: C) -> bool:
         """Turn the row into a tombstone; False when there is no row."""
-        key = context.cache_key
+        key, layer = context.cache_key, self.unit.layer()
         row = await self.find(context)
         if row is None:
             return False
         change = self.unit.change_of(self, key)
         self._encoding.pop(key, None)
         if change is None or change.kind is ChangeKind.REMOVE:
-            self.unit.add(self, key, Change(context, ChangeKind.REMOVE))
+            self.unit.add(self, key, Change(context, ChangeKind.REMOVE), layer)
         else:
             payload = change.fields.get("payload")
             if isinstance(payload, dict):
                 payload = {**cast("dict[str, Any]", payload), "removed": True}
             removed = {**change.fields, "payload": payload, "removed": True}
-            self.unit.add(self, key, Change(context, ChangeKind.REPLACE, removed))
+            self.unit.add(self, key, Change(context, ChangeKind.REPLACE, removed), layer)
         return True
 
 

@@ -7,18 +7,19 @@ A field of the context that holds an array is such a case. MongoDB takes the doc
 array: an upsert of one of them would overwrite it. Here the server refuses it, with `CONVERSION_FAILURE`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, cast
 
-from bson import encode
+from bson import ObjectId, encode
 from bson.int64 import Int64
 from bson.raw_bson import RawBSONDocument
+from pymongo import UpdateOne
 
 from backtest_persist.core.null_payload import absent_fields, present_fields
 
-__all__ = ("CONVERSION_FAILURE", "claiming", "inserting", "removing", "replacing", "setting", "was_removed")
+__all__ = ("CONVERSION_FAILURE", "claiming", "inserting", "removing", "replacing", "setting", "undated", "was_removed")
 
 CONVERSION_FAILURE = 241
 """The code of the server's error for a document that has an array in its context, as nothing else here converts."""
@@ -50,6 +51,15 @@ def setting(fields: Mapping[str, Any], now: datetime) -> tuple[Any, int]:
     update = {"$set": RawBSONDocument(raw), "$setOnInsert": {"createDate": now, "__v": 0}}
     absent = absent_fields(fields)
     return {**update, "$unset": dict.fromkeys(absent, "")} if absent else update, len(raw)
+
+
+def undated(ids: Sequence[ObjectId]) -> UpdateOne:
+    """Return an operation that changes nothing, and matches if one of these documents lacks a usable ``createDate``.
+
+    In a bulk after which nothing is read it tells whether `setting` was enough, and costs the server next to nothing.
+    """
+    filter = {"_id": {"$in": ids}, "$expr": {"$not": [_HAS_CREATE_DATE]}}
+    return UpdateOne(filter, {"$setOnInsert": {"__v": 0}})
 
 
 def inserting(names: tuple[str, ...], fields: Mapping[str, Any], now: datetime) -> tuple[Any, int]:

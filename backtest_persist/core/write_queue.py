@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, aclosing, asynccontextmanager, co
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from bson import ObjectId
 from pymongo import DeleteOne, ReturnDocument, UpdateOne, WriteConcern
@@ -30,7 +30,7 @@ from backtest_persist.core.listing import Batches
 from backtest_persist.core.lookup import Lookup, Stats
 from backtest_persist.core.row import Context, Row, utc_now
 from backtest_persist.core.schema import Schema
-from backtest_persist.core.updates import CONVERSION_FAILURE, inserting, removing, replacing, setting
+from backtest_persist.core.updates import CONVERSION_FAILURE, inserting, removing, replacing, setting, undated
 from backtest_persist.errors import (
     BacktestPersistError,
     StoreUnavailableError,
@@ -38,7 +38,7 @@ from backtest_persist.errors import (
     WriteRejectedError,
 )
 
-__all__ = ("BULK_SIZE", "Hold", "Write", "WriteQueue", "by_unique_index", "partly_done")
+__all__ = ("BULK_SIZE", "Hold", "Update", "Write", "WriteQueue", "by_unique_index", "partly_done")
 
 C = TypeVar("C", bound=Context)
 R = TypeVar("R", bound=Row)
@@ -75,6 +75,8 @@ class Write(Generic[C]):
     """The fields of a new document that the answer needs."""
     answer: tuple[str, ...] | None = None
     """The wire names of the fields to answer with, beside ``_id``; None for all."""
+    is_read: bool = True
+    """Whether the caller needs an answer, so that a stored document is read after a bulk."""
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -123,6 +125,17 @@ class Deletion:
     """The deletion of what a query finds; it is answered with the number of documents deleted."""
 
     query: Mapping[str, Any]
+
+
+class Update(NamedTuple):
+    """The update of one context, as it is sent in a transaction."""
+
+    filter: dict[str, Any]
+    update: Any
+    upsert: bool
+    hint: dict[str, int]
+    size: int
+    """How many bytes the fields have."""
 
 
 @dataclass(eq=False)
@@ -217,14 +230,18 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
     def hold(self) -> Hold:
         """Take a place among the calls for writes that are sent otherwise, and keep the later ones waiting."""
         item = Hold()
+        if not self.busy and not self._unsettled:
+            item.reached.set_result(None)
+            self.occupy(item.released)
+            return item
         call = self.enqueue(item, time.monotonic())
         call.future.add_done_callback(item.ended)
         item.released.add_done_callback(lambda _: call.future.cancel())
         return item
 
-    def updates(self, changes: Sequence[Change]) -> list[tuple[UpdateOne, int]]:
-        """Return the updates of changes, with their sizes; they are dated in their order."""
-        dates, names, updates = self.dates(len(changes)), self._schema.fields, list[tuple[UpdateOne, int]]()
+    def updates(self, changes: Sequence[Change]) -> "list[Update]":
+        """Return the updates of changes; they are dated in their order."""
+        dates, names, updates = self.dates(len(changes)), self._schema.fields, list[Update]()
         timed = "when" in self._schema.row_type.model_fields
         for change, date in zip(changes, dates, strict=True):
             fields, context, size = change.fields, change.context, 0
@@ -238,8 +255,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
             else:
                 update, size = replacing(names, fields, date)
             upsert = change.kind is not ChangeKind.REMOVE
-            operation = UpdateOne(context.to_filter(), update, upsert=upsert, hint=self._schema.unique_index)
-            updates.append((operation, size))
+            updates.append(Update(context.to_filter(), update, upsert, self._schema.unique_index, size))
         return updates
 
     def note(self, changes: Sequence[Change]) -> None:
@@ -425,17 +441,26 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
     async def _write_bulk(self, calls: "Sequence[Call[Write[C], Document | None]]") -> bool:
         """Send one bulk, of each context the last write; returns whether the server has acknowledged all of them."""
         last = {call.item.key: call.item for call in calls}
+        ids = self._ids.recall(last)
+        unread = self._unread(calls, last, ids)
+        sound = [ids[key] for key in unread if last[key].repair is not None]
         with self._errors(f"write of {len(last)} items"):
-            bulk = await self._send_bulk([(write.context, write.update, write.upsert) for write in last.values()])
+            bulk = await self._send_bulk(
+                [(write.context, write.update, write.upsert) for write in last.values()],
+                [undated(sound)] if sound else [],
+            )
+        if len(bulk.upserted) + len(bulk.refused) + bulk.matched > len(last):  # one is not sound
+            unread = set[str]()
+            bulk.refused.pop(len(last), None)
         self._stats.writes += len(calls)
         keys = list(last)
         new = {keys[index]: id for index, id in bulk.upserted.items()}
         refused = {keys[index]: error for index, error in bulk.refused.items()}
-        await self._ids.remember_many(list(new.items()))
+        await self._ids.remember_many((key, id) for key, id in (ids | new).items() if key not in refused)
         documents: dict[str, Document | None] = {
             key: None if last[key].claim else {"_id": id, **last[key].inserted} for key, id in new.items()
         }
-        updated = {key: write for key, write in last.items() if key not in new and key not in refused}
+        updated = {key: write for key, write in last.items() if not (key in new or key in refused or key in unread)}
         answers = [write.answer for write in updated.values()]
         fields = None if None in answers else {name for answer in answers for name in answer or ()}
         try:
@@ -453,7 +478,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
                 if key in refused:
                     with self._errors("write", call.item.context):
                         raise (await self._refusal(call.item.context, refused[key])) from None
-                elif self._is_answered(call.item, documents):
+                elif key in unread or self._is_answered(call.item, documents):
                     call.resolve(documents.get(key))
                 elif call.item.claim is not None:
                     await self._write_one([call])
@@ -464,6 +489,20 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
                 call.fail(error.copy())
                 acknowledged = False
         return acknowledged
+
+    @staticmethod
+    def _unread(
+        calls: "Sequence[Call[Write[C], Any]]", last: Mapping[str, Write[C]], ids: Mapping[str, ObjectId]
+    ) -> set[str]:
+        """Return the contexts of a bulk whose documents need not be read after it.
+
+        Nobody asks for an answer, and no repair can have to follow, or the bulk can tell, for which it needs their ids.
+        """
+        if not all(write.upsert for write in last.values()):  # it tells by how many documents its operations have found
+            return set()
+        return {key for key, write in last.items() if write.repair is None or key in ids} - {
+            call.item.key for call in calls if call.item.is_read
+        }
 
     @staticmethod
     def _is_answered(write: Write[C], documents: Mapping[str, Document | None]) -> bool:
@@ -537,13 +576,13 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
         call.resolve(deleted)
         return True
 
-    async def _send_bulk(self, updates: Iterable[tuple[C, Any, bool]]) -> BulkOutcome:
+    async def _send_bulk(self, updates: Iterable[tuple[C, Any, bool]], checks: Sequence[UpdateOne] = ()) -> BulkOutcome:
         hint = self._schema.unique_index
         operations = [
             UpdateOne(context.to_filter(), update, upsert=upsert, hint=hint) for context, update, upsert in updates
         ]
         prepare = partial(self._schema.prepare_again, self._state)
-        return await write_bulk(self._collection, operations, self._session, prepare)
+        return await write_bulk(self._collection, [*operations, *checks], self._session, prepare)
 
     # --- before other settings, and at the end ---
 

@@ -1,4 +1,4 @@
-"""The demo: private servers, a backtesting exchange and a strategy with all its state in the registry.
+"""The demo: private servers, a backtesting exchange, and a strategy on a `Run` that is killed and goes on.
 
 Needs the extra ``demo``. It prints nothing: an `Observer` is told of the progress, and the command line shows the
 `Result`.
@@ -6,64 +6,60 @@ Needs the extra ``demo``. It prints nothing: an `Observer` is told of the progre
 
 # pyright: reportMissingTypeStubs=false
 
+import random
 import time
-from collections.abc import Callable
+from asyncio import TaskGroup
 from contextlib import AsyncExitStack
-from datetime import timedelta
-from decimal import Decimal
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, Protocol
+from typing import Literal
 
-from basana import BarEvent, FifoQueueEventSource, backtesting_dispatcher
-from basana.backtesting.exchange import Exchange
-from basana.backtesting.fees import Percentage
-from basana.backtesting.liquidity import InfiniteLiquidity
-
-from backtest_persist import Mode, SettingsError, embedded, ioc, persist, setup
-from backtest_persist.demo.bars import DAY, Sample, load, millis
+from backtest_persist import Mode, Registry, SettingsError, embedded, ioc, persist, setup
+from backtest_persist.demo.bars import Sample, load, millis
+from backtest_persist.demo.child import Child
+from backtest_persist.demo.replay import Observer, account, open_run, replay
 from backtest_persist.demo.report import Backend, Result, count_domains, count_files
-from backtest_persist.demo.strategy import SLOW, SmaCross
+from backtest_persist.demo.strategy import STRATEGY, Session, Signal, closed_signals
 
-__all__ = ("Observer", "replay", "run")
-
-FEE_PERCENT = Decimal("0.1")
+__all__ = ("Observer", "Options", "run")
 
 
-class Observer(Protocol):
-    """Is told how far a run is."""
+@dataclass(frozen=True)
+class Options:
+    """What the demo is to do."""
 
-    def started(self, strategy: SmaCross, total: int) -> None:
-        """Note that the session is restored; `total` is the number of bars that it will have at the end."""
-        ...
+    mode: Mode = Mode.BACKTEST
+    symbol: str = "AAPL"
+    data_dir: Path | None = None
+    limit: int | None = None
+    """The number of bars of the sample to take; None for all."""
+    backend: Backend = "mongo"
+    servers: Literal["embedded", "env"] = "embedded"
+    kill_after: int | None = None
+    """After how many bars a run that begins is killed; 0 for never, None for a random number."""
 
-    def committed(self, bars: int) -> None:
-        """Note the number of bars that the session has after a bar."""
-        ...
 
+async def run(options: Options, observer: Observer) -> Result:
+    """Run the demo, or resume it where the session in the data directory ends.
 
-async def run(
-    *,
-    mode: Mode,
-    symbol: str,
-    data_dir: Path | None,
-    limit: int | None,
-    backend: Backend,
-    servers: Literal["embedded", "env"],
-    observer: Observer,
-) -> Result:
-    """Run the demo, or resume it where the session in `data_dir` ends; `limit` is a number of bars.
+    The first bars of a new run are the work of a `Child`, which is killed; then the run goes on here. Meanwhile this
+    process makes the same run without a kill, in memory, so that the results can be compared.
 
     `SettingsError` for options that exclude each other, and for a session of another version of the sample.
     """
-    if data_dir is not None and (backend == "dummy" or (backend == "mongo" and servers == "env")):
+    backend, data_dir, mode = options.backend, options.data_dir, options.mode
+    if data_dir is not None and (backend == "dummy" or (backend == "mongo" and options.servers == "env")):
         place = "--backend dummy keeps nothing" if backend == "dummy" else "--servers env keeps it where CC_* says"
         raise SettingsError(f"--data-dir says where the state is kept, but {place}; leave one of them out.")
-    sample = load(symbol)
-    directory = None
+    directory = settings = None
     async with AsyncExitStack() as stack:
+        child = None
+        if backend != "dummy" and options.kill_after != 0:
+            child = await stack.enter_async_context(Child())  # it imports what it needs while the servers start
         if backend == "mongo":
-            setup(await stack.enter_async_context(embedded(data_dir)) if servers == "embedded" else None)
+            settings = await stack.enter_async_context(embedded(data_dir)) if options.servers == "embedded" else None
+            setup(settings)
             await stack.enter_async_context(ioc)
         elif backend == "json":
             directory = data_dir or Path(stack.enter_context(TemporaryDirectory(prefix="backtest-persist-")))
@@ -71,78 +67,70 @@ async def run(
         else:
             persist.use_dummy()
 
-        strategy = SmaCross(persist, mode, sample.pair, sample.frame)
-        resumed_from = (await strategy.restore()).bars
-        _check(strategy, sample, data_dir)
-        total = max(resumed_from, min(limit or len(sample.events), len(sample.events)))
-        observer.started(strategy, total)
-        started = time.perf_counter()
-        if resumed_from < total:
-            await replay(strategy, sample, total, observer.committed)
-        seconds = time.perf_counter() - started
+        sample = load(options.symbol)
+        total = min(options.limit or len(sample.events), len(sample.events))
+        killed_after = expected = None
+        if child is not None and total > 1 and await _is_new(mode, sample):
+            last = options.kill_after or random.randrange(total // 2, total * 3 // 4 + 1)
+            if last >= total:
+                raise SettingsError(f"--kill-after {last} is not within the run, which has {total:,} bars.")
+            observer.started(0, total)
+            async with TaskGroup() as group:  # the child computes on another core
+                without_kill = group.create_task(_run_in_memory(mode, sample, total))
+                await child.begin(mode, options.symbol, total, directory, settings)
+                killed_after = await child.kill_after(last, observer)
+            expected = without_kill.result()
+            observer.killed(killed_after)
+
+        async with open_run(persist, mode, sample) as run:
+            _check(run.bars, run.last_when, sample, data_dir)
+            resumed_from, total = run.bars, max(run.bars, total)
+            observer.started(resumed_from, total)
+            started = time.perf_counter()
+            if resumed_from < total:
+                await replay(run, sample, total, observer)
+                await run.flush()
+            seconds = time.perf_counter() - started
+            found = run.session, await closed_signals(run)
         return Result(
-            symbol=symbol,
+            symbol=options.symbol,
             mode=mode,
             frame=sample.frame,
+            bars=run.bars,
             total_bars=total,
+            killed_after=killed_after,
             resumed_from=resumed_from,
+            is_same=None if expected is None else found == expected,
             widened=sample.widened,
             first_close=sample.events[0].bar.close,
             last_close=sample.events[total - 1].bar.close,
             backend=backend,
-            temporary=data_dir is None and (backend == "json" or servers == "embedded"),
+            temporary=data_dir is None and (backend == "json" or options.servers == "embedded"),
             data_dir=data_dir,
-            session=strategy.session,
-            trades=await strategy.trades(),
+            session=found[0],
+            trades=found[1],
             domains=await count_domains(ioc) if backend == "mongo" else [],
             files=await count_files(ioc, directory) if directory else [],
             seconds=seconds,
         )
 
 
-async def replay(
-    strategy: SmaCross, sample: Sample, total: int, committed: Callable[[int], None] | None = None
-) -> None:
-    """Send the bars that the session does not have yet through basana, up to `total` of the sample.
-
-    After each of them `committed` is called with the number of bars that the session has.
-    """
-    session = strategy.session
-    dispatcher = backtesting_dispatcher()
-    dispatcher.stop_on_handler_exceptions = True
-    exchange = Exchange(
-        dispatcher,
-        {sample.pair.quote_symbol: session.cash, sample.pair.base_symbol: session.shares},
-        liquidity_strategy_factory=InfiniteLiquidity,  # orders this small move no price, and are never filled in part
-        fee_strategy=Percentage(FEE_PERCENT),
-    )
-    closed = session.last_bar + DAY // timedelta(milliseconds=1)
-    strategy.trade_on(exchange, await strategy.candles.read_last_candles(SLOW, closed) if session.bars else [])
-    # The last committed bar is sent again: it tells the exchange the price at which the working order was submitted.
-    exchange.add_bar_source(FifoQueueEventSource(events=[*sample.events[max(session.bars - 1, 0) : total]]))
-    failures: list[Exception] = []
-
-    async def on_bar(event: BarEvent) -> None:
-        try:
-            await strategy.on_bar(event)
-        except Exception as error:  # basana would only log it
-            failures.append(error)
-            dispatcher.stop()
-            return
-        if committed is not None:
-            committed(session.bars)
-
-    exchange.subscribe_to_bar_events(sample.pair, on_bar)
-    await dispatcher.run(stop_signals=[])  # asyncio handles Ctrl-C
-    if failures:
-        raise failures[0]
-    if session.bars < total:  # an error in the exchange, which basana only logs
-        raise RuntimeError(f"basana stopped after bar {session.bars:,} of {total:,}; the error is in its log.")
+async def _is_new(mode: Mode, sample: Sample) -> bool:
+    symbol = sample.pair.base_symbol
+    session = await persist.session(STRATEGY, account(mode), sample.frame, symbol, mode.backtest)
+    return await session.read_session_data() is None
 
 
-def _check(strategy: SmaCross, sample: Sample, data_dir: Path | None) -> None:
+async def _run_in_memory(mode: Mode, sample: Sample, total: int) -> tuple[Session, list[Signal]]:
+    registry = Registry()
+    registry.use_dummy()
+    async with open_run(registry, mode, sample) as run:
+        trades = await replay(run, sample, total)
+        return run.session, trades
+
+
+def _check(bars: int, last_when: int | None, sample: Sample, data_dir: Path | None) -> None:
     """Refuse a session that was made from other bars than these."""
-    bars, last = strategy.session.bars, strategy.session.last_bar
-    if bars and (bars > len(sample.events) or millis(sample.events[bars - 1].bar.begin) != last):
+    if bars and (bars > len(sample.events) or millis(sample.events[bars - 1].when) != last_when):
         where = f"--data-dir {data_dir}" if data_dir else "this database"
         raise SettingsError(f"The session in {where} was made with another version of the sample; use another one.")

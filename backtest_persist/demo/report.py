@@ -38,9 +38,15 @@ class Result:
     symbol: str
     mode: Mode
     frame: str
+    bars: int
+    """The number of bars that the session has."""
     total_bars: int
+    killed_after: int | None
+    """The number of bars that had ended when the child was killed; None without a kill."""
     resumed_from: int
-    """The number of bars that the session had when this process began."""
+    """The number of bars that were stored when this process went on with the run."""
+    is_same: bool | None
+    """Whether session and trades are those of the same run without a kill; None without a kill."""
     widened: int
     """The number of bars of the sample that were widened to contain their body."""
     first_close: Decimal
@@ -58,9 +64,9 @@ class Result:
     seconds: float
 
     @property
-    def bars(self) -> int:
-        """The number of bars of this process."""
-        return self.session.bars - self.resumed_from
+    def new_bars(self) -> int:
+        """The number of bars that this process has added."""
+        return self.bars - self.resumed_from
 
 
 async def count_domains(container: Container) -> list[dict[str, DomainCounts]]:

@@ -4,34 +4,28 @@ It buys when the fast average of the closes crosses above the slow one: at the n
 away from its average, with a limit order that waits for a pullback. It sells at the stop, at the target, or when the
 averages cross back. Orders go to basana's backtesting exchange in every mode.
 
-Two rules make a run that was killed at any instant end exactly like one that was not:
-
-- The session is written last, once per bar. It holds all that a resumed run starts from: the account, the signal, the
-  working order. A bar without it is simply done again.
-- Every other write may therefore happen twice: its key and its content follow from the bar, and a mark that something
-  is done is written after what it stands for.
+It is called within a bar of a run, which is stored as a whole: in which order it writes does not matter.
 """
 
 # pyright: reportMissingTypeStubs=false
 
-from asyncio import gather
-from collections import deque
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import ROUND_DOWN, Decimal
 from typing import Literal
 
-from basana import Bar, BarEvent, OrderOperation, Pair
+import basana
+from basana import OrderOperation, Pair
 from basana.backtesting.exchange import Exchange, OrderInfo
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from backtest_persist import CandleData, Mode, Registry
+from backtest_persist import Bar, CandleData, PersistRiskInstance, Run
 from backtest_persist.demo.bars import CENT, DAY, millis
 
-__all__ = ("CASH", "MARKET", "SLOW", "STRATEGY", "Order", "Session", "Signal", "SmaCross", "percent")
+__all__ = ("CASH", "STRATEGY", "Order", "Session", "Signal", "SmaCross", "closed_signals", "percent")
 
 STRATEGY = "sma-cross"
-MARKET = "basana"
 CASH = Decimal(10_000)
 INVESTED = Decimal("0.95")
 """Share of the cash that goes into a position; the rest is for the fee and a higher open."""
@@ -62,7 +56,6 @@ class Signal(Document):
     status: Literal["scheduled", "ordered", "open", "closed", "cancelled"]
     note: str
     scheduled_at: datetime
-    scheduled_bar: int
     amount: Decimal
     price_open: Decimal
     price_take_profit: Decimal
@@ -88,12 +81,12 @@ class Order(Document):
 class Session(Document):
     """The state from which a run is resumed, as of the close of its last bar."""
 
-    bars: int = 0
-    last_bar: int = -1
     cash: Decimal = CASH
     shares: Decimal = Decimal(0)
     signal: Signal | None = None
     order: Order | None = None
+    waited: int = 0
+    """Bars for which the order has waited."""
     pullback: Decimal = CENT
     """The average daily range of the last week that had five bars."""
     equity: Decimal = CASH
@@ -103,169 +96,122 @@ class Session(Document):
 
 
 class SmaCross:
-    """The strategy; it uses the store through `persist` alone."""
+    """The strategy on an exchange; its state is in the session and in the adapters of the bar."""
 
-    def __init__(self, persist: Registry, mode: Mode, pair: Pair, frame: str) -> None:
-        self.persist = persist
-        self.mode = mode
+    def __init__(self, run: Run[Session], pair: Pair, exchange: Exchange) -> None:
+        self.run = run
         self.pair = pair
         self.symbol = pair.base_symbol
-        self.frame = frame
-        self.run = f"{self.symbol}:{mode}"
-        self.account = f"{MARKET}-{mode}"  # paper and live are both `backtest=False`: the account keeps them apart
-        self.session = Session()
-        self.closes: deque[Decimal] = deque(maxlen=SLOW)
-        self.exchange: Exchange
-        self.order_id = ""
-
-    # --- start, or start again ---
-
-    async def restore(self) -> Session:
-        """Open the adapters and read the session as its last bar has left it."""
-        persist, symbol, account, backtest = self.persist, self.symbol, self.account, self.mode.backtest
-        self.candles = await persist.candle(symbol, "1d", MARKET)
-        self.signals = await persist.signal(symbol, STRATEGY, account)
-        self.schedule = await persist.schedule(symbol, STRATEGY, account)
-        self.risk = await persist.risk(f"one-position-in-{symbol}", account)
-        self.deferred = await persist.strategy(symbol, STRATEGY, account)
-        self.partial = await persist.partial(symbol, STRATEGY, account)
-        self.breakeven = await persist.breakeven(symbol, STRATEGY, account)
-        self.storage = await persist.storage(backtest)
-        self.notifications = await persist.notification(backtest)
-        self.log = await persist.log()
-        self.averages = await persist.measure(f"sma-{FAST}-{SLOW}:{symbol}")
-        self.months = await persist.interval(f"monthly-report:{self.run}")
-        self.recent = await persist.recent(symbol, STRATEGY, account, self.frame, backtest)
-        self.sessions = await persist.session(STRATEGY, account, self.frame, symbol, backtest)
-
-        stored = await self.sessions.read_session_data()
-        if stored is not None:
-            self.session = Session.model_validate(stored)
-        return self.session
-
-    def trade_on(self, exchange: Exchange, history: list[CandleData]) -> None:
-        """Use this exchange, and start the averages from the last candles of the session."""
         self.exchange = exchange
-        self.closes.extend(Decimal(str(candle["close"])) for candle in history)
+        self.order_id = ""
+        self.closes: list[Decimal] = []
+        """The last closes: a daily window has gaps at weekends, which would be asked of the store at each bar."""
 
-    # --- one bar ---
-
-    async def on_bar(self, event: BarEvent) -> None:
-        """Do what there is to do when a bar has closed, then commit it."""
-        bar, when, session = event.bar, event.when, self.session
-        if millis(bar.begin) == session.last_bar:  # a resumed run begins with the bar it has committed last,
-            await self.submit(session.order)  # at whose close it had given this order
-            return
-
-        self.closes.append(bar.close)
-        _, (crossed, slow) = await gather(
-            self.candles.write_candles_data([candle(bar)]),
-            self.measure_averages(bar, when),
-        )
-        await self.measure_week(bar, when)
-        await self.take_stock(bar)
-        await self.settle(when)
+    async def on_bar(self, bar: Bar[Session], prices: basana.Bar) -> None:
+        """Do what there is to do at the close of a bar."""
+        session = bar.session
+        await bar.candle("1d").write_candles_data([candle(prices)])
+        crossed, slow = await self.averages(bar, prices)
+        await self.measure_week(bar, prices)
+        await self.take_stock(session, prices)
+        await self.settle(bar)
         if session.signal is None:
             if crossed == "up":
-                await self.enter(bar, slow, when)
+                await self.enter(bar, prices, slow)
         elif session.signal.status == "open":
-            await self.manage(session.signal, bar, crossed, when)
+            await self.manage(bar, session.signal, prices, crossed)
         elif crossed == "down":
-            await self.cancel(session.signal, "the averages crossed back before the price came", when)
+            await self.cancel(bar, session.signal, "the averages crossed back before the price came")
+        months = bar.interval(f"monthly-report:{self.run.id}")
+        if await months.claim_interval_data({"equity": session.equity}, f"{prices.begin:%Y-%m}"):
+            await notify(bar, "month", f"the account stands at {session.equity}")
 
-        await self.report_month(bar, when)
-        session.bars += 1
-        session.last_bar = millis(bar.begin)
-        await self.sessions.write_session_data(session, when)  # the bar is done
-
-    async def measure_week(self, bar: Bar, when: datetime) -> None:
-        """On Fridays, measure the daily swing of the week; one with a holiday lacks a candle and is passed over."""
-        if bar.begin.isoweekday() == 5:
-            week = await self.candles.read_candles_data(5, millis(bar.begin - 4 * DAY), millis(when))
-            if week is not None:
-                swings = sum((Decimal(str(day["high"])) - Decimal(str(day["low"])) for day in week), Decimal(0))
-                self.session.pullback = max(CENT, (swings / 5).quantize(CENT))
-
-    async def measure_averages(self, bar: Bar, when: datetime) -> tuple[Literal["up", "down"] | None, Decimal]:
-        """Return how the averages have crossed since the last bar, and the slow one; both are stored per day."""
-        if len(self.closes) < SLOW:
+    async def averages(self, bar: Bar[Session], prices: basana.Bar) -> tuple[Literal["up", "down"] | None, Decimal]:
+        """Return how the averages have crossed since the last bar, and the slow one; both are measured once a day."""
+        if self.closes:
+            self.closes = [*self.closes[-SLOW:], prices.close]
+        else:
+            self.closes = [Decimal(str(day["close"])) for day in await bar.candles("1d", SLOW + 1)]
+        if len(self.closes) <= SLOW:
             return None, Decimal(0)
-        closes = list(self.closes)
-        fast = (sum(closes[-FAST:], Decimal(0)) / FAST).quantize(Decimal("0.0001"))
-        slow = (sum(closes, Decimal(0)) / SLOW).quantize(Decimal("0.0001"))
-        last_bar = datetime.fromtimestamp(self.session.last_bar / 1000, UTC)
-        before, _ = await gather(
-            self.averages.read_measure_data(f"{last_bar:%Y-%m-%d}"),
-            self.averages.write_measure_data({"fast": fast, "slow": slow}, f"{bar.begin:%Y-%m-%d}", when),
-        )
-        if before is not None and before["fast"] <= before["slow"] and fast > slow:
-            return "up", slow
-        if before is not None and before["fast"] >= before["slow"] and fast < slow:
-            return "down", slow
-        return None, slow
+        measured = bar.measure(f"sma-{FAST}-{SLOW}:{self.symbol}")
+        before = await measured.read_measure_data(day(self.run.last_when or 0)) or averages_of(self.closes[:-1])
+        now = averages_of(self.closes)
+        await measured.write_measure_data(now, day(bar.when))
+        if before["fast"] <= before["slow"] and now["fast"] > now["slow"]:
+            return "up", now["slow"]
+        if before["fast"] >= before["slow"] and now["fast"] < now["slow"]:
+            return "down", now["slow"]
+        return None, now["slow"]
 
-    async def take_stock(self, bar: Bar) -> None:
+    async def measure_week(self, bar: Bar[Session], prices: basana.Bar) -> None:
+        """On Fridays, measure the daily swing of the week; one with a holiday lacks a candle and is passed over."""
+        if prices.begin.isoweekday() == 5:
+            monday = millis(prices.begin - 4 * DAY)
+            week = [day for day in await bar.candles("1d", 5) if day["timestamp"] >= monday]
+            if len(week) == 5:
+                swings = sum((Decimal(str(day["high"])) - Decimal(str(day["low"])) for day in week), Decimal(0))
+                bar.session.pullback = max(CENT, (swings / 5).quantize(CENT))
+
+    async def take_stock(self, session: Session, prices: basana.Bar) -> None:
         """Read the account after the trades of this bar."""
-        session = self.session
         balances = await self.exchange.get_balances()
         session.cash = balances[self.pair.quote_symbol].total.quantize(CENT)  # 0 and 0.00 are two values of BSON
         session.shares = balances[self.symbol].total.quantize(Decimal(1))
-        session.equity = session.cash + session.shares * bar.close
+        session.equity = session.cash + session.shares * prices.close
         session.highest_equity = max(session.highest_equity, session.equity)
         fall = 100 * (1 - session.equity / session.highest_equity)
         session.drawdown = max(session.drawdown, fall.quantize(CENT))
 
-    async def settle(self, when: datetime) -> None:
+    async def settle(self, bar: Bar[Session]) -> None:
         """Look up the result of the working order after this bar."""
-        order, signal = self.session.order, self.session.signal
+        order, signal = bar.session.order, bar.session.signal
         if order is None or signal is None:
             return
         result = await self.exchange.get_order_info(self.order_id)
         if result.is_open:
-            if order.purpose == "entry" and self.session.bars - signal.scheduled_bar >= PATIENCE:
-                await self.cancel(signal, f"the price did not come back within {PATIENCE} bars", when)
+            bar.session.waited += 1
+            if order.purpose == "entry" and bar.session.waited >= PATIENCE:
+                await self.cancel(bar, signal, f"the price did not come back within {PATIENCE} bars")
             return
-        self.session.order = None
-        await self.deferred.write_strategy_data(None)
+        bar.session.order = None
+        await bar.strategy.write_strategy_data(None)
         if result.fills and order.purpose == "entry":
-            await self.opened(signal, result, when)
+            await self.opened(bar, signal, result)
         elif result.fills:
-            await self.closed(signal, result, order.reason, when)
+            await self.closed(bar, signal, result, order.reason)
         elif order.purpose == "entry":
-            await self.cancel(signal, "the exchange did not fill the order", when)
+            await self.cancel(bar, signal, "the exchange did not fill the order")
 
     # --- the life of a signal ---
 
-    async def enter(self, bar: Bar, slow: Decimal, when: datetime) -> None:
+    async def enter(self, bar: Bar[Session], prices: basana.Bar, slow: Decimal) -> None:
         """Turn a cross into a signal: for the next open, or one that waits for its price."""
-        waits = bar.close > slow * STRETCHED
-        price = bar.close - self.session.pullback if waits else bar.close
-        amount = (self.session.cash * INVESTED / price).quantize(Decimal(1), ROUND_DOWN)
-        if await self.risk.read_position_data(when) or not amount:
-            await self.decided("skipped", "a cross, but no room for a position", when)
+        session = bar.session
+        waits = prices.close > slow * STRETCHED
+        price = prices.close - session.pullback if waits else prices.close
+        amount = (session.cash * INVESTED / price).quantize(Decimal(1), ROUND_DOWN)
+        if await self.risk(bar).read_position_data() or not amount:
+            await decided(bar, "skipped", "a cross, but no room for a position")
             return
-        signal = Signal(
-            id=f"{self.run}:{bar.begin:%Y-%m-%d}",
+        signal = session.signal = Signal(
+            id=bar.new_id(),
             symbol=self.symbol,
             status="scheduled" if waits else "ordered",
-            note=f"the {FAST}-day average crossed above the {SLOW}-day average at {bar.close}",
-            scheduled_at=when,
-            scheduled_bar=self.session.bars,
+            note=f"the {FAST}-day average crossed above the {SLOW}-day average at {prices.close}",
+            scheduled_at=moment(bar),
             amount=amount,
             price_open=price,
             price_take_profit=(price * TARGET).quantize(CENT),
             price_stop_loss=(price * STOP).quantize(CENT),
         )
-        await self.schedule.write_schedule_data(signal if waits else None)
-        await self.signals.write_signal_data(None if waits else signal)
-        await self.decided(
-            "entry", f"{signal.note}; {f'waits for {price}' if waits else 'buys at the next open'}", when
-        )
-        self.session.signal = signal
-        await self.give(Order(purpose="entry", amount=amount, price=price if waits else None, reason=signal.note))
-        await self.publish(signal, bar.close, when)
+        await bar.schedule.write_schedule_data(signal if waits else None)
+        await bar.signal.write_signal_data(None if waits else signal)
+        await decided(bar, "entry", f"{signal.note}; {f'waits for {price}' if waits else 'buys at the next open'}")
+        await self.give(bar, Order(purpose="entry", amount=amount, price=price if waits else None, reason=signal.note))
+        await publish(bar, signal, prices.close)
 
-    async def opened(self, signal: Signal, result: OrderInfo, when: datetime) -> None:
+    async def opened(self, bar: Bar[Session], signal: Signal, result: OrderInfo) -> None:
         """Turn the signal into a position, after its entry was filled."""
         price = result.fills[0].price
         signal.status = "open"
@@ -274,69 +220,57 @@ class SmaCross:
         signal.price_take_profit = (price * TARGET).quantize(CENT)
         signal.price_stop_loss = (price * STOP).quantize(CENT)
         signal.cost = result.quote_amount_filled + result.fees.get(self.pair.quote_symbol, Decimal(0))
-        await self.notify("opened", f"bought {signal.amount} {self.symbol} at {price}", when)
-        await self.decided("opened", f"bought at {price}, stop {signal.price_stop_loss}", when)
-        memory = await self.persist.memory(signal.id, "notes")
-        await memory.write_memory_data({"why": signal.note, "price": price}, "entry", when)
-        levels = await self.persist.dictionary(signal.id, "levels")
-        await levels.write_dictionary_data({"stop": signal.price_stop_loss, "target": signal.price_take_profit}, when)
-        position = {"signalId": signal.id, "symbol": self.symbol, "amount": signal.amount, "priceOpen": price}
-        await self.risk.write_position_data([position], when)
-        await self.partial.write_partial_data({"profitLevels": []}, signal.id, when)
-        await self.breakeven.write_breakeven_data({"reached": False}, signal.id, when)
-        await self.schedule.write_schedule_data(None)
-        await self.signals.write_signal_data(signal)
+        await notify(bar, "opened", f"bought {signal.amount} {self.symbol} at {price}")
+        await decided(bar, "opened", f"bought at {price}, stop {signal.price_stop_loss}")
+        await bar.memory(signal.id, "notes").write_memory_data({"why": signal.note, "price": price}, "entry")
+        await self.write_levels(bar, signal)
+        await self.risk(bar).write_position_data([{"signalId": signal.id, "amount": signal.amount, "priceOpen": price}])
+        await bar.partial.write_partial_data({"profitLevels": []}, signal.id)
+        await bar.breakeven.write_breakeven_data({"reached": False}, signal.id)
+        await bar.schedule.write_schedule_data(None)
+        await bar.signal.write_signal_data(signal)
 
-    async def manage(self, signal: Signal, bar: Bar, crossed: Literal["up", "down"] | None, when: datetime) -> None:
+    async def manage(
+        self, bar: Bar[Session], signal: Signal, prices: basana.Bar, crossed: Literal["up", "down"] | None
+    ) -> None:
         """Look after an open position at the close of a bar."""
-        price, profit = bar.close, percent(bar.close, signal.price_open)
-        state = await self.persist.state(signal.id, "position")
-        known, marks, moved = await gather(
-            state.read_state_data(when=when),
-            self.partial.read_partial_data(signal.id, when),
-            self.breakeven.read_breakeven_data(signal.id, when),
-        )
-        known = known or {"best": price, "worst": price}
+        price, profit = prices.close, percent(prices.close, signal.price_open)
+        state = bar.state(signal.id, "position")
+        known = await state.read_state_data() or {"best": price, "worst": price}
         best, worst = max(price, known["best"]), min(price, known["worst"])
-        await gather(
-            state.write_state_data({"best": best, "worst": worst, "profitPercent": profit}, when),
-            self.publish(signal, price, when),
-        )
+        await state.write_state_data({"best": best, "worst": worst, "profitPercent": profit})
+        await publish(bar, signal, price)
         if best == price:
-            memory = await self.persist.memory(signal.id, "notes")
-            await memory.write_memory_data({"price": best, "at": when}, "best-close", when)
+            await bar.memory(signal.id, "notes").write_memory_data({"price": best, "at": moment(bar)}, "best-close")
 
-        passed, safe = marks.get("profitLevels", []), moved.get("reached", False)
+        passed = (await bar.partial.read_partial_data(signal.id)).get("profitLevels", [])
         new = [level for level in LEVELS if level <= profit and level not in passed]
         for level in new:
-            await self.notify(f"profit-{level}", f"{self.symbol} is {profit} % up", when)
+            await notify(bar, f"profit-{level}", f"{self.symbol} is {profit} % up")
         if new:
-            await self.partial.write_partial_data({"profitLevels": [*passed, *new]}, signal.id, when)
+            await bar.partial.write_partial_data({"profitLevels": [*passed, *new]}, signal.id)
 
-        if not safe and price >= signal.price_open * BREAKEVEN:
-            safe = True
-            await self.notify("breakeven", f"the stop of {self.symbol} moves to its entry price", when)
-            await self.decided("breakeven", f"{profit} % up: the stop moves to {signal.price_open}", when)
-            levels = await self.persist.dictionary(signal.id, "levels")
-            await levels.write_dictionary_data({"stop": signal.price_open, "target": signal.price_take_profit}, when)
-            await self.breakeven.write_breakeven_data({"reached": True, "price": signal.price_open}, signal.id, when)
+        if signal.price_stop_loss < signal.price_open and price >= signal.price_open * BREAKEVEN:
+            signal.price_stop_loss = signal.price_open
+            await notify(bar, "breakeven", f"the stop of {self.symbol} moves to its entry price")
+            await decided(bar, "breakeven", f"{profit} % up: the stop moves to {signal.price_open}")
+            await self.write_levels(bar, signal)
+            await bar.breakeven.write_breakeven_data({"reached": True, "price": signal.price_open}, signal.id)
+            await bar.signal.write_signal_data(signal)
 
         if crossed == "down":
-            await self.give(Order(purpose="exit", amount=signal.amount, reason="crossed back"))
+            await self.give(bar, Order(purpose="exit", amount=signal.amount, reason="crossed back"))
         elif price >= signal.price_take_profit:
-            await self.give(Order(purpose="exit", amount=signal.amount, reason="target"))
+            await self.give(bar, Order(purpose="exit", amount=signal.amount, reason="target"))
         else:
-            stop = signal.price_open if safe else signal.price_stop_loss
-            order = Order(
-                purpose="stop", amount=signal.amount, price=stop, reason="breakeven stop" if safe else "stop loss"
-            )
-            if order != self.session.order:
-                await self.give(order)
+            stop = signal.price_stop_loss
+            reason = "stop loss" if stop < signal.price_open else "breakeven stop"
+            order = Order(purpose="stop", amount=signal.amount, price=stop, reason=reason)
+            if order != bar.session.order:
+                await self.give(bar, order)
 
-    async def closed(self, signal: Signal, result: OrderInfo, reason: str, when: datetime) -> None:
-        """The position was sold: keep the trade, and forget what only mattered while it was open."""
-        memory = await self.persist.memory(signal.id, "notes")
-        state = await self.persist.state(signal.id, "position")
+    async def closed(self, bar: Bar[Session], signal: Signal, result: OrderInfo, reason: str) -> None:
+        """Keep the trade, after the position was sold, and forget what only mattered while it was open."""
         price = result.fills[0].price
         proceeds = result.quote_amount_filled - result.fees.get(self.pair.quote_symbol, Decimal(0))
         signal.status = "closed"
@@ -344,42 +278,50 @@ class SmaCross:
         signal.price_close = price
         signal.profit = proceeds - (signal.cost or Decimal(0))
         signal.why_closed = reason
-        await self.storage.write_storage_data([signal])
-        await self.notify("closed", f"sold {signal.amount} {self.symbol} at {price}: {signal.profit:+}", when)
-        await self.decided("closed", f"sold at {price} ({reason}): {signal.profit:+}", when)
-        await self.publish(signal, price, when)
-        await memory.remove_memory_data("best-close")
-        await self.risk.write_position_data([], when)
-        await self.signals.write_signal_data(None)
-        self.session.signal = None
-        await memory.dispose()
-        await state.dispose()
+        await notify(bar, "closed", f"sold {signal.amount} {self.symbol} at {price}: {signal.profit:+}")
+        await decided(bar, "closed", f"sold at {price} ({reason}): {signal.profit:+}")
+        await bar.memory(signal.id, "notes").remove_memory_data("best-close")
+        await self.risk(bar).write_position_data([])
+        await self.end(bar, signal, price)
 
-    async def cancel(self, signal: Signal, reason: str, when: datetime) -> None:
+    async def cancel(self, bar: Bar[Session], signal: Signal, reason: str) -> None:
         """Give up an entry that was not filled."""
-        if self.session.order is not None:
+        if bar.session.order is not None:
             await self.exchange.cancel_order(self.order_id)
-            self.session.order = None
-            await self.deferred.write_strategy_data(None)
+            bar.session.order = None
+            await bar.strategy.write_strategy_data(None)
         signal.status = "cancelled"
-        signal.closed_at = when
+        signal.closed_at = moment(bar)
         signal.why_closed = reason
-        await self.storage.write_storage_data([signal])
-        await self.notify("cancelled", f"no entry into {self.symbol}: {reason}", when)
-        await self.decided("cancelled", reason, when)
-        await self.publish(signal, signal.price_open, when)
-        await self.schedule.write_schedule_data(None)
-        await self.signals.write_signal_data(None)
-        self.session.signal = None
+        await notify(bar, "cancelled", f"no entry into {self.symbol}: {reason}")
+        await decided(bar, "cancelled", reason)
+        await bar.schedule.write_schedule_data(None)
+        await self.end(bar, signal, signal.price_open)
+
+    async def end(self, bar: Bar[Session], signal: Signal, price: Decimal) -> None:
+        """Store a signal that has ended, and make room for another one."""
+        await bar.storage.write_storage_data([signal])
+        await publish(bar, signal, price)
+        await bar.signal.write_signal_data(None)
+        bar.session.signal = None
+
+    def risk(self, bar: Bar[Session]) -> PersistRiskInstance:
+        """Return the adapter of the open positions in the symbol."""
+        return bar.risk(f"one-position-in-{self.symbol}")
+
+    async def write_levels(self, bar: Bar[Session], signal: Signal) -> None:
+        """Store where a position is sold."""
+        levels = {"stop": signal.price_stop_loss, "target": signal.price_take_profit}
+        await bar.dictionary(signal.id, "levels").write_dictionary_data(levels)
 
     # --- orders ---
 
-    async def give(self, order: Order) -> None:
+    async def give(self, bar: Bar[Session], order: Order) -> None:
         """Put an order in the place of the working one."""
-        if self.session.order is not None:
+        if bar.session.order is not None:
             await self.exchange.cancel_order(self.order_id)
-        self.session.order = order
-        await self.deferred.write_strategy_data(order)
+        bar.session.order, bar.session.waited = order, 0
+        await bar.strategy.write_strategy_data(order)
         await self.submit(order)
 
     async def submit(self, order: Order | None) -> None:
@@ -395,39 +337,53 @@ class SmaCross:
             created = await self.exchange.create_stop_order(side, self.pair, order.amount, order.price)
         self.order_id = created.id
 
-    # --- what others see ---
 
-    async def publish(self, signal: Signal, price: Decimal, when: datetime) -> None:
-        """Store the public snapshot, which a dashboard shows."""
-        snapshot = {**signal.model_dump(by_alias=True, exclude_none=True), "price": price}
-        await self.recent.write_recent_data(snapshot, when)
-
-    async def notify(self, kind: str, text: str, when: datetime) -> None:
-        """Tell the user."""
-        entry = {"id": f"{self.run}:{when:%Y-%m-%d}:{kind}", "kind": kind, "text": text, "at": when}
-        await self.notifications.write_notification_data([entry])
-
-    async def decided(self, kind: str, text: str, when: datetime) -> None:
-        """Note a decision and its reason."""
-        await self.log.write_log_data(
-            [{"id": f"{self.run}:{when:%Y-%m-%d}:{kind}", "kind": kind, "text": text, "at": when}]
-        )
-
-    async def report_month(self, bar: Bar, when: datetime) -> None:
-        """Once per month, at its first bar: a report of the account."""
-        month = f"{bar.begin:%Y-%m}"
-        if await self.months.read_interval_data(month, when=when) is None:
-            await self.notify("month", f"the account stands at {self.session.equity}", when)
-            await self.months.write_interval_data({"equity": self.session.equity}, month, when)
-
-    async def trades(self) -> list[Signal]:
-        """Return the closed positions of this run, oldest first."""
-        payloads = [p for p in await self.storage.read_storage_data() if p["id"].startswith(f"{self.run}:")]
-        signals = sorted((Signal.model_validate(payload) for payload in payloads), key=lambda signal: signal.id)
-        return [signal for signal in signals if signal.status == "closed"]
+# --- what others see ---
 
 
-def candle(bar: Bar) -> CandleData:
+async def publish(bar: Bar[Session], signal: Signal, price: Decimal) -> None:
+    """Store the public snapshot, which a dashboard shows."""
+    await bar.recent.write_recent_data({**signal.model_dump(by_alias=True, exclude_none=True), "price": price})
+
+
+async def notify(bar: Bar[Session], kind: str, text: str) -> None:
+    """Tell the user."""
+    entry = {"id": bar.new_id("notification"), "kind": kind, "text": text, "at": moment(bar)}
+    await bar.notification.write_notification_data([entry])
+
+
+async def decided(bar: Bar[Session], kind: str, text: str) -> None:
+    """Note a decision and its reason."""
+    await bar.log.write_log_data([{"id": bar.new_id("log"), "kind": kind, "text": text, "at": moment(bar)}])
+
+
+async def closed_signals(run: Run[Session]) -> list[Signal]:
+    """Return the closed positions of a run, oldest first."""
+    signals = [Signal.model_validate(payload) for payload in await run.adapters.storage.read_storage_data()]
+    own = [signal for signal in signals if signal.id.startswith(f"{run.id}:") and signal.status == "closed"]
+    return sorted(own, key=lambda signal: signal.scheduled_at)
+
+
+def moment(bar: Bar[Session]) -> datetime:
+    """Return the instant of a bar."""
+    return datetime.fromtimestamp(bar.when / 1000, UTC)
+
+
+def day(when: int) -> str:
+    """Return the date of an instant in ms UTC."""
+    return f"{datetime.fromtimestamp(when / 1000, UTC):%Y-%m-%d}"
+
+
+def averages_of(closes: Sequence[Decimal]) -> dict[str, Decimal]:
+    """Return the fast and the slow average of the last closes."""
+    lengths = {"fast": FAST, "slow": SLOW}
+    return {
+        name: (sum(closes[-length:], Decimal(0)) / length).quantize(Decimal("0.0001"))
+        for name, length in lengths.items()
+    }
+
+
+def candle(bar: basana.Bar) -> CandleData:
     """Return the candle of a bar; its floats represent cents exactly enough to come back as they were."""
     return CandleData(
         timestamp=millis(bar.begin),

@@ -22,7 +22,7 @@ from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.instants import EarlyTimes, checked_int64
 from backtest_persist.core.keys import STORED, Name, Timestamp, checked_limit, checked_name, checked_timestamp, join_key
 from backtest_persist.core.listing import Batches
-from backtest_persist.core.mongo_store import Restored, as_operation
+from backtest_persist.core.mongo_store import MongoStore, Restored, as_operation
 from backtest_persist.core.ohlcv import (
     COLUMNS,
     NUMBERS,
@@ -172,6 +172,11 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         """The fields that are not stored and of which the log has told."""
 
     # --- writing ---
+
+    @property
+    def remembers_ids(self) -> bool:
+        """Whether Redis is told the ids of new candles: ``CC_CANDLE_CACHE``."""
+        return isinstance(self._store, MongoStore) and self._store.mongo.settings.candle_cache
 
     async def create(self, symbol: str, interval: str, exchange_name: str, candle: Any) -> CandleRow:
         """Store one candle and return what is stored: an earlier candle of that time stays as it is.

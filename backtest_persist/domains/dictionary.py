@@ -2,7 +2,7 @@
 
 from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
-from backtest_persist.core.db_service import DbService
+from backtest_persist.core.db_service import Content, DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, join_key
 from backtest_persist.core.payload import Payload
@@ -64,10 +64,14 @@ class DictionaryDbService(DbService[DictionaryContext, DictionaryRow]):
         self, signal_id: str, dictionary_name: str, payload: PayloadInput | None, when: When | None = None
     ) -> DictionaryRow:
         """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
+        return await self.store.upsert(*self.content(signal_id, dictionary_name, payload, when))
+
+    def content(
+        self, signal_id: str, dictionary_name: str, payload: PayloadInput | None, when: When | None
+    ) -> Content[DictionaryContext]:
+        """Return the context and the fields that a write stores."""
         context = DictionaryContext(signal_id=signal_id, dictionary_name=dictionary_name)
-        return await self.store.upsert(
-            context, {"payload": self.encoded(payload, context), "when": self.wire_when(when)}
-        )
+        return context, {"payload": self.encoded(payload, context), "when": self.wire_when(when)}
 
     async def find_by_context(self, signal_id: str, dictionary_name: str) -> DictionaryRow | None:
         """Return the row of this context, or None."""
@@ -90,7 +94,7 @@ class PersistDictionaryInstance(PersistInstance[DictionaryDbService]):
 
     async def write_dictionary_data(self, data: PayloadInput | None, when: When | None = None) -> None:
         """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
-        await self.db.upsert(self.signal_id, self.dictionary_name, data, when)
+        await self.db.store.write(*self.db.content(self.signal_id, self.dictionary_name, data, when))
 
     async def dispose(self) -> None:
         """Let the registry forget this adapter; what is stored stays, and the adapter can still be used."""

@@ -6,6 +6,7 @@ from pymongo import ASCENDING
 
 from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
+from backtest_persist.core.db_service import Content
 from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, checked_name, join_key
 from backtest_persist.core.payload import Payload
@@ -68,8 +69,14 @@ class IntervalDbService(SoftDeleteDbService[IntervalContext, IntervalRow]):
         self, bucket: str, entry_key: str, payload: PayloadInput | None, when: When | None = None
     ) -> IntervalRow:
         """Replace the payload in one atomic write, which revives a removed entry; `when` is the simulation time."""
+        return await self.store.upsert(*self.content(bucket, entry_key, payload, when))
+
+    def content(
+        self, bucket: str, entry_key: str, payload: PayloadInput | None, when: When | None
+    ) -> Content[IntervalContext]:
+        """Return the context and the fields that a write stores."""
         context = IntervalContext(bucket=bucket, entry_key=entry_key)
-        return await self.store.upsert(context, {**self.encoded_living(payload, context), "when": self.wire_when(when)})
+        return context, {**self.encoded_living(payload, context), "when": self.wire_when(when)}
 
     async def claim(self, bucket: str, entry_key: str, payload: PayloadInput, when: When | None = None) -> bool:
         """Write the entry unless there is one that is not removed: True for exactly one caller, of any process.
@@ -120,7 +127,7 @@ class PersistIntervalInstance(PersistInstance[IntervalDbService]):
 
     async def write_interval_data(self, data: PayloadInput | None, key: str, when: When | None = None) -> None:
         """Replace the marker; revives a removed one. An earlier `when` overwrites."""
-        await self.db.upsert(self.bucket, key, data, when)
+        await self.db.store.write(*self.db.content(self.bucket, key, data, when))
 
     async def claim_interval_data(self, data: PayloadInput, key: str, when: When | None = None) -> bool:
         """Write the marker unless there is one: True for exactly one caller, of any process, until it is removed."""

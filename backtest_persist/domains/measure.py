@@ -6,6 +6,7 @@ from pymongo import ASCENDING
 
 from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
+from backtest_persist.core.db_service import Content
 from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, checked_name, join_key
 from backtest_persist.core.payload import Payload
@@ -64,8 +65,12 @@ class MeasureDbService(SoftDeleteDbService[MeasureContext, MeasureRow]):
 
     async def upsert(self, bucket: str, entry_key: str, payload: PayloadInput | None) -> MeasureRow:
         """Replace the payload in one atomic write, which revives a removed entry."""
+        return await self.store.upsert(*self.content(bucket, entry_key, payload))
+
+    def content(self, bucket: str, entry_key: str, payload: PayloadInput | None) -> Content[MeasureContext]:
+        """Return the context and the fields that a write stores."""
         context = MeasureContext(bucket=bucket, entry_key=entry_key)
-        return await self.store.upsert(context, self.encoded_living(payload, context))
+        return context, self.encoded_living(payload, context)
 
     async def find_by_context(self, bucket: str, entry_key: str) -> MeasureRow | None:
         """Return the row of this context, or None."""
@@ -99,7 +104,7 @@ class PersistMeasureInstance(PersistInstance[MeasureDbService]):
     async def write_measure_data(self, data: PayloadInput | None, key: str, when: When | None = None) -> None:
         """Replace the answer; revives a removed one. `when` is checked, but not stored."""
         self.db.to_millis(when)
-        await self.db.upsert(self.bucket, key, data)
+        await self.db.store.write(*self.db.content(self.bucket, key, data))
 
     async def remove_measure_data(self, key: str) -> None:
         """Remove the answer from reads and lists; nothing happens when it is absent."""

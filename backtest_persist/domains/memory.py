@@ -6,6 +6,7 @@ from pymongo import ASCENDING
 
 from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
+from backtest_persist.core.db_service import Content
 from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, checked_name, join_key
 from backtest_persist.core.payload import Payload
@@ -73,8 +74,14 @@ class MemoryDbService(SoftDeleteDbService[MemoryContext, MemoryRow]):
         self, signal_id: str, bucket_name: str, memory_id: str, payload: PayloadInput | None, when: When | None = None
     ) -> MemoryRow:
         """Replace the payload in one atomic write, which revives a removed entry; `when` is the simulation time."""
+        return await self.store.upsert(*self.content(signal_id, bucket_name, memory_id, payload, when))
+
+    def content(
+        self, signal_id: str, bucket_name: str, memory_id: str, payload: PayloadInput | None, when: When | None
+    ) -> Content[MemoryContext]:
+        """Return the context and the fields that a write stores."""
         context = MemoryContext(signal_id=signal_id, bucket_name=bucket_name, memory_id=memory_id)
-        return await self.store.upsert(context, {**self.encoded_living(payload, context), "when": self.wire_when(when)})
+        return context, {**self.encoded_living(payload, context), "when": self.wire_when(when)}
 
     async def find_by_context(self, signal_id: str, bucket_name: str, memory_id: str) -> MemoryRow | None:
         """Return the row of this context, or None."""
@@ -127,7 +134,7 @@ class PersistMemoryInstance(PersistInstance[MemoryDbService]):
     async def write_memory_data(self, data: PayloadInput | None, memory_id: str, when: When | None = None) -> None:
         """Replace the memory; revives a removed one. An earlier `when` overwrites."""
         db = self.db
-        await db.upsert(self.signal_id, self.bucket_name, memory_id, data, when)
+        await db.store.write(*db.content(self.signal_id, self.bucket_name, memory_id, data, when))
 
     async def remove_memory_data(self, memory_id: str) -> None:
         """Remove the memory from reads and lists; nothing happens when it is absent."""

@@ -2,7 +2,7 @@
 
 from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
-from backtest_persist.core.db_service import DbService
+from backtest_persist.core.db_service import Content, DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, join_key
 from backtest_persist.core.payload import Payload
@@ -80,12 +80,22 @@ class PartialDbService(DbService[PartialContext, PartialRow]):
         when: When | None = None,
     ) -> PartialRow:
         """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
+        return await self.store.upsert(*self.content(symbol, strategy_name, exchange_name, signal_id, payload, when))
+
+    def content(
+        self,
+        symbol: str,
+        strategy_name: str,
+        exchange_name: str,
+        signal_id: str,
+        payload: PayloadInput | None,
+        when: When | None,
+    ) -> Content[PartialContext]:
+        """Return the context and the fields that a write stores."""
         context = PartialContext(
             symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name, signal_id=signal_id
         )
-        return await self.store.upsert(
-            context, {"payload": self.encoded(payload, context), "when": self.wire_when(when)}
-        )
+        return context, {"payload": self.encoded(payload, context), "when": self.wire_when(when)}
 
     async def find_by_context(
         self, symbol: str, strategy_name: str, exchange_name: str, signal_id: str
@@ -113,7 +123,9 @@ class PersistPartialInstance(PersistInstance[PartialDbService]):
 
     async def write_partial_data(self, data: PayloadInput, signal_id: str, when: When | None = None) -> None:
         """Replace what is known of the signal; an earlier `when` overwrites, so a backtest can start over."""
-        await self.db.upsert(self.symbol, self.strategy_name, self.exchange_name, signal_id, data, when)
+        await self.db.store.write(
+            *self.db.content(self.symbol, self.strategy_name, self.exchange_name, signal_id, data, when)
+        )
 
 
 PARTIAL = Domain(

@@ -2,7 +2,7 @@
 
 from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
-from backtest_persist.core.db_service import DbService
+from backtest_persist.core.db_service import Content, DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Flag, FrameName, Name, Timestamp, join_key, mode_word, to_flag
 from backtest_persist.core.payload import Payload
@@ -95,6 +95,21 @@ class RecentDbService(DbService[RecentContext, RecentRow]):
         when: When | None = None,
     ) -> RecentRow:
         """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
+        return await self.store.upsert(
+            *self.content(symbol, strategy_name, exchange_name, frame_name, backtest, payload, when)
+        )
+
+    def content(
+        self,
+        symbol: str,
+        strategy_name: str,
+        exchange_name: str,
+        frame_name: str,
+        backtest: bool | Mode,
+        payload: PayloadInput | None,
+        when: When | None,
+    ) -> Content[RecentContext]:
+        """Return the context and the fields that a write stores."""
         context = RecentContext(
             symbol=symbol,
             strategy_name=strategy_name,
@@ -102,9 +117,7 @@ class RecentDbService(DbService[RecentContext, RecentRow]):
             frame_name=frame_name,
             backtest=to_flag(backtest),
         )
-        return await self.store.upsert(
-            context, {"payload": self.encoded(payload, context), "when": self.wire_when(when)}
-        )
+        return context, {"payload": self.encoded(payload, context), "when": self.wire_when(when)}
 
     async def find_by_context(
         self, symbol: str, strategy_name: str, exchange_name: str, frame_name: str, backtest: bool | Mode
@@ -151,8 +164,10 @@ class PersistRecentInstance(PersistInstance[RecentDbService]):
 
     async def write_recent_data(self, row: PayloadInput | None, when: When | None = None) -> None:
         """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
-        await self.db.upsert(
-            self.symbol, self.strategy_name, self.exchange_name, self.frame_name, self.backtest, row, when
+        await self.db.store.write(
+            *self.db.content(
+                self.symbol, self.strategy_name, self.exchange_name, self.frame_name, self.backtest, row, when
+            )
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from backtest_persist.contracts import When
 from backtest_persist.core.base_map import base_map
-from backtest_persist.core.db_service import DbService
+from backtest_persist.core.db_service import Content, DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, Timestamp, join_key
 from backtest_persist.core.payload import encode_list, encode_or_defer
@@ -61,10 +61,16 @@ class RiskDbService(DbService[RiskContext, RiskRow]):
         self, risk_name: str, exchange_name: str, positions: Sequence[Any], when: When | None = None
     ) -> RiskRow:
         """Replace the positions in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
+        return await self.store.upsert(*self.content(risk_name, exchange_name, positions, when))
+
+    def content(
+        self, risk_name: str, exchange_name: str, positions: Sequence[Any], when: When | None
+    ) -> Content[RiskContext]:
+        """Return the context and the fields that a write stores."""
         context = RiskContext(risk_name=risk_name, exchange_name=exchange_name)
         what = f"{self.collection} ({context.describe()})"
         fields = {"positions": encode_or_defer(partial(encode_list, positions, what)), "when": self.wire_when(when)}
-        return await self.store.upsert(context, fields)
+        return context, fields
 
     async def find_by_context(self, risk_name: str, exchange_name: str) -> RiskRow | None:
         """Return the row of this context, or None."""
@@ -87,7 +93,7 @@ class PersistRiskInstance(PersistInstance[RiskDbService]):
 
     async def write_position_data(self, positions: Sequence[Any], when: When | None = None) -> None:
         """Replace the positions; an earlier `when` overwrites, so a backtest can start over."""
-        await self.db.upsert(self.risk_name, self.exchange_name, positions, when)
+        await self.db.store.write(*self.db.content(self.risk_name, self.exchange_name, positions, when))
 
 
 RISK = Domain(

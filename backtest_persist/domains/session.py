@@ -2,7 +2,7 @@
 
 from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
-from backtest_persist.core.db_service import DbService
+from backtest_persist.core.db_service import Content, DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Flag, FrameName, Name, Timestamp, join_key, mode_word, to_flag
 from backtest_persist.core.payload import Payload
@@ -95,6 +95,21 @@ class SessionDbService(DbService[SessionContext, SessionRow]):
         when: When | None = None,
     ) -> SessionRow:
         """Replace the payload in one atomic write; `when` is the simulation time (aware datetime, or ms UTC)."""
+        return await self.store.upsert(
+            *self.content(strategy_name, exchange_name, frame_name, symbol, backtest, payload, when)
+        )
+
+    def content(
+        self,
+        strategy_name: str,
+        exchange_name: str,
+        frame_name: str,
+        symbol: str,
+        backtest: bool | Mode,
+        payload: PayloadInput | None,
+        when: When | None,
+    ) -> Content[SessionContext]:
+        """Return the context and the fields that a write stores."""
         context = SessionContext(
             strategy_name=strategy_name,
             exchange_name=exchange_name,
@@ -102,9 +117,7 @@ class SessionDbService(DbService[SessionContext, SessionRow]):
             symbol=symbol,
             backtest=to_flag(backtest),
         )
-        return await self.store.upsert(
-            context, {"payload": self.encoded(payload, context), "when": self.wire_when(when)}
-        )
+        return context, {"payload": self.encoded(payload, context), "when": self.wire_when(when)}
 
     async def find_by_context(
         self, strategy_name: str, exchange_name: str, frame_name: str, symbol: str, backtest: bool | Mode
@@ -151,8 +164,10 @@ class PersistSessionInstance(PersistInstance[SessionDbService]):
 
     async def write_session_data(self, data: PayloadInput | None, when: When | None = None) -> None:
         """Replace the payload; an earlier `when` overwrites, so a backtest can start over."""
-        await self.db.upsert(
-            self.strategy_name, self.exchange_name, self.frame_name, self.symbol, self.backtest, data, when
+        await self.db.store.write(
+            *self.db.content(
+                self.strategy_name, self.exchange_name, self.frame_name, self.symbol, self.backtest, data, when
+            )
         )
 
     async def dispose(self) -> None:

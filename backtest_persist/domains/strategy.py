@@ -2,7 +2,7 @@
 
 from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import base_map
-from backtest_persist.core.db_service import DbService
+from backtest_persist.core.db_service import Content, DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import Name, join_key
 from backtest_persist.core.payload import Payload
@@ -68,8 +68,14 @@ class StrategyDbService(DbService[StrategyContext, StrategyRow]):
         self, symbol: str, strategy_name: str, exchange_name: str, payload: PayloadInput | None
     ) -> StrategyRow:
         """Replace the payload in one atomic write; None means that nothing is deferred."""
+        return await self.store.upsert(*self.content(symbol, strategy_name, exchange_name, payload))
+
+    def content(
+        self, symbol: str, strategy_name: str, exchange_name: str, payload: PayloadInput | None
+    ) -> Content[StrategyContext]:
+        """Return the context and the fields that a write stores."""
         context = StrategyContext(symbol=symbol, strategy_name=strategy_name, exchange_name=exchange_name)
-        return await self.store.upsert(context, {"payload": self.encoded(payload, context)})
+        return context, {"payload": self.encoded(payload, context)}
 
     async def find_by_context(self, symbol: str, strategy_name: str, exchange_name: str) -> StrategyRow | None:
         """Return the row of this context, or None."""
@@ -94,7 +100,7 @@ class PersistStrategyInstance(PersistInstance[StrategyDbService]):
 
     async def write_strategy_data(self, row: PayloadInput | None) -> None:
         """Replace the payload; None says that nothing is deferred any more."""
-        await self.db.upsert(self.symbol, self.strategy_name, self.exchange_name, row)
+        await self.db.store.write(*self.db.content(self.symbol, self.strategy_name, self.exchange_name, row))
 
 
 STRATEGY = Domain(

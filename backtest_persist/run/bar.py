@@ -130,7 +130,7 @@ class Bar(RunAdapters, Generic[S]):
         strategies which both number their signals from 1 would overwrite each other's.
         """
         number = self._numbers[kind] = self._numbers.get(kind, 0) + 1
-        return join_key(self._run.id, checked_name(kind, "kind"), self._when, number)
+        return f"{self._run.id}:{join_key(checked_name(kind, 'kind'), self._when, number)}"
 
     @overload
     async def candles(

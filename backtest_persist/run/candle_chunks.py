@@ -33,16 +33,34 @@ Columns = dict[str, "NDArray[Any]"]
 SLOTS = 2048
 """The opening times of a chunk."""
 CANDLE_BYTES = 8 * len(COLUMNS)
-_OVERHEAD = 1536
+_OVERHEAD = 2048
 """The bytes of the objects of a chunk beside its candles."""
 CHUNK_BYTES = SLOTS * CANDLE_BYTES + _OVERHEAD
 """The bytes of a full chunk."""
 
 
+_ROW_BYTES = 448
+"""The bytes of a candle as plain data."""
+_ROW_READS = 16
+"""The reads of a chunk as plain data after which all its candles are kept so; it takes about as long as they did."""
+
+
 class Chunk:
     """The candles that are known of `SLOTS` opening times of a series."""
 
-    __slots__ = ("columns", "count", "first", "index", "is_damaged", "is_dense", "nbytes", "prefetch_from", "series")
+    __slots__ = (
+        "columns",
+        "count",
+        "first",
+        "index",
+        "is_damaged",
+        "is_dense",
+        "nbytes",
+        "prefetch_from",
+        "reads",
+        "rows",
+        "series",
+    )
 
     def __init__(self, series: "SeriesChunks", index: int) -> None:
         self.series = series
@@ -62,6 +80,29 @@ class Chunk:
         self.is_dense = self.count == 0 or int(times[-1]) - self.first == (self.count - 1) * self.series.step
         """Whether no candle is missing between its first and its last."""
         self.nbytes = self.count * CANDLE_BYTES + _OVERHEAD
+        self.rows: list[CandleData] | None = None
+        """The same candles as plain data, if they are kept so."""
+        self.reads = 0
+        """How often some of them were read as plain data since they are not kept so."""
+
+    def keep_rows(self) -> None:
+        """Keep the candles as plain data as well."""
+        self.rows = to_rows(self.columns)
+        self.nbytes += self.count * _ROW_BYTES
+
+    def drop_rows(self) -> None:
+        """Keep the candles as columns alone."""
+        self._set(self.columns)
+
+    def copied_rows(self, start: int, stop: int) -> list[CandleData]:
+        """Copy the candles from one position on and before another as plain data."""
+        if self.rows is None:
+            self.reads += 1
+            if self.reads >= _ROW_READS:
+                self.series.owner.keep_rows(self)
+        if self.rows is None:
+            return _to_rows([column[start:stop].tolist() for column in self.columns.values()])
+        return [row.copy() for row in self.rows[start:stop]]
 
     def add(self, columns: Columns) -> None:
         """Add candles of its times; one that is known already stays as it is."""
@@ -172,6 +213,7 @@ class CandleChunks:
         self._max_bytes = max_bytes
         self._series: dict[tuple[str, str, str], SeriesChunks] = {}
         self._by_use: OrderedDict[Chunk, None] = OrderedDict()
+        self._with_rows: dict[Chunk, None] = {}
 
     def series(self, symbol: str, interval: str, exchange_name: str) -> SeriesChunks:
         """Return the chunks of a series; `InvalidKeyError` for a part that no series has."""
@@ -191,7 +233,26 @@ class CandleChunks:
         while self.nbytes > self._max_bytes:
             chunk, _ = self._by_use.popitem(last=False)
             del chunk.series.chunks[chunk.index]
+            self._with_rows.pop(chunk, None)
             self.nbytes -= chunk.nbytes
+
+    def keep_rows(self, chunk: Chunk) -> None:
+        """Keep the candles of a chunk as plain data as well, which of all chunks take half of the bytes at most."""
+        self._with_rows = {other: None for other in self._with_rows if other.rows is not None}
+        count = chunk.count + sum(other.count for other in self._with_rows)
+        while self._with_rows and 2 * count * _ROW_BYTES > self._max_bytes:
+            oldest = next(iter(self._with_rows))
+            del self._with_rows[oldest]
+            count -= oldest.count
+            self.nbytes -= oldest.nbytes
+            oldest.drop_rows()
+            self.nbytes += oldest.nbytes
+        if 2 * count * _ROW_BYTES <= self._max_bytes:
+            self.nbytes -= chunk.nbytes
+            chunk.keep_rows()
+            self.nbytes += chunk.nbytes
+            self._with_rows[chunk] = None
+            self.evict()
 
     def has_room_ahead(self) -> bool:
         """Whether each series can keep a chunk and the next one."""
@@ -226,8 +287,8 @@ def rows_of(parts: Sequence[Part]) -> list[CandleData]:
     """Return the candles of parts, which come the newest first, as plain data."""
     if len(parts) == 1:
         ((chunk, start, stop),) = parts
-        return _to_rows([column[start:stop].tolist() for column in chunk.columns.values()])
-    return to_rows(columns_of(parts)) if parts else []
+        return chunk.copied_rows(start, stop)
+    return [row for chunk, start, stop in parts[::-1] for row in chunk.copied_rows(start, stop)]
 
 
 def to_rows(columns: Columns) -> list[CandleData]:

@@ -25,6 +25,7 @@ class BufferedCandleDbService(CandleDbService):
 
     def __init__(self, inner: CandleDbService, unit: UnitOfWork) -> None:
         self._buffer = unit.store_over(super(CandleDbService, inner).store, CandleDbService)
+        self._buffer.remembers_ids = inner.remembers_ids
         super().__init__(self._buffer)
         self.inner = inner
         self._unit = unit

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from contextvars import Context as ContextVariables
 from contextvars import Token
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from backtest_persist.core.keys import join_key
 from backtest_persist.core.lease_document import LeaseContext
 from backtest_persist.core.payload import encoded_fields
 from backtest_persist.core.transaction import WithoutTransactions
-from backtest_persist.core.unit_of_work import Layer, UnitOfWork, joined_unit
+from backtest_persist.core.unit_of_work import Layer, UnitOfWork, join, leave
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.domains.session import SessionContext, SessionDbService
 from backtest_persist.errors import (
@@ -123,7 +123,7 @@ class Run(Generic[S]):
         """The adapters, for reads between bars."""
         self.current: Bar[S] | None = None
         """The bar that is open."""
-        self._token: Token[UnitOfWork | None] | None = None
+        self._token: Token[tuple[UnitOfWork, ...]] | None = None
         self._session: S
         self._point = _Point()
         self._stored = self._point
@@ -285,13 +285,12 @@ class Run(Generic[S]):
         self._unit.when = bar.when
         self._unit.is_open = True
         self._unit.open_layer()
-        self._token = joined_unit.set(self._unit)
+        self._token = join(self._unit)
 
     async def end(self, bar: Bar[S], error: BaseException | None) -> None:
         """End a bar, which is discarded after an error; called by `Bar`."""
         if self._token is not None:
-            with suppress(ValueError):  # the block was left in another context than it was entered
-                joined_unit.reset(self._token)
+            leave(self._token)
         try:
             if error is None:
                 point = await self._write_session(bar)
@@ -373,8 +372,7 @@ class Run(Generic[S]):
         self._cancel_timer()
         self._pending_bars = 0
         self._stored = self._point
-        layer = self._unit.next_layer(below=0 if self.current is None else 1)
-        commit = self._commit = asyncio.create_task(self._store(layer), context=ContextVariables())
+        commit = self._commit = asyncio.create_task(self._store(self._unit.take_layer()), context=ContextVariables())
         commit.add_done_callback(self._note)
 
     async def _store(self, layer: Layer) -> None:

@@ -13,9 +13,9 @@ from bson import ObjectId
 from pymongo import ReturnDocument
 from redis.asyncio import Redis
 
-from backtest_persist import CandleRow, Container, SignalRow, StateRow
+from backtest_persist import CandleRow, Container, RiskRow, SignalRow, StateRow, StorageRow
 
-__all__ = ("CANDLE", "SIGNAL", "STATE", "Baseline", "Domain", "plain_redis")
+__all__ = ("CANDLE", "RISK", "SIGNAL", "STATE", "STORAGE", "Baseline", "Domain", "plain_redis")
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,10 @@ class Domain:
 
 
 CANDLE = Domain("candle-items", "candle_cache", CandleRow)
+RISK = Domain("risk-items", "risk_cache", RiskRow)
 SIGNAL = Domain("signal-items", "signal_cache", SignalRow)
 STATE = Domain("state-items", "state_cache", StateRow)
+STORAGE = Domain("storage-items", "storage_cache", StorageRow)
 
 
 def plain_redis(container: Container) -> Any:

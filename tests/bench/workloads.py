@@ -13,6 +13,7 @@ from typing import Any
 from backtest_persist import Container, LogRow, Registry, base_map
 from backtest_persist.core.ohlcv import Series
 from backtest_persist.run.candle_memory import CandleMemory
+from tests.bench.bars import bars
 from tests.bench.baseline import SIGNAL, STATE, Baseline
 from tests.bench.floor import Floor
 from tests.bench.measure import Figure, compare, load
@@ -62,6 +63,8 @@ class Bench:
         yield await self.columns(1000)
         yield await self.column_commands(1000 if quick else 10_000)
         async for figure in self.windows_from_memory(100):
+            yield figure
+        async for figure in bars(self.container, self.baseline, self.rounds, quick=quick):
             yield figure
         async for figure in self.year(10_000 if quick else 525_600):
             yield figure

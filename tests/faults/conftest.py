@@ -13,6 +13,7 @@ from pymongo import MongoClient
 from backtest_persist import Container, Settings, embedded
 from tests.support.fail_points import TEST_COMMANDS, Failing, failing_commands
 from tests.support.servers import PrivateMongo
+from tests.support.stopwatch import HANG
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ async def nothing_is_left_in_the_event_loop() -> AsyncIterator[None]:
     yield
     left = asyncio.all_tasks() - before - {asyncio.current_task()}
     if left:
-        await asyncio.wait(left, timeout=3)
+        await asyncio.wait(left, timeout=HANG)
     assert [task for task in left if not task.done()] == []
     gc.collect()  # asyncio reports an exception that nobody has retrieved when the task is deleted
     logging.getLogger("asyncio").removeHandler(listener)

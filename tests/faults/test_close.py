@@ -22,7 +22,7 @@ from tests.support.commands import close_client
 from tests.support.fail_points import Failing
 from tests.support.public_calls import adapter_calls, cache_calls, db_calls, run_to_end
 from tests.support.servers import is_running_command, wait_until
-from tests.support.stopwatch import GRACE, timed
+from tests.support.stopwatch import GRACE, HANG, timed
 
 
 async def wait_until_disconnected(settings: Settings) -> None:
@@ -138,7 +138,7 @@ async def test_close_in_a_cancelled_task(settings: Settings, failing: Failing) -
         task.cancel()
         await asyncio.sleep(0)
         task.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG):
             await asyncio.wait([task])
     assert task.cancelled()
     assert closed

@@ -28,6 +28,7 @@ from backtest_persist.testing.subjects import SUBJECTS, Parts, Subject, is_liste
 from tests.support.cases import CASES, Case
 from tests.support.commands import Commands, close_client, monitored_client
 from tests.support.fault_enumerator import FAULTS, HELD, Drivers, Fault, intercepted_drivers
+from tests.support.stopwatch import HANG
 
 OLD, NEW, LATER = 1, 2, 3
 PATIENCE = 0.02
@@ -188,7 +189,7 @@ async def _settled(background: set[asyncio.Task[Any]]) -> None:
     """Wait until no task is left but those of before."""
     left: set[asyncio.Task[Any]] = set()
     with suppress(TimeoutError):
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(HANG):
             while left := asyncio.all_tasks() - background - {asyncio.current_task()}:
                 await asyncio.wait(left)
     assert not left

@@ -10,7 +10,7 @@ from backtest_persist import BacktestPersistError, Container, Registry, Settings
 from tests.support.commands import monitored_container
 from tests.support.proxy import DEADLINE, mongo_proxy, with_short_deadline
 from tests.support.servers import suspended_mongo
-from tests.support.stopwatch import GRACE, timed
+from tests.support.stopwatch import GRACE, HANG, timed
 
 CALLERS = 8
 KINDS: dict[str, Callable[[Container, Registry, int], Awaitable[Any]]] = {
@@ -41,7 +41,7 @@ async def test_first_calls_end_after_one_deadline(settings: Settings, kind: str)
                     assert seconds < DEADLINE + GRACE
                 assert len({id(error) for error, _ in ends}) == CALLERS
             proxy.passing.set()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANG):
                 while any(isinstance(end, BacktestPersistError) for end, _ in await call()):
                     pass
         finally:

@@ -7,12 +7,15 @@ import pytest
 
 from backtest_persist import Settings
 from tests.support.processes import settings_environment, start_python
+from tests.support.stopwatch import HANG
 
 _PROGRAM = """
 import asyncio, os, sys, time
 from backtest_persist import base_map, ioc
 
 async def work(who, count):
+    if who == "child":  # by an id that it knows from its parent
+        assert await ioc.signal_db_service.find_by_context("s", "t", "parent") is not None
     prices = base_map("prices")(ioc.redis_service)
     for n in range(count):
         await ioc.signal_db_service.upsert("s", "t", who, {"n": n})
@@ -62,7 +65,7 @@ async def _run(settings: Settings, where: str) -> tuple[int | None, str]:
         start_new_session=True,
     )
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG):
             said, _ = await process.communicate()
     except TimeoutError:
         os.killpg(process.pid, 9)

@@ -12,7 +12,7 @@ from backtest_persist import Container, Settings, StoreUnavailableError, WriteOu
 from backtest_persist.domains.signal import SignalRow
 from tests.support.proxy import DEADLINE, Proxy, behind_proxy, with_short_deadline
 from tests.support.servers import disable_sessions, wait_until
-from tests.support.stopwatch import GRACE, Stopwatch
+from tests.support.stopwatch import GRACE, HANG, Stopwatch
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ async def abandon(calling: asyncio.Task[Any], gone: str = "late") -> None:
 
 async def acknowledged(call: Callable[[], Awaitable[T]]) -> T:
     """Call again until it succeeds: a call behind a write that is held back may time out."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG):
         while True:
             with suppress(StoreUnavailableError, WriteOutcomeUnknownError):
                 return await call()

@@ -9,6 +9,7 @@ import pytest
 from backtest_persist import Container, Settings
 from tests.support.cases import CASES
 from tests.support.processes import settings_environment, start_python
+from tests.support.stopwatch import HANG
 
 PROCESSES = 8
 TASKS = 50
@@ -65,7 +66,7 @@ async def test_processes_that_write_the_same_new_keys_make_one_document_each(set
             for n in range(PROCESSES)
         ]
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(2 * HANG):
                 for process in processes:
                     assert process.stdout is not None
                     assert await process.stdout.readline() == b"ready\n"

@@ -31,8 +31,8 @@ async def redis(tmp_path: Path) -> AsyncIterator[PrivateRedis]:
 
 @pytest.fixture
 def settings(settings: Settings, redis: PrivateRedis) -> Settings:
-    """Return settings that lead to that redis-server."""
-    return settings.model_copy(update={"redis_url": SecretStr(f"unix://{redis.socket}")})
+    """Return settings that lead to that redis-server, which is asked for every id."""
+    return settings.model_copy(update={"redis_url": SecretStr(f"unix://{redis.socket}"), "id_memory": 0})
 
 
 async def has_clients(redis: PrivateRedis, count: int) -> bool:

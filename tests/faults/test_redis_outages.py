@@ -14,7 +14,7 @@ from pymongo import AsyncMongoClient
 from backtest_persist import Container, Settings
 from tests.support.load import under_load
 from tests.support.servers import PrivateRedis, wait_until
-from tests.support.stopwatch import timed
+from tests.support.stopwatch import HANG, slowness, timed
 
 REDIS_SECONDS = 0.1
 MONGO_SECONDS = 5
@@ -39,9 +39,9 @@ async def redis(tmp_path: Path) -> AsyncIterator[PrivateRedis]:
 
 @pytest.fixture
 def settings(settings: Settings, redis: PrivateRedis) -> Settings:
-    """The default deadlines, and the redis-server of the test."""
+    """The default deadlines, and the redis-server of the test, which is asked for every id."""
     update = {"redis_url": SecretStr(f"unix://{redis.socket}"), "redis_timeout_ms": 100, "mongo_timeout_ms": 5000}
-    return settings.model_copy(update=update)
+    return settings.model_copy(update={**update, "id_memory": 0})
 
 
 async def write_and_read(container: Container, count: int) -> float:
@@ -138,12 +138,12 @@ async def _costs_one_deadline(container: Container) -> None:
     db = container.signal_db_service
     times: list[float] = []
     for n in range(5):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG):
             row, seconds = await timed(db.find_by_context("s", "t", "e0"))
         times.append(seconds)
         assert row is not None, n
         assert row.payload == {"n": 0}
-    assert times[0] < REDIS_SECONDS + 0.15, times
+    assert times[0] < REDIS_SECONDS + 0.15 * slowness(), times
     assert max(times[1:]) < REDIS_SECONDS * 0.9, times
     assert db.stats.hits == 0
 
@@ -172,7 +172,7 @@ async def test_a_redis_without_its_master_is_reported_once(
     await redis.command("CONFIG", "SET", "replica-serve-stale-data", "no")
     await redis.command("REPLICAOF", "127.0.0.1", 1)
     longest, seconds = await timed(write_and_read(container, 100))
-    assert (longest < 1, seconds < 5) == (True, True)
+    assert (longest < slowness(), seconds < 5 * slowness()) == (True, True)
     assert warned() == ["redis.refuses"] * 2
     assert container.signal_db_service.stats.hits == 0
     await redis.command("REPLICAOF", "NO", "ONE")
@@ -192,7 +192,7 @@ async def test_a_redis_that_is_loading_is_reported_once(
     patient = settings.model_copy(update={"redis_timeout_ms": 5000})  # it is silent between its looks
     await slow.start(answering=False)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG):
             while not await _is_loading(slow):
                 await asyncio.sleep(0.01)
         async with Container(patient) as container:

@@ -2,13 +2,22 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import product
 from typing import Any
 
 import pytest
 from bson import ObjectId
 
-from backtest_persist import Container, InvalidPayloadError, Settings, SignalRow, WriteRejectedError
+from backtest_persist import (
+    Container,
+    InvalidPayloadError,
+    PersistIntervalInstance,
+    PersistSignalInstance,
+    Settings,
+    SignalRow,
+    WriteRejectedError,
+)
 from tests.support.commands import Commands, monitored_container
 
 CALLERS = 64
@@ -221,6 +230,57 @@ async def test_a_write_repairs_the_dates_of_a_damaged_document(container: Contai
     assert stored is not None
     assert stored["createDate"] == created
     assert [row.create_date for row in written if row.symbol == rows[2].symbol] == [rows[2].create_date]
+
+
+async def test_an_adapter_write_repairs_the_dates_of_a_damaged_document(container: Container) -> None:
+    """Alone, in a batch after which nothing is read otherwise, and in one with upserts, claims and removals."""
+    db = container.interval_db_service
+    adapter = PersistIntervalInstance("b", ioc=container)
+    collection = container.mongo_service.collection(db.collection)
+    keys = [f"k{number}" for number in range(6)]
+
+    def writes(n: int) -> list[Awaitable[Any]]:
+        return [adapter.write_interval_data({"n": n}, key, -n) for key in keys]
+
+    for n in range(3):  # afterwards the ids are known, and the documents count as sound
+        await asyncio.gather(*writes(n))
+    before = {row.entry_key: (row.id, row.create_date) for row in await db.find_all()}
+    before["k1"] = before["k1"][0], ObjectId(before["k1"][0]).generation_time
+    others: list[Callable[[], Awaitable[Any]]] = [
+        lambda: adapter.remove_interval_data("absent"),
+        lambda: db.upsert("b", "k1", {"n": "older"}, -1),
+        lambda: db.claim("b", "k0", {"n": "refused"}, -1),
+    ]
+    damages: list[dict[str, Any]] = [{"$set": {"createDate": "garbage"}}, {"$unset": {"createDate": ""}}]
+    batches = [[], *([other] for other in others), others]
+    for n, (calls, damage) in enumerate(product(batches, damages), 10):
+        await collection.update_one({"entryKey": "k1"}, damage)
+        with pytest.raises(InvalidPayloadError):
+            await db.find_by_context("b", "k1")
+        await asyncio.gather(*(call() for call in calls), *writes(n))
+        rows = await db.find_all()
+        assert {row.entry_key: (row.id, row.create_date) for row in rows} == before
+        assert [row.payload for row in rows] == [{"n": n}] * 6
+    row, *_ = await asyncio.gather(db.upsert("b", "k1", {"n": "older"}, -1), *writes(50))
+    assert (row.id, row.create_date) == before["k1"]
+    await collection.update_one({"entryKey": "k1"}, damages[0])
+    await adapter.write_interval_data({"n": 99}, "k1", 0)
+    assert {row.entry_key: (row.id, row.create_date) for row in await db.find_all()} == before
+
+
+async def test_an_adapter_write_of_a_document_that_is_gone_makes_another_one(container: Container) -> None:
+    """Deleted behind the back of this process, which knows its id, it is stored anew, with dates of its own."""
+    collection = container.mongo_service.collection("signal-items")
+    adapters = [PersistSignalInstance(*context(number), ioc=container) for number in range(4)]
+    for n in range(3):
+        await asyncio.gather(*(adapter.write_signal_data({"n": n}) for adapter in adapters))
+    before = [row and row.id for row in await read_all(container, 4)]
+    await collection.delete_one({"symbol": "S1"})
+    await asyncio.gather(*(adapter.write_signal_data({"n": 3}) for adapter in adapters))
+    rows = await container.signal_db_service.find_all(sort=[("symbol", 1)])
+    assert [row.payload for row in rows] == [{"n": 3}] * 4
+    assert [row.id == id for row, id in zip(rows, before, strict=True)] == [True, False, True, True]
+    assert await read_all(container, 4) == rows
 
 
 async def test_a_read_that_starts_after_a_write_never_sees_an_older_value(container: Container) -> None:

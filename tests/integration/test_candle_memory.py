@@ -81,14 +81,21 @@ async def settled(memory: CandleMemory) -> None:
         await asyncio.wait(memory._tasks)  # pyright: ignore[reportPrivateUsage]
 
 
+def held_bytes(memory: CandleMemory) -> int:
+    """Count the bytes of the chunks in memory: 48 for each candle, and about 448 for one that is kept as a dict."""
+    chunks: Any = memory._chunks._by_use  # pyright: ignore[reportPrivateUsage]
+    return sum(2048 + 48 * chunk.count + 448 * len(chunk.rows or ()) for chunk in chunks)
+
+
 class Walk:
     """A random walk over some series: windows are compared with the store while others write into it."""
 
-    def __init__(self, seed: int, db: CandleDbService, other: CandleDbService, memory: CandleMemory) -> None:
+    def __init__(self, seed: int, db: CandleDbService, other: CandleDbService, max_bytes: int) -> None:
         self.chance = random.Random(seed)
         self.db = db
         self.other = other
-        self.memory = memory
+        self.max_bytes = max_bytes
+        self.memory = CandleMemory(db, max_bytes)
         self.series = [(f"A{seed}", "1m", "x"), (f"A{seed}", "5m", "x"), (f"B{seed}", "1m", "x")]
         self.missing: dict[tuple[str, str, str], list[int]] = {}
         self.pending: dict[tuple[str, str, str], dict[int, CandleData]] = {key: {} for key in self.series}
@@ -153,7 +160,7 @@ class Walk:
         assert rows == last, (key, limit, until)
         assert [type(value) for row in rows[:1] for value in row.values()] == ([int] + [float] * 5) * len(rows[:1])
         assert as_rows(window) == last, (key, limit, until)
-        assert self.memory.nbytes <= self.memory._max_bytes  # pyright: ignore[reportPrivateUsage]
+        assert held_bytes(self.memory) == self.memory.nbytes <= self.max_bytes
 
 
 @pytest.mark.parametrize(
@@ -170,7 +177,8 @@ async def test_a_window_is_what_the_store_would_answer(
     """Whatever is missing, written, pending or evicted, a window is that of `find_last`, in copies."""
     monkeypatch.setattr(candle_chunks, "SLOTS", 16)
     monkeypatch.setattr(candle_memory, "_MAX_GAP", 40)
-    monkeypatch.setattr(candle_chunks, "CHUNK_BYTES", 2304)
+    monkeypatch.setattr(candle_chunks, "CHUNK_BYTES", 2816)
+    monkeypatch.setattr(candle_chunks, "_ROW_READS", 4)
     async with Container(settings) as container:
         for seed, bound in enumerate(max_bytes):
             if backend == "json":
@@ -178,12 +186,11 @@ async def test_a_window_is_what_the_store_would_answer(
                 db, other = (adapter.db for adapter in adapters)
             else:
                 db, other = stored, container.candle_db_service
-            memory = CandleMemory(db, bound)
-            walk = Walk(seed, db, other, memory)
+            walk = Walk(seed, db, other, bound)
             await walk.prepare()
             for _ in range(STEPS if bound else 10):
                 await walk.step()
-            await memory.close()
+            await walk.memory.close()
 
 
 async def test_a_backtest_asks_once_for_each_chunk(stored: CandleDbService, memory: CandleMemory) -> None:
@@ -202,8 +209,12 @@ async def test_a_backtest_asks_once_for_each_chunk(stored: CandleDbService, memo
     assert stored.stats.reads - before == 2
 
 
-async def test_no_candle_closes_after_until(stored: CandleDbService, memory: CandleMemory) -> None:
+@pytest.mark.parametrize("reads", [1, 1000], ids=["kept as plain data", "kept as columns"])
+async def test_no_candle_closes_after_until(
+    stored: CandleDbService, memory: CandleMemory, monkeypatch: pytest.MonkeyPatch, reads: int
+) -> None:
     """However `until` lies to the candles in memory, later ones are neither in a window nor behind it, nor changed."""
+    monkeypatch.setattr(candle_chunks, "_ROW_READS", reads)
     await stored.create_many(*KEY, [candle(n) for n in range(300)])
     await memory.window(*KEY, 300, at(299))
     for until, last in ((at(150), 150), (at(150) - 1, 149), (at(150) + MINUTE - 1, 150)):
@@ -218,6 +229,11 @@ async def test_no_candle_closes_after_until(stored: CandleDbService, memory: Can
     rows[0]["close"] = 0.0
     assert await memory.rows(*KEY, 10, at(150)) == [candle(n) for n in range(141, 151)]
     assert numbers(await memory.window(*KEY, 10, at(-1))) == []
+    for written in (range(310, 320), range(300, 310)):  # the second ones move the first ones on in their chunk
+        await stored.create_many(*KEY, [candle(n) for n in written])
+        for last in (written[-1], 319, 319):
+            assert numbers(await memory.rows(*KEY, 5, at(last))) == [*range(last - 4, last + 1)]
+    assert held_bytes(memory) == memory.nbytes
 
 
 async def test_a_gap_costs_one_find_at_each_read(
@@ -266,7 +282,8 @@ async def test_nothing_is_asked_about_the_future(
     find_columns = stored.find_columns
 
     async def recorded(symbol: str, interval: str, exchange_name: str, since: datetime, limit: int) -> Any:
-        ends.append(since.timestamp() * 1000 + limit * MINUTE)
+        if limit:  # otherwise there is no query
+            ends.append(since.timestamp() * 1000 + limit * MINUTE)
         return await find_columns(symbol, interval, exchange_name, since, limit)
 
     monkeypatch.setattr(stored, "find_columns", recorded)

@@ -25,6 +25,7 @@ from backtest_persist import (
     setup,
 )
 from tests.support.commands import Commands, close_client, monitored_client
+from tests.support.stopwatch import HANG
 
 
 def open_sockets() -> int:
@@ -74,7 +75,7 @@ async def test_the_same_ioc_works_in_one_asyncio_run_after_another(settings: Set
         before = open_sockets()
         await asyncio.to_thread(in_a_thread, run_twice)
         gc.collect()
-        async with asyncio.timeout(20):  # Motor's monitor threads let go of theirs a moment later
+        async with asyncio.timeout(HANG):  # Motor's monitor threads let go of theirs a moment later
             while open_sockets() > before:
                 await asyncio.sleep(0.05)
     finally:
@@ -178,7 +179,7 @@ async def test_an_injected_client_belongs_to_one_loop(settings: Settings, driver
     mongo, mine = monitored_client(settings, driver, Commands()), Container(settings)
     redis: Any = mine.redis_service.client
     container = Container(settings, mongo_client=mongo)
-    cached = Container(settings, redis_client=redis)
+    cached = Container(settings.model_copy(update={"id_memory": 0}), redis_client=redis)
     db = cached.signal_db_service
     await container.signal_db_service.upsert("s", "t", "e", {"n": 1})
     await db.upsert("s", "t", "e", {"n": 1})

@@ -16,6 +16,7 @@ from tests.support.json_backend import (
     LATE,
     open_dump,
 )
+from tests.support.stopwatch import HANG
 
 
 async def test_a_cancelled_write_is_never_applied_after_a_later_one(
@@ -72,7 +73,7 @@ async def test_a_cancelled_bulk_ends_with_its_current_batch(tmp_path: Path, monk
         (storage.write_storage_data, storage.read_storage_data),
     ):
         bulk = asyncio.create_task(write([{"id": str(n)} for n in range(1000)]))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG):
             while len(await read()) < 3:
                 await asyncio.sleep(0)
         bulk.cancel()

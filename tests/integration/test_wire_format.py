@@ -3,6 +3,7 @@
 import asyncio
 import math
 import re
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -148,22 +149,23 @@ async def test_concurrent_first_writes_make_one_document(container: Container, c
 
 
 @each_domain
-async def test_a_poisoned_cache_entry_is_a_miss_and_is_repaired(container: Container, case: Case) -> None:
+async def test_a_poisoned_cache_entry_is_a_miss_and_is_repaired(settings: Settings, case: Case) -> None:
     """Junk, binary, a foreign id or a list under the key never reach the reader; the entry is put right."""
-    row = await write(container, case)
-    other = {**case.document, "_id": ObjectId(), "createDate": row.create_date, "updatedDate": row.create_date}
-    name = case.index[-1]
-    other[name] = {str: "another", bool: not other[name], int: 60_000}[type(other[name])]  # pyright: ignore[reportArgumentType]
-    await container.mongo_service.database[case.collection].insert_one(other)
-    redis, key = container.redis_service.client, redis_key(container, case)
+    async with aclosing(Container(settings.model_copy(update={"id_memory": 0}))) as container:
+        row = await write(container, case)
+        other = {**case.document, "_id": ObjectId(), "createDate": row.create_date, "updatedDate": row.create_date}
+        name = case.index[-1]
+        other[name] = {str: "another", bool: not other[name], int: 60_000}[type(other[name])]  # pyright: ignore[reportArgumentType]
+        await container.mongo_service.database[case.collection].insert_one(other)
+        redis, key = container.redis_service.client, redis_key(container, case)
 
-    for poison in (b"junk", b"\xff\xfe\x00", b"f" * 24, str(other["_id"]).encode(), b"x" * 1_000_000):
-        await redis.set(key, poison)
+        for poison in (b"junk", b"\xff\xfe\x00", b"f" * 24, str(other["_id"]).encode(), b"x" * 1_000_000):
+            await redis.set(key, poison)
+            assert await db(container, case).find_by_context(*case.args) == row
+            assert await redis.get(key) == row.id.encode()
+        await redis.delete(key)
+        await redis.rpush(key, "a", "b")
         assert await db(container, case).find_by_context(*case.args) == row
-        assert await redis.get(key) == row.id.encode()
-    await redis.delete(key)
-    await redis.rpush(key, "a", "b")
-    assert await db(container, case).find_by_context(*case.args) == row
 
 
 @each_domain

@@ -1,13 +1,12 @@
 """Work that goes on while a test disturbs the servers, and the checks that hold whatever happens to them."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from backtest_persist import BacktestPersistError, Container, Settings
-from tests.support.stopwatch import GRACE, timed
+from backtest_persist import BacktestPersistError, Container, Settings, StoreUnavailableError
+from tests.support.stopwatch import GRACE, HANG, Stopwatch, timed
 
 __all__ = ("Load", "under_load")
 
@@ -56,18 +55,19 @@ class Load:
         if not self.acknowledged[task] <= number <= self.attempted[task]:
             self.wrong.append(f"e{task}: {number}, not {self.acknowledged[task]} to {self.attempted[task]}")
 
-    async def wait_for_successes(self, operations: int = 50, seconds: float = 10) -> float:
+    async def wait_for_successes(self, operations: int = 50) -> float:
         """Wait until that many more operations have succeeded, and return how many seconds it took."""
-        started, until = time.monotonic(), self.successes + operations
-        async with asyncio.timeout(seconds):
-            while self.successes < until:
-                await asyncio.sleep(0.005)
-        return time.monotonic() - started
+        until = self.successes + operations
+        with Stopwatch() as watch:
+            async with asyncio.timeout(HANG):
+                while self.successes < until:
+                    await asyncio.sleep(0.005)
+        return watch.seconds
 
     async def wait_for_an_error(self) -> None:
         """Wait until an operation ends with an error."""
         known = len(self.errors)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG):
             while len(self.errors) == known:
                 await asyncio.sleep(0.005)
 
@@ -93,7 +93,9 @@ class Load:
 @asynccontextmanager
 async def under_load(settings: Settings, container: Container) -> AsyncGenerator[Load]:
     """Work for the length of the block, then check."""
-    await container.signal_db_service.wait_for_init()
+    async with asyncio.timeout(HANG):
+        while isinstance((await timed(container.signal_db_service.wait_for_init()))[0], StoreUnavailableError):
+            pass  # a short deadline is not for the first connection on a busy machine
     load = Load(container)
     running = asyncio.create_task(load.run())
     try:

@@ -28,10 +28,18 @@ class NameServer(asyncio.DatagramProtocol):
     def __init__(self, member_port: int) -> None:
         self.member_port = member_port
         self.state: Literal["silent", "ignorant", "answering"] = "silent"
+        self.unanswered: list[tuple[bytes, Any]] = []
+        """The queries that came while it was silent."""
         self._transport: Any = None
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+
+    def answer_late(self) -> None:
+        """Answer from now on, those queries as well that have had no answer so far."""
+        self.state = "answering"
+        while self.unanswered:
+            self.datagram_received(*self.unanswered.pop())
 
     @property
     def port(self) -> int:
@@ -40,6 +48,7 @@ class NameServer(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         if self.state == "silent":
+            self.unanswered.append((data, addr))
             return
         query = dns.message.from_wire(data)
         answer = dns.message.make_response(query)

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import SecretStr
 
 from backtest_persist import Container, Settings
+from tests.support.stopwatch import HANG
 
 __all__ = ("DEADLINE", "Proxy", "behind_proxy", "mongo_proxy", "redis_proxy", "with_short_deadline")
 
@@ -42,7 +43,7 @@ class Proxy:
 
     async def wait_until_disconnected(self) -> None:
         """Wait until no client is connected."""
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(HANG):
             while self._clients:
                 gc.collect()
                 await asyncio.sleep(0.01)

@@ -47,7 +47,18 @@ _ARGUMENTS: Mapping[str, Any] = {
     "when": WHEN,
 }
 _NOT_FOR_USERS = {
-    *("bind", "encoded", "encoded_claim", "encoded_entry", "encoded_living", "on_dispose", "operation", "schema"),
+    *(
+        "bind",
+        "content",
+        "encoded",
+        "encoded_claim",
+        "encoded_entry",
+        "encoded_living",
+        "on_change",
+        "on_dispose",
+        "operation",
+        "schema",
+    ),
     *("allows_early_times", "to_horizon", "to_millis", "wire_when"),
 }
 """Methods for domains and for the container."""

@@ -23,6 +23,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from backtest_persist import Container, Settings
+from tests.support.stopwatch import HANG
 
 __all__ = (
     "PrivateMongo",
@@ -121,7 +122,7 @@ class PrivateRedis(_PrivateServer):
         self.socket.unlink(missing_ok=True)
         listen = ("--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir", str(self.directory))
         await self._start(binary, *self._config, *listen, *debug)
-        await self._wait_until(self.answers if answering else self._listens, 10)
+        await self._wait_until(self.answers if answering else self._listens, HANG)
 
     async def _listens(self) -> bool:
         return self.socket.exists()
@@ -180,7 +181,7 @@ class PrivateMongo(_PrivateServer):
         store = ("--dbpath", str(self.directory), "--oplogSize", "64", "--wiredTigerCacheSizeGB", "0.25", "--quiet")
         await self._start(binary, *listen, *store)
         async with AsyncMongoClient[dict[str, Any]](self.direct_uri, serverSelectionTimeoutMS=200) as client:
-            await self._wait_until(partial(self._is_ready, client), 30)
+            await self._wait_until(partial(self._is_ready, client), HANG)
 
     async def _is_ready(self, client: AsyncMongoClient[dict[str, Any]]) -> bool:
         try:
@@ -281,7 +282,7 @@ async def is_running_command(settings: Settings, command: str) -> bool:
         return bool(await (await client.admin.aggregate(pipeline)).to_list())
 
 
-async def wait_until(condition: Callable[[], Awaitable[bool]], seconds: float = 5) -> None:
+async def wait_until(condition: Callable[[], Awaitable[bool]], seconds: float = HANG) -> None:
     """Wait until a condition holds that sets no event."""
     async with asyncio.timeout(seconds):
         while not await condition():

@@ -1,18 +1,23 @@
 """Time as the event loop sees it: bounds on it hold on a busy machine, where other processes take turns."""
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 from backtest_persist import BacktestPersistError
 
-__all__ = ("GRACE", "Stopwatch", "pauses", "timed")
+__all__ = ("GRACE", "HANG", "Stopwatch", "pauses", "slowness", "timed")
 
 GRACE = 0.25
 """Seconds that an operation may take longer than its deadline."""
+HANG = 60.0
+"""Seconds after which something hangs: many times what it takes on a busy machine, where no bound is stated."""
 TICK = 0.01
+_SCHEDSTAT = Path("/proc/thread-self/schedstat")
 
 
 class _Clock:
@@ -71,11 +76,27 @@ async def timed(operation: Awaitable[Any]) -> tuple[Any, float]:
 
 
 async def pauses(done: asyncio.Future[Any]) -> list[float]:
-    """Return for how many seconds each time, until `done`, the event loop ran no other task; the longest last."""
-    found, last = list[float](), time.monotonic()
+    """Return for how many seconds each time, until `done`, the event loop ran no other task; the longest last.
+
+    Time in which this thread could have run, and other processes had all processors, does not count.
+    """
+    found, last = list[float](), time.monotonic() - _seconds_without_processor()
     while not done.done():
         await asyncio.sleep(0.005)
-        now = time.monotonic()
+        now = time.monotonic() - _seconds_without_processor()
         found.append(now - last)
         last = now
     return sorted(found)
+
+
+def _seconds_without_processor() -> float:
+    """How long this thread has waited for a processor so far, as the kernel has counted it; 0 where it does not."""
+    try:
+        return int(_SCHEDSTAT.read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
+
+
+def slowness() -> float:
+    """How many times as long as on a quiet machine a server may take now: by the load of each processor, or 1."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))

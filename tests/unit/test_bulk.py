@@ -21,17 +21,23 @@ OPERATIONS = [UpdateOne({"n": n}, {"$set": {"value": n}}, upsert=True) for n in 
 class Acknowledged:
     """The result of a bulk in which nothing was refused."""
 
-    def __init__(self, upserted: Mapping[int, ObjectId] | None) -> None:
+    def __init__(self, upserted: Mapping[int, ObjectId] | None, matched: int = 0) -> None:
         self.upserted_ids = upserted
+        self.matched_count = matched
 
 
 def failed(
-    codes: Mapping[int, int], upserted: Mapping[int, ObjectId] | None = None, *, concern: Sequence[Any] = ()
+    codes: Mapping[int, int],
+    upserted: Mapping[int, ObjectId] | None = None,
+    *,
+    matched: int = 0,
+    concern: Sequence[Any] = (),
 ) -> BulkWriteError:
     """Make the error of a bulk whose operations at these positions were refused with these codes."""
     failures = [{"index": index, "code": code, "errmsg": "no"} for index, code in codes.items()]
     new = [{"index": index, "_id": id} for index, id in (upserted or {}).items()]
-    return BulkWriteError({"writeErrors": failures, "writeConcernErrors": list(concern), "upserted": new})
+    details = {"writeErrors": failures, "writeConcernErrors": list(concern), "upserted": new, "nMatched": matched}
+    return BulkWriteError(details)
 
 
 class Collection:
@@ -84,17 +90,18 @@ async def test_a_bulk_is_one_unordered_command_of_the_session() -> None:
 
 async def test_a_bulk_that_stored_nothing_new_has_no_ids() -> None:
     """The driver says None where no document was inserted."""
-    assert await Collection(Acknowledged(None)).write(2) == BulkOutcome({}, {})
+    assert await Collection(Acknowledged(None, matched=2)).write(2) == BulkOutcome({}, {}, matched=2)
 
 
 async def test_first_writes_that_met_others_are_repeated() -> None:
     """A duplicate key means that the document exists by now: the operation updates it the second time."""
     collection = Collection(
-        failed({1: DUPLICATE_KEY, 4: DUPLICATE_KEY}, {0: IDS[0], 3: IDS[3]}), Acknowledged({1: IDS[4]})
+        failed({1: DUPLICATE_KEY, 4: DUPLICATE_KEY}, {0: IDS[0], 3: IDS[3]}, matched=1),
+        Acknowledged({1: IDS[4]}, matched=1),
     )
     bulk = await collection.write(5)
     assert collection.sent == [[0, 1, 2, 3, 4], [1, 4]]
-    assert bulk == BulkOutcome({0: IDS[0], 3: IDS[3], 4: IDS[4]}, {})
+    assert bulk == BulkOutcome({0: IDS[0], 3: IDS[3], 4: IDS[4]}, {}, matched=2)
     assert collection.prepared == 0
 
 

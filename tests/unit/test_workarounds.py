@@ -7,7 +7,7 @@ any more.
 import asyncio
 import sys
 import warnings
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -15,9 +15,10 @@ import bson
 import pytest
 from bson import BSON, DBRef, Decimal128, encode
 from bson.codec_options import CodecOptions, TypeDecoder, TypeRegistry
+from pymongo import MongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
-from pymongo.errors import ConfigurationError, WriteConcernError
+from pymongo.errors import ConfigurationError, InvalidOperation, WriteConcernError
 from pymongo.helpers_shared import _check_command_response
 from pymongo.lock import _async_cond_wait, _async_create_condition, _async_create_lock
 from pymongo.read_preferences import ReadPreference
@@ -29,6 +30,7 @@ from backtest_persist.connections.workarounds import (
     TYPE_REGISTRY,
     WithoutAsyncgenHooks,
     is_sessionless,
+    keep_closed,
     raise_swallowed_cancellation,
     transport_of,
 )
@@ -104,6 +106,43 @@ async def test_no_cancellation_is_invented() -> None:
     assert task is not None
     await raise_swallowed_cancellation(task, task.cancelling(), None)
     await raise_swallowed_cancellation(task, -1, asyncio.CancelledError())
+
+
+# --- keep_closed ---
+
+
+def _open_after_it_was_closed(monkeypatch: pytest.MonkeyPatch, close: Callable[[Any], None]) -> MongoClient[Any]:
+    """Let a name server answer when the client is closed already, and return the client."""
+    client = MongoClient[Any]("mongodb+srv://cluster.backtest.example/?tls=false", connect=False)
+
+    def answer_late() -> None:
+        close(client)
+
+    monkeypatch.setattr(client, "_resolve_srv", answer_late)
+    with suppress(InvalidOperation):
+        client._get_topology()
+    return client
+
+
+def test_bug_a_client_that_is_closed_before_dns_answers_opens_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`keep_closed`: there is nothing to close yet, so nothing remembers that it was."""
+    client = _open_after_it_was_closed(monkeypatch, lambda client: client.close())
+    assert client._opened
+    client.close()
+
+
+def test_a_client_that_is_kept_closed_does_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that has waited for the answer is told that it is too late; an open client closes as ever."""
+
+    def close(client: MongoClient[Any]) -> None:
+        keep_closed(client)
+        client.close()
+
+    assert not _open_after_it_was_closed(monkeypatch, close)._opened
+    client = MongoClient[Any]("mongodb://127.0.0.1:1", connect=False)
+    close(client)
+    with pytest.raises(InvalidOperation):
+        client.admin.command("ping")
 
 
 # --- TYPE_REGISTRY ---

@@ -55,21 +55,31 @@ class JsonStore(Generic[C, R]):
 
     async def upsert(self, context: C, fields: Mapping[str, Any]) -> R:
         """Replace the file of a row, atomically; returns the row."""
+        document = await self._replace(context, fields)
+        from_document = self._domain.row_type.from_document
+        if is_deferred(fields):
+            return cast("R", await asyncio.to_thread(from_document, document))
+        return cast("R", from_document(document))
+
+    async def write(self, context: C, fields: Mapping[str, Any]) -> None:
+        """Replace the file of a row, atomically."""
+        await self._replace(context, fields)
+
+    async def _replace(self, context: C, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace the file of a row; returns the document of the row."""
         self._domain.row_type.check_whole(context, fields)
         parts = context.parts()
-        if is_deferred(fields):
-            encoded: list[tuple[Write, Mapping[str, Any]]] = []
+        if not is_deferred(fields):
+            times = await self.folder(parts).write_one(self.to_write(parts, fields))
+            return {**context.to_filter(), **fields, **row_dates(parts, times)}
+        encoded: list[tuple[Write, Mapping[str, Any]]] = []
 
-            async def encode() -> Write:
-                encoded.append(await asyncio.to_thread(self._encode, parts, fields))
-                return encoded[0][0]
+        async def encode() -> Write:
+            encoded.append(await asyncio.to_thread(self._encode, parts, fields))
+            return encoded[0][0]
 
-            times = await self.folder(parts).write_one(encode)
-            document = {**context.to_filter(), **encoded[0][1], **row_dates(parts, times)}
-            return cast("R", await asyncio.to_thread(self._domain.row_type.from_document, document))
-        times = await self.folder(parts).write_one(self.to_write(parts, fields))
-        document = {**context.to_filter(), **fields, **row_dates(parts, times)}
-        return cast("R", self._domain.row_type.from_document(document))
+        times = await self.folder(parts).write_one(encode)
+        return {**context.to_filter(), **encoded[0][1], **row_dates(parts, times)}
 
     async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
         """Write the file of a row unless there is one that is not a tombstone, while no other process may write."""
