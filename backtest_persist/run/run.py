@@ -194,10 +194,14 @@ class Run(Generic[S]):
         if payload is None or self._restart:
             return
         if payload.get("id") != self.id or not _is_point(payload):
+            problem = (
+                f"holds the session of the run {payload['id']}: paper and live share what is kept with backtest=False"
+                if _is_point(payload)
+                else "holds a session that no run has stored"
+            )
             raise SettingsError(
-                f"session-items ({self._session_context.describe()}) holds the session of another runner, or of "
-                "another mode: paper and live share what is kept with backtest=False. Give this run another exchange "
-                "or frame, or begin it from nothing with restart=True.",
+                f"session-items ({self._session_context.describe()}) {problem}. Give this run another exchange or "
+                "frame, or begin it from nothing with restart=True, which replaces that session.",
                 context=self._session_context.parts(),
             )
         self._point = self._stored = _Point(payload["bars"], payload["when"], payload["data"])
