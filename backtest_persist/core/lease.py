@@ -207,10 +207,13 @@ class _Attempt:
             left = until - time.monotonic()
             try:
                 row = await self.document.take(self._owner, gone, max(min(patience, left), 0.001))
-            except WriteOutcomeUnknownError as error:
-                if error.reason is not ErrorReason.TIMEOUT or left <= 0:
+            except (StoreUnavailableError, WriteOutcomeUnknownError) as error:  # to take it again does no harm
+                if not error.retryable or left <= 0:
                     raise
-                patience *= 2  # it may be the network that is slow
+                if error.reason is ErrorReason.TIMEOUT:
+                    patience *= 2  # it may be the network that is slow, and no lock
+                else:
+                    await asyncio.sleep(_LOOK_SECONDS)
             else:
                 if row.owner is not None and row.owner.token == self._owner.token:
                     return row
