@@ -151,6 +151,14 @@ class Lease:
         """
         await self._checked().fence(session)
 
+    async def verify(self) -> None:
+        """Ask the server whether the lease is still held, and raise `LeaseLostError` if it is not.
+
+        For a transaction that has failed before its fence could tell: that of a process that was paused meets its
+        deadline first.
+        """
+        await self._checked().verify()
+
     def lost(self) -> LeaseLostError | None:
         """Return the error that says why the lease is not held any more; None as long as no loss is known."""
         return None if self._held is None else self._held.lost()
