@@ -200,6 +200,7 @@ class _Attempt:
         self._context = context
         self._owner = Owner.here()
         self.document = LeaseDocument(state, context, self._owner.token, duration)
+        self._is_sent = False
 
     async def run(self) -> LeaseRow:
         """Take the lease and end the transactions of a predecessor; `LeaseHeldError` if there is another holder."""
@@ -207,10 +208,9 @@ class _Attempt:
             row = await self._take()
             if row.session_ids:
                 await self.document.kill(row.session_ids)
-        except LeaseHeldError:
-            raise
-        except BacktestPersistError:  # it may have been taken
-            self._state.background(self._release())
+        except BacktestPersistError:
+            if self._is_sent:  # it may have been taken
+                self._state.background(self._release())
             raise
         return row
 
@@ -223,6 +223,7 @@ class _Attempt:
             if found is not None and found.row.session_ids:
                 await self.document.kill(found.row.session_ids)
             left = until - time.monotonic()
+            self._is_sent = True
             try:
                 row = await self.document.take(self._owner, gone, max(min(patience, left), 0.001))
             except (StoreUnavailableError, WriteOutcomeUnknownError) as error:  # to take it again does no harm
