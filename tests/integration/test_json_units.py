@@ -23,7 +23,7 @@ from backtest_persist import (
     WriteOutcomeUnknownError,
     WriteRejectedError,
 )
-from backtest_persist.backends.json import folder, locks
+from backtest_persist.backends.json import folder, journal, locks
 from backtest_persist.backends.json.layout import LAYOUTS
 from backtest_persist.domains.interval import PersistIntervalInstance
 from backtest_persist.domains.state import PersistStateInstance
@@ -178,7 +178,7 @@ async def test_an_import_completes_the_unit_of_a_process_that_was_killed(
     assert not any(found.skipped.values())
     assert found.ignored == {}
     write_journal(directory, b"{}")
-    monkeypatch.setattr(locks, "_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(journal, "_WAIT_SECONDS", 0.05)
     descriptor = os.open(journal_of(directory).parent, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
@@ -458,6 +458,7 @@ async def test_a_commit_that_waits_for_another_process_is_a_typed_error(
 ) -> None:
     """Nothing is stored while a directory or the journal stays locked, and the directories are free afterwards."""
     monkeypatch.setattr(locks, "_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(journal, "_WAIT_SECONDS", 0.1)
     monkeypatch.setattr(locks, "_NO_WAIT_SECONDS", 0.0)
     await prepare(tmp_path)
     old = await snapshot(tmp_path)
