@@ -3,19 +3,23 @@
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from backtest_persist.backends.services import AdapterFactories, StoreServices
 from backtest_persist.connections import Document
 from backtest_persist.contracts import CandleData, When
+from backtest_persist.core.change import Part
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain
 from backtest_persist.core.keys import checked_limit
+from backtest_persist.core.lease import LEASE_SECONDS, check_times
+from backtest_persist.core.lease_document import LeaseContext
 from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
 from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.row import Context, Row
 from backtest_persist.domains import DOMAINS
 from backtest_persist.domains.candle import CANDLE, CandleContext, CandleDbService, CandleRow
+from backtest_persist.errors import LeaseLostError
 from backtest_persist.logger import LoggerService
 from backtest_persist.settings import Settings, deferred
 
@@ -143,6 +147,39 @@ class DummyCandleDbService(CandleDbService):
         return 0
 
 
+class DummyCommitter:
+    """Stores no unit of work; implements `core.change.Committer`."""
+
+    async def wait_for_init(self) -> None:
+        """Prepare nothing."""
+
+    async def commit(self, parts: Sequence[Part]) -> None:
+        """Store nothing."""
+
+    async def close(self) -> None:
+        """Wait for nothing."""
+
+
+class DummyLease:
+    """A lease that is always free, as nobody writes."""
+
+    def __init__(self, context: LeaseContext) -> None:
+        self.context = context
+        self.epoch = 0
+        """The number of times that this lease was taken."""
+
+    async def __aenter__(self) -> Self:
+        self.epoch += 1
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        pass
+
+    def lost(self) -> LeaseLostError | None:
+        """Return None: it is never lost."""
+        return None
+
+
 class DummyBackend(AdapterFactories):
     """Builds adapters that keep nothing: for dry runs, and to see what persistence costs; see `contracts.Backend`.
 
@@ -163,3 +200,12 @@ class DummyBackend(AdapterFactories):
             return kind(DummyStore[Any, Any](domain.row_type, given))
 
         super().__init__(StoreServices(known, db_service), known)
+
+    def committer(self, lease: DummyLease | None = None) -> DummyCommitter:
+        """Return what lets units of work vanish."""
+        return DummyCommitter()
+
+    def lease(self, context: LeaseContext, *, wait: float = 0.0, duration: float = LEASE_SECONDS) -> DummyLease:
+        """Return a lease that is free, however often it is taken."""
+        check_times(wait, duration)
+        return DummyLease(context)

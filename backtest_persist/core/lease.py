@@ -17,6 +17,7 @@ After step 3 its predecessor can neither record a session nor pass the fence.
 import asyncio
 import math
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -36,7 +37,7 @@ from backtest_persist.errors import (
     WriteOutcomeUnknownError,
 )
 
-__all__ = ("LEASE_SECONDS", "Lease", "prepare_leases")
+__all__ = ("LEASE_SECONDS", "Lease", "check_times", "prepare_leases", "take_within")
 
 LEASE_SECONDS = 15.0
 """How long a lease lasts that is not renewed."""
@@ -62,6 +63,27 @@ class _Connected(Protocol):
     def mongo_service(self) -> MongoService: ...
 
 
+def check_times(wait: float, duration: float) -> None:
+    """Raise `SettingsError` unless a lease can be waited for and last so many seconds."""
+    if not wait >= 0:  # NaN included
+        raise SettingsError(f"The wait for a lease is a number of seconds, 0 or more, not {wait!r}.")
+    if not 0 < duration < math.inf:
+        raise SettingsError(f"The duration of a lease is a number of seconds above 0, not {duration!r}.")
+
+
+async def take_within(wait: float, take: Callable[[], Awaitable[None]]) -> None:
+    """Take a lease by calls that fail while it is not free, for so many seconds; raises the error of the last one."""
+    until = time.monotonic() + wait
+    while True:
+        try:
+            return await take()
+        except (LeaseHeldError, StoreUnavailableError, WriteOutcomeUnknownError) as error:
+            left = until - time.monotonic()
+            if left <= 0 or not error.retryable:
+                raise
+        await asyncio.sleep(min(left, _LOOK_SECONDS))
+
+
 class Lease:
     """Makes this process the one writer of a context for the length of an ``async with`` block.
 
@@ -75,10 +97,7 @@ class Lease:
     def __init__(
         self, container: _Connected, context: LeaseContext, *, wait: float = 0.0, duration: float = LEASE_SECONDS
     ) -> None:
-        if not wait >= 0:  # NaN included
-            raise SettingsError(f"The wait for a lease is a number of seconds, 0 or more, not {wait!r}.")
-        if not 0 < duration < math.inf:
-            raise SettingsError(f"The duration of a lease is a number of seconds above 0, not {duration!r}.")
+        check_times(wait, duration)
         self.context = context
         self._mongo = container.mongo_service
         self._wait = wait
@@ -96,17 +115,8 @@ class Lease:
         return self._checked().state
 
     async def __aenter__(self) -> Self:
-        until = time.monotonic() + self._wait
-        while True:
-            try:
-                await self._take()
-            except (LeaseHeldError, StoreUnavailableError, WriteOutcomeUnknownError) as error:
-                left = until - time.monotonic()
-                if left <= 0 or not error.retryable:
-                    raise
-            else:
-                return self
-            await asyncio.sleep(min(left, _LOOK_SECONDS))
+        await take_within(self._wait, self._take)
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -70,7 +70,8 @@ async def run(options: Options, observer: Observer) -> Result:
         sample = load(options.symbol)
         total = min(options.limit or len(sample.events), len(sample.events))
         killed_after = expected = None
-        if child is not None and total > 1 and await _is_new(mode, sample):
+        is_new = await _is_new(mode, sample, data_dir)
+        if child is not None and is_new and total > 1:
             last = options.kill_after or random.randrange(total // 2, total * 3 // 4 + 1)
             if last >= total:
                 raise SettingsError(f"--kill-after {last} is not within the run, which has {total:,} bars.")
@@ -115,10 +116,13 @@ async def run(options: Options, observer: Observer) -> Result:
         )
 
 
-async def _is_new(mode: Mode, sample: Sample) -> bool:
+async def _is_new(mode: Mode, sample: Sample, data_dir: Path | None) -> bool:
     symbol = sample.pair.base_symbol
-    session = await persist.session(STRATEGY, account(mode), sample.frame, symbol, mode.backtest)
-    return await session.read_session_data() is None
+    session = await persist.session(STRATEGY, account(mode), sample.frame, symbol, mode)
+    stored = await session.read_session_data()
+    if stored is not None and "data" not in stored:
+        raise SettingsError(f"The session in {_place(data_dir)} was made by an older version of the demo; use another.")
+    return stored is None
 
 
 async def _run_in_memory(mode: Mode, sample: Sample, total: int) -> tuple[Session, list[Signal]]:
@@ -132,5 +136,10 @@ async def _run_in_memory(mode: Mode, sample: Sample, total: int) -> tuple[Sessio
 def _check(bars: int, last_when: int | None, sample: Sample, data_dir: Path | None) -> None:
     """Refuse a session that was made from other bars than these."""
     if bars and (bars > len(sample.events) or millis(sample.events[bars - 1].when) != last_when):
-        where = f"--data-dir {data_dir}" if data_dir else "this database"
-        raise SettingsError(f"The session in {where} was made with another version of the sample; use another one.")
+        raise SettingsError(
+            f"The session in {_place(data_dir)} was made with another version of the sample; use another."
+        )
+
+
+def _place(data_dir: Path | None) -> str:
+    return f"--data-dir {data_dir}" if data_dir else "this database"

@@ -86,7 +86,7 @@ class Session(Document):
     signal: Signal | None = None
     order: Order | None = None
     waited: int = 0
-    """Bars for which the order has waited."""
+    """Bars for which the entry has waited."""
     pullback: Decimal = CENT
     """The average daily range of the last week that had five bars."""
     equity: Decimal = CASH
@@ -104,15 +104,17 @@ class SmaCross:
         self.symbol = pair.base_symbol
         self.exchange = exchange
         self.order_id = ""
-        self.closes: list[Decimal] = []
-        """The last closes: a daily window has gaps at weekends, which would be asked of the store at each bar."""
+        self.days: list[CandleData] = []
+        """The last candles. At each bar the gaps of weekends would be asked of the store again; so they are kept."""
 
     async def on_bar(self, bar: Bar[Session], prices: basana.Bar) -> None:
         """Do what there is to do at the close of a bar."""
         session = bar.session
-        await bar.candle("1d").write_candles_data([candle(prices)])
-        crossed, slow = await self.averages(bar, prices)
-        await self.measure_week(bar, prices)
+        day = candle(prices)
+        await bar.candle("1d").write_candles_data([day])
+        self.days = [*self.days[-SLOW:], day] if self.days else await bar.candles("1d", SLOW + 1)
+        crossed, slow = await self.averages(bar)
+        self.measure_week(session, prices)
         await self.take_stock(session, prices)
         await self.settle(bar)
         if session.signal is None:
@@ -126,32 +128,29 @@ class SmaCross:
         if await months.claim_interval_data({"equity": session.equity}, f"{prices.begin:%Y-%m}"):
             await notify(bar, "month", f"the account stands at {session.equity}")
 
-    async def averages(self, bar: Bar[Session], prices: basana.Bar) -> tuple[Literal["up", "down"] | None, Decimal]:
+    async def averages(self, bar: Bar[Session]) -> tuple[Literal["up", "down"] | None, Decimal]:
         """Return how the averages have crossed since the last bar, and the slow one; both are measured once a day."""
-        if self.closes:
-            self.closes = [*self.closes[-SLOW:], prices.close]
-        else:
-            self.closes = [Decimal(str(day["close"])) for day in await bar.candles("1d", SLOW + 1)]
-        if len(self.closes) <= SLOW:
+        if len(self.days) <= SLOW:
             return None, Decimal(0)
+        closes = [Decimal(str(day["close"])) for day in self.days]
         measured = bar.measure(f"sma-{FAST}-{SLOW}:{self.symbol}")
-        before = await measured.read_measure_data(day(self.run.last_when or 0)) or averages_of(self.closes[:-1])
-        now = averages_of(self.closes)
-        await measured.write_measure_data(now, day(bar.when))
+        before = await measured.read_measure_data(date(self.run.last_when or 0)) or averages_of(closes[:-1])
+        now = averages_of(closes)
+        await measured.write_measure_data(now, date(bar.when))
         if before["fast"] <= before["slow"] and now["fast"] > now["slow"]:
             return "up", now["slow"]
         if before["fast"] >= before["slow"] and now["fast"] < now["slow"]:
             return "down", now["slow"]
         return None, now["slow"]
 
-    async def measure_week(self, bar: Bar[Session], prices: basana.Bar) -> None:
+    def measure_week(self, session: Session, prices: basana.Bar) -> None:
         """On Fridays, measure the daily swing of the week; one with a holiday lacks a candle and is passed over."""
         if prices.begin.isoweekday() == 5:
             monday = millis(prices.begin - 4 * DAY)
-            week = [day for day in await bar.candles("1d", 5) if day["timestamp"] >= monday]
+            week = [day for day in self.days[-5:] if day["timestamp"] >= monday]
             if len(week) == 5:
                 swings = sum((Decimal(str(day["high"])) - Decimal(str(day["low"])) for day in week), Decimal(0))
-                bar.session.pullback = max(CENT, (swings / 5).quantize(CENT))
+                session.pullback = max(CENT, (swings / 5).quantize(CENT))
 
     async def take_stock(self, session: Session, prices: basana.Bar) -> None:
         """Read the account after the trades of this bar."""
@@ -170,9 +169,10 @@ class SmaCross:
             return
         result = await self.exchange.get_order_info(self.order_id)
         if result.is_open:
-            bar.session.waited += 1
-            if order.purpose == "entry" and bar.session.waited >= PATIENCE:
-                await self.cancel(bar, signal, f"the price did not come back within {PATIENCE} bars")
+            if order.purpose == "entry":
+                bar.session.waited += 1
+                if bar.session.waited == PATIENCE:
+                    await self.cancel(bar, signal, f"the price did not come back within {PATIENCE} bars")
             return
         bar.session.order = None
         await bar.strategy.write_strategy_data(None)
@@ -369,7 +369,7 @@ def moment(bar: Bar[Session]) -> datetime:
     return datetime.fromtimestamp(bar.when / 1000, UTC)
 
 
-def day(when: int) -> str:
+def date(when: int) -> str:
     """Return the date of an instant in ms UTC."""
     return f"{datetime.fromtimestamp(when / 1000, UTC):%Y-%m-%d}"
 

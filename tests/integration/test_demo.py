@@ -4,9 +4,9 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import tempfile
-from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,21 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from backtest_persist import Container, Mode, Registry, embedded
-from backtest_persist.demo import replay
+from backtest_persist import Container, Mode, Registry, SettingsError, embedded
+from backtest_persist.cli.demo_display import sparkline
 from backtest_persist.demo.bars import load
-from backtest_persist.demo.strategy import SmaCross
+from backtest_persist.demo.replay import account, open_run, replay
+from backtest_persist.demo.strategy import STRATEGY, Session, Signal, SmaCross, closed_signals
 from backtest_persist.operations.transfer.importing import import_dump
 from tests.support.cases import CASES
-from tests.support.processes import CLI_PROGRAM, start_program
+from tests.support.processes import CLI_PROGRAM, run_in_terminal, start_program
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use price instead:DeprecationWarning")  # basana's own use of it
 
 BARS = 450
 """Enough of AAPL for an entry that expires, limit and market entries, a stop, a breakeven stop and an open end."""
+LIVE = ("demo", "--mode", "live", "--bars", str(BARS), "--json", "--data-dir")
+"""Each bar is stored before the next one begins."""
 
 Documents = dict[str, list[dict[str, Any]]]
 
@@ -56,27 +59,26 @@ async def start(*arguments: str, prelude: str = "", **environment: str) -> async
     )
 
 
-async def start_and_tell(*arguments: str, writes: int) -> asyncio.subprocess.Process:
-    """Start it, and return after so many of its writes were acknowledged."""
+async def start_and_tell(*arguments: str, bars: int) -> asyncio.subprocess.Process:
+    """Start it without a child, and return when so many of its bars have ended."""
     prelude = """
 import sys
-from backtest_persist.core.mongo_store import MongoStore
+from backtest_persist.cli.demo_display import Display
 
-upsert = MongoStore.upsert
+ended = Display.ended
 
-async def telling(*arguments, **options):
-    row = await upsert(*arguments, **options)
-    print("stored", file=sys.stderr, flush=True)
-    return row
+def telling(*arguments):
+    print("ended", file=sys.stderr, flush=True)
+    ended(*arguments)
 
-MongoStore.upsert = telling
+Display.ended = telling
 """
-    process = await start(*arguments, prelude=prelude)
+    process = await start(*arguments, "--kill-after", "0", prelude=prelude)
     assert process.stderr is not None
-    while writes:
+    while bars:
         line = await process.stderr.readline()
         assert line, "it ended before"
-        writes -= line == b"stored\n"
+        bars -= line == b"ended\n"
     return process
 
 
@@ -111,21 +113,27 @@ async def dump_directory(data_dir: Path) -> Documents:
         return await dump(container)
 
 
-async def run_here(container: Container, mode: Mode = Mode.BACKTEST, bars: int = BARS) -> SmaCross:
-    """Run the strategy in this process, from wherever the session is."""
+async def run_here(container: Container, mode: Mode = Mode.BACKTEST, bars: int = BARS) -> tuple[Session, list[Signal]]:
+    """Run the strategy in this process, from wherever the session is; returns the session and all trades."""
     sample = load("AAPL")
-    strategy = SmaCross(Registry(container), mode, sample.pair, sample.frame)
-    await strategy.restore()
-    await replay(strategy, sample, bars)
-    return strategy
+    async with open_run(Registry(container), mode, sample) as run:
+        await replay(run, sample, bars)
+        await run.flush()
+        assert run.bars == bars
+        return run.session, await closed_signals(run)
 
 
 @pytest.fixture(scope="module")
 async def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Documents]:
     """The result and the documents of a run that nothing cut."""
     data_dir = tmp_path_factory.mktemp("uninterrupted")
-    outcome = await run("demo", "--bars", str(BARS), "--json", "--data-dir", str(data_dir))
-    return outcome.result, await dump_directory(data_dir)
+    result = (await run(*LIVE, str(data_dir), "--kill-after", "0")).result
+    for name, domain in result["domains"].items():
+        assert domain["documents"] == domain["ids"] > 0, name
+        assert domain["writes"] >= domain["documents"], name
+    assert result["domains"]["session"]["writes"] == BARS
+    assert (result["killedAfter"], result["sameAsWithoutKill"]) == (None, None)
+    return result, await dump_directory(data_dir)
 
 
 def comparable(result: dict[str, Any]) -> dict[str, Any]:
@@ -136,146 +144,106 @@ def comparable(result: dict[str, Any]) -> dict[str, Any]:
 
 
 async def test_the_whole_sample() -> None:
-    """All 3,270 bars: every domain with documents, an id for each of them, reads that hit, and trades."""
+    """All 3,270 bars, of which a child does the first ones until it is killed: every domain is used, as without it."""
     outcome = await run("demo", "--json")
     result = outcome.result
-    assert (result["bars"], result["complete"], result["resumedFrom"]) == (3270, True, 0)
+    assert (result["bars"], result["complete"], result["sameAsWithoutKill"]) == (3270, True, True)
+    assert 0 < result["resumedFrom"] <= result["killedAfter"] < 3270
     domains = result["domains"]
     assert domains.keys() == {case.domain for case in CASES}
     for name, domain in domains.items():
-        assert domain["documents"] == domain["ids"] > 0, name
-        assert domain["writes"] >= domain["documents"], name
-    assert domains["candle"]["documents"] == domains["session"]["writes"] == 3270
+        assert 0 < domain["ids"] <= domain["documents"], name  # the child may be killed before it tells Redis
+        assert domain["writes"] > 0, name
+    assert domains["candle"]["documents"] == 3270
+    assert domains["session"]["writes"] < 1000  # those of many bars are stored as one
     assert domains["interval"]["documents"] == 157  # months
-    assert domains["measure"]["hits"] == domains["measure"]["lookups"] - 1  # the day before the first
-    assert len(result["trades"]) == 22
+    assert (len(result["trades"]), result["balance"]) == (22, "47934.66")
     profit = sum(Decimal(trade["profit"]) for trade in result["trades"])
     assert Decimal(result["balance"]) == 10_000 + profit
-    assert outcome.errors.startswith("AAPL, backtest: 3,270 daily bars through basana.")
+    killed, resumed = f"{result['killedAfter']:,}", f"{result['resumedFrom']:,}"
+    begun, died, goes_on, _ = outcome.errors.splitlines()
+    assert begun == "AAPL, backtest: 3,270 daily bars through basana."
+    assert died == f"AAPL, backtest: killed (kill -9) after bar {killed}."
+    assert goes_on.startswith(f"AAPL, backtest: resuming after bar {resumed}; ")
 
 
 async def test_the_report(tmp_path: Path) -> None:
     """Without a terminal the report is plain text of 80 columns; no process and no file is left."""
     with tempfile.TemporaryDirectory(prefix="t") as directory:
-        outcome = await run("demo", "--symbol", "FB", TMPDIR=directory)
+        outcome = await run("demo", "--symbol", "FB", "--kill-after", "120", TMPDIR=directory)
         assert os.listdir(directory) == []
-    assert outcome.status == 0
+    assert outcome.status == 0, outcome.errors
     lines = outcome.output.splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
     for name in (case.domain for case in CASES):
-        documents, ids = rows[name][:2]
-        assert documents == ids != "0", name
+        assert rows[name][0] != "0", name
     assert max(map(len, lines)) == 80
     assert "\x1b" not in outcome.output + outcome.errors
-    for words in ("final balance", "events per second", "cache hit rate", "1 trade", "buy and hold"):
+    for words in (
+        "final balance",
+        "events per second",
+        "cache hit rate",
+        "1 trade",
+        "buy and hold",
+        "without the kill",
+    ):
         assert words in outcome.output
+    assert "NOT" not in outcome.output
+    assert "killed (kill -9) after bar 1" in outcome.errors
     assert "196/196" in outcome.errors
+
+
+async def test_a_terminal_shows_equity_and_trades() -> None:
+    """While it runs, a terminal of 80 columns shows the progress, the equity as blocks, and the last trades."""
+    output = await run_in_terminal("demo", "--backend", "dummy", "--bars", "400", columns=80)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output).replace("\r", "\n").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(re.match(r"equity [▁▂▃▄▅▆▇█]{60} [\d,]+\.\d\d", line) for line in lines)
+    assert any(re.match(r"\d{4}-\d\d-\d\d to .* shares .* % +stop loss", line) for line in lines)
+    assert "400/400" in output
 
 
 async def test_stopped_hard_and_resumed(uninterrupted: tuple[dict[str, Any], Documents], tmp_path: Path) -> None:
     """--stop-after ends the process without a word to the servers; each next run goes on, the last one to the same end.
 
-    The stops are before the first average, while a limit order waits, while a market order waits for the open, right
-    after an entry and after an exit, and while a stop order stands.
+    The stops are while a limit order waits, right after another one was given, while a stop order stands, and while a
+    market order waits for the open.
     """
     expected, documents = uninterrupted
-    bars = [event.when for event in load("AAPL").events[:BARS]]
-
-    def find(kind: str, text: str = "") -> list[int]:
-        """After which bars something was decided."""
-        log = [document["payload"] for document in documents["log-items"]]
-        return sorted(bars.index(e["at"]) + 1 for e in log if e["kind"] == kind and text in e["text"])
-
-    waits, opens, opened = find("entry", "waits"), find("entry", "next open"), find("opened")
-    stops = [1, 30, waits[0], waits[0] + 3, waits[1], opened[1], find("closed")[0], opens[0]]
-    stops = sorted({*stops, find("breakeven")[0], find("cancelled")[0], opened[-1] + 5})
-
-    arguments = ("demo", "--bars", str(BARS), "--json", "--data-dir", str(tmp_path))
     done = 0
-    for stop in stops:
-        outcome = await run(*arguments, "--stop-after", str(stop - done))
+    for stop in (95, 131, 135, 417):
+        outcome = await run(*LIVE, str(tmp_path), "--stop-after", str(stop - done))
         assert (outcome.status, outcome.output) == (0, ""), outcome.errors
         assert f"{stop:,} of {BARS:,} in all" in outcome.errors
+        assert "killed" not in outcome.errors
         done = stop
-    result = (await run(*arguments)).result
-    assert result["resumedFrom"] == done
+    result = (await run(*LIVE, str(tmp_path))).result
+    assert (result["resumedFrom"], result["killedAfter"]) == (done, None)
     assert comparable(result) == comparable(expected)
     assert_same(await dump_directory(tmp_path), documents)
 
-    again = await run(*arguments)
+    again = await run(*LIVE, str(tmp_path))
     assert "complete" in again.errors
     assert comparable(again.result) == comparable(expected)
     assert sum(domain["writes"] for domain in again.result["domains"].values()) == 0
 
 
-async def test_killed_and_resumed(uninterrupted: tuple[dict[str, Any], Documents], tmp_path: Path) -> None:
-    """``kill -9`` at any moment: the next run goes on, and ends with the same trades, balance and documents."""
+async def test_killed_with_its_servers_and_resumed(
+    uninterrupted: tuple[dict[str, Any], Documents], tmp_path: Path
+) -> None:
+    """``kill -9`` at any moment, the servers included: the next run goes on, to the same trades, balance, documents."""
     expected, documents = uninterrupted
-    arguments = ("demo", "--bars", str(BARS), "--json", "--data-dir", str(tmp_path))
     chance = random.Random(3)
-    for _ in range(3):
-        process = await start_and_tell(*arguments, writes=chance.randrange(20, 150))
+    for _ in range(2):
+        process = await start_and_tell(*LIVE, str(tmp_path), bars=chance.randrange(20, 150))
+        await asyncio.sleep(chance.uniform(0, 0.01))
         process.kill()
         await process.communicate()
         assert process.returncode == -signal.SIGKILL
-    result = (await run(*arguments)).result
+    result = (await run(*LIVE, str(tmp_path))).result
     assert 0 < result["resumedFrom"] < BARS
     assert comparable(result) == comparable(expected)
     assert_same(await dump_directory(tmp_path), documents)
-
-
-class CutError(Exception):
-    """Stands for the end of the process."""
-
-
-class Cuts:
-    """Lets the writes of a container fail from a given one on, as if the process had ended before it."""
-
-    def __init__(self, container: Container) -> None:
-        self.left: int | None = None
-        """Which write fails, counted from 1; None means none."""
-        for service in container.db_services:
-            for name in ("upsert", "update", "insert_many", "upsert_many"):
-                setattr(service._store, name, self._failing(getattr(service._store, name)))
-
-    def _failing(self, write: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def call(*arguments: Any, **options: Any) -> Any:
-            if self.left is None:
-                return await write(*arguments, **options)
-            self.left -= 1
-            if self.left > 0:
-                return await write(*arguments, **options)
-            raise CutError
-
-        return call
-
-
-@pytest.mark.parametrize("driver", ["motor"], indirect=True)
-async def test_cut_at_any_write(uninterrupted: tuple[dict[str, Any], Documents], container: Container) -> None:
-    """Every bar with a decision or a notification is cut at each of its writes, and done again all the same."""
-    _, documents = uninterrupted
-    bars = [event.when for event in load("AAPL").events[:BARS]]
-    entries = documents["log-items"] + documents["notification-items"]
-    cuts = Cuts(container)
-    made = 0
-    for bar in sorted({bars.index(entry["payload"]["at"]) + 1 for entry in entries}):
-        cuts.left = None
-        await run_here(container, bars=bar - 1)
-        write, done = 0, False
-        while not done:
-            write += 1
-            cuts.left = write
-            before = asyncio.all_tasks()
-            try:
-                done = (await run_here(container, bars=bar)).session.bars == bar
-            except CutError:
-                made += 1
-                if others := asyncio.all_tasks() - before:  # of a `gather`
-                    await asyncio.wait(others)
-    assert made > 250
-    cuts.left = None
-    await run_here(container)
-    assert_same(await dump(container), documents)
 
 
 async def test_modes(container: Container) -> None:
@@ -283,9 +251,8 @@ async def test_modes(container: Container) -> None:
     bars = 260
     results: list[tuple[Any, Any]] = []
     for mode in Mode:
-        strategy = await run_here(container, mode, bars)
-        trades = [trade.model_dump(exclude={"id"}) for trade in await strategy.trades()]
-        results.append((trades, strategy.session.equity))
+        session, closed = await run_here(container, mode, bars)
+        results.append(([trade.model_dump(exclude={"id"}) for trade in closed], session.equity))
     assert len(results[0][0]) == 2
     assert results[0] == results[1] == results[2]
     for service, each in ((container.session_db_service, 1), (container.recent_db_service, 1)):
@@ -294,12 +261,12 @@ async def test_modes(container: Container) -> None:
     for service in (container.storage_db_service, container.notification_db_service):
         assert 2 * await service.count({"backtest": True}) == await service.count({"backtest": False}) > 0
     assert await container.signal_db_service.count() == 3
-    assert await container.candle_db_service.count() == bars
+    assert await container.candle_db_service.count() == 3 * bars
 
 
 async def test_paper(tmp_path: Path) -> None:
     """--mode paper on the directory of a backtest is a run of its own."""
-    arguments = ("demo", "--bars", "60", "--json", "--data-dir", str(tmp_path))
+    arguments = ("demo", "--bars", "60", "--json", "--kill-after", "0", "--data-dir", str(tmp_path))
     await run(*arguments)
     paper = (await run(*arguments, "--mode", "paper")).result
     assert (paper["mode"], paper["resumedFrom"], paper["bars"]) == ("paper", 0, 60)
@@ -309,21 +276,20 @@ async def test_paper(tmp_path: Path) -> None:
 
 async def test_more_bars_later(container: Container) -> None:
     """A run over the first bars goes on with more of them, and never back."""
-    assert (await run_here(container, bars=40)).session.bars == 40
-    assert (await run_here(container, bars=70)).session.bars == 70
+    for bars in (40, 70):
+        await run_here(container, bars=bars)
 
 
 async def test_json_files_give_the_same_result(
     uninterrupted: tuple[dict[str, Any], Documents], container: Container, tmp_path: Path
 ) -> None:
-    """The same strategy on JSON files, stopped twice, makes the same trades; imported, it is the same documents."""
+    """The same strategy on JSON files, stopped once, makes the same trades; imported, it is the same documents."""
     expected, documents = uninterrupted
-    arguments = ("demo", "--backend", "json", "--bars", str(BARS), "--json", "--data-dir", str(tmp_path))
-    for stop in (100, 200):
-        outcome = await run(*arguments, "--stop-after", str(stop))
-        assert (outcome.status, outcome.output) == (0, ""), outcome.errors
+    arguments = (*LIVE, str(tmp_path), "--backend", "json")
+    outcome = await run(*arguments, "--stop-after", "100")
+    assert (outcome.status, outcome.output) == (0, ""), outcome.errors
     result = (await run(*arguments)).result
-    assert result["resumedFrom"] == 300
+    assert result["resumedFrom"] == 100
     for name in ("symbol", "mode", "frame", "bars", "complete", "balance", "trades"):
         assert result[name] == expected[name], name
     assert {name: domain["files"] for name, domain in result["domains"].items()} == {
@@ -333,21 +299,47 @@ async def test_json_files_give_the_same_result(
     assert_same(await dump(container), documents)
 
 
-async def test_the_dummy_runs_and_forgets() -> None:
-    """Without anything behind the adapters the strategy runs to the end, and needs no server for it."""
-    outcome = await run("demo", "--backend", "dummy", "--bars", str(BARS), PATH="")
+async def test_a_killed_run_on_json_files(tmp_path: Path) -> None:
+    """The child writes the same files, and the run goes on from them."""
+    outcome = await run("demo", "--backend", "json", "--bars", "120", "--kill-after", "50", "--json")
+    result = outcome.result
+    assert result["sameAsWithoutKill"] is True
+    assert result["resumedFrom"] <= result["killedAfter"] < result["bars"] == 120
+
+
+async def test_the_dummy_stores_nothing() -> None:
+    """Without anything behind the adapters the strategy makes the same trades, and needs no server for it."""
+    outcome = await run("demo", "--backend", "dummy", PATH="")
     assert outcome.status == 0, outcome.errors
-    assert "every read found nothing" in " ".join(outcome.output.split())
+    assert "nothing was stored" in " ".join(outcome.output.split())
+    assert "47,934.66" in outcome.output
     assert max(map(len, outcome.output.splitlines())) == 80
-    assert f"{BARS} bars in" in outcome.output
+    assert "3,270 bars in" in outcome.output
+
+
+async def test_the_session_of_an_older_demo(container: Container, tmp_path: Path) -> None:
+    """A data directory of an earlier version is refused with what to do, and stays as it is."""
+    registry, sample = Registry(container), load("AAPL")
+    session = await registry.session(STRATEGY, account(Mode.BACKTEST), sample.frame, "AAPL", True)
+    await session.write_session_data({"bars": 40, "lastBar": 0}, sample.events[39].when)
+    with pytest.raises(SettingsError, match="holds a session that no run has stored.*restart=True"):
+        await run_here(container)
+    registry.use_json(tmp_path)
+    session = await registry.session(STRATEGY, account(Mode.BACKTEST), sample.frame, "AAPL", True)
+    await session.write_session_data({"bars": 40, "lastBar": 0}, sample.events[39].when)
+    outcome = await run("demo", "--backend", "json", "--data-dir", str(tmp_path))
+    assert outcome.status == 1
+    problem = "was made by an older version of the demo; use another."
+    assert outcome.errors.strip() == f"backtest-persist: The session in --data-dir {tmp_path} {problem}"
+    assert await session.read_session_data() == {"bars": 40, "lastBar": 0}
 
 
 async def test_an_error_ends_the_run(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception of a handler ends the run as it is, and no later bar is processed."""
     seen: list[Any] = []
 
-    async def on_bar(self: SmaCross, event: Any) -> None:
-        seen.append(event)
+    async def on_bar(self: SmaCross, bar: Any, prices: Any) -> None:
+        seen.append(bar)
         raise LookupError("mine")
 
     monkeypatch.setattr(SmaCross, "on_bar", on_bar)
@@ -362,6 +354,8 @@ async def test_an_error_ends_the_run(container: Container, monkeypatch: pytest.M
         (["--symbol", "XYZ"], 2, "AAPL"),
         (["--mode", "dry"], 2, "paper"),
         (["--stop-after", "0"], 2, "--stop-after"),
+        (["--kill-after", "-1"], 2, "--kill-after"),
+        (["--backend", "json", "--bars", "40", "--kill-after", "40"], 1, "--kill-after 40 is not within the run"),
         (["--servers", "env", "--data-dir", "x"], 1, "--servers env"),
         (["--backend", "dummy", "--data-dir", "x"], 1, "--backend dummy keeps nothing"),
         (["--backend", "csv"], 2, "json"),
@@ -391,7 +385,7 @@ async def test_missing_extra(package: str, extra: str) -> None:
 async def test_interrupted(tmp_path: Path) -> None:
     """Ctrl-C ends the run and its servers in good order, and the next run goes on."""
     arguments = ("demo", "--bars", "300", "--json", "--data-dir", str(tmp_path))
-    process = await start_and_tell(*arguments, writes=20)
+    process = await start_and_tell(*arguments, bars=100)
     process.send_signal(signal.SIGINT)
     _, errors = await process.communicate()
     assert process.returncode == 130
@@ -408,3 +402,10 @@ def test_the_bars_are_consistent() -> None:
         times = [event.when for event in sample.events]
         assert times == sorted(set(times))
         assert all(event.bar.close == round(event.bar.close, 2) > 0 for event in sample.events)
+
+
+def test_a_sparkline() -> None:
+    """It has a block for each value, or for each of equal parts, from the lowest to the highest."""
+    assert sparkline([1.0, 2.0, 8.0], 60) == "▁▂█"
+    assert sparkline([5.0, 5.0], 60) == "▁▁"
+    assert sparkline([float(value) for value in range(800)], 8) == "▁▂▃▄▅▆▇█"

@@ -247,7 +247,7 @@ class _Cursor:
 
 _CALLS = (
     *("bulk_write", "count_documents", "create_indexes", "delete_many", "find_one", "find_one_and_update"),
-    "insert_many",
+    *("insert_many", "update_one"),
 )
 _inside = ContextVar("_inside", default=False)
 """Whether the current call is one that a driver makes itself."""

@@ -1,16 +1,29 @@
 """Child processes: Python programs and the command line, connected to the servers of given settings."""
 
 import asyncio
+import fcntl
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from backtest_persist import Settings
 
-__all__ = ("CLI_PROGRAM", "ROOT", "run_cli", "run_program", "settings_environment", "start_program", "start_python")
+__all__ = (
+    "CLI_PROGRAM",
+    "ROOT",
+    "run_cli",
+    "run_in_terminal",
+    "run_program",
+    "settings_environment",
+    "start_program",
+    "start_python",
+)
 
 ROOT = Path(__file__).parents[2]
 """The directory of the repository."""
@@ -81,3 +94,29 @@ async def run_cli(
         timeout=120,
         check=False,
     )
+
+
+async def run_in_terminal(*arguments: str, columns: int) -> str:
+    """Run ``backtest-persist`` to its end in a terminal; returns all that it has printed."""
+    master, slave = pty.openpty()
+    try:
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        process = await start_program(
+            CLI_PROGRAM, *arguments, environment={"TERM": "xterm"}, stdin=slave, stdout=slave, stderr=slave
+        )
+    finally:
+        os.close(slave)
+    with open(master, "rb", buffering=0) as terminal:
+        output = await asyncio.to_thread(_read_all, terminal)
+    assert await process.wait() == 0, output
+    return output.decode()
+
+
+def _read_all(terminal: Any) -> bytes:
+    output = b""
+    while True:
+        try:
+            part = terminal.read(65536)
+        except OSError:  # EIO: nobody has the other end open any more
+            return output
+        output += part

@@ -7,10 +7,13 @@ from typing import Any
 from backtest_persist.backends.json.candles import JsonCandleDbService, JsonCandleStore
 from backtest_persist.backends.json.committer import JsonCommitter
 from backtest_persist.backends.json.folder import DumpFiles
+from backtest_persist.backends.json.lease import JsonLease
 from backtest_persist.backends.json.store import JsonStore
 from backtest_persist.backends.services import AdapterFactories, StoreServices
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain
+from backtest_persist.core.lease import LEASE_SECONDS
+from backtest_persist.core.lease_document import LeaseContext
 from backtest_persist.domains import DOMAINS
 from backtest_persist.domains.candle import CANDLE
 from backtest_persist.settings import Settings, deferred
@@ -45,6 +48,10 @@ class JsonBackend(AdapterFactories):
 
         super().__init__(StoreServices(known, db_service), known)
 
-    def committer(self) -> JsonCommitter:
-        """Return what stores units of work in this dump."""
-        return JsonCommitter(self._dump)
+    def committer(self, lease: JsonLease | None = None) -> JsonCommitter:
+        """Return what stores a unit of work by the journal of the dump, with a lease only as long as that is held."""
+        return JsonCommitter(self._dump, lease)
+
+    def lease(self, context: LeaseContext, *, wait: float = 0.0, duration: float = LEASE_SECONDS) -> JsonLease:
+        """Return the lease of a context, in a file of the dump."""
+        return JsonLease(self._dump, context, wait=wait, duration=duration)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from backtest_persist.backends.json.atomic import FileChange, cause_of
 from backtest_persist.backends.json.folder import DumpFiles, Folder, FolderChange
+from backtest_persist.backends.json.lease import JsonLease
 from backtest_persist.backends.json.locks import TurnLock
 from backtest_persist.backends.json.store import JsonStore
 from backtest_persist.connections import joined
@@ -24,19 +25,24 @@ class JsonCommitter:
     """Stores units of work in the files of a dump, by its journal; implements `core.unit_of_work.Committer`.
 
     Units of all processes are stored one after another. Between its first and its last file a unit keeps single writes
-    to its directories waiting; readers see each file as it was or as it is.
+    to its directories waiting; readers see each file as it was or as it is. With a lease nothing is stored once that
+    is lost.
     """
 
-    def __init__(self, dump: DumpFiles) -> None:
+    def __init__(self, dump: DumpFiles, lease: JsonLease | None = None) -> None:
         self._dump = dump
+        self._lease = lease
         self._commits: set[asyncio.Task[None]] = set()
+
+    async def wait_for_init(self) -> None:
+        """Prepare nothing: the journal is made by the first commit."""
 
     async def commit(self, parts: Sequence[Part]) -> None:
         """Store the changes of all parts, or none of them; after the writes of this event loop that were called before.
 
-        A cancelled caller cuts nothing: the commit goes on. Raises `WriteRejectedError` when the file system refuses or
-        when an entry was claimed by others, `StoreUnavailableError` when another process does not release the journal
-        or a directory, and `WriteOutcomeUnknownError` when the unit was written down, but not applied yet.
+        A cancelled caller cuts nothing: the commit goes on. Raises `LeaseLostError`, `WriteRejectedError` when the file
+        system refuses or an entry was claimed by others, `StoreUnavailableError` when another process does not release
+        the journal or a directory, and `WriteOutcomeUnknownError` when the unit was recorded, but not applied yet.
         """
         changes = self._by_folder(parts)
         if not changes:
@@ -77,6 +83,8 @@ class JsonCommitter:
     def _store(self, changes: Changes) -> None:
         encoded = {folder: [_encoded(*change) for change in listed] for folder, listed in changes.items()}
         with self._write_errors(), self._dump.journal.lock():
+            if self._lease is not None:
+                self._lease.fence()
             claimed = {folder: folder.claim_directory(listed) for folder, listed in encoded.items()}
             directories = {folder: directory for folder, directory in claimed.items() if directory is not None}
 

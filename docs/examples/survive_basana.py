@@ -1,0 +1,47 @@
+"""The strategy of survive.py, called by the event loop of basana."""
+
+import asyncio
+import sys
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from basana import Bar, BarEvent, FifoQueueEventSource, Pair, backtesting_dispatcher
+from basana.backtesting.exchange import Exchange
+from survive import history, on_bar, open_run
+
+from backtest_persist import ioc, persist, setup
+
+
+def events(pair: Pair) -> list[BarEvent]:
+    bars: list[BarEvent] = []
+    for candle in history():
+        begin = datetime.fromtimestamp(candle["timestamp"] / 1000, UTC)
+        prices = (Decimal(str(candle[name])) for name in ("open", "high", "low", "close", "volume"))
+        bar = Bar(begin, pair, *prices, timedelta(minutes=1))
+        bars.append(BarEvent(begin + bar.duration, bar))
+    return bars
+
+
+async def main() -> None:
+    persist.use_json(sys.argv[1]) if len(sys.argv) > 1 else setup()
+    pair, dispatcher = Pair("BTC", "USDT"), backtesting_dispatcher()
+    dispatcher.stop_on_handler_exceptions = True
+    exchange = Exchange(dispatcher, {"USDT": Decimal(10_000)})
+    exchange.add_bar_source(FifoQueueEventSource(events=events(pair)))
+    async with ioc, open_run() as run:
+        await (await persist.candle("BTCUSDT", "1m", "binance")).write_candles_data(history())
+        print(f"{run.bars} bars are stored", flush=True)
+
+        async def on_event(event: BarEvent) -> None:
+            if not run.seen(event.when):
+                async with run.bar(event.when) as bar:
+                    await on_bar(bar)
+
+        exchange.subscribe_to_bar_events(pair, on_event)
+        await dispatcher.run()
+        trades = await run.adapters.storage.read_storage_data()
+        print(f"{run.bars} bars, {len(trades)} trades: {run.session}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
