@@ -164,18 +164,19 @@ async def test_a_live_bar_that_could_not_be_stored_can_be_done_again(
 
 async def test_a_backtest_whose_commit_fails_ends(settings: Settings, container: Container, failing: Failing) -> None:
     """With a typed error; another run goes on after the last bar that is stored."""
-    await succeed(container, "killed", Mode.BACKTEST)
     async with Container(with_short_deadline(settings)) as other:
         run = await run_of(Registry(other), "killed", Mode.BACKTEST).__aenter__()
-        async with failing("update", times=10_000, closeConnection=True):
-            with pytest.raises(StoreUnavailableError):
+        await play(run, 4)
+        await run.flush()
+        async with failing("update", times=10_000, errorCode=112):
+            with pytest.raises(StoreUnavailableError, match="in its way"):
                 await play(run, 1000)
-        with pytest.raises(StoreUnavailableError):
+        with pytest.raises(StoreUnavailableError, match="in its way"):
             await run.__aexit__(None, None, None)
-        assert run.bars < 30
-        assert await check(container, "killed", Mode.BACKTEST) == 1
+        assert run.bars < 40
+        assert await check(container, "killed", Mode.BACKTEST) == 4
         async with run_of(Registry(other), "killed", Mode.BACKTEST) as run:
-            assert run.bars == 1
+            assert run.bars == 4
             await play(run, 20)
     assert await check(container, "killed", Mode.BACKTEST) == 20
 
