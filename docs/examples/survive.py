@@ -6,6 +6,7 @@
 import asyncio
 import random
 import sys
+from contextlib import aclosing
 from statistics import fmean
 
 from pydantic import BaseModel
@@ -21,7 +22,7 @@ class Session(BaseModel):
     signal: str | None = None
 
 
-def history(count: int = 3000) -> list[CandleData]:
+def history(count: int = 2000) -> list[CandleData]:
     chance, price, candles = random.Random(1), 40_000.0, list[CandleData]()
     for number in range(count):
         close = round(price * chance.uniform(0.999, 1.001), 2)
@@ -32,8 +33,14 @@ def history(count: int = 3000) -> list[CandleData]:
 
 
 def open_run() -> Run[Session]:
-    names = {"strategy": "cross", "exchange": "binance", "symbol": "BTCUSDT", "frame": "january"}
-    return persist.run(**names, mode=Mode.BACKTEST, session=Session)
+    return persist.run(
+        strategy="cross",
+        exchange="binance",
+        symbol="BTCUSDT",
+        frame="january",
+        mode=Mode.BACKTEST,
+        session=Session,
+    )
 
 
 async def on_bar(bar: Bar[Session]) -> None:
@@ -55,7 +62,7 @@ async def on_bar(bar: Bar[Session]) -> None:
 
 async def main() -> None:
     persist.use_json(sys.argv[1]) if len(sys.argv) > 1 else setup()
-    async with ioc, open_run() as run:
+    async with aclosing(ioc), open_run() as run:
         await (await persist.candle("BTCUSDT", "1m", "binance")).write_candles_data(history())
         print(f"{run.bars} bars are stored", flush=True)
         for candle in history():

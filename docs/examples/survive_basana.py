@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -28,7 +29,7 @@ async def main() -> None:
     dispatcher.stop_on_handler_exceptions = True
     exchange = Exchange(dispatcher, {"USDT": Decimal(10_000)})
     exchange.add_bar_source(FifoQueueEventSource(events=events(pair)))
-    async with ioc, open_run() as run:
+    async with aclosing(ioc), open_run() as run:
         await (await persist.candle("BTCUSDT", "1m", "binance")).write_candles_data(history())
         print(f"{run.bars} bars are stored", flush=True)
 
