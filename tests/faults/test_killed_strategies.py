@@ -95,7 +95,7 @@ async def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[
     printed = await Program((EXAMPLES[0], str(directory))).run()
     registry = Registry()
     registry.use_json(directory)
-    assert "3000 bars, 53 trades" in printed
+    assert "2000 bars, 35 trades" in printed
     return printed, await state_of(registry)
 
 
