@@ -24,7 +24,6 @@ from backtest_persist.core.bulk import DUPLICATE_KEY, codes_of
 from backtest_persist.core.change import Change, ChangeKind, Part
 from backtest_persist.core.indexes import BAD_HINT
 from backtest_persist.core.mongo_store import MongoStore
-from backtest_persist.core.schema import Schema
 from backtest_persist.core.updates import CONVERSION_FAILURE, was_removed
 from backtest_persist.core.write_queue import BULK_SIZE, Hold, Update, WriteQueue
 from backtest_persist.errors import (
@@ -42,6 +41,10 @@ _CONFLICTS = {112, 251, DUPLICATE_KEY}
 _TRANSIENT = "TransientTransactionError"
 _UNKNOWN = "UnknownTransactionCommitResult"
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.2
+_MAX_DUPLICATES = 5
+"""How often in a row two first writes do not meet."""
+_MAX_REPAIRS = 3
+"""How often missing indexes are created, as a database may be dropped again meanwhile."""
 
 
 class Sessions(Protocol):
@@ -65,19 +68,27 @@ class OwnSession:
 
     def __init__(self, mongo: MongoService) -> None:
         self._mongo = mongo
+        self._state: MongoState
         self._session: Any = None
 
     async def session(self) -> Any:
         """Return the session, started on first use."""
         if self._session is None:
-            self._session = await self._mongo.open_state().start_session()
+            self._state = self._mongo.open_state()
+            self._session = await self._state.start_session()
         return self._session
 
     async def abandon_session(self) -> None:
         """End the session, which aborts what it has begun, without waiting for that."""
         session, self._session = self._session, None
         if session is not None:
-            self._mongo.background(end_session(self._mongo.open_state(), session))
+            self._state.background(end_session(self._state, session))
+
+    async def end(self) -> None:
+        """Give the session back to the driver, for others: it has no transaction any more."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.end_session()
 
     async def fence(self, session: Any) -> None:
         """Let everybody commit."""
@@ -137,6 +148,8 @@ class MongoCommitter:
         self._mongo = mongo
         self._sessions: Sessions = OwnSession(mongo) if sessions is None else sessions
         self._commits: set[asyncio.Task[None]] = set()
+        self._may_be_open = False
+        """Whether the server may not know yet that the last transaction was aborted."""
 
     async def wait_for_init(self) -> None:
         """Find out whether the server has transactions; `SettingsError` if it has none."""
@@ -157,8 +170,10 @@ class MongoCommitter:
         """Wait for the commits in progress, and end the session."""
         while self._commits:
             await asyncio.wait(self._commits)
-        if isinstance(self._sessions, OwnSession):
+        if self._may_be_open:
             await self._sessions.abandon_session()
+        if isinstance(self._sessions, OwnSession):
+            await self._sessions.end()
 
     async def _commit(self, parts: Sequence[Part]) -> None:
         with self._mongo.accept() as state:
@@ -194,21 +209,17 @@ class MongoCommitter:
         for hold in holds:
             await hold.reached
         until = time.monotonic() + seconds
-        pause, repaired = _FIRST_PAUSE, False
+        pause, repairs, duplicates = _FIRST_PAUSE, 0, 0
         while True:
             again = await self._send(state, operation, plans, until)
             if again is None:
                 return
-            if again.missing_index is not None and not repaired:
-                repaired = True
-                await again.missing_index.prepare_again(state)
-            elif until - time.monotonic() <= pause:
-                raise StoreUnavailableError(
-                    f"{operation}: other writes of the same documents were in its way for the whole deadline. "
-                    "Nothing was applied; try again.",
-                    server="MongoDB",
-                    reason=ErrorReason.BUSY,
-                ) from again.error
+            duplicates += DUPLICATE_KEY in codes_of(again.error)
+            if again.lacks_an_index and repairs < _MAX_REPAIRS:
+                repairs += 1
+                await asyncio.gather(*(plan.store.schema.prepare_again(state) for plan in plans))
+            elif duplicates == _MAX_DUPLICATES or until - time.monotonic() <= max(pause, seconds / 20):
+                raise self._given_up(state, operation, again.error) from None
             else:
                 await asyncio.sleep(random.uniform(0.5, 1) * pause)
                 pause = min(2 * pause, _LAST_PAUSE)
@@ -221,48 +232,59 @@ class MongoCommitter:
 
         async def attempt() -> None:
             nonlocal committing
+            committing = False
             session = await self._sessions.session()
             try:
                 await start_transaction(state.client, session)
                 await self._sessions.fence(session)
                 for plan in plans:
-                    await self._write(plan, session)
+                    await self._write(state, plan, session)
             except BaseException as error:
-                await self._abort(state, session, error)
+                await self._abort(session, error)
                 raise
             committing = True
             await self._end(session, until)
+            self._may_be_open = False
 
         try:
             async with state.deadline(operation, max(until - time.monotonic(), 0.001), cut=False):
                 try:
                     await state.by_session(attempt)
-                except OperationFailure as error:
-                    meaning = await self._meaning(state, operation, plans, error)
+                except PyMongoError as error:
+                    meaning = await self._meaning(operation, plans, error)
                     if isinstance(meaning, _Again):
                         return meaning
-                    raise meaning from error
-                except PyMongoError as error:
-                    if not error.has_error_label(_TRANSIENT):
+                    if meaning is not error:
+                        raise meaning from None  # the driver's error may quote documents
+                    if committing:
                         raise
-                    return _Again(error)
-        except BacktestPersistError as error:
-            if committing or not isinstance(error, WriteOutcomeUnknownError):
-                if committing:
-                    await self._sessions.abandon_session()
-                raise
-            raise StoreUnavailableError(
-                f"{operation}: the transaction was not committed, so nothing was applied ({error}).",
-                server="MongoDB",
-                host=error.host,
-                setting=error.setting,
-                reason=error.reason,
-            ) from error
+                    raise _translated(state, operation, error) from None
+        except BacktestPersistError:
+            if committing:
+                await self._sessions.abandon_session()
+            raise
         return None
 
-    async def _write(self, plan: _Plan, session: Any) -> None:
+    @staticmethod
+    def _given_up(state: MongoState, operation: Operation, error: Exception) -> BacktestPersistError:
+        """Return the error of a transaction that is not carried out again, of which nothing is stored."""
+        if DUPLICATE_KEY in codes_of(error):
+            return WriteRejectedError(
+                f"{operation}: a unique index that is not that of the context refuses a document. Nothing was stored; "
+                "drop that index, or write what it allows."
+            )
+        if not isinstance(error, OperationFailure):
+            return _translated(state, operation, error)
+        return StoreUnavailableError(
+            f"{operation}: other writes of the same documents were in its way for the whole deadline. Nothing was "
+            "applied; try again.",
+            server="MongoDB",
+            reason=ErrorReason.BUSY,
+        )
+
+    async def _write(self, state: MongoState, plan: _Plan, session: Any) -> None:
         plan.new.clear()
-        collection = plan.store.schema.of(self._mongo.open_state())
+        collection = plan.store.schema.of(state)
         if plan.claims:
             query = {"$or": [context.to_filter() for context in plan.claims]}
             found = await collection.find(
@@ -287,9 +309,13 @@ class MongoCommitter:
             result = await collection.bulk_write(updates, ordered=False, session=session)
             plan.new |= {bulk[index][0]: id for index, id in (result.upserted_ids or {}).items()}
 
-    async def _abort(self, state: MongoState, session: Any, error: BaseException) -> None:
-        """End a transaction that is not to be committed; if the server does not say so, its session as well."""
+    async def _abort(self, session: Any, error: BaseException) -> None:
+        """End a transaction that is not to be committed; after anything but an answer of the server, its session too.
+
+        The driver does not tell whether the server was reached. If not, the next transaction of the session ends it.
+        """
         if isinstance(error, OperationFailure):
+            self._may_be_open = True
             with suppress(PyMongoError):
                 await session.abort_transaction()
                 return
@@ -307,10 +333,8 @@ class MongoCommitter:
             else:
                 return
 
-    async def _meaning(
-        self, state: MongoState, operation: Operation, plans: Sequence[_Plan], error: OperationFailure
-    ) -> "Exception | _Again":
-        """Return what an error of the server means for the whole."""
+    async def _meaning(self, operation: Operation, plans: Sequence[_Plan], error: PyMongoError) -> "Exception | _Again":
+        """Return what an error of the driver means for the whole."""
         codes = codes_of(error)
         if error.has_error_label(_UNKNOWN):
             return WriteOutcomeUnknownError(
@@ -319,8 +343,7 @@ class MongoCommitter:
                 server="MongoDB",
             )
         if BAD_HINT in codes:
-            missing = [plan for plan in plans if not await self._is_indexed(state, plan)]
-            return _Again(error, missing[0].store.schema if missing else None)
+            return _Again(error, lacks_an_index=True)
         if error.has_error_label(_TRANSIENT) or codes & _CONFLICTS:
             return _Again(error)
         if CONVERSION_FAILURE in codes:
@@ -335,18 +358,23 @@ class MongoCommitter:
             )
         return error
 
-    async def _is_indexed(self, state: MongoState, plan: _Plan) -> bool:
-        try:
-            options: Any = {"hint": plan.store.schema.unique_index}
-            await plan.store.schema.of(state).find_one({"_id": ObjectId()}, {"_id": 1}, **options)
-        except OperationFailure:
-            return False
-        return True
-
     @staticmethod
     def _operation(parts: Sequence[Part]) -> Operation:
         count, collections = sum(len(part.changes) for part in parts), len(parts)
         return Operation(f"transaction of {count} documents of {collections} collections", write=True)
+
+
+def _translated(state: MongoState, operation: Operation, error: Exception) -> BacktestPersistError:
+    """Return our error for one of the driver before the commit, which is never of unknown outcome."""
+    for described in (operation, Operation(f"{operation.verb}, of which nothing is stored")):
+        try:
+            with state.errors(described):
+                raise error
+        except BacktestPersistError as translated:
+            ours = translated
+        if not isinstance(ours, WriteOutcomeUnknownError):
+            break
+    return ours  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 @dataclass(frozen=True)
@@ -354,8 +382,8 @@ class _Again:
     """Nothing was stored; the transaction may be carried out again."""
 
     error: Exception
-    missing_index: Schema[Any, Any] | None = None
-    """The collection whose unique index is gone, as after its database was dropped."""
+    lacks_an_index: bool = False
+    """Whether the unique index of a collection is gone, as after its database was dropped."""
 
 
 def _taken(plan: _Plan, document: Mapping[str, Any]) -> WriteRejectedError:
@@ -382,16 +410,22 @@ class WithoutTransactions:
 
     def __init__(self, last: Callable[[], Any]) -> None:
         self._last = last
+        self._commits: set[asyncio.Task[None]] = set()
 
     async def wait_for_init(self) -> None:
         """Do nothing."""
 
     async def commit(self, parts: Sequence[Part]) -> None:
         """Store the changes of all parts; a failure leaves some of them stored."""
-        await joined(asyncio.create_task(self._commit(parts), context=ContextVariables()))
+        task = asyncio.create_task(self._commit(parts), context=ContextVariables())
+        self._commits.add(task)
+        task.add_done_callback(self._commits.discard)
+        await joined(task)
 
     async def close(self) -> None:
-        """Do nothing."""
+        """Wait for the commits in progress."""
+        while self._commits:
+            await asyncio.wait(self._commits)
 
     async def _commit(self, parts: Sequence[Part]) -> None:
         last = self._last()

@@ -83,7 +83,7 @@ class UnitOfWork:
         self._open: Layer | None = None
         """The writes of the bar that is open."""
         self.layers: list[Layer] = [self._kept]
-        """All changes, oldest first: those that are being stored, the kept ones, those of the bar and of inner blocks."""
+        """All changes, oldest first: those being stored, the kept ones, those of the bar, and those of inner blocks."""
         self.when: int | None = None
         """The instant, in ms UTC, that a `when` left out means."""
         self.generation = 0
@@ -163,8 +163,8 @@ class UnitOfWork:
         layer = self._open if layer is None else layer
         if layer is None or layer.below is None or layer not in self.layers:
             raise ClosedError(
-                "The bar or the checkpoint around this block has ended before it: await the block in it. Nothing of the "
-                "block was written."
+                "The bar or the checkpoint around this block has ended before it: await the block in it. Nothing of "
+                "the block was written."
             )
         self.discard_layer(layer)
         layer.below.absorb(layer)

@@ -102,6 +102,7 @@ class Bar(RunAdapters, Generic[S]):
 
     async def __aenter__(self) -> Self:
         self._run.begin(self)
+        self._numbers.clear()
         return self
 
     async def __aexit__(

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from contextvars import Context as ContextVariables
 from contextvars import Token
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from backtest_persist.backends.services import AtomicBackend
-from backtest_persist.connections import joined, to_plain
+from backtest_persist.connections import to_plain
 from backtest_persist.contracts import CandleData, When
 from backtest_persist.core.change import Committer
 from backtest_persist.core.keys import join_key
@@ -102,8 +102,10 @@ class Run(Generic[S]):
         restart: bool,
         memory_bytes: Callable[[], int],
     ) -> None:
-        if commit_every is not None and (isinstance(commit_every, bool) or commit_every < 1):
+        if commit_every is not None and (type(commit_every) is not int or commit_every < 1):
             raise SettingsError(f"commit_every is a number of bars, 1 or more, not {commit_every!r:.40}.")
+        if not atomic and commit_every not in (None, 1):
+            raise SettingsError("With atomic=False a run stores bar by bar: leave commit_every out.")
         self.context = context
         self.id = join_key(*(str(part) for part in context.parts().values()))
         """The strategy, exchange, symbol, frame and mode, as the ids that its bars give begin."""
@@ -125,6 +127,8 @@ class Run(Generic[S]):
         """The bar that is open."""
         self._token: Token[tuple[UnitOfWork, ...]] | None = None
         self._session: S
+        self._is_restorable = False
+        """Whether a session of this run was stored and made again."""
         self._point = _Point()
         self._stored = self._point
         """Where the run was when the last commit of its own began."""
@@ -189,19 +193,18 @@ class Run(Generic[S]):
         payload = None if row is None else row.payload
         if payload is None or self._restart:
             return
-        is_of_run = isinstance(payload, dict) and {"id", "data", "when", "bars"} <= payload.keys()
-        if not is_of_run or payload["id"] != self.id:
+        if payload.get("id") != self.id or not _is_point(payload):
             problem = (
-                f"holds the session of the run {payload['id']}: paper and live share what is kept with backtest=False"
-                if is_of_run
-                else "holds a session that no run has stored"
+                f"the session of the run {payload['id']}: paper and live share what is kept with backtest=False"
+                if "id" in payload and _is_point(payload)
+                else "a session that no run has stored"
             )
             raise SettingsError(
-                f"session-items ({self._session_context.describe()}) {problem}. Give this run another exchange or "
-                "frame, or begin it from nothing with restart=True, which replaces that session.",
+                f"session-items ({self._session_context.describe()}) holds {problem}. Give this run another exchange "
+                "or frame, or begin it from nothing with restart=True, which replaces that session.",
                 context=self._session_context.parts(),
             )
-        self._point = self._stored = _Point(int(payload["bars"]), int(payload["when"]), payload["data"])
+        self._point = self._stored = _Point(payload["bars"], payload["when"], payload["data"])
         self._session = self._rebuilt(self._point)
 
     def _rebuilt(self, point: _Point) -> S:
@@ -213,12 +216,13 @@ class Run(Generic[S]):
         if not isinstance(session, BaseModel):
             return cast("S", data)
         try:
-            return cast("S", type(session).model_validate(data))
+            return cast("S", type(session).model_validate(data, strict=False, by_alias=True, by_name=True))
         except ValidationError as error:
             names = ", ".join(sorted({".".join(map(str, found["loc"])) for found in error.errors()}))
             raise SettingsError(
-                f"session-items ({self._session_context.describe()}): the stored session is no {type(session).__name__}"
-                f": see {names}. Give new fields a default, or begin from nothing with restart=True.",
+                f"session-items ({self._session_context.describe()}): what is stored of the session is no "
+                f"{type(session).__name__}: see {names or 'its validators'}. Give new fields a default, store no field "
+                "that it does not take, or begin from nothing with restart=True.",
                 context=self._session_context.parts(),
             ) from None
 
@@ -319,6 +323,9 @@ class Run(Generic[S]):
         context = self._session_context
         payload = {"id": self.id, "data": self._session, "when": bar.when, "bars": bars}
         encoded = encoded_fields({"payload": self._sessions.encoded(payload, context)})
+        if not self._is_restorable:  # better known in the first bar than after a kill
+            self._rebuilt(_Point(bars, bar.when, encoded["payload"]["data"]))
+            self._is_restorable = True
         await self._sessions.store.upsert(context, {**encoded, "when": self._sessions.wire_when(bar.when)})
         return _Point(bars, bar.when, encoded["payload"]["data"])
 
@@ -352,17 +359,17 @@ class Run(Generic[S]):
 
     async def flush(self) -> None:
         """Wait until all bars that have ended are stored; raises what went wrong."""
-        self._check()
         await self._settled()
-        if self._pending_bars:
+        while self._pending_bars:
             self._begin_commit()
             await self._settled()
 
     async def _settled(self) -> None:
-        """Wait for the commit in progress; raises its error."""
-        if self._commit is not None:
-            await joined(self._commit)
+        """Wait until no commit is in progress; raises the error of one that has failed."""
         self._check()
+        while self._commit is not None and not self._commit.done():
+            await asyncio.wait([self._commit])
+            self._check()
 
     def _check(self) -> None:
         if self._stack is not None and self._unit.has_ended:
@@ -374,7 +381,10 @@ class Run(Generic[S]):
             raise failure
 
     def _begin_commit(self) -> None:
+        """Store the bars that have ended, unless the timer has begun to meanwhile; there is one commit at a time."""
         self._cancel_timer()
+        if not self._pending_bars:
+            return
         self._pending_bars = 0
         self._stored = self._point
         commit = self._commit = asyncio.create_task(self._store(self._unit.take_layer()), context=ContextVariables())
@@ -386,15 +396,15 @@ class Run(Generic[S]):
     def _note(self, commit: "asyncio.Task[None]") -> None:
         if commit.cancelled():
             self._failure = ClosedError("The event loop was shut down before this run was stored.")
-        else:
-            self._failure = commit.exception()
+        elif (error := commit.exception()) is not None:
+            self._failure = error
 
     def _on_time(self) -> None:
         """Store the bars that have ended, as no other one has for a while."""
         self._timer = None
         if self._commit is not None and not self._commit.done():
             self._timer = asyncio.get_running_loop().call_later(SECONDS_OF_A_COMMIT, self._on_time)
-        elif self._pending_bars and self._failure is None:
+        elif self._failure is None:
             self._begin_commit()
 
     def _cancel_timer(self) -> None:
@@ -418,6 +428,11 @@ class Run(Generic[S]):
     def forget_candles(self) -> None:
         """Read candles again from the store, after others have replaced or deleted some."""
         self._memory.forget()
+
+
+def _is_point(payload: Mapping[str, Any]) -> bool:
+    counts = (payload.get("bars"), payload.get("when"))
+    return all(type(count) is int for count in counts) and "data" in payload
 
 
 def unit_over(backend: AtomicBackend) -> UnitOfWork:

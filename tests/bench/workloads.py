@@ -24,6 +24,12 @@ START = 1_600_000_020_000
 MINUTE = 60_000
 KEYS = 1000
 PAYLOAD: dict[str, Any] = {"id": "s-1", "position": "long", "priceOpen": 42_000.5, "levels": [10, 20], "note": "x" * 60}
+_writes = count(1)
+
+
+def payload() -> dict[str, Any]:
+    """A payload that differs from all others: an unchanged document is no write to mongod."""
+    return {**PAYLOAD, "n": next(_writes)}
 
 
 class Keys(base_map("bench", -1)):
@@ -64,8 +70,10 @@ class Bench:
         yield await self.column_commands(1000 if quick else 10_000)
         async for figure in self.windows_from_memory(100):
             yield figure
-        async for figure in bars(self.container, self.baseline, self.rounds, quick=quick):
-            yield figure
+        settings = self.container.settings.model_copy(update={"id_memory": 0})
+        async with Container(settings) as plain:
+            async for figure in bars(self.container, plain, self.baseline, self.rounds, quick=quick):
+                yield figure
         async for figure in self.year(10_000 if quick else 525_600):
             yield figure
         yield await self.listing(1000 if quick else 10_000)
@@ -92,7 +100,7 @@ class Bench:
             return int(bool((await self._write_literally(number)).id))
 
         async def ours(number: int) -> int:
-            return int(bool((await self.container.signal_db_service.upsert(*_context(number), PAYLOAD)).id))
+            return int(bool((await self.container.signal_db_service.upsert(*_context(number), payload())).id))
 
         target = {1: ">= 0.95", 64: ">= 8"}.get(callers, "")
         return await self._loaded(f"writes, {_callers(callers)}", callers, base, ours, self._floor_write, target)
@@ -107,7 +115,7 @@ class Bench:
             db = self.container.signal_db_service
             if number // callers % 10:
                 return int(await db.find_by_context(*_context(number)) is not None)
-            return int(bool((await db.upsert(*_context(number), PAYLOAD)).id))
+            return int(bool((await db.upsert(*_context(number), payload())).id))
 
         return await self._loaded(f"90 % reads, 10 % writes, {_callers(callers)}", callers, base, ours, None, "")
 
@@ -136,7 +144,7 @@ class Bench:
     async def _write_literally(self, number: int) -> Any:
         symbol, strategy, exchange = _context(number)
         context = {"symbol": symbol, "strategyName": strategy, "exchangeName": exchange}
-        return await self.baseline.write(SIGNAL, f"{exchange}:{strategy}:{symbol}", context, {"payload": PAYLOAD})
+        return await self.baseline.write(SIGNAL, f"{exchange}:{strategy}:{symbol}", context, {"payload": payload()})
 
     async def _floor_read(self, number: int, callers: int) -> int:
         symbols = [_context(number * callers + offset)[0] for offset in range(callers)]
@@ -144,7 +152,7 @@ class Bench:
 
     async def _floor_write(self, number: int, callers: int) -> int:
         symbols = [_context(number * callers + offset)[0] for offset in range(callers)]
-        return await self.floor.write(symbols, "trend", "binance", PAYLOAD)
+        return await self.floor.write(symbols, "trend", "binance", payload())
 
     async def drivers(self, callers: int) -> Figure:
         """The same reads by the other driver."""
@@ -417,7 +425,7 @@ class Bench:
                 for name in names:
                     started = time.perf_counter()
                     if kind:
-                        await db.upsert(name, "trend", "binance", PAYLOAD)
+                        await db.upsert(name, "trend", "binance", payload())
                     else:
                         await db.find_by_context(name, "trend", "binance")
                     found.append((time.perf_counter() - started) * 1000)

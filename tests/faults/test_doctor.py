@@ -15,6 +15,9 @@ from tests.support.fail_points import Failing
 from tests.support.servers import configured_redis, suspended_mongo, suspended_redis
 from tests.support.stopwatch import Stopwatch
 
+OF_REDIS = pytest.mark.parametrize("driver", ["motor"], indirect=True)
+"""For what the doctor asks Redis, which is the same with each driver of MongoDB."""
+
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
@@ -57,6 +60,7 @@ async def test_a_mongod_that_answers_nothing(container: Container) -> None:
     assert "redis.latency" in {finding.check for finding in diagnosis.findings}
 
 
+@OF_REDIS
 async def test_a_redis_that_answers_nothing(container: Container) -> None:
     """One deadline later it is a problem, and MongoDB has been looked at."""
     await container.wait_for_init()
@@ -100,6 +104,7 @@ async def test_pings_that_take_long_are_warnings(container: Container, failing: 
     assert 150 <= found["mongodb.latency"].values["median_ms"] < 1000
 
 
+@OF_REDIS
 async def test_a_redis_slower_than_its_deadline_is_a_warning(container: Container, settings: Settings) -> None:
     """Pings that take more than half of CC_REDIS_TIMEOUT_MS: here the slow part is a proxy's, 80 ms."""
     await container.wait_for_init()
@@ -114,6 +119,7 @@ async def test_a_redis_slower_than_its_deadline_is_a_warning(container: Containe
     assert "CC_REDIS_TIMEOUT_MS" in found["redis.latency"].advice
 
 
+@OF_REDIS
 async def test_memory_and_policies_of_redis(container: Container) -> None:
     """A full Redis that evicts nothing is a warning; one that evicts, or has room, is not."""
     await container.wait_for_init()
@@ -134,6 +140,7 @@ async def test_memory_and_policies_of_redis(container: Container) -> None:
         assert memory.values["maxmemory"] == limit
 
 
+@OF_REDIS
 async def test_the_append_only_file_is_told(container: Container) -> None:
     """Whether ids survive a restart is said, and is no fault either way."""
     for kept in ("yes", "no"):
@@ -144,6 +151,7 @@ async def test_the_append_only_file_is_told(container: Container) -> None:
         assert (found.level, found.values) == (Level.OK, {"aof": kept == "yes"})
 
 
+@OF_REDIS
 async def test_a_replica_is_a_problem(container: Container) -> None:
     """A Redis that refuses writes is named as what it is."""
     await container.wait_for_init()
@@ -156,6 +164,7 @@ async def test_a_replica_is_a_problem(container: Container) -> None:
     assert {check: finding.level for check, finding in found.items()} == {"redis.role": Level.PROBLEM}
 
 
+@OF_REDIS
 async def test_a_password_is_asked_for_and_never_shown(container: Container, settings: Settings) -> None:
     """A wrong one is a problem that says so, without the password."""
     await container.wait_for_init()
@@ -172,6 +181,7 @@ async def test_a_password_is_asked_for_and_never_shown(container: Container, set
     assert "canary" not in repr(diagnosis)
 
 
+@OF_REDIS
 async def test_a_user_of_redis_with_few_rights_is_enough(container: Container, settings: Settings) -> None:
     """One who may do what the services need, and no INFO and no TTL: unknown is said, and every finding is ok."""
     await container.wait_for_init()

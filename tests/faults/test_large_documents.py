@@ -70,6 +70,7 @@ async def test_a_large_structured_payload_leaves_the_event_loop_free(container: 
 LARGE_AND_BAD = {"rows": [{"n": n} for n in range(50_000)], "bad": object()}
 
 
+@pytest.mark.parametrize("driver", ["motor"], indirect=True)
 @pytest.mark.parametrize("backend", ["mongo", "json", "dummy"])
 async def test_what_is_wrong_in_a_large_payload_is_refused(container: Container, tmp_path: Path, backend: str) -> None:
     """It is found in a thread, and nothing is sent; of several entries none is stored."""

@@ -1,18 +1,34 @@
 """Leases whose holder is killed, paused or forked."""
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
+from pymongo import AsyncMongoClient
 
-from backtest_persist import Container, LeaseHeldError, Settings
-from tests.support.leases import lease_of
+from backtest_persist import (
+    BacktestPersistError,
+    Container,
+    Lease,
+    LeaseHeldError,
+    Settings,
+)
+from tests.support.containers import open_container
+from tests.support.fail_points import Failing
+from tests.support.fault_enumerator import FAULTS, intercepted_drivers
+from tests.support.leases import commit, lease_of
 from tests.support.processes import settings_environment, start_python
-from tests.support.servers import suspended
+from tests.support.servers import PrivateMongo, suspended, wait_until, without_primary
+
+BY_ONE_DRIVER = pytest.mark.parametrize("driver", ["pymongo"], indirect=True)
+"""For what is long, or decided by the server."""
+CANCELLED = (asyncio.CancelledError, TimeoutError)
 
 _HOLDER = """
 import asyncio, sys
@@ -126,6 +142,116 @@ async def test_a_paused_holder_that_goes_on_cannot_commit(
         assert (lease.epoch, lease.lost()) == (2, None)
         await lease.__aexit__(None, None, None)
     assert await numbers.find_one({}) == {"_id": 1, "n": 1}
+
+
+@BY_ONE_DRIVER
+@pytest.mark.parametrize("step", ["enter", "session", "exit"])
+async def test_a_fault_at_any_point_leaves_no_lease_behind(settings: Settings, container: Container, step: str) -> None:
+    """Cancelled, timed out or cut off anywhere, it can be gone on with; others get the lease once it has run out."""
+    await container.wait_for_init()
+    points = 0
+    async with open_container(settings) as other:
+        with intercepted_drivers() as drivers:
+            for fault in FAULTS if step != "exit" else FAULTS[:-1]:  # to leave is not cut short
+                for number in itertools.count(1):
+                    lease = lease_of(container, duration=0.5)
+                    if step != "enter":
+                        await lease.__aenter__()
+                    call = {"enter": lease.__aenter__, "session": lease.session, "exit": partial(leave, lease)}[step]
+                    outcome = await drivers.attempt(fault, number, call)
+                    drivers.released.set()
+                    error = outcome.error
+                    assert error is None or isinstance(error, (BacktestPersistError, *CANCELLED)), (fault, number)
+                    if step == "session":
+                        session = await lease.session()
+                        found = await other.mongo_service.database["lease-items"].find_one({})
+                        assert found is not None
+                        assert session.session_id["id"] in found["sessionIds"]
+                    if step != "enter" or error is None:
+                        await leave(lease)
+                    async with asyncio.timeout(5), lease_of(other, wait=4) as successor:
+                        assert successor.lost() is None
+                    if not outcome.met:
+                        break
+                    points += 1
+    assert points >= len(FAULTS) - 1
+
+
+async def leave(lease: Lease) -> None:
+    await lease.__aexit__(None, None, None)
+
+
+@BY_ONE_DRIVER
+async def test_a_lease_survives_an_outage(settings: Settings, mongo: PrivateMongo, mongo_settings: Settings) -> None:
+    """A server that is suspended, killed or steps down, for longer than the lease lasts, has the same holder then."""
+    async with open_container(mongo_settings, mongo_timeout_ms=1000) as container:
+        async with lease_of(container, duration=1) as lease:
+            await lease.session()
+            async with suspended(mongo.pid):
+                await asyncio.sleep(1.2)
+            await mongo.kill()
+            await asyncio.sleep(0.3)
+            await mongo.start()
+            async with AsyncMongoClient[dict[str, Any]](mongo.direct_uri) as admin, without_primary(admin):
+                waiting = asyncio.create_task(leave_when_taken(container))
+                await asyncio.sleep(0.5)
+            expiry = await renewed(container)
+
+            async def is_renewed_again() -> bool:
+                return await renewed(container) > expiry
+
+            await wait_until(is_renewed_again, 15)
+            assert lease.lost() is None
+            await commit(lease, lambda session: write_number(container, session))
+            assert not waiting.done()
+        assert await waiting == 2
+
+
+async def leave_when_taken(container: Container) -> int:
+    async with lease_of(container, wait=60) as lease:
+        return lease.epoch
+
+
+async def renewed(container: Container) -> Any:
+    found = await container.mongo_service.database["lease-items"].find_one({})
+    assert found is not None
+    return found["expiry"]
+
+
+async def write_number(container: Container, session: Any) -> None:
+    await container.mongo_service.database["numbers"].insert_one({}, session=session)
+
+
+@BY_ONE_DRIVER
+async def test_a_lost_reply_takes_the_lease_once(container: Container, failing: Failing) -> None:
+    """The driver asks again, and the server repeats its answer."""
+    await container.wait_for_init()
+    async with failing("findAndModify", closeConnection=True), lease_of(container) as lease:
+        assert lease.epoch == 1
+    async with failing("findAndModify", times=2, closeConnection=True), lease_of(container) as lease:
+        assert lease.epoch == 2
+
+
+_FORGETS = """
+import asyncio
+from backtest_persist import Container, Settings
+from tests.support.leases import lease_of
+
+async def main():
+    lease = lease_of(Container(Settings()))
+    await lease.__aenter__()
+    await lease.session()
+
+asyncio.run(main())
+asyncio.run(main())
+"""
+
+
+async def test_a_lease_is_given_up_with_its_event_loop(settings: Settings) -> None:
+    """One whose block was never left, and whose container was never closed, is free for the next loop."""
+    process = await start_python("-X", "dev", "-W", "error", "-c", _FORGETS, environment=settings_environment(settings))
+    async with asyncio.timeout(20):
+        assert await process.wait() == 0
 
 
 _FORKS = """

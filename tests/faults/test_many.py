@@ -45,6 +45,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+@pytest.mark.parametrize("driver", ["motor"], indirect=True)  # of the witness; the processes have both
 @pytest.mark.parametrize("database", ["prepared", "empty"])
 async def test_processes_that_write_the_same_new_keys_make_one_document_each(settings: Settings, database: str) -> None:
     """Eight processes of 50 tasks, half by each driver: no error, one document for each key, known to all.
@@ -91,7 +92,9 @@ async def test_processes_that_write_the_same_new_keys_make_one_document_each(set
 ENTRIES = 5000
 
 
-@pytest.mark.parametrize("domain", ["storage", "log", "memory"])
+@pytest.mark.parametrize(
+    ("driver", "domain"), [("motor", "storage"), ("pymongo", "log"), ("motor", "memory")], indirect=["driver"]
+)
 async def test_entries_of_one_instant_are_all_listed_in_one_order(container: Container, domain: str) -> None:
     """5,000 entries with equal timestamps: lists and pages of them have each once, and always in the same order."""
     names = [f"e{(n * 7919) % ENTRIES}" for n in range(ENTRIES)]

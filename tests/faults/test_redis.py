@@ -15,6 +15,8 @@ from tests.support.stopwatch import HANG, Stopwatch, slowness, timed
 Warned = Callable[[], list[str]]
 
 REDIS_SECONDS = 0.1
+BY_ONE_DRIVER = pytest.mark.parametrize("driver", ["motor"], indirect=True)
+"""For what is between the driver of Redis and the server."""
 
 
 @pytest.fixture
@@ -37,6 +39,7 @@ async def read_all(container: Container, count: int) -> tuple[int, float]:
     return container.signal_db_service.stats.hits - before, longest
 
 
+@BY_ONE_DRIVER
 async def test_a_healthy_redis_answers_every_one_of_a_burst(settings: Settings, warned: Warned) -> None:
     """Waiting for one of our own connections, or for a busy event loop, is no fault of Redis."""
     async with Container(
@@ -85,6 +88,7 @@ async def test_a_burst_that_meets_a_stopped_redis_pays_once(container: Container
     assert warned() == ["redis.down"]
 
 
+@BY_ONE_DRIVER
 async def test_one_caller_probes(container: Container) -> None:
     """After the pause one operation asks Redis and the others go on without."""
     redis = container.redis_service
@@ -103,6 +107,7 @@ async def test_one_caller_probes(container: Container) -> None:
         assert asked == 1
 
 
+@BY_ONE_DRIVER
 @pytest.mark.parametrize(("seconds", "probes"), [(3, 3), pytest.param(10, 5, marks=pytest.mark.soak)])
 async def test_a_long_outage_costs_a_deadline_for_each_probe(
     container: Container, warned: Warned, monkeypatch: pytest.MonkeyPatch, seconds: float, probes: int
@@ -132,6 +137,7 @@ async def test_a_long_outage_costs_a_deadline_for_each_probe(
     assert warned() == ["redis.down"]
 
 
+@BY_ONE_DRIVER
 @pytest.mark.parametrize("options", [{"maxmemory": 1}, {"min_replicas_to_write": 1}])
 async def test_a_redis_that_refuses_writes_is_reported_once(
     container: Container, warned: Warned, options: dict[str, Any]
@@ -149,6 +155,7 @@ async def test_a_redis_that_refuses_writes_is_reported_once(
         await db.upsert("s", "t", "e", {"n": 1})
 
 
+@BY_ONE_DRIVER
 async def test_a_redis_that_wants_a_password_is_reported_once(
     container: Container, settings: Settings, warned: Warned
 ) -> None:
@@ -167,6 +174,7 @@ async def test_a_redis_that_wants_a_password_is_reported_once(
     assert warned() == ["redis.refuses"] * 4
 
 
+@BY_ONE_DRIVER
 @pytest.mark.parametrize(
     "poison", ["junk", "another document", "gone", "binary", "a list", "a megabyte"], ids=lambda kind: kind
 )

@@ -14,18 +14,25 @@ from typing import Any
 import pytest
 
 from backtest_persist import Container, InvalidKeyError, Settings
+from backtest_persist.core import write_queue
 from backtest_persist.core.batching import Batcher
 from backtest_persist.testing.subjects import START, candle
 from tests.support.stopwatch import timed
 
 TASKS = 16
-ROUND = 250
+ROUND = 100
 """Keys of one round; nothing is under way between rounds."""
 ROUNDS = 8
 WARM_UP = 0.25
 """Part of the time after which memory has its size."""
 SECONDS = float(os.environ.get("CC_TEST_SOAK_SECONDS", "600"))
 STORED = int(os.environ.get("CC_TEST_SOAK_KEYS", "1000000"))
+
+
+@pytest.fixture(autouse=True)
+def full_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the contexts that a write queue keeps in mind be as many as they may be after the first round."""
+    monkeypatch.setattr(write_queue, "_MAX_SOUND", ROUND)
 
 
 @pytest.fixture

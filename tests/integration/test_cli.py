@@ -10,6 +10,12 @@ from backtest_persist import Settings, __version__
 from tests.support.processes import run_cli
 
 
+@pytest.fixture(scope="session")
+def driver() -> str:
+    """One driver: these tests are about the command line."""
+    return "motor"
+
+
 async def test_the_version_and_the_help_are_printed(settings: Settings, tmp_path: Path) -> None:
     """--version prints the version; --help names every command."""
     version = await run_cli("--version", settings=settings, cwd=tmp_path)

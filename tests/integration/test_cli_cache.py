@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from backtest_persist import Container, Settings
 from tests.support.cases import CASES
 from tests.support.damage import DAMAGED_COUNTS, damage_ids, write_unrelated_keys
@@ -11,6 +13,7 @@ from tests.support.documents import fill, keys
 from tests.support.processes import run_cli
 
 
+@pytest.mark.parametrize("driver", ["motor"], indirect=True)
 async def test_verify_exits_with_3_until_all_is_fixed(container: Container, settings: Settings, tmp_path: Path) -> None:
     """3 when something is wrong, 0 when it was fixed, 0 when there is nothing; a table or JSON on standard output."""
     await damage_ids(container)
@@ -40,6 +43,7 @@ async def test_verify_exits_with_3_until_all_is_fixed(container: Container, sett
     assert "is no LogRow: see payload" in line
 
 
+@pytest.mark.parametrize("driver", ["pymongo"], indirect=True)
 async def test_rebuild_cache_fills_what_is_asked_for(container: Container, settings: Settings, tmp_path: Path) -> None:
     """All domains, or those of --domain; an unknown one is a bad argument, exit status 2."""
     await fill(container)

@@ -14,6 +14,7 @@ from tests.support.dumps import (
 from tests.support.processes import run_cli
 
 
+@pytest.mark.parametrize("driver", ["motor"], indirect=True)
 async def test_import_and_export_print_reports_and_exit_with_what_happened(settings: Settings, tmp_path: Path) -> None:
     """0 when all went well, 3 when something was skipped, 1 for an error; --json is the whole report."""
     dump, out = tmp_path / "dump", tmp_path / "out"
@@ -57,6 +58,7 @@ async def test_import_and_export_print_reports_and_exit_with_what_happened(setti
     assert "not an empty directory" in refused.stderr
 
 
+@pytest.mark.parametrize("driver", ["pymongo"], indirect=True)
 async def test_a_report_names_files_whose_names_are_no_text(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,12 @@ from tests.support.processes import run_cli
 from tests.support.servers import private_mongod
 
 
+@pytest.fixture(scope="session")
+def driver() -> str:
+    """One driver: these tests are about the command line."""
+    return "motor"
+
+
 async def test_migrate_shows_and_drops_narrow_indexes(settings: Settings, tmp_path: Path) -> None:
     """A dry run shows them, the command drops them, a second one finds nothing to do; documents stay."""
     name = "symbol_1_interval_1_timestamp_1"

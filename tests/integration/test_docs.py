@@ -34,6 +34,7 @@ def blocks(page: Path) -> Iterator[str]:
 PAGES = [page for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if page.exists() and any(blocks(page))]
 
 
+@pytest.mark.parametrize("driver", ["motor"], indirect=True)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 async def test_every_python_block_of_a_page_runs(
     page: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -158,6 +158,7 @@ async def test_options_of_the_connection_string_are_judged(settings: Settings) -
         assert levels(await examine(container)) == {"mongodb": Level.PROBLEM}
 
 
+@pytest.mark.parametrize("driver", ["motor"], indirect=True)
 async def test_clocks_that_differ_are_a_warning(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     """The difference is measured in ms, with its sign."""
 
@@ -173,12 +174,14 @@ async def test_clocks_that_differ_are_a_warning(container: Container, monkeypatc
     assert 4000 < values(diagnosis)["mongodb.clock"]["difference_ms"] < 6000
 
 
+@pytest.mark.parametrize("driver", ["motor"], indirect=True)
 async def test_an_old_mongod_is_a_warning(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server below the oldest version that has all that is needed."""
     monkeypatch.setattr(doctor_mongo, "OLDEST_MONGODB", (99, 0))
     assert levels(await examine(container)) == {"mongodb.version": Level.WARNING}
 
 
+@pytest.mark.parametrize("driver", ["motor"], indirect=True)
 async def test_a_standalone_mongod_with_users(settings: Settings, tmp_path: Path) -> None:
     """That it is standalone is a warning; the actions a user lacks are named, and no name or password is."""
     async with private_mongod(tmp_path, "--auth") as uri:
@@ -226,6 +229,7 @@ async def test_a_standalone_mongod_with_users(settings: Settings, tmp_path: Path
         assert "check user and password" in said["mongodb"]
 
 
+@pytest.mark.parametrize("driver", ["pymongo"], indirect=True)
 async def test_a_replica_set_that_was_never_initiated(settings: Settings, tmp_path: Path) -> None:
     """It is a problem, with the command that initiates it."""
     async with (

@@ -254,10 +254,14 @@ async def test_upper_case_and_punctuation_in_the_path(monkeypatch: pytest.Monkey
 
 
 async def test_mongod_options() -> None:
-    """Further options reach mongod."""
-    options = ["--setParameter", "enableTestCommands=1"]
+    """Further options reach mongod, and may set what is set otherwise by default."""
+    parameter = "transactionLifetimeLimitSeconds"
+    options = ["--setParameter", "enableTestCommands=1", "--setParameter", f"{parameter}=33"]
     async with embedded(mongod_options=options) as settings, mongo_of(settings) as client:
         await client.admin.command("configureFailPoint", "failCommand", mode="off")
+        assert (await client.admin.command({"getParameter": 1, parameter: 1}))[parameter] == 33
+    async with embedded() as settings, mongo_of(settings) as client:
+        assert (await client.admin.command({"getParameter": 1, parameter: 1}))[parameter] == 10
 
 
 @pytest.mark.parametrize("action", ["wait", "fork"])

@@ -62,6 +62,7 @@ async def test_mongo_is_not_spoken_to(settings: Settings, locked: LockedServers,
         assert watch.seconds < 3 + GRACE
 
 
+@pytest.mark.parametrize("driver", ["motor"], indirect=True)
 @pytest.mark.parametrize("problem", PROBLEMS)
 async def test_redis_is_not_spoken_to(
     settings: Settings, locked: LockedServers, problem: str, warned: Callable[[], list[str]]

@@ -16,7 +16,8 @@ from typing import Any, Literal, Self
 
 import pytest
 import redis.exceptions
-from motor.motor_asyncio import AsyncIOMotorCollection
+from motor.motor_asyncio import AsyncIOMotorClientSession, AsyncIOMotorCollection
+from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import AutoReconnect, NetworkTimeout
 
@@ -246,7 +247,7 @@ class _Cursor:
 
 _CALLS = (
     *("bulk_write", "count_documents", "create_indexes", "delete_many", "find_one", "find_one_and_update"),
-    "insert_many",
+    *("insert_many", "update_one"),
 )
 _inside = ContextVar("_inside", default=False)
 """Whether the current call is one that a driver makes itself."""
@@ -283,6 +284,8 @@ def intercepted_drivers() -> Generator[Drivers]:
                 patch.setattr(collection, name, counted("mongo", getattr(collection, name)))
             for name in _CURSORS:
                 patch.setattr(collection, name, cursor(getattr(collection, name)))
+        for session in (AsyncIOMotorClientSession, AsyncClientSession):
+            patch.setattr(session, "commit_transaction", counted("mongo", session.commit_transaction))
         for name in ("execute", "execute_all"):
             patch.setattr(_Connection, name, counted("redis", getattr(_Connection, name)))
         yield drivers

@@ -22,7 +22,7 @@ def candle(number: int) -> CandleData:
 
 
 def test_chunks_that_are_read_as_plain_data_take_half_of_the_bytes_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk that is read often is kept as plain data in place of an older one; its bytes count until it is evicted."""
+    """A chunk that is read often is kept so in place of an older one, and its bytes count until it is evicted."""
     monkeypatch.setattr(candle_chunks, "SLOTS", 16)
     monkeypatch.setattr(candle_chunks, "_ROW_READS", 2)
     chunks = CandleChunks(30_000)  # a chunk takes 2816, and 7168 more as plain data
