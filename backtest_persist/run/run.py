@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from contextvars import Context as ContextVariables
 from contextvars import Token
 from dataclasses import dataclass
@@ -195,13 +195,13 @@ class Run(Generic[S]):
             return
         if payload.get("id") != self.id or not _is_point(payload):
             problem = (
-                f"the session of the run {payload['id']}: paper and live share what is kept with backtest=False"
+                f"holds the session of the run {payload['id']}: paper and live share what is kept with backtest=False"
                 if "id" in payload and _is_point(payload)
-                else "a session that no run has stored"
+                else "holds a session that no run has stored"
             )
             raise SettingsError(
-                f"session-items ({self._session_context.describe()}) holds {problem}. Give this run another exchange "
-                "or frame, or begin it from nothing with restart=True, which replaces that session.",
+                f"session-items ({self._session_context.describe()}) {problem}. Give this run another exchange or "
+                "frame, or begin it from nothing with restart=True, which replaces that session.",
                 context=self._session_context.parts(),
             )
         self._point = self._stored = _Point(payload["bars"], payload["when"], payload["data"])
@@ -392,6 +392,9 @@ class Run(Generic[S]):
 
     async def _store(self, layer: Layer) -> None:
         await self._unit.commit(self._committer, layer)
+        with suppress(BacktestPersistError):  # the bars are stored; the candles are read again, then
+            for series, candles in await self._candles.settle(layer):
+                self._memory.add(series.symbol, series.interval, series.exchange_name, candles)
 
     def _note(self, commit: "asyncio.Task[None]") -> None:
         if commit.cancelled():
@@ -414,13 +417,16 @@ class Run(Generic[S]):
 
     # --- candles ---
 
+    @property
+    def _candles(self) -> BufferedCandleDbService:
+        return cast("BufferedCandleDbService", self._unit.db_service(CandleDbService))
+
     async def candle_window(
         self, interval: str, limit: int, until: int, *, as_columns: bool
     ) -> "list[CandleData] | dict[str, NDArray[Any]]":
         """Return the last candles that have closed by `until`; see `Bar.candles`."""
         symbol, exchange = self.context.symbol, self.context.exchange_name
-        buffered = cast("BufferedCandleDbService", self._unit.db_service(CandleDbService))
-        pending = buffered.pending(symbol, interval, exchange)
+        pending = self._candles.pending(symbol, interval, exchange)
         if as_columns:
             return await self._memory.window(symbol, interval, exchange, limit, until, pending=pending)
         return await self._memory.rows(symbol, interval, exchange, limit, until, pending=pending)
