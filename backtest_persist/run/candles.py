@@ -3,18 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from backtest_persist.backends.services import AtomicBackend
 from backtest_persist.contracts import CandleData, When
 from backtest_persist.core.change import Change, ChangeKind
 from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
 from backtest_persist.core.unit_of_work import Layer, UnitOfWork
 from backtest_persist.domains.candle import CandleContext, CandleDbService, CandleReport, CandleRow
-from backtest_persist.errors import SettingsError
+from backtest_persist.errors import BacktestPersistError, SettingsError
 from backtest_persist.logger import LoggerService
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ("BufferedCandleDbService",)
+__all__ = ("BufferedCandleDbService", "report_candles", "unit_over")
 
 
 class BufferedCandleDbService(CandleDbService):
@@ -189,6 +190,22 @@ class BufferedCandleDbService(CandleDbService):
 
 def _data(change: Change) -> CandleData:
     return cast("CandleData", {"timestamp": cast("CandleContext", change.context).timestamp, **change.fields})
+
+
+def unit_over(backend: AtomicBackend) -> UnitOfWork:
+    """Return a unit of work over a backend."""
+    return UnitOfWork(backend.services, {CandleDbService: BufferedCandleDbService})
+
+
+async def report_candles(unit: UnitOfWork, layer: Layer) -> list[tuple[Series, list[CandleData]]]:
+    """Return the candles of a layer that was stored, as they are stored; see `BufferedCandleDbService.settle`.
+
+    None, if they cannot be read just now: all is stored.
+    """
+    try:
+        return await cast("BufferedCandleDbService", unit.buffered(CandleDbService)).settle(layer)
+    except BacktestPersistError:
+        return []
 
 
 def _candle(timestamp: int, numbers: Mapping[str, Any]) -> CandleData:

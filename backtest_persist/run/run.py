@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from contextvars import Context as ContextVariables
 from contextvars import Token
 from dataclasses import dataclass
@@ -35,12 +35,12 @@ from backtest_persist.logger import LoggerService
 from backtest_persist.mode import Mode
 from backtest_persist.run.bar import Bar, RunAdapters
 from backtest_persist.run.candle_memory import CandleMemory
-from backtest_persist.run.candles import BufferedCandleDbService
+from backtest_persist.run.candles import BufferedCandleDbService, report_candles, unit_over
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ("BARS_OF_A_COMMIT", "SECONDS_OF_A_COMMIT", "Run", "unit_over")
+__all__ = ("BARS_OF_A_COMMIT", "SECONDS_OF_A_COMMIT", "Run")
 
 S = TypeVar("S")
 
@@ -392,9 +392,8 @@ class Run(Generic[S]):
 
     async def _store(self, layer: Layer) -> None:
         await self._unit.commit(self._committer, layer)
-        with suppress(BacktestPersistError):  # the bars are stored; the candles are read again, then
-            for series, candles in await self._candles.settle(layer):
-                self._memory.add(series.symbol, series.interval, series.exchange_name, candles)
+        for series, candles in await report_candles(self._unit, layer):
+            self._memory.add(series.symbol, series.interval, series.exchange_name, candles)
 
     def _note(self, commit: "asyncio.Task[None]") -> None:
         if commit.cancelled():
@@ -439,8 +438,3 @@ class Run(Generic[S]):
 def _is_point(payload: Mapping[str, Any]) -> bool:
     counts = (payload.get("bars"), payload.get("when"))
     return all(type(count) is int for count in counts) and "data" in payload
-
-
-def unit_over(backend: AtomicBackend) -> UnitOfWork:
-    """Return a unit of work over a backend."""
-    return UnitOfWork(backend.services, {CandleDbService: BufferedCandleDbService})
