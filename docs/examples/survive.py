@@ -27,9 +27,15 @@ def history(count: int = 2000) -> list[CandleData]:
     chance, price, candles = random.Random(1), 40_000.0, list[CandleData]()
     for number in range(count):
         close = round(price * chance.uniform(0.999, 1.001), 2)
-        high, low = max(price, close), min(price, close)
-        prices = {"open": price, "high": high, "low": low, "close": close}
-        candles.append({"timestamp": START + number * MINUTE, **prices, "volume": 1.0})
+        candle = CandleData(
+            timestamp=START + number * MINUTE,
+            open=price,
+            high=max(price, close),
+            low=min(price, close),
+            close=close,
+            volume=1.0,
+        )
+        candles.append(candle)
         price = close
     return candles
 

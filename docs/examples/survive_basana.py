@@ -18,9 +18,10 @@ def events(pair: Pair) -> list[BarEvent]:
     for candle in history():
         begin = datetime.fromtimestamp(candle["timestamp"] / 1000, UTC)
         names = ("open", "high", "low", "close", "volume")
-        prices = (Decimal(str(candle[name])) for name in names)
-        bar = Bar(begin, pair, *prices, timedelta(minutes=1))
-        found.append(BarEvent(begin + bar.duration, bar))
+        open_, high, low, close, volume = (Decimal(str(candle[name])) for name in names)
+        length = timedelta(minutes=1)
+        bar = Bar(begin, pair, open_, high, low, close, volume, length)
+        found.append(BarEvent(begin + length, bar))
     return found
 
 
@@ -29,7 +30,7 @@ async def main() -> None:
     pair, dispatcher = Pair("BTC", "USDT"), backtesting_dispatcher()
     dispatcher.stop_on_handler_exceptions = True
     exchange = Exchange(dispatcher, {"USDT": Decimal(10_000)})
-    exchange.add_bar_source(FifoQueueEventSource(events=events(pair)))
+    exchange.add_bar_source(FifoQueueEventSource(events=[*events(pair)]))
     async with aclosing(ioc), open_run() as run:
         candles = await persist.candle("BTCUSDT", "1m", "binance")
         await candles.write_candles_data(history())
