@@ -102,6 +102,10 @@ class UnitOfWork:
                 "This unit of work has ended: await what writes in a checkpoint or a run before its end, and get the "
                 "adapters of a run from the run that is open."
             )
+        return self.buffered(kind)
+
+    def buffered(self, kind: type[D]) -> D:
+        """Return that db service, also after the end of the unit."""
         service = self._db_services.get(kind)
         if service is None:
             inner = self.services.db_service(kind)

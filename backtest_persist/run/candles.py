@@ -3,24 +3,25 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from backtest_persist.backends.services import AtomicBackend
 from backtest_persist.contracts import CandleData, When
 from backtest_persist.core.change import Change, ChangeKind
 from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
-from backtest_persist.core.unit_of_work import UnitOfWork
+from backtest_persist.core.unit_of_work import Layer, UnitOfWork
 from backtest_persist.domains.candle import CandleContext, CandleDbService, CandleReport, CandleRow
-from backtest_persist.errors import SettingsError
+from backtest_persist.errors import BacktestPersistError, SettingsError
 from backtest_persist.logger import LoggerService
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ("BufferedCandleDbService",)
+__all__ = ("BufferedCandleDbService", "report_candles", "unit_over")
 
 
 class BufferedCandleDbService(CandleDbService):
     """Keeps candles that are written in a unit of work, and reads them together with those that are stored.
 
-    Whether a candle that is written is stored already with other numbers is not looked up; the stored one is kept.
+    Whether one is stored already with other numbers, which are then kept, is found out, and logged, when it is stored.
     """
 
     def __init__(self, inner: CandleDbService, unit: UnitOfWork) -> None:
@@ -42,6 +43,26 @@ class BufferedCandleDbService(CandleDbService):
 
     def _pending(self, series: Series) -> dict[int, CandleData]:
         return self.pending(series.symbol, series.interval, series.exchange_name)
+
+    async def settle(self, layer: Layer) -> list[tuple[Series, list[CandleData]]]:
+        """Return the candles of a layer that was stored, as they are stored; logs those that others had stored before.
+
+        Those that another program has stored as numbers of other types are left out.
+        """
+        written: dict[Series, dict[int, CandleData]] = {}
+        for change in layer.of(self._buffer).values():
+            context = cast("CandleContext", change.context)
+            series = Series(context.symbol, context.interval, context.exchange_name)
+            written.setdefault(series, {})[context.timestamp] = _data(change)
+        settled: list[tuple[Series, list[CandleData]]] = []
+        for series, candles in written.items():
+            stored = await self.inner._find_numbers(series, sorted(candles))
+            report = CandleReport()
+            self._compare(candles, stored, report)
+            self._tell(series, report)
+            kept = [_candle(at, stored[at]) for at in sorted(stored) if _is_of_floats(stored[at])]
+            settled.append((series, kept))
+        return settled
 
     # --- reading ---
 
@@ -169,6 +190,30 @@ class BufferedCandleDbService(CandleDbService):
 
 def _data(change: Change) -> CandleData:
     return cast("CandleData", {"timestamp": cast("CandleContext", change.context).timestamp, **change.fields})
+
+
+def unit_over(backend: AtomicBackend) -> UnitOfWork:
+    """Return a unit of work over a backend."""
+    return UnitOfWork(backend.services, {CandleDbService: BufferedCandleDbService})
+
+
+async def report_candles(unit: UnitOfWork, layer: Layer) -> list[tuple[Series, list[CandleData]]]:
+    """Return the candles of a layer that was stored, as they are stored; see `BufferedCandleDbService.settle`.
+
+    None, if they cannot be read just now: all is stored.
+    """
+    try:
+        return await cast("BufferedCandleDbService", unit.buffered(CandleDbService)).settle(layer)
+    except BacktestPersistError:
+        return []
+
+
+def _candle(timestamp: int, numbers: Mapping[str, Any]) -> CandleData:
+    return cast("CandleData", {"timestamp": timestamp, **{name: numbers[name] for name in NUMBERS}})
+
+
+def _is_of_floats(numbers: Mapping[str, Any]) -> bool:
+    return all(type(numbers.get(name)) is float for name in NUMBERS)
 
 
 def _merged(stored: list[CandleData], pending: list[CandleData]) -> list[CandleData]:

@@ -8,7 +8,7 @@ from backtest_persist.backends.services import AtomicBackend
 from backtest_persist.connections import uncancelled
 from backtest_persist.core.unit_of_work import Layer, UnitOfWork, join, joined_layer, joined_unit, leave
 from backtest_persist.errors import SettingsError
-from backtest_persist.run.run import unit_over
+from backtest_persist.run.candles import report_candles, unit_over
 
 __all__ = ("Checkpoint",)
 
@@ -53,7 +53,8 @@ class Checkpoint:
         if self._joined is not None:
             leave(self._joined)
         self._unit.end()
-        parts = self._unit.take_layer().parts()
+        layer = self._unit.take_layer()
+        parts = layer.parts()
         if error is not None or not parts:
             return
         committer = self._backend.committer(None)
@@ -61,6 +62,7 @@ class Checkpoint:
             await committer.commit(parts)
         finally:
             await uncancelled(committer.close)
+        await report_candles(self._unit, layer)
 
     def _end_block(self, unit: UnitOfWork, layer: Layer, error: BaseException | None) -> None:
         if self._outer is not None:

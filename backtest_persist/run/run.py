@@ -35,12 +35,12 @@ from backtest_persist.logger import LoggerService
 from backtest_persist.mode import Mode
 from backtest_persist.run.bar import Bar, RunAdapters
 from backtest_persist.run.candle_memory import CandleMemory
-from backtest_persist.run.candles import BufferedCandleDbService
+from backtest_persist.run.candles import BufferedCandleDbService, report_candles, unit_over
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ("BARS_OF_A_COMMIT", "SECONDS_OF_A_COMMIT", "Run", "unit_over")
+__all__ = ("BARS_OF_A_COMMIT", "SECONDS_OF_A_COMMIT", "Run")
 
 S = TypeVar("S")
 
@@ -392,6 +392,8 @@ class Run(Generic[S]):
 
     async def _store(self, layer: Layer) -> None:
         await self._unit.commit(self._committer, layer)
+        for series, candles in await report_candles(self._unit, layer):
+            self._memory.add(series.symbol, series.interval, series.exchange_name, candles)
 
     def _note(self, commit: "asyncio.Task[None]") -> None:
         if commit.cancelled():
@@ -414,13 +416,16 @@ class Run(Generic[S]):
 
     # --- candles ---
 
+    @property
+    def _candles(self) -> BufferedCandleDbService:
+        return cast("BufferedCandleDbService", self._unit.db_service(CandleDbService))
+
     async def candle_window(
         self, interval: str, limit: int, until: int, *, as_columns: bool
     ) -> "list[CandleData] | dict[str, NDArray[Any]]":
         """Return the last candles that have closed by `until`; see `Bar.candles`."""
         symbol, exchange = self.context.symbol, self.context.exchange_name
-        buffered = cast("BufferedCandleDbService", self._unit.db_service(CandleDbService))
-        pending = buffered.pending(symbol, interval, exchange)
+        pending = self._candles.pending(symbol, interval, exchange)
         if as_columns:
             return await self._memory.window(symbol, interval, exchange, limit, until, pending=pending)
         return await self._memory.rows(symbol, interval, exchange, limit, until, pending=pending)
@@ -433,8 +438,3 @@ class Run(Generic[S]):
 def _is_point(payload: Mapping[str, Any]) -> bool:
     counts = (payload.get("bars"), payload.get("when"))
     return all(type(count) is int for count in counts) and "data" in payload
-
-
-def unit_over(backend: AtomicBackend) -> UnitOfWork:
-    """Return a unit of work over a backend."""
-    return UnitOfWork(backend.services, {CandleDbService: BufferedCandleDbService})
