@@ -145,13 +145,13 @@ async def test_a_lease_is_renewed_in_the_background(container: Container, other:
         await container.mongo_service.database["x"].insert_one({}, session=session)
 
     await container.mongo_service.database.create_collection("x")
-    async with lease_of(container, duration=0.9) as lease:
+    async with lease_of(container, duration=1.5) as lease:
         first = (await document(container))["expiry"]
-        for _ in range(9):
+        for _ in range(18):
             await asyncio.sleep(0.1)
             with pytest.raises(LeaseHeldError):
                 await lease_of(other).__aenter__()
-        for _ in range(20):
+        for _ in range(18):
             await commit(lease, write)
             await asyncio.sleep(0.05)
         assert (await document(container))["expiry"] > first
@@ -329,8 +329,8 @@ async def test_closing_the_container_gives_its_leases_up(settings: Settings, con
 async def test_a_standalone_has_leases_without_transactions(settings: Settings, tmp_path: Path) -> None:
     """Taken, refused, renewed and given up as elsewhere; a session is a SettingsError that says what to do."""
     async with private_mongod(tmp_path) as base, open_container(with_uri(settings, f"{base}standalone")) as container:
-        async with lease_of(container, duration=0.3) as lease:
-            await asyncio.sleep(0.5)
+        async with lease_of(container, duration=1) as lease:
+            await asyncio.sleep(1.2)
             with pytest.raises(LeaseHeldError):
                 await lease_of(container).__aenter__()
             with pytest.raises(SettingsError, match="--replSet rs0"):
