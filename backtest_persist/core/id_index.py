@@ -35,7 +35,7 @@ class IdIndex:
 
     def recall(self, keys: Iterable[str]) -> dict[str, ObjectId]:
         """Return the ids of those keys that this process knows."""
-        return {key: id for key in keys if (id := self._memory.get(key)) is not None}
+        return self._memory.recall(keys)
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, ObjectId]:
         """Return the ids of those keys that Redis knows, by one command, without malformed ones."""

@@ -21,12 +21,12 @@ def test_the_ids_used_last_are_kept() -> None:
     memory = IdMemory(lambda: size)
     for key, id in zip(KEYS[:3], IDS, strict=False):
         memory.put(key, id, 1)
-    assert memory.get(KEYS[0]) == IDS[0]
+    assert memory.recall([KEYS[0]]) == {KEYS[0]: IDS[0]}
     memory.put(KEYS[3], IDS[3], 1)
     assert kept(memory) == [KEYS[2], KEYS[0], KEYS[3]]
-    assert memory.get(KEYS[1]) is None
+    assert memory.recall(KEYS[1:3]) == {KEYS[2]: IDS[2]}
     memory.put(KEYS[2], IDS[4], 1)
-    assert memory.get(KEYS[2]) == IDS[4]
+    assert memory.recall([KEYS[2]]) == {KEYS[2]: IDS[4]}
     size = 1
     memory.put(KEYS[5], IDS[5], 1)
     assert kept(memory) == [KEYS[5]]
@@ -38,7 +38,7 @@ def test_a_size_of_0_keeps_nothing() -> None:
     memory = IdMemory(lambda: size)
     memory.put(KEYS[0], IDS[0], 1)
     size = 0
-    assert memory.get(KEYS[0]) is None
+    assert memory.recall(KEYS) == {}
     assert not memory.is_in_redis(KEYS[0], IDS[0], 1)
     memory.put(KEYS[1], IDS[1], 1)
     assert kept(memory) == []
@@ -78,7 +78,7 @@ def test_threads_share_a_memory() -> None:
         try:
             for number in range(20_000):
                 key = f"k{number * step % 200}"
-                if memory.get(key) not in (None, ids[key]):
+                if memory.recall([key]) not in ({}, {key: ids[key]}):
                     problems.append(key)
                 memory.put(key, ids[key], 1)
                 if number % 7 == 0:
