@@ -35,11 +35,13 @@ class IdMemory:
                 ids[key] = entry.id
         return ids
 
-    def put(self, key: str, id: ObjectId, epoch: int | None) -> None:
-        """Keep an id that Redis held in that epoch, or may not hold at all, and drop those used least lately."""
-        self._entries.pop(key, None)
-        self._entries[key] = _Entry(id, epoch)
-        while len(self._entries) > self._size():
+    def put(self, ids: Iterable[tuple[str, ObjectId]], epoch: int | None) -> None:
+        """Keep ids that Redis held in that epoch, or may not hold at all, and drop those used least lately."""
+        for key, id in ids:
+            self._entries.pop(key, None)
+            self._entries[key] = _Entry(id, epoch)
+        size = self._size()
+        while len(self._entries) > size:
             with suppress(KeyError):  # another thread may have dropped the last one
                 self._entries.popitem(last=False)
 
