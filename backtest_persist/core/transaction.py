@@ -233,7 +233,10 @@ class MongoCommitter:
         async def attempt() -> None:
             nonlocal committing
             committing = False
-            session = await self._sessions.session()
+            try:
+                session = await self._sessions.session()
+            except (StoreUnavailableError, WriteOutcomeUnknownError) as error:
+                raise _NoSessionError(error) from None
             try:
                 await start_transaction(state.client, session)
                 await self._sessions.fence(session)
@@ -250,6 +253,8 @@ class MongoCommitter:
             async with state.deadline(operation, max(until - time.monotonic(), 0.001), cut=False):
                 try:
                     await state.by_session(attempt)
+                except _NoSessionError as none:
+                    return _Again(none.error)
                 except PyMongoError as error:
                     meaning = await self._meaning(operation, plans, error)
                     if isinstance(meaning, _Again):
@@ -272,6 +277,15 @@ class MongoCommitter:
             return WriteRejectedError(
                 f"{operation}: a unique index that is not that of the context refuses a document. Nothing was stored; "
                 "drop that index, or write what it allows."
+            )
+        if isinstance(error, BacktestPersistError):
+            why = type(error).__name__ if error.reason is None else error.reason
+            return StoreUnavailableError(
+                f"{operation}: no session could be recorded for it ({why}). Nothing was applied; try again.",
+                server="MongoDB",
+                host=error.host,
+                setting=error.setting,
+                reason=error.reason,
             )
         if not isinstance(error, OperationFailure):
             return _translated(state, operation, error)
@@ -375,6 +389,14 @@ def _translated(state: MongoState, operation: Operation, error: Exception) -> Ba
         if not isinstance(ours, WriteOutcomeUnknownError):
             break
     return ours  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+class _NoSessionError(Exception):
+    """There is no session for a transaction, of which nothing was sent."""
+
+    def __init__(self, error: BacktestPersistError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 @dataclass(frozen=True)

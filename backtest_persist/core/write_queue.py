@@ -157,6 +157,7 @@ class Hold:
         error = None if answer.cancelled() else answer.exception()
         if error is not None and not self.reached.done():
             self.reached.set_exception(error)
+            self.reached.exception()  # that of another queue may be raised instead
 
 
 Item = Write[Any] | Upserts[Any] | Deletion | Hold

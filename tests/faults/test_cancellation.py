@@ -252,7 +252,7 @@ async def main():
     asyncio.get_running_loop().slow_callback_duration = 10  # a busy machine is no fault
     async with Container() as container:
         db = container.signal_db_service
-        for turn in range(100):
+        for turn in range(40):
             calls = [asyncio.create_task(call) for call in (
                 db.upsert("s", "t", f"e{turn}", {"n": 1}),
                 db.find_by_context("s", "t", f"e{turn}"),

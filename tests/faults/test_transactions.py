@@ -15,6 +15,7 @@ from backtest_persist import (
     ClosedError,
     Container,
     ErrorReason,
+    Mode,
     Registry,
     Settings,
     StoreUnavailableError,
@@ -24,10 +25,11 @@ from backtest_persist import (
 from backtest_persist.connections.deadlines import SELECTION_SECONDS
 from backtest_persist.testing.subjects import EARLY
 from tests.support.fail_points import Failing
-from tests.support.fault_enumerator import FAULTS, HELD, Drivers, Fault, intercepted_drivers
+from tests.support.fault_enumerator import FAULTS, HELD, Drivers, intercepted_drivers
+from tests.support.killed_runs import check, play, run_of
 from tests.support.proxy import DEADLINE, behind_proxy, with_short_deadline
 from tests.support.servers import PrivateMongo, disable_sessions, suspended_mongo, wait_until, without_primary
-from tests.support.stopwatch import GRACE, Stopwatch
+from tests.support.stopwatch import GRACE, HANG, Stopwatch
 from tests.support.units import read_unit, write_unit
 
 CONFLICT = {"errorCode": 112, "errorLabels": ["TransientTransactionError"]}
@@ -196,35 +198,66 @@ async def test_a_document_with_an_array_in_its_context(container: Container, wit
 @pytest.fixture
 def drivers() -> Iterator[Drivers]:
     """The drivers, whose calls can be disturbed."""
-    with intercepted_drivers() as drivers:
+    with intercepted_drivers("update_one") as drivers:
         yield drivers
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault is not HELD], ids=str)
-async def test_at_every_await_and_call(
-    container: Container, witness: Container, drivers: Drivers, fault: Fault
-) -> None:
+DISTURBANCES = [fault for fault in FAULTS if fault is not HELD]  # as the caller of a commit that is held waits for it
+
+
+async def test_at_every_await_and_call(container: Container, witness: Container, drivers: Drivers) -> None:
     """A unit is stored as a whole or not at all, as its error says; a cancelled commit is carried through."""
     persist = Registry(container)
     await checkpoint(persist, 0)
     old = 0
-    for number in count(1):
-        outcome = await drivers.attempt(fault, number, partial(checkpoint, persist, old + 1))
-        await settled(container)
-        found = await read_unit(witness)
-        if outcome.error is None:
-            assert found == old + 1
-        elif isinstance(outcome.error, asyncio.CancelledError | TimeoutError | WriteOutcomeUnknownError):
-            assert found in (old, old + 1)
-        else:
-            assert isinstance(outcome.error, StoreUnavailableError), outcome.error
-            assert found == old
-        if not outcome.met:
-            break
-        assert number < 200
-        old += 2
-        await checkpoint(persist, old)
-        assert await read_unit(witness) == old
+    for fault in DISTURBANCES:
+        for number in count(1):
+            outcome = await drivers.attempt(fault, number, partial(checkpoint, persist, old + 1))
+            await settled(container)
+            found = await read_unit(witness)
+            if outcome.error is None:
+                assert found == old + 1, (fault, number)
+            elif isinstance(outcome.error, asyncio.CancelledError | TimeoutError | WriteOutcomeUnknownError):
+                assert found in (old, old + 1), (fault, number)
+            else:
+                assert isinstance(outcome.error, StoreUnavailableError), (fault, number, outcome.error)
+                assert found == old, (fault, number)
+            old += 2
+            await checkpoint(persist, old)
+            assert await read_unit(witness) == old, (fault, number)
+            if not outcome.met:
+                break
+            assert number < 200
+        assert number > (1 if fault.at_await else 4), "a transaction has more points"
+
+
+async def test_a_bar_at_every_await_and_call(container: Container, drivers: Drivers) -> None:
+    """It is stored with its session or not at all, as its error says; the next run goes on from there."""
+    persist = Registry(container)
+    run = await run_of(persist, "disturbed", Mode.LIVE).__aenter__()
+    for fault in DISTURBANCES[::2]:  # of each kind
+        for number in count(1):
+            before = run.bars
+            outcome = await drivers.attempt(fault, number, partial(play, run, before + 1))
+            if isinstance(outcome.error, WriteOutcomeUnknownError):
+                with pytest.raises(WriteOutcomeUnknownError):
+                    await run.__aexit__(None, None, None)
+                run = await run_of(persist, "disturbed", Mode.LIVE).__aenter__()
+                assert run.bars in (before, before + 1), (fault, number)
+            else:
+                await run.flush()
+            assert await check(container, "disturbed", Mode.LIVE) == run.bars, (fault, number)
+            if outcome.error is None:
+                assert run.bars == before + 1, (fault, number)
+            elif isinstance(outcome.error, StoreUnavailableError):
+                assert run.bars == before, (fault, number)
+            else:
+                expected = asyncio.CancelledError | TimeoutError | WriteOutcomeUnknownError
+                assert isinstance(outcome.error, expected), (fault, number, outcome.error)
+            if not outcome.met:
+                break
+            assert number < 200
+    await run.__aexit__(None, None, None)
 
 
 async def test_a_caller_that_is_cancelled_in_the_commit(
@@ -331,7 +364,7 @@ async def test_units_over_the_same_collections_in_different_orders(container: Co
             for write in writes if n % 2 else reversed(writes):
                 await write
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG):
         await asyncio.gather(*(unit(n) for n in range(10)), *(checkpoint(persist, n, "other") for n in range(10)))
     rows = await witness.signal_db_service.find_all(), await witness.state_db_service.find_all()
     values = [{row.payload["n"] for row in found if row.payload} for found in rows]
@@ -344,7 +377,10 @@ async def test_a_queue_that_is_busy_for_the_whole_deadline(settings: Settings, w
         persist = Registry(container)
         await checkpoint(persist, "old")
         proxy.passing.clear()
-        slow = [asyncio.create_task(container.signal_db_service.upsert("k", "t", "e", {"n": "old"})) for _ in "ab"]
+        slow: list[asyncio.Task[object]] = [
+            asyncio.create_task(container.signal_db_service.upsert("k", "t", "e", {"n": "old"})),
+            asyncio.create_task(container.state_db_service.upsert("k", "b", {"n": "old"}, EARLY)),
+        ]
         await asyncio.sleep(0)
         with Stopwatch() as watch, pytest.raises(StoreUnavailableError):
             await checkpoint(persist, "new")

@@ -255,8 +255,8 @@ _CURSORS = ("aggregate", "aggregate_raw_batches", "find", "find_raw_batches", "l
 
 
 @contextmanager
-def intercepted_drivers() -> Generator[Drivers]:
-    """Count the calls of the drivers in the block."""
+def intercepted_drivers(*more: str) -> Generator[Drivers]:
+    """Count the calls of the drivers in the block, and those of `more` methods of collections."""
     drivers = Drivers()
 
     def counted(server: Server, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -280,7 +280,7 @@ def intercepted_drivers() -> Generator[Drivers]:
 
     with pytest.MonkeyPatch.context() as patch:
         for collection in (AsyncIOMotorCollection, AsyncCollection):
-            for name in _CALLS:
+            for name in (*_CALLS, *more):
                 patch.setattr(collection, name, counted("mongo", getattr(collection, name)))
             for name in _CURSORS:
                 patch.setattr(collection, name, cursor(getattr(collection, name)))

@@ -37,6 +37,8 @@ from backtest_persist.errors import StoreUnavailableError, WriteOutcomeUnknownEr
 __all__ = ("Journal",)
 
 _FORMAT = 1
+_WAIT_SECONDS = 30.0
+"""How long the journal is waited for: units are large, and several processes may store some."""
 _BODY = TypeAdapter(list[tuple[str, str, int | None]])
 
 
@@ -103,7 +105,7 @@ class Journal:
     def settle(self, *, wait: bool = True) -> None:
         """Apply or discard the unit of a process that is gone; `TimeoutError` while another one is at work on it."""
         if self._file.exists():
-            with directory_lock(self._directory, wait=wait):
+            with directory_lock(self._directory, wait=wait, seconds=_WAIT_SECONDS):
                 self._settle()
 
     # --- for units ---
@@ -112,7 +114,7 @@ class Journal:
     def lock(self) -> Generator[None]:
         """Keep all units of other writers out, once what a process has left is settled."""
         make_directory(self._directory)
-        with directory_lock(self._directory):
+        with directory_lock(self._directory, seconds=_WAIT_SECONDS):
             remove_leftovers(find_leftovers(self._directory, locked=True))
             self._settle()
             yield
