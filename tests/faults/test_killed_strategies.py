@@ -145,7 +145,7 @@ def demo(*arguments: str) -> tuple[str, ...]:
 
 def result_in(output: str) -> dict[str, Any]:
     """The result among what a demo has printed."""
-    return json.loads(output[output.index("\n{") :])
+    return json.loads(output[output.index("{\n") :])
 
 
 @pytest.mark.soak
