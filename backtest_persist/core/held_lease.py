@@ -110,6 +110,12 @@ class HeldLease:
         if not await self._document.fence(self.epoch, session):
             raise await self._loss()
 
+    async def verify(self) -> None:
+        """Ask the server whether the lease is still held; see `Lease.verify`."""
+        found = await self._document.find()
+        if found is None or found.row.epoch != self.epoch:
+            raise await self._loss()
+
     # --- renewal ---
 
     async def _keep_renewed(self) -> None:

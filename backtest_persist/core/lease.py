@@ -151,6 +151,14 @@ class Lease:
         """
         await self._checked().fence(session)
 
+    async def verify(self) -> None:
+        """Ask the server whether the lease is still held, and raise `LeaseLostError` if it is not.
+
+        For a transaction that has failed before its fence could tell: that of a process that was paused meets its
+        deadline first.
+        """
+        await self._checked().verify()
+
     def lost(self) -> LeaseLostError | None:
         """Return the error that says why the lease is not held any more; None as long as no loss is known."""
         return None if self._held is None else self._held.lost()
@@ -192,6 +200,7 @@ class _Attempt:
         self._context = context
         self._owner = Owner.here()
         self.document = LeaseDocument(state, context, self._owner.token, duration)
+        self._is_sent = False
 
     async def run(self) -> LeaseRow:
         """Take the lease and end the transactions of a predecessor; `LeaseHeldError` if there is another holder."""
@@ -199,10 +208,9 @@ class _Attempt:
             row = await self._take()
             if row.session_ids:
                 await self.document.kill(row.session_ids)
-        except LeaseHeldError:
-            raise
-        except BacktestPersistError:  # it may have been taken
-            self._state.background(self._release())
+        except BacktestPersistError:
+            if self._is_sent:  # it may have been taken
+                self._state.background(self._release())
             raise
         return row
 
@@ -215,12 +223,16 @@ class _Attempt:
             if found is not None and found.row.session_ids:
                 await self.document.kill(found.row.session_ids)
             left = until - time.monotonic()
+            self._is_sent = True
             try:
                 row = await self.document.take(self._owner, gone, max(min(patience, left), 0.001))
-            except WriteOutcomeUnknownError as error:
-                if error.reason is not ErrorReason.TIMEOUT or left <= 0:
+            except (StoreUnavailableError, WriteOutcomeUnknownError) as error:  # to take it again does no harm
+                if not error.retryable or left <= 0:
                     raise
-                patience *= 2  # it may be the network that is slow
+                if error.reason is ErrorReason.TIMEOUT:
+                    patience *= 2  # it may be the network that is slow, and no lock
+                else:
+                    await asyncio.sleep(_LOOK_SECONDS)
             else:
                 if row.owner is not None and row.owner.token == self._owner.token:
                     return row

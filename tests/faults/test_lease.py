@@ -224,11 +224,11 @@ async def write_number(container: Container, session: Any) -> None:
 
 @BY_ONE_DRIVER
 async def test_a_lost_reply_takes_the_lease_once(container: Container, failing: Failing) -> None:
-    """The driver asks again, and the server repeats its answer."""
+    """It is asked again, and the server repeats its answer."""
     await container.wait_for_init()
     async with failing("findAndModify", closeConnection=True), lease_of(container) as lease:
         assert lease.epoch == 1
-    async with failing("findAndModify", times=2, closeConnection=True), lease_of(container) as lease:
+    async with failing("findAndModify", times=4, closeConnection=True), lease_of(container) as lease:
         assert lease.epoch == 2
 
 

@@ -178,9 +178,10 @@ async def test_a_lease_that_is_not_renewed_runs_out(
             with pytest.raises(LeaseLostError, match="pid 77 on host") as lost:
                 await renewed.session()
             assert (lost.value.pid, lost.value.collection) == (77, "lease-items")
+            await successor.verify()
             assert idle.lost() is None
             with pytest.raises(LeaseLostError, match="took its lease"):
-                await idle.session()
+                await idle.verify()
             assert idle.lost() is not None
             assert warned() == ["lease.lost", "lease.lost"]
         assert (await container.mongo_service.database["lease-items"].count_documents({"owner": None})) == 1

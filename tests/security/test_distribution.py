@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from backtest_persist.core.lease import LEASE_SECONDS
+
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
@@ -40,6 +42,12 @@ def test_mongo_has_one_port_inside_and_outside() -> None:
     assert SERVICES["mongo"]["command"][-2:] == ["--port", port]
     assert f"localhost:{port}" in SERVICES["mongo-init"]["command"]
     assert "27017" not in services.replace(port, "")
+
+
+def test_mongo_aborts_a_transaction_that_was_left_open_before_its_lease_has_run_out() -> None:
+    """The server looks every half of this time, so that it takes one and a half of it at most."""
+    assert "transactionLifetimeLimitSeconds=10" in SERVICES["mongo"]["command"]
+    assert LEASE_SECONDS >= 1.5 * 10
 
 
 def test_compose_has_no_default_secret() -> None:
