@@ -238,7 +238,7 @@ class MongoCommitter:
             except (StoreUnavailableError, WriteOutcomeUnknownError) as error:
                 raise _NoSessionError(error) from None
             try:
-                await start_transaction(state.client, session)
+                await start_transaction(state.client, session, state.database.write_concern)
                 await self._sessions.fence(session)
                 for plan in plans:
                     await self._write(state, plan, session)
