@@ -1,5 +1,6 @@
 """Container: two services for each domain, over one MongoDB and one Redis, one line each."""
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -35,6 +36,9 @@ from backtest_persist.mode import Mode
 from backtest_persist.settings import Settings, load
 
 __all__ = ("Container",)
+
+_AT_ONCE = 4
+"""How many collections are prepared at the same time: each costs round trips, and a connection."""
 
 D = TypeVar("D", bound=DbService[Any, Any])
 S = TypeVar("S", bound=BaseMap)
@@ -168,12 +172,19 @@ class Container:
         self.redis_service.reconfigure()
 
     async def wait_for_init(self) -> None:
-        """Create and verify the indexes of all collections; done once per client, retryable.
+        """Create and verify the indexes of all collections, several at a time; done once per client, retryable.
 
         Raises `IndexConflictError` or `StoreUnavailableError`. Redis may be down: it is only an index.
         """
-        for service in self.db_services:
-            await service.wait_for_init()
+        services = iter(self.db_services)
+
+        async def prepare() -> None:
+            for service in services:  # those that nobody else has taken
+                await service.wait_for_init()
+
+        for error in await asyncio.gather(*(prepare() for _ in range(_AT_ONCE)), return_exceptions=True):
+            if error is not None:
+                raise error
         await prepare_leases(self.mongo_service)
 
     async def close(self) -> None:

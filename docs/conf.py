@@ -20,7 +20,7 @@ copyright = author  # the name that Sphinx reads
 release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "domain_tables"]
-exclude_patterns = ["_build", "_diagrams", "_ext"]
+exclude_patterns = ["_build", "_diagrams", "_ext", "examples"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 

@@ -135,9 +135,8 @@ def _account(result: Result) -> Table:
     table.add_row("buy and hold", f"{change:+,} %", "the stock itself, dividends included")
     table.add_row("largest drawdown", f"{session.drawdown:,} %", "")
     if result.killed_after is not None:
-        kill = f"resumed after bar {result.resumed_from:,}, the last that was stored"
-        table.add_row("killed", f"after bar {result.killed_after:,}", kill)
-        table.add_row("without the kill", "the same" if result.is_same else "NOT THE SAME", "trades and balance")
+        table.add_row("killed after", f"bar {result.killed_after:,}", f"resumed after bar {result.resumed_from:,}")
+        table.add_row("without a kill", "the same" if result.is_same else "NOT THE SAME", "trades and balance")
     if result.new_bars:
         total = _total(result)
         operations = total.reads + total.writes

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -115,5 +115,5 @@ async def _run(mode: Mode, symbol: str, total: int, directory: str | None) -> No
         setup()
     else:
         persist.use_json(directory)
-    async with ioc, open_run(persist, mode, sample) as run:
+    async with aclosing(ioc), open_run(persist, mode, sample) as run:
         await replay(run, sample, total, _Messages())

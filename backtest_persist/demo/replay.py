@@ -79,12 +79,11 @@ async def replay(run: Run[Session], sample: Sample, total: int, observer: Observ
         before = run.session.signal
         async with run.bar(event.when) as bar:
             await strategy.on_bar(bar, event.bar)
-        is_closed = before is not None and before.status == "closed"
-        if is_closed:
+        if before is not None and before.status == "closed":
             trades.append(before)
-        if observer is not None:
-            if is_closed:
+            if observer is not None:
                 observer.traded(before)
+        if observer is not None:
             observer.ended(run.bars, run.session.equity)
 
     async def on_event(event: BarEvent) -> None:

@@ -196,7 +196,7 @@ class Run(Generic[S]):
         if payload.get("id") != self.id or not _is_point(payload):
             problem = (
                 f"holds the session of the run {payload['id']}: paper and live share what is kept with backtest=False"
-                if _is_point(payload)
+                if "id" in payload and _is_point(payload)
                 else "holds a session that no run has stored"
             )
             raise SettingsError(

@@ -2,24 +2,27 @@
 
 import asyncio
 import sys
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 from basana import Bar, BarEvent, FifoQueueEventSource, Pair, backtesting_dispatcher
 from basana.backtesting.exchange import Exchange
-from survive import history, on_bar, open_run
 
 from backtest_persist import ioc, persist, setup
+from survive import history, on_bar, open_run
 
 
 def events(pair: Pair) -> list[BarEvent]:
-    bars: list[BarEvent] = []
+    found: list[BarEvent] = []
     for candle in history():
         begin = datetime.fromtimestamp(candle["timestamp"] / 1000, UTC)
-        prices = (Decimal(str(candle[name])) for name in ("open", "high", "low", "close", "volume"))
-        bar = Bar(begin, pair, *prices, timedelta(minutes=1))
-        bars.append(BarEvent(begin + bar.duration, bar))
-    return bars
+        names = ("open", "high", "low", "close", "volume")
+        open_, high, low, close, volume = (Decimal(str(candle[name])) for name in names)
+        length = timedelta(minutes=1)
+        bar = Bar(begin, pair, open_, high, low, close, volume, length)
+        found.append(BarEvent(begin + length, bar))
+    return found
 
 
 async def main() -> None:
@@ -27,9 +30,10 @@ async def main() -> None:
     pair, dispatcher = Pair("BTC", "USDT"), backtesting_dispatcher()
     dispatcher.stop_on_handler_exceptions = True
     exchange = Exchange(dispatcher, {"USDT": Decimal(10_000)})
-    exchange.add_bar_source(FifoQueueEventSource(events=events(pair)))
-    async with ioc, open_run() as run:
-        await (await persist.candle("BTCUSDT", "1m", "binance")).write_candles_data(history())
+    exchange.add_bar_source(FifoQueueEventSource(events=[*events(pair)]))
+    async with aclosing(ioc), open_run() as run:
+        candles = await persist.candle("BTCUSDT", "1m", "binance")
+        await candles.write_candles_data(history())
         print(f"{run.bars} bars are stored", flush=True)
 
         async def on_event(event: BarEvent) -> None:

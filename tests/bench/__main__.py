@@ -78,7 +78,7 @@ def cells(figure: Figure) -> list[str]:
         first, *_, last = middles.values()
         return [figure.name, f"{parts} {figure.unit}", "", f"{last / first:.2f} from first to last", "", figure.target]
     found = [figure.name, number(figure, "ours"), "", "", "", figure.target]
-    for base in ("literal", "one by one", "rows", "pipeline", "store", *DRIVERS):
+    for base in ("literal", "one by one", "rows", "pipeline", "store", "upserts", *DRIVERS):
         if base in figure.values:
             ratios = figure.ratios("ours", base)
             found[2] = number(figure, base)

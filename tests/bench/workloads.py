@@ -61,6 +61,8 @@ class Bench:
             yield await self.reads(callers)
             yield await self.writes(callers)
             yield await self.mixed(callers)
+        async for figure in self.adapters(64):
+            yield figure
         for callers in (1, 64):
             yield await self.drivers(callers)
         for size in (100, 1000) if quick else (100, 1000, 10_000):
@@ -118,6 +120,40 @@ class Bench:
             return int(bool((await db.upsert(*_context(number), payload())).id))
 
         return await self._loaded(f"90 % reads, 10 % writes, {_callers(callers)}", callers, base, ours, None, "")
+
+    async def adapters(self, callers: int) -> AsyncIterator[Figure]:
+        """What a strategy calls one after the other, with ids that are known, and writes of many strategies at once."""
+        persist = Registry(self.container)
+        adapters = [await persist.signal(*_context(number)) for number in range(KEYS)]
+
+        async def read(number: int) -> int:
+            return int(await adapters[number % KEYS].read_signal_data() is not None)
+
+        async def read_literally(number: int) -> int:
+            return int(await self._read_literally(number) is not None)
+
+        async def write(number: int) -> int:
+            await adapters[number % KEYS].write_signal_data(payload())
+            return 1
+
+        async def write_literally(number: int) -> int:
+            return int(bool((await self._write_literally(number)).id))
+
+        yield await self._loaded("reads of adapters, 1 caller", 1, read_literally, read, None, ">= 1.25")
+        yield await self._loaded("writes of adapters, 1 caller", 1, write_literally, write, None, ">= 1.2")
+        settings = self.container.settings.model_copy(update={"id_memory": 0})
+        async with Container(settings) as without_ids:
+
+            async def upsert(number: int) -> int:
+                db = without_ids.signal_db_service
+                return int(bool((await db.upsert(*_context(number), payload())).id))
+
+            variants: dict[str, Callable[[], Awaitable[float]]] = {
+                "upserts": lambda: load(callers, self.seconds, upsert),
+                "ours": lambda: load(callers, self.seconds, write),
+            }
+            name = f"writes of adapters, {_callers(callers)}: against upserts with CC_ID_MEMORY=0"
+            yield await compare(name, variants, unit="/s", rounds=self.rounds, target=">= 1.3")
 
     async def _loaded(
         self,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backtest_persist import Registry, contracts
+from backtest_persist import Mode, Registry, SettingsError, contracts
 from backtest_persist.testing import Refusals
 from tests.support.cases import ADAPTER_CONTEXTS, WHEN
 
@@ -73,3 +73,23 @@ async def test_writes_vanish_and_reads_find_nothing(persist: Registry) -> None:
 
 async def collect(items: AsyncIterator[Any]) -> list[Any]:
     return [item async for item in items]
+
+
+async def test_units_of_work_vanish_and_a_lease_is_always_free(persist: Registry) -> None:
+    """Within a block its writes are read; after it nothing is, and nobody is kept from running the same."""
+    state = await persist.state("s", "b")
+    async with persist.checkpoint():
+        await state.write_state_data({"n": 1}, WHEN)
+        assert await state.read_state_data() == {"n": 1}
+    assert await state.read_state_data() is None
+    run: Any = {"strategy": "trend", "exchange": "x", "symbol": "A", "mode": Mode.LIVE}
+    async with persist.run(**run) as first, persist.run(**run) as second:
+        for one in (first, second):
+            async with one.bar(WHEN) as bar:
+                bar.session["n"] = 1
+                await bar.log.write_log_data([{"id": bar.new_id()}])
+                assert len(await bar.log.read_log_data()) == 1
+            assert (one.bars, one.session) == (1, {"n": 1})
+    assert await (await persist.log()).read_log_data() == []
+    with pytest.raises(SettingsError, match="number of seconds"):
+        await persist.run(**run, lease_wait=-1).__aenter__()

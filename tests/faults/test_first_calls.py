@@ -6,10 +6,17 @@ from typing import Any
 
 import pytest
 
-from backtest_persist import BacktestPersistError, Container, Registry, Settings, StoreUnavailableError
+from backtest_persist import (
+    BacktestPersistError,
+    Container,
+    IndexConflictError,
+    Registry,
+    Settings,
+    StoreUnavailableError,
+)
 from tests.support.commands import monitored_container
 from tests.support.proxy import DEADLINE, mongo_proxy, with_short_deadline
-from tests.support.servers import suspended_mongo
+from tests.support.servers import suspended_mongo, wait_until
 from tests.support.stopwatch import GRACE, HANG, timed
 
 CALLERS = 8
@@ -60,6 +67,30 @@ async def test_first_calls_share_one_preparation(settings: Settings, driver: str
         assert not [end for end in ends[1:] if isinstance(end, BaseException)]
         assert commands.names.count("listIndexes") == 1
         assert commands.names.count("createIndexes") == 1
+
+
+async def test_a_container_prepares_several_collections_at_a_time(settings: Settings) -> None:
+    """Over a slow line their round trips do not add up; in the end all are prepared, or an error is raised."""
+    container, other = Container(settings), Container(settings)
+    try:
+        await asyncio.gather(container.mongo_service.ping(), other.mongo_service.ping())
+        state = container.mongo_service._states.get()
+
+        async def several_are_being_prepared() -> bool:
+            return len(state._preparing) > 1
+
+        async with suspended_mongo(other):
+            preparing = asyncio.create_task(container.wait_for_init())
+            await wait_until(several_are_being_prepared)
+        await preparing
+        assert state.prepared >= {service.collection for service in container.db_services}
+        narrow = container.mongo_service.database["candle-items"]
+        await narrow.create_index([("symbol", 1), ("interval", 1), ("timestamp", 1)], unique=True)
+        with pytest.raises(IndexConflictError, match="candle-items"):
+            await other.wait_for_init()
+    finally:
+        await container.close()
+        await other.close()
 
 
 async def test_a_call_after_a_failed_preparation_prepares_again(container: Container) -> None:

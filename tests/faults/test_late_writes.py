@@ -1,8 +1,7 @@
 """Writes that the network holds back until their callers have given up: a later write is never undone."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import pytest
@@ -10,9 +9,9 @@ from pydantic import SecretStr
 
 from backtest_persist import Container, Settings, StoreUnavailableError, WriteOutcomeUnknownError
 from backtest_persist.domains.signal import SignalRow
-from tests.support.proxy import DEADLINE, Proxy, behind_proxy, with_short_deadline
+from tests.support.proxy import DEADLINE, Proxy, acknowledged, behind_proxy, with_short_deadline
 from tests.support.servers import disable_sessions, wait_until
-from tests.support.stopwatch import GRACE, HANG, Stopwatch
+from tests.support.stopwatch import GRACE, Stopwatch
 
 T = TypeVar("T")
 
@@ -47,14 +46,6 @@ async def abandon(calling: asyncio.Task[Any], gone: str = "late") -> None:
         await calling
 
 
-async def acknowledged(call: Callable[[], Awaitable[T]]) -> T:
-    """Call again until it succeeds: a call behind a write that is held back may time out."""
-    async with asyncio.timeout(HANG):
-        while True:
-            with suppress(StoreUnavailableError, WriteOutcomeUnknownError):
-                return await call()
-
-
 async def some_turns() -> None:
     """Let the calls that were just submitted be sent."""
     for _ in range(5):
@@ -64,9 +55,9 @@ async def some_turns() -> None:
 async def test_after_another(settings: Settings) -> None:
     """The caller of a write times out and writes again."""
     async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
-        await write(container, "old")
+        await acknowledged(lambda: write(container, "old"))
         await abandon(await hold_back(proxy, write(container, "zombie")))
-        row = await write(container, "later")
+        row = await acknowledged(lambda: write(container, "later"))
     assert await is_stored(settings, row)
 
 
@@ -75,7 +66,7 @@ async def test_a_deletion(settings: Settings, gone: str) -> None:
     """`clear_bucket` is held back, and its caller times out or is cancelled, and writes."""
     async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         db = container.interval_db_service
-        await db.upsert("b", "k", {"n": "old"}, 0)
+        await acknowledged(lambda: db.upsert("b", "k", {"n": "old"}, 0))
         await abandon(await hold_back(proxy, db.clear_bucket("b"), b"delete"), gone)
         row = await acknowledged(lambda: db.upsert("b", "k", {"n": "later"}, 0))
     async with Container(settings) as witness:
@@ -87,7 +78,7 @@ async def test_after_a_deletion_of_nothing(settings: Settings, gone: str) -> Non
     """A first write, or that of an import, is held back; `clear_bucket` finds nothing."""
     async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         db = container.interval_db_service
-        await db.upsert("another", "k", {}, 0)
+        await acknowledged(lambda: db.upsert("another", "k", {}, 0))
         if gone == "import":
             context = db.context_type(bucket="b", entry_key="k")
             fields = {"payload": {"n": "zombie"}, "removed": False, "when": 0}
@@ -108,7 +99,7 @@ async def test_after_the_end_of_its_loop(settings: Settings) -> None:
             return proxy.is_holding.is_set()
 
         async def first() -> None:
-            await write(container, "old")
+            await acknowledged(lambda: write(container, "old"))
             proxy.hold_back = b"zombie"
             under_way.append(asyncio.create_task(write(container, "zombie")))
             await wait_until(held_back)
@@ -125,7 +116,7 @@ async def test_after_the_end_of_its_loop(settings: Settings) -> None:
 async def test_after_a_connection_took_no_sessions(settings: Settings) -> None:
     """The next write meets one, and goes on by another."""
     async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
-        await write(container, "old")
+        await acknowledged(lambda: write(container, "old"))
         await abandon(await hold_back(proxy, write(container, "zombie")))
         await container.signal_db_service.count()  # by a connection of its own
         assert disable_sessions(container)
@@ -137,7 +128,7 @@ async def test_before_the_end_of_a_connection_that_took_no_sessions(settings: Se
     """It is cut while it is left: writes go on by another, and closing closes."""
     async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         db = container.signal_db_service
-        row = await write(container, "old")
+        row = await acknowledged(lambda: write(container, "old"))
         assert disable_sessions(container)
         proxy.drop_reply_to = b"ping\0"
         await asyncio.gather(*(db.upsert("s", "t", f"e{n}", {"n": 1}) for n in range(3)))
@@ -157,7 +148,7 @@ async def test_before_the_end_of_a_connection_that_took_no_sessions(settings: Se
 async def test_after_new_settings(settings: Settings, gone: str) -> None:
     """The container is configured anew, and writes."""
     async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
-        await write(container, "old")
+        await acknowledged(lambda: write(container, "old"))
         await abandon(await hold_back(proxy, write(container, "zombie")), gone)
         container.configure(container.settings)
         row = await acknowledged(lambda: write(container, "later"))
@@ -167,7 +158,7 @@ async def test_after_new_settings(settings: Settings, gone: str) -> None:
 async def test_after_new_settings_while_it_closes(settings: Settings) -> None:
     """The container closes and is opened again meanwhile."""
     async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
-        await write(container, "old")
+        await acknowledged(lambda: write(container, "old"))
         await abandon(await hold_back(proxy, write(container, "zombie")))
         proxy.hold_back, proxy.delay = b"", 0.1
         closing = asyncio.create_task(container.close())
@@ -182,7 +173,7 @@ async def test_after_new_settings_behind_another_write(settings: Settings) -> No
     """A write is in flight and slow, and one behind it is held back: the next waits for both."""
     async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         db = container.signal_db_service
-        await write(container, "old")
+        await acknowledged(lambda: write(container, "old"))
         await db.upsert("s", "t", "another", {"n": "old"})
         proxy.delay = 0.15
         slow = asyncio.create_task(db.upsert("s", "t", "another", {"n": "slow"}))
@@ -208,7 +199,7 @@ async def test_new_settings_while_the_network_is_silent(settings: Settings) -> N
         proxy,
         container,
     ):
-        await write(container, "old")
+        await acknowledged(lambda: write(container, "old"))
         proxy.passing.clear()
         with pytest.raises(WriteOutcomeUnknownError):
             await write(container, "zombie")
@@ -241,7 +232,7 @@ async def test_new_settings_wait_for_the_collection_in_question_alone(settings: 
 async def test_everything_is_cancelled_while_new_settings_are_waited_for(settings: Settings) -> None:
     """The next call begins anew."""
     async with behind_proxy(settings) as (proxy, container):
-        await write(container, "old")
+        await acknowledged(lambda: write(container, "old"))
         others = asyncio.all_tasks()
         calls = [await hold_back(proxy, write(container, "zombie"))]
         container.configure(settings)
@@ -251,14 +242,14 @@ async def test_everything_is_cancelled_while_new_settings_are_waited_for(setting
             task.cancel()
         await asyncio.wait(calls)
         assert [call.cancelled() for call in calls] == [True, True]
-        row = await write(container, "later")
+        row = await acknowledged(lambda: write(container, "later"))
     assert await is_stored(settings, row)
 
 
 async def test_new_settings_in_place_of_a_write_concern_that_nobody_can_meet(settings: Settings) -> None:
     """The write is in doubt; the one that settles it does not ask for more than the primary."""
     async with Container(settings) as container:
-        await write(container, "old")
+        await acknowledged(lambda: write(container, "old"))
         uri = settings.mongo_connection_string.get_secret_value()
         container.configure(settings.model_copy(update={"mongo_connection_string": SecretStr(f"{uri}&w=2")}))
         with pytest.raises(WriteOutcomeUnknownError):
@@ -270,7 +261,7 @@ async def test_new_settings_in_place_of_a_write_concern_that_nobody_can_meet(set
 async def test_close_drains_one_of_other_settings_that_needs_its_index_again(settings: Settings) -> None:
     """Its collection was dropped meanwhile; it is stored, as the settings of before say."""
     async with behind_proxy(settings) as (proxy, container):
-        await write(container, "old")
+        await acknowledged(lambda: write(container, "old"))
         writing = await hold_back(proxy, write(container, "zombie"))
         async with Container(settings) as another:
             await another.mongo_service.database.drop_collection(container.signal_db_service.collection)

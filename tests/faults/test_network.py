@@ -11,7 +11,7 @@ from backtest_persist import (
     Settings,
     base_map,
 )
-from tests.support.proxy import DEADLINE, behind_proxy, mongo_proxy, redis_proxy, with_short_deadline
+from tests.support.proxy import DEADLINE, acknowledged, behind_proxy, mongo_proxy, redis_proxy, with_short_deadline
 from tests.support.stopwatch import GRACE, Stopwatch, pauses, slowness, timed
 
 WHEN = 1_700_000_000_000
@@ -87,9 +87,9 @@ async def test_a_black_hole_keeps_the_deadline(settings: Settings) -> None:
             container.storage_db_service,
             container.candle_db_service,
         )
-        await signals.upsert("s", "t", "e", {"n": 0})
-        await storage.upsert_many(True, [{"id": "a"}])
-        await candles.wait_for_init()
+        await acknowledged(lambda: signals.upsert("s", "t", "e", {"n": 0}))
+        await acknowledged(lambda: storage.upsert_many(True, [{"id": "a"}]))
+        await acknowledged(candles.wait_for_init)
         proxy.passing.clear()
         ends = await asyncio.gather(
             timed(signals.find_by_context("s", "t", "e")),
@@ -176,7 +176,7 @@ async def test_a_slow_network_is_only_slow(settings: Settings) -> None:
 async def test_closing_leaves_the_loop_free(settings: Settings, passing: bool) -> None:
     """Closing connections to a slow or silent server takes bounded time, and blocks no other task of the event loop."""
     async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
-        await container.signal_db_service.upsert("s", "t", "e", {})
+        await acknowledged(lambda: container.signal_db_service.upsert("s", "t", "e", {}))
         if not passing:
             proxy.passing.clear()
         closing = asyncio.create_task(timed(container.close()))

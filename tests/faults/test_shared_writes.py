@@ -11,7 +11,7 @@ from backtest_persist import Container, Settings, StoreUnavailableError
 from backtest_persist.core import write_queue
 from backtest_persist.core.db_service import DbService
 from tests.support.commands import monitored_container
-from tests.support.proxy import DEADLINE, behind_proxy, with_short_deadline
+from tests.support.proxy import DEADLINE, acknowledged, behind_proxy, with_short_deadline
 from tests.support.stopwatch import GRACE, Stopwatch, slowness
 
 CALLS = 200
@@ -151,9 +151,9 @@ async def test_what_was_never_sent_is_never_an_unknown_outcome(settings: Setting
     """Behind a write that the network holds up, the others fail in time, and nothing of them was sent."""
     async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
         db = container.memory_db_service
-        await db.upsert("s", "b", "m", {}, START)
+        await acknowledged(lambda: db.upsert("s", "b", "m", {}, START))
+        await acknowledged(container.storage_db_service.wait_for_init)
         proxy.hold_back = b"heldback"
-        await container.storage_db_service.wait_for_init()
         held = asyncio.create_task(db.upsert("s", "b", "m", {"heldback": 1}, START))
         for _ in range(3):
             await asyncio.sleep(0)

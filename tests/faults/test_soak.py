@@ -17,7 +17,7 @@ from backtest_persist import Container, InvalidKeyError, Settings
 from backtest_persist.core import write_queue
 from backtest_persist.core.batching import Batcher
 from backtest_persist.testing.subjects import START, candle
-from tests.support.stopwatch import timed
+from tests.support.stopwatch import HANG, timed
 
 TASKS = 16
 ROUND = 100
@@ -159,7 +159,7 @@ async def check_flat(settings: Settings, *, stored: int, seconds: float) -> list
     del container, work
     gc.collect()
     assert len(asyncio.all_tasks()) <= before.tasks
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG):
         while Snapshot(0).files > before.files + 2:  # Motor's threads keep a pipe each
             await asyncio.sleep(0.05)
     return seen

@@ -29,7 +29,7 @@ from tests.support.fault_enumerator import FAULTS, HELD, Drivers, intercepted_dr
 from tests.support.killed_runs import check, play, run_of
 from tests.support.proxy import DEADLINE, behind_proxy, with_short_deadline
 from tests.support.servers import PrivateMongo, disable_sessions, suspended_mongo, wait_until, without_primary
-from tests.support.stopwatch import GRACE, Stopwatch
+from tests.support.stopwatch import GRACE, HANG, Stopwatch
 from tests.support.units import read_unit, write_unit
 
 CONFLICT = {"errorCode": 112, "errorLabels": ["TransientTransactionError"]}
@@ -364,7 +364,7 @@ async def test_units_over_the_same_collections_in_different_orders(container: Co
             for write in writes if n % 2 else reversed(writes):
                 await write
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG):
         await asyncio.gather(*(unit(n) for n in range(10)), *(checkpoint(persist, n, "other") for n in range(10)))
     rows = await witness.signal_db_service.find_all(), await witness.state_db_service.find_all()
     values = [{row.payload["n"] for row in found if row.payload} for found in rows]

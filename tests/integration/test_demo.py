@@ -30,6 +30,8 @@ BARS = 450
 LIVE = ("demo", "--mode", "live", "--bars", str(BARS), "--json", "--data-dir")
 """Each bar is stored before the next one begins."""
 
+ONE_DRIVER = pytest.mark.parametrize("driver", ["motor"], indirect=True)
+
 Documents = dict[str, list[dict[str, Any]]]
 
 
@@ -203,22 +205,34 @@ async def test_a_terminal_shows_equity_and_trades() -> None:
     assert "400/400" in output
 
 
-async def test_stopped_hard_and_resumed(uninterrupted: tuple[dict[str, Any], Documents], tmp_path: Path) -> None:
-    """--stop-after ends the process without a word to the servers; each next run goes on, the last one to the same end.
+async def test_stopped_killed_and_resumed(uninterrupted: tuple[dict[str, Any], Documents], tmp_path: Path) -> None:
+    """--stop-after, or ``kill -9``, ends the process and its servers; each next run goes on, to the same end.
 
-    The stops are while a limit order waits, right after another one was given, while a stop order stands, and while a
-    market order waits for the open.
+    It is stopped while a limit order waits and while a market order waits for the open, and killed in between.
     """
     expected, documents = uninterrupted
-    done = 0
-    for stop in (95, 131, 135, 417):
-        outcome = await run(*LIVE, str(tmp_path), "--stop-after", str(stop - done))
+
+    async def stop_after(bars: int, total: int) -> None:
+        outcome = await run(*LIVE, str(tmp_path), "--stop-after", str(bars))
         assert (outcome.status, outcome.output) == (0, ""), outcome.errors
-        assert f"{stop:,} of {BARS:,} in all" in outcome.errors
+        assert f"{total:,} of {BARS:,} in all" in outcome.errors
         assert "killed" not in outcome.errors
-        done = stop
+
+    await stop_after(95, 95)
+    chance = random.Random(3)
+    process = await start_and_tell(*LIVE, str(tmp_path), bars=chance.randrange(20, 150))
+    await asyncio.sleep(chance.uniform(0, 0.01))
+    process.kill()
+    _, errors = await process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    async with embedded(tmp_path) as settings, Container(settings) as container:
+        session = (await container.session_db_service.find_all())[0].payload
+    assert session is not None
+    assert session["bars"] >= 95 + 20, errors.decode()
+    await stop_after(417 - session["bars"], 417)
+
     result = (await run(*LIVE, str(tmp_path))).result
-    assert (result["resumedFrom"], result["killedAfter"]) == (done, None)
+    assert (result["resumedFrom"], result["killedAfter"]) == (417, None)
     assert comparable(result) == comparable(expected)
     assert_same(await dump_directory(tmp_path), documents)
 
@@ -228,24 +242,7 @@ async def test_stopped_hard_and_resumed(uninterrupted: tuple[dict[str, Any], Doc
     assert sum(domain["writes"] for domain in again.result["domains"].values()) == 0
 
 
-async def test_killed_with_its_servers_and_resumed(
-    uninterrupted: tuple[dict[str, Any], Documents], tmp_path: Path
-) -> None:
-    """``kill -9`` at any moment, the servers included: the next run goes on, to the same trades, balance, documents."""
-    expected, documents = uninterrupted
-    chance = random.Random(3)
-    for _ in range(2):
-        process = await start_and_tell(*LIVE, str(tmp_path), bars=chance.randrange(20, 150))
-        await asyncio.sleep(chance.uniform(0, 0.01))
-        process.kill()
-        await process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    result = (await run(*LIVE, str(tmp_path))).result
-    assert 0 < result["resumedFrom"] < BARS
-    assert comparable(result) == comparable(expected)
-    assert_same(await dump_directory(tmp_path), documents)
-
-
+@ONE_DRIVER
 async def test_modes(container: Container) -> None:
     """Three modes on one database: the same trades and balance, each with its own documents."""
     bars = 260
@@ -274,12 +271,14 @@ async def test_paper(tmp_path: Path) -> None:
     assert (other["resumedFrom"], other["domains"]["session"]["documents"]) == (0, 3)
 
 
+@ONE_DRIVER
 async def test_more_bars_later(container: Container) -> None:
     """A run over the first bars goes on with more of them, and never back."""
     for bars in (40, 70):
         await run_here(container, bars=bars)
 
 
+@ONE_DRIVER
 async def test_json_files_give_the_same_result(
     uninterrupted: tuple[dict[str, Any], Documents], container: Container, tmp_path: Path
 ) -> None:
@@ -317,12 +316,13 @@ async def test_the_dummy_stores_nothing() -> None:
     assert "3,270 bars in" in outcome.output
 
 
+@ONE_DRIVER
 async def test_the_session_of_an_older_demo(container: Container, tmp_path: Path) -> None:
     """A data directory of an earlier version is refused with what to do, and stays as it is."""
     registry, sample = Registry(container), load("AAPL")
     session = await registry.session(STRATEGY, account(Mode.BACKTEST), sample.frame, "AAPL", True)
     await session.write_session_data({"bars": 40, "lastBar": 0}, sample.events[39].when)
-    with pytest.raises(SettingsError, match="holds a session that no run has stored.*restart=True"):
+    with pytest.raises(SettingsError, match=r"holds a session that no run has stored.*restart=True"):
         await run_here(container)
     registry.use_json(tmp_path)
     session = await registry.session(STRATEGY, account(Mode.BACKTEST), sample.frame, "AAPL", True)
@@ -334,6 +334,7 @@ async def test_the_session_of_an_older_demo(container: Container, tmp_path: Path
     assert await session.read_session_data() == {"bars": 40, "lastBar": 0}
 
 
+@ONE_DRIVER
 async def test_an_error_ends_the_run(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception of a handler ends the run as it is, and no later bar is processed."""
     seen: list[Any] = []

@@ -10,13 +10,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backtest_persist import JsonBackend
+from backtest_persist import JsonBackend, Mode
 from backtest_persist.core.unit_of_work import UnitOfWork
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.run.candles import BufferedCandleDbService
 from tests.support.json_backend import CANDLE, LATE, candles_from_start, collect, open_dump
 
-__all__ = ("STEPS", "Snapshot", "commit", "commit_all", "prepare", "snapshot", "unit_of", "write_all")
+__all__ = (
+    "STEPS",
+    "Snapshot",
+    "commit",
+    "commit_all",
+    "prepare",
+    "read_bars",
+    "run_bars",
+    "snapshot",
+    "unit_of",
+    "write_all",
+)
 
 STEPS = ("open", "write", "fsync", "rename", "link", "unlink", "mkdir", "utime")
 """The system calls of writers of files, by their names in `os`."""
@@ -103,10 +114,38 @@ def kill_at(cut: int) -> None:
         setattr(os, name, cutting(getattr(os, name)))
 
 
+async def run_bars(directory: Path, count: int, before: Callable[[], None] = lambda: None) -> None:
+    """Run a strategy up to its bar `count`; `before` is called before each bar that it does."""
+    async with open_dump(directory).run(
+        strategy="trend", exchange="x", symbol="A", frame="f", mode=Mode.BACKTEST, commit_every=1
+    ) as run:
+        for n in range(1, count + 1):
+            if run.seen(LATE + n):
+                continue
+            before()
+            async with run.bar(LATE + n) as bar:
+                cash = bar.session["cash"] = bar.session.get("cash", 100) + n
+                await bar.storage.write_storage_data([{"id": f"trade-{n}", "cash": cash}, {"id": "last", "cash": cash}])
+                await bar.signal.write_signal_data({"id": bar.new_id(), "cash": cash})
+                assert await bar.interval("once").claim_interval_data({"cash": cash}, str(n))
+
+
+async def read_bars(directory: Path) -> list[Any]:
+    """Read, as another process would, what `run_bars` writes."""
+    persist = open_dump(directory)
+    return [
+        await (await persist.session("trend", "x", "f", "A", True)).read_session_data(),
+        await (await persist.storage(True)).read_storage_data(),
+        await (await persist.signal("A", "trend", "x")).read_signal_data(),
+        await collect((await persist.interval("once")).list_interval_data()),
+    ]
+
+
 def main(template: Path, root: Path, what: str, step: int) -> None:
     """Copy a dump to directories, and kill a process that uses each, `step` system calls later each time.
 
-    `what` it does is to ``commit`` the unit of `write_all`, or to ``read`` all values. The last one ends by itself.
+    `what` it does is to ``commit`` the unit of `write_all`, to ``read`` all values, or to ``run`` the third bar of a
+    strategy. The last one ends by itself.
     """
     os.fsync = lambda fd: None  # what was written to files survives a process, if not the machine
     for cut in range(1, 1000, step):
@@ -116,6 +155,8 @@ def main(template: Path, root: Path, what: str, step: int) -> None:
         if not child:
             if what == "commit":
                 asyncio.run(commit_all(directory, partial(kill_at, cut)))
+            elif what == "run":
+                asyncio.run(run_bars(directory, 3, partial(kill_at, cut)))
             else:
                 kill_at(cut)
                 asyncio.run(snapshot(directory))

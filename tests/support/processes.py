@@ -106,17 +106,18 @@ async def run_in_terminal(*arguments: str, columns: int) -> str:
         )
     finally:
         os.close(slave)
-    with open(master, "rb", buffering=0) as terminal:
-        output = await asyncio.to_thread(_read_all, terminal)
+    try:
+        output = await asyncio.to_thread(_read_all, master)
+    finally:
+        os.close(master)
     assert await process.wait() == 0, output
     return output.decode()
 
 
-def _read_all(terminal: Any) -> bytes:
+def _read_all(terminal: int) -> bytes:
     output = b""
     while True:
         try:
-            part = terminal.read(65536)
+            output += os.read(terminal, 65536)
         except OSError:  # EIO: nobody has the other end open any more
             return output
-        output += part

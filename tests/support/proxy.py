@@ -6,19 +6,20 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
-from backtest_persist import Container, Settings
+from backtest_persist import Container, Settings, StoreUnavailableError, WriteOutcomeUnknownError
 from tests.support.stopwatch import HANG
 
-__all__ = ("DEADLINE", "Proxy", "behind_proxy", "mongo_proxy", "redis_proxy", "with_short_deadline")
+__all__ = ("DEADLINE", "Proxy", "acknowledged", "behind_proxy", "mongo_proxy", "redis_proxy", "with_short_deadline")
 
 DEADLINE = 1.0
 """Seconds that an operation may take with settings of `with_short_deadline`."""
 
+T = TypeVar("T")
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -151,6 +152,17 @@ async def behind_proxy(settings: Settings) -> AsyncGenerator[tuple[Proxy, Contai
 def with_short_deadline(settings: Settings) -> Settings:
     """Return the settings with `DEADLINE` for MongoDB."""
     return settings.model_copy(update={"mongo_timeout_ms": int(DEADLINE * 1000)})
+
+
+async def acknowledged(call: Callable[[], Awaitable[T]]) -> T:
+    """Call again until it succeeds.
+
+    With a short deadline a call may time out behind a write that is held back, and the first one on a busy machine.
+    """
+    async with asyncio.timeout(HANG):
+        while True:
+            with suppress(StoreUnavailableError, WriteOutcomeUnknownError):
+                return await call()
 
 
 @asynccontextmanager

@@ -29,11 +29,12 @@ _gave_up_at: dict[Path, float] = {}
 
 
 @contextmanager
-def directory_lock(directory: Path, *, wait: bool = True) -> Generator[int]:
+def directory_lock(directory: Path, *, wait: bool = True, seconds: float | None = None) -> Generator[int]:
     """Keep other writers out of a directory, in this process and others; yields a descriptor of the directory.
 
-    The system releases the lock of a process that dies. `TimeoutError` when another writer keeps it; for a second after
-    that, or without `wait`, the error comes at once, so that calls that queue for one directory end together.
+    The system releases the lock of a process that dies. `TimeoutError` when another writer keeps it for so many
+    `seconds`, by default 5. For a second after that, or without `wait`, the error comes at once, so that calls that
+    queue for one directory end together.
     """
     import fcntl  # not on Windows, where the rest of the package can be imported
 
@@ -41,7 +42,8 @@ def directory_lock(directory: Path, *, wait: bool = True) -> Generator[int]:
     _locked_descriptors.add(descriptor)
     now = time.monotonic()
     wait = wait and now > _gave_up_at.get(directory, -math.inf) + _NO_WAIT_SECONDS
-    deadline = now + _TIMEOUT_SECONDS if wait else now
+    limit = _TIMEOUT_SECONDS if seconds is None else seconds
+    deadline = now + limit if wait else now
     try:
         while True:
             try:

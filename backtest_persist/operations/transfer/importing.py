@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 from anyio.to_thread import run_sync
 
 from backtest_persist.backends.json import codec
+from backtest_persist.backends.json.atomic import cause_of
+from backtest_persist.backends.json.journal import Journal
 from backtest_persist.backends.json.layout import Layout
 from backtest_persist.backends.json.value_file import SUFFIX, Stored, ValueFile, members, natural
 from backtest_persist.container import Container
@@ -89,10 +91,17 @@ async def import_dump(
 
 
 def scan_dump(root: Path, layouts: Mapping[str, Layout]) -> Scan:
-    """Find the values of a dump; `SettingsError` when the directory holds none, or cannot be read."""
+    """Find the values of a dump; `SettingsError` when the directory holds none, or cannot be read.
+
+    A unit of work that a process has left in it, as it was killed, is applied first.
+    """
     try:
         if not root.is_dir():
             raise SettingsError(f"There is no directory {root}.")
+        try:
+            Journal(root).settle()
+        except OSError as error:
+            raise SettingsError(f"{root} cannot be read: {cause_of(error)}.") from None
         dump = scan(root, layouts)
     except OSError as error:
         raise SettingsError(f"{error.filename} cannot be read: {error.strerror}.") from None
