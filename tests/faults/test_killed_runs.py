@@ -25,7 +25,7 @@ from backtest_persist.errors import LeaseHeldError
 from tests.support.fail_points import Failing
 from tests.support.killed_runs import Host, check, contents, host, play, run_of
 from tests.support.proxy import with_short_deadline
-from tests.support.servers import is_running_command, suspended, wait_until
+from tests.support.servers import suspended, wait_until, wait_until_running
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +96,7 @@ async def test_killed_inside_of_a_transaction(
     async with failing(command, times=1000, blockConnection=True, blockTimeMS=200):
         pid = await processes.start(settings, "killed", Mode.LIVE)
 
-        async def is_inside() -> bool:
-            return await is_running_command(settings, command)
-
-        await wait_until(is_inside, 10)
+        await wait_until_running(settings, command)
         await asyncio.sleep(0.5 if command == "update" else 0)  # the first one is the fence
         os.kill(pid, signal.SIGKILL)
     assert await succeed(container, "killed", Mode.LIVE) in (2, 3)
@@ -121,16 +118,13 @@ async def test_a_paused_process_that_goes_on_stores_nothing(
     async def has_begun() -> bool:
         return await container.session_db_service.count({}) > 0
 
-    async def is_inside() -> bool:
-        return await is_running_command(settings, "update")
-
     await wait_until(has_begun, 10)
     run = run_of(persist, "killed", Mode.LIVE, lease_wait=10)
     blocked = failing("update", times=1000, blockConnection=True, blockTimeMS=300)
     async with AsyncExitStack() as stack:
         async with blocked if at == "in a transaction" else nullcontext():
             if at == "in a transaction":
-                await wait_until(is_inside)
+                await wait_until_running(settings, "update")
             await stack.enter_async_context(suspended(pid))
             with pytest.raises(LeaseHeldError):
                 await run_of(persist, "killed", Mode.LIVE).__aenter__()
@@ -208,10 +202,7 @@ async def test_cancelled_in_a_commit(settings: Settings, container: Container, f
     async with failing("commitTransaction", times=100, blockConnection=True, blockTimeMS=300):
         running = asyncio.create_task(strategy())
 
-        async def is_inside() -> bool:
-            return await is_running_command(settings, "commitTransaction")
-
-        await wait_until(is_inside)
+        await wait_until_running(settings, "commitTransaction")
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
