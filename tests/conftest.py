@@ -8,7 +8,7 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -78,6 +78,9 @@ async def _environment() -> AsyncGenerator[Settings]:
     yield Settings()
 
 
+Empty = Callable[[str], Awaitable[None]]
+"""Removes what a test has stored; see the fixture `empty`."""
+
 BACKENDS: dict[str, Callable[[], AbstractAsyncContextManager[Settings]]] = {
     "embedded": embedded,
     "testcontainers": _containers,
@@ -98,8 +101,27 @@ def driver(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(scope="module")
+async def empty(servers: Settings) -> AsyncIterator[Empty]:
+    """Drop the database of that name, and the keys of Redis with that prefix, by clients that a module shares."""
+    container = Container(servers)
+    uri = servers.mongo_connection_string.get_secret_value()
+    async with AsyncMongoClient[dict[str, Any]](uri, serverMonitoringMode="poll") as client:
+        await client.admin.command("ping")  # its tasks are there before those of the first test
+
+        async def empty(name: str) -> None:
+            await client.drop_database(name)
+            redis: Any = container.redis_service.client
+            keys = [key async for key in redis.scan_iter(match=f"{name}:*", count=1000)]
+            for start in range(0, len(keys), 1000):
+                await redis.unlink(*keys[start : start + 1000])
+
+        yield empty
+    await container.close()
+
+
 @pytest.fixture
-async def settings(servers: Settings, driver: str) -> AsyncIterator[Settings]:
+async def settings(servers: Settings, driver: str, empty: Empty) -> AsyncIterator[Settings]:
     """Settings with a database and a Redis prefix for this test, which are emptied after it.
 
     The Redis deadline is long, so that a test of the cache does not depend on how busy the machine is.
@@ -113,16 +135,8 @@ async def settings(servers: Settings, driver: str) -> AsyncIterator[Settings]:
         "redis_key_prefix": f"{name}:",
         "redis_timeout_ms": 5_000,
     }
-    settings = Settings(**{**servers.model_dump(), **update})
-    yield settings
-    async with AsyncMongoClient[dict[str, Any]](uri) as client:
-        await client.drop_database(name)
-    leftovers = Container(settings)
-    redis: Any = leftovers.redis_service.client
-    keys = [key async for key in redis.scan_iter(match=f"{name}:*", count=1000)]
-    for start in range(0, len(keys), 1000):
-        await redis.unlink(*keys[start : start + 1000])
-    await leftovers.close()
+    yield Settings(**{**servers.model_dump(), **update})
+    await empty(name)
 
 
 @pytest.fixture

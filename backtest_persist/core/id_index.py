@@ -35,7 +35,7 @@ class IdIndex:
 
     def recall(self, keys: Iterable[str]) -> dict[str, ObjectId]:
         """Return the ids of those keys that this process knows."""
-        return {key: id for key in keys if (id := self._memory.get(key)) is not None}
+        return self._memory.recall(keys)
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, ObjectId]:
         """Return the ids of those keys that Redis knows, by one command, without malformed ones."""
@@ -44,8 +44,7 @@ class IdIndex:
         epoch = self._redis.epoch
         cached = await self._redis.attempt("GET", lambda: self._cache.get_many(keys), [None] * len(keys))
         found = {key: id for key, value in zip(keys, cached, strict=True) if (id := to_object_id(value)) is not None}
-        for key, id in found.items():
-            self._memory.put(key, id, epoch)
+        self._memory.put(found.items(), epoch)
         return found
 
     def drop(self, ids: Mapping[str, ObjectId]) -> None:
@@ -58,7 +57,7 @@ class IdIndex:
         epoch = self._redis.epoch
         if not self._memory.is_in_redis(key, id, epoch):
             is_told = await self._redis.attempt("SET", partial(self._tell, key, id), False)
-            self._memory.put(key, id, epoch if is_told else None)
+            self._memory.put([(key, id)], epoch if is_told else None)
 
     async def remember_many(self, ids: Iterable[tuple[str, ObjectId]]) -> None:
         """Remember several ids, a thousand in each round trip."""
@@ -70,8 +69,7 @@ class IdIndex:
         for start in range(0, len(new), _IDS_AT_ONCE):
             batch = new[start : start + _IDS_AT_ONCE]
             is_told = await self._redis.attempt("SET", partial(self._tell_many, batch), False)
-            for key, id in batch:
-                self._memory.put(key, id, epoch if is_told else None)
+            self._memory.put(batch, epoch if is_told else None)
 
     async def _tell(self, key: str, id: ObjectId) -> bool:
         await self._cache.set(key, str(id))

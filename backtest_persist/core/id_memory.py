@@ -1,7 +1,7 @@
 """The id memory: the ids that this process has seen lately, in front of Redis; hints that every reader verifies."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -25,19 +25,23 @@ class IdMemory:
         self._size = size
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
 
-    def get(self, key: str) -> ObjectId | None:
-        """Return an id, which is the one used last now, or None."""
-        entry = self._entries.pop(key, None) if self._size() else None
-        if entry is None:
-            return None
-        self._entries[key] = entry
-        return entry.id
+    def recall(self, keys: Iterable[str]) -> dict[str, ObjectId]:
+        """Return the ids of those keys that are known, which are now the ones used last."""
+        ids: dict[str, ObjectId] = {}
+        for key in keys if self._size() else ():
+            entry = self._entries.pop(key, None)
+            if entry is not None:
+                self._entries[key] = entry
+                ids[key] = entry.id
+        return ids
 
-    def put(self, key: str, id: ObjectId, epoch: int | None) -> None:
-        """Keep an id that Redis held in that epoch, or may not hold at all, and drop those used least lately."""
-        self._entries.pop(key, None)
-        self._entries[key] = _Entry(id, epoch)
-        while len(self._entries) > self._size():
+    def put(self, ids: Iterable[tuple[str, ObjectId]], epoch: int | None) -> None:
+        """Keep ids that Redis held in that epoch, or may not hold at all, and drop those used least lately."""
+        for key, id in ids:
+            self._entries.pop(key, None)
+            self._entries[key] = _Entry(id, epoch)
+        size = self._size()
+        while len(self._entries) > size:
             with suppress(KeyError):  # another thread may have dropped the last one
                 self._entries.popitem(last=False)
 

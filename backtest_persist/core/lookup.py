@@ -106,9 +106,12 @@ class Lookup(Batcher[C, R | None], Generic[C, R]):
         have turned out to be wrong. Contexts to which no id leads are queried, and their ids put right in Redis.
         """
         projection = None if fields is None else [*self._schema.fields, *fields]
-        recalled = self._ids.recall(contexts)
-        known = recalled | await self._ids.get_many([key for key in contexts if key not in recalled])
+        recalled = known = self._ids.recall(contexts)
+        if len(recalled) < len(contexts):
+            known = recalled | await self._ids.get_many([key for key in contexts if key not in recalled])
         hits = await self._hits(contexts, known, projection)
+        if len(hits) == len(contexts):
+            return hits, hits.keys()
         if wrong := {key: id for key, id in recalled.items() if key not in hits}:
             asked = await self._ids.get_many(list(wrong))
             self._ids.drop(wrong)  # which Redis may have as well
@@ -131,5 +134,6 @@ class Lookup(Batcher[C, R | None], Generic[C, R]):
         keys = {id: key for key, id in ids.items()}
         documents = {keys[document["_id"]]: document for document in await self.finder.by_ids(list(keys), projection)}
         hits = {key: document for key, document in documents.items() if contexts[key].matches(document)}
-        self._ids.drop({key: id for key, id in ids.items() if key not in hits})
+        if len(hits) < len(ids):
+            self._ids.drop({key: id for key, id in ids.items() if key not in hits})
         return hits

@@ -29,6 +29,7 @@ from backtest_persist.core.write_queue import BULK_SIZE, Hold, Update, WriteQueu
 from backtest_persist.errors import (
     BacktestPersistError,
     ErrorReason,
+    LeaseLostError,
     StoreUnavailableError,
     WriteOutcomeUnknownError,
     WriteRejectedError,
@@ -43,6 +44,8 @@ _UNKNOWN = "UnknownTransactionCommitResult"
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.2
 _MAX_DUPLICATES = 5
 """How often in a row two first writes do not meet."""
+_PAUSED_SECONDS = 1.0
+"""How long after its deadline a transaction ends only if the process was paused."""
 _MAX_REPAIRS = 3
 """How often missing indexes are created, as a database may be dropped again meanwhile."""
 
@@ -60,6 +63,10 @@ class Sessions(Protocol):
 
     async def fence(self, session: Any) -> None:
         """Make the transaction that is in progress fail if its owner may not commit any more."""
+        ...
+
+    async def verify(self) -> None:
+        """Raise the error of an owner that may not commit any more, if it is such a one."""
         ...
 
 
@@ -91,6 +98,9 @@ class OwnSession:
             await session.end_session()
 
     async def fence(self, session: Any) -> None:
+        """Let everybody commit."""
+
+    async def verify(self) -> None:
         """Let everybody commit."""
 
 
@@ -211,7 +221,10 @@ class MongoCommitter:
         until = time.monotonic() + seconds
         pause, repairs, duplicates = _FIRST_PAUSE, 0, 0
         while True:
-            again = await self._send(state, operation, plans, until)
+            try:
+                again = await self._send(state, operation, plans, until)
+            except StoreUnavailableError as error:
+                raise await self._of_a_paused(error, until) from None
             if again is None:
                 return
             duplicates += DUPLICATE_KEY in codes_of(again.error)
@@ -219,7 +232,7 @@ class MongoCommitter:
                 repairs += 1
                 await asyncio.gather(*(plan.store.schema.prepare_again(state) for plan in plans))
             elif duplicates == _MAX_DUPLICATES or until - time.monotonic() <= max(pause, seconds / 20):
-                raise self._given_up(state, operation, again.error) from None
+                raise await self._of_a_paused(self._given_up(state, operation, again.error), until) from None
             else:
                 await asyncio.sleep(random.uniform(0.5, 1) * pause)
                 pause = min(2 * pause, _LAST_PAUSE)
@@ -238,7 +251,7 @@ class MongoCommitter:
             except (StoreUnavailableError, WriteOutcomeUnknownError) as error:
                 raise _NoSessionError(error) from None
             try:
-                await start_transaction(state.client, session)
+                await start_transaction(state.client, session, state.database.write_concern)
                 await self._sessions.fence(session)
                 for plan in plans:
                     await self._write(state, plan, session)
@@ -269,6 +282,20 @@ class MongoCommitter:
                 await self._sessions.abandon_session()
             raise
         return None
+
+    async def _of_a_paused(self, error: BacktestPersistError, until: float) -> BacktestPersistError:
+        """Return what to raise in the place of an error: a process that was paused may have lost its lease meanwhile.
+
+        It meets its deadline before the fence can tell.
+        """
+        if time.monotonic() > until + _PAUSED_SECONDS:
+            try:
+                await self._sessions.verify()
+            except LeaseLostError as lost:
+                return lost
+            except BacktestPersistError:
+                pass
+        return error
 
     @staticmethod
     def _given_up(state: MongoState, operation: Operation, error: Exception) -> BacktestPersistError:

@@ -21,7 +21,7 @@ from tests.support.cases import CASES, Case
 from tests.support.commands import close_client
 from tests.support.fail_points import Failing
 from tests.support.public_calls import adapter_calls, cache_calls, db_calls, run_to_end
-from tests.support.servers import is_running_command, wait_until
+from tests.support.servers import wait_until, wait_until_running
 from tests.support.stopwatch import GRACE, HANG, timed
 
 
@@ -97,7 +97,7 @@ async def test_close_gives_up_after_the_deadline(settings: Settings, failing: Fa
     await container.signal_db_service.wait_for_init()
     async with failing("findAndModify", blockConnection=True, blockTimeMS=2000):
         writing = asyncio.create_task(container.signal_db_service.upsert("s", "t", "e", {"n": 1}))
-        await wait_until(lambda: is_running_command(settings, "findAndModify"))
+        await wait_until_running(settings, "findAndModify")
         _, seconds = await timed(container.close())
         assert seconds < 0.5 + GRACE
         with pytest.raises(WriteOutcomeUnknownError):
@@ -109,7 +109,7 @@ async def test_close_does_not_wait_for_a_long_index_build(settings: Settings, fa
     container = Container(settings.model_copy(update={"mongo_timeout_ms": 500}))
     async with failing("createIndexes", blockConnection=True, blockTimeMS=3000):
         preparing = asyncio.create_task(container.wait_for_init())
-        await wait_until(lambda: is_running_command(settings, "createIndexes"))
+        await wait_until_running(settings, "createIndexes")
         _, seconds = await timed(container.close())
         assert seconds < 1 + GRACE  # of the client as well
         with pytest.raises(BacktestPersistError):
@@ -134,7 +134,7 @@ async def test_close_in_a_cancelled_task(settings: Settings, failing: Failing) -
 
     async with failing("findAndModify", blockConnection=True, blockTimeMS=300):
         task = asyncio.create_task(work())
-        await wait_until(lambda: is_running_command(settings, "findAndModify"))
+        await wait_until_running(settings, "findAndModify")
         task.cancel()
         await asyncio.sleep(0)
         task.cancel()
@@ -167,7 +167,7 @@ async def test_writes_in_finally_at_the_end_of_a_loop_are_stored(settings: Setti
     async def main() -> None:
         await db.wait_for_init()
         running.extend(asyncio.create_task(strategy(f"sent{n}")) for n in range(6))
-        await wait_until(lambda: is_running_command(settings, "update"))
+        await wait_until_running(settings, "update")
         running.extend(asyncio.create_task(strategy(f"pending{n}")) for n in range(6))
         await asyncio.sleep(0)
 

@@ -18,7 +18,7 @@ from backtest_persist.operations.cache import collection
 from backtest_persist.testing.subjects import candle
 from tests.support.commands import monitored_container
 from tests.support.fail_points import Failing
-from tests.support.servers import is_running_command, suspended_mongo, wait_until
+from tests.support.servers import suspended_mongo, wait_until_running
 from tests.support.stopwatch import GRACE, pauses, timed
 
 SERIES = {"exchangeName": "e", "interval": "1m"}
@@ -65,7 +65,7 @@ async def test_an_operation_does_not_wait_for_a_long_index_build(
     db = container.signal_db_service
     async with failing("createIndexes", blockConnection=True, blockTimeMS=2500):
         building = asyncio.create_task(db.wait_for_init())
-        await wait_until(lambda: is_running_command(settings, "createIndexes"))
+        await wait_until_running(settings, "createIndexes")
         ends = await asyncio.gather(outcome(db.find_by_context("s", "t", "e")), outcome(db.upsert("s", "t", "e", {})))
         assert [kind for kind, _ in ends] == [StoreUnavailableError] * 2
         assert max(seconds for _, seconds in ends) < 1 + GRACE

@@ -78,16 +78,18 @@ async def test_without_redis_from_the_start_everything_works(
     """A container opens without Redis, and 1,000 operations succeed at 60 % of the speed with Redis or better."""
     nowhere = SecretStr(f"unix://{redis.directory}/nowhere.sock")
     degraded = settings.model_copy(update={"redis_url": nowhere})
-    seconds: dict[str, float] = {}
-    for name, given in (("with", settings), ("without", degraded)):
-        async with Container(given) as container:
-            longest, seconds[name] = await timed(write_and_read(container, 500))
-            assert longest < MONGO_SECONDS + 0.25
+    with_redis, without_redis = list[float](), list[float]()
+    async with Container(settings) as usual, Container(degraded) as container:
+        for _ in range(5):  # in turns, as the machine has other work at times
+            for seconds, each in ((with_redis, usual), (without_redis, container)):
+                longest, needed = await timed(write_and_read(each, 100))
+                assert longest < MONGO_SECONDS + 0.25
+                seconds.append(needed)
     assert warned() == ["redis.down"]
-    assert seconds["without"] < seconds["with"] / 0.6 + 0.25
+    assert min(without_redis) < min(with_redis) / 0.6 + 0.05
     async with Container(settings) as witness:
         rows = await witness.signal_db_service.find_all()
-        assert sorted(row.payload["n"] for row in rows if row.payload) == list(range(500))
+        assert sorted(row.payload["n"] for row in rows if row.payload) == list(range(100))
 
 
 async def test_redis_killed_under_load_is_no_error(
@@ -198,7 +200,7 @@ async def test_a_redis_that_is_loading_is_reported_once(
         async with Container(patient) as container:
             longest = await write_and_read(container, 10)
             assert await _is_loading(slow)
-            assert longest < 1
+            assert longest < slowness()
             assert warned() == ["redis.refuses"] * 2  # of reads and of writes
             await cache_is_used(container, 10)
     finally:

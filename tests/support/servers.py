@@ -28,15 +28,17 @@ from tests.support.stopwatch import HANG
 __all__ = (
     "PrivateMongo",
     "PrivateRedis",
+    "command_monitor",
     "configured_redis",
     "disable_sessions",
     "free_ports",
-    "is_running_command",
     "private_mongod",
     "suspended",
     "suspended_mongo",
     "suspended_redis",
     "wait_until",
+    "wait_until_ended",
+    "wait_until_running",
     "without_primary",
 )
 
@@ -270,16 +272,37 @@ async def without_primary(admin: AsyncMongoClient[dict[str, Any]]) -> AsyncGener
         await admin.admin.command("replSetFreeze", 0)
 
 
-async def is_running_command(settings: Settings, command: str) -> bool:
-    """Whether MongoDB is running such a command of the clients with these settings."""
+async def wait_until_running(settings: Settings, command: str) -> None:
+    """Wait until MongoDB is running such a command of the clients with these settings."""
+    async with command_monitor(settings, command) as is_running:
+        await wait_until(is_running)
+
+
+async def wait_until_ended(settings: Settings, command: str) -> None:
+    """Wait until MongoDB is running no such command of the clients with these settings."""
+    async with command_monitor(settings, command) as is_running:
+
+        async def has_ended() -> bool:
+            return not await is_running()
+
+        await wait_until(has_ended)
+
+
+@asynccontextmanager
+async def command_monitor(settings: Settings, command: str) -> AsyncGenerator[Callable[[], Awaitable[bool]]]:
+    """Yield what tells whether MongoDB is running the command, by one client: to connect takes longer than to ask."""
     app_name = settings.redis_key_prefix.rstrip(":")
     uri = settings.mongo_connection_string.get_secret_value()
+    pipeline: list[dict[str, Any]] = [
+        {"$currentOp": {}},
+        {"$match": {"appName": app_name, f"command.{command}": {"$exists": True}}},
+    ]
     async with AsyncMongoClient[dict[str, Any]](uri, appName="tests") as client:
-        pipeline: list[dict[str, Any]] = [
-            {"$currentOp": {}},
-            {"$match": {"appName": app_name, f"command.{command}": {"$exists": True}}},
-        ]
-        return bool(await (await client.admin.aggregate(pipeline)).to_list())
+
+        async def is_running() -> bool:
+            return bool(await (await client.admin.aggregate(pipeline)).to_list())
+
+        yield is_running
 
 
 async def wait_until(condition: Callable[[], Awaitable[bool]], seconds: float = HANG) -> None:

@@ -19,16 +19,15 @@ def test_the_ids_used_last_are_kept() -> None:
     """A read counts as use; beyond the size the id goes that was used least lately, and a smaller size drops more."""
     size = 3
     memory = IdMemory(lambda: size)
-    for key, id in zip(KEYS[:3], IDS, strict=False):
-        memory.put(key, id, 1)
-    assert memory.get(KEYS[0]) == IDS[0]
-    memory.put(KEYS[3], IDS[3], 1)
+    memory.put(zip(KEYS[:3], IDS, strict=False), 1)
+    assert memory.recall([KEYS[0]]) == {KEYS[0]: IDS[0]}
+    memory.put([(KEYS[3], IDS[3])], 1)
     assert kept(memory) == [KEYS[2], KEYS[0], KEYS[3]]
-    assert memory.get(KEYS[1]) is None
-    memory.put(KEYS[2], IDS[4], 1)
-    assert memory.get(KEYS[2]) == IDS[4]
+    assert memory.recall(KEYS[1:3]) == {KEYS[2]: IDS[2]}
+    memory.put([(KEYS[2], IDS[4])], 1)
+    assert memory.recall([KEYS[2]]) == {KEYS[2]: IDS[4]}
     size = 1
-    memory.put(KEYS[5], IDS[5], 1)
+    memory.put([(KEYS[5], IDS[5])], 1)
     assert kept(memory) == [KEYS[5]]
 
 
@@ -36,19 +35,19 @@ def test_a_size_of_0_keeps_nothing() -> None:
     """Nothing is kept, and what was kept before another setting took effect is not used."""
     size = 1
     memory = IdMemory(lambda: size)
-    memory.put(KEYS[0], IDS[0], 1)
+    memory.put([(KEYS[0], IDS[0])], 1)
     size = 0
-    assert memory.get(KEYS[0]) is None
+    assert memory.recall(KEYS) == {}
     assert not memory.is_in_redis(KEYS[0], IDS[0], 1)
-    memory.put(KEYS[1], IDS[1], 1)
+    memory.put([(KEYS[1], IDS[1])], 1)
     assert kept(memory) == []
 
 
 def test_redis_is_known_to_hold_an_id_in_one_epoch() -> None:
     """It may have lost the id in the next one, and does not hold another id, nor one that it was not told."""
     memory = IdMemory(lambda: 9)
-    memory.put(KEYS[0], IDS[0], 1)
-    memory.put(KEYS[1], IDS[1], None)
+    memory.put([(KEYS[0], IDS[0])], 1)
+    memory.put([(KEYS[1], IDS[1])], None)
     answers = [memory.is_in_redis(KEYS[0], id, epoch) for id in IDS[:2] for epoch in (1, 2)]
     assert answers == [True, False, False, False]
     assert not memory.is_in_redis(KEYS[1], IDS[1], 1)
@@ -57,8 +56,7 @@ def test_redis_is_known_to_hold_an_id_in_one_epoch() -> None:
 def test_a_wrong_id_is_dropped_and_no_other() -> None:
     """An id that was put in its place meanwhile stays; `forget` drops whatever is there, or everything."""
     memory = IdMemory(lambda: 9)
-    for key, id in zip(KEYS, IDS, strict=True):
-        memory.put(key, id, 1)
+    memory.put(zip(KEYS, IDS, strict=True), 1)
     memory.drop(KEYS[0], IDS[0])
     memory.drop(KEYS[1], IDS[0])
     memory.drop("unknown", IDS[0])
@@ -78,9 +76,9 @@ def test_threads_share_a_memory() -> None:
         try:
             for number in range(20_000):
                 key = f"k{number * step % 200}"
-                if memory.get(key) not in (None, ids[key]):
+                if memory.recall([key]) not in ({}, {key: ids[key]}):
                     problems.append(key)
-                memory.put(key, ids[key], 1)
+                memory.put([(key, ids[key])], 1)
                 if number % 7 == 0:
                     memory.drop(key, ids[key])
         except Exception as error:

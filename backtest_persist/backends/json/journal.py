@@ -66,15 +66,9 @@ class Journal:
 
     def concerns(self, directory: Path) -> bool:
         """Whether a unit that has not been applied yet may change a directory."""
-        try:
-            with open(self._path, "rb") as opened:
-                line = opened.readline()
-        except (FileNotFoundError, NotADirectoryError):
+        line = self._first_line()
+        if line is None:
             return False
-        except PermissionError:
-            if os.access(self._root, os.X_OK):
-                raise
-            return False  # the directory is as inaccessible, which is what the caller is told
         header = _parse_header(line)
         return header is None or header.format != _FORMAT or self._relative(directory) in header.directories
 
@@ -104,7 +98,7 @@ class Journal:
 
     def settle(self, *, wait: bool = True) -> None:
         """Apply or discard the unit of a process that is gone; `TimeoutError` while another one is at work on it."""
-        if self._file.exists():
+        if self._first_line() is not None:
             with directory_lock(self._directory, wait=wait, seconds=_WAIT_SECONDS):
                 self._settle()
 
@@ -155,6 +149,17 @@ class Journal:
             self._leave(error)
 
     # --- the file ---
+
+    def _first_line(self) -> bytes | None:
+        try:
+            with open(self._path, "rb") as opened:
+                return opened.readline()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except PermissionError:
+            if os.access(self._root, os.X_OK):
+                raise
+            return None  # the rest of the dump is as inaccessible, which is what the caller is told
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()
