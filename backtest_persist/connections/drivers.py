@@ -27,7 +27,6 @@ __all__ = (
     "is_client",
     "list_indexes",
     "open_client",
-    "start_transaction",
 )
 
 Client = AsyncMongoClient[Document]
@@ -147,11 +146,6 @@ def is_client(thing: object) -> bool:
 def open_client(name: Literal["motor", "pymongo"], uri: str, options: Mapping[str, Any]) -> Client:
     """Return a client of the driver of that name (``CC_MONGO_DRIVER``), which does not connect yet."""
     return (PYMONGO if name == "pymongo" else MOTOR).open(uri, options)
-
-
-async def start_transaction(client: Client, session: Any, write_concern: WriteConcern) -> None:
-    """Start a transaction of a session of a client, on either driver; it reads from the primary."""
-    await driver_of(client).start_transaction(session, write_concern)
 
 
 async def aggregate(collection: Collection, pipeline: Pipeline) -> AsyncIterator[Document]:

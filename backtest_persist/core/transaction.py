@@ -18,7 +18,7 @@ from bson import ObjectId
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
-from backtest_persist.connections import MongoService, MongoState, Operation, joined, start_transaction
+from backtest_persist.connections import MongoService, MongoState, Operation, joined
 from backtest_persist.core.batching import BATCH_BYTES
 from backtest_persist.core.bulk import DUPLICATE_KEY, codes_of
 from backtest_persist.core.change import Change, ChangeKind, Part
@@ -251,7 +251,7 @@ class MongoCommitter:
             except (StoreUnavailableError, WriteOutcomeUnknownError) as error:
                 raise _NoSessionError(error) from None
             try:
-                await start_transaction(state.client, session, state.database.write_concern)
+                await state.start_transaction(session)
                 await self._sessions.fence(session)
                 for plan in plans:
                     await self._write(state, plan, session)
@@ -269,7 +269,7 @@ class MongoCommitter:
                 except _NoSessionError as none:
                     return _Again(none.error)
                 except PyMongoError as error:
-                    meaning = await self._meaning(operation, plans, error)
+                    meaning = await self._meaning(operation, plans, error, committing=committing)
                     if isinstance(meaning, _Again):
                         return meaning
                     if meaning is not error:
@@ -374,7 +374,9 @@ class MongoCommitter:
             else:
                 return
 
-    async def _meaning(self, operation: Operation, plans: Sequence[_Plan], error: PyMongoError) -> "Exception | _Again":
+    async def _meaning(
+        self, operation: Operation, plans: Sequence[_Plan], error: PyMongoError, *, committing: bool
+    ) -> "Exception | _Again":
         """Return what an error of the driver means for the whole."""
         codes = codes_of(error)
         if error.has_error_label(_UNKNOWN):
@@ -385,8 +387,8 @@ class MongoCommitter:
             )
         if BAD_HINT in codes:
             return _Again(error, lacks_an_index=True)
-        if error.has_error_label(_TRANSIENT) or codes & _CONFLICTS:
-            return _Again(error)
+        if error.has_error_label(_TRANSIENT) or (codes & _CONFLICTS and not committing):
+            return _Again(error)  # the server leaves the label out of the answer to a commit whose outcome is open
         if CONVERSION_FAILURE in codes:
             for plan in plans:
                 for change in plan.changes:

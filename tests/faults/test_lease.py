@@ -36,7 +36,6 @@ CANCELLED = (asyncio.CancelledError, TimeoutError)
 _HOLDER = """
 import asyncio, sys
 from backtest_persist import LeaseLostError, ioc
-from backtest_persist.connections import start_transaction
 from tests.support.leases import commit, lease_of
 
 async def main(inside, duration):
@@ -48,7 +47,7 @@ async def main(inside, duration):
     async with lease_of(ioc, duration=float(duration)) as lease:
         session = await lease.session()
         if inside == "inside":
-            await start_transaction(lease.state.client, session)
+            await lease.state.start_transaction(session)
             await lease.fence(session)
             await write(session)
         print("ready", flush=True)

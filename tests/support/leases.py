@@ -6,7 +6,6 @@ from typing import Any
 from pymongo.errors import PyMongoError
 
 from backtest_persist import Container, Lease, Mode
-from backtest_persist.connections import start_transaction
 
 __all__ = ("RUN", "commit", "lease_of", "silence")
 
@@ -36,7 +35,7 @@ async def commit(lease: Lease, write: Callable[[Any], Awaitable[Any]], *, fence_
     """Carry out a transaction of the holder of a lease, and again as a whole as long as that may succeed."""
     while True:
         session = await lease.session()
-        await start_transaction(lease.state.client, session)
+        await lease.state.start_transaction(session)
         try:
             if fence_first:
                 await lease.fence(session)
