@@ -156,8 +156,10 @@ class BufferedCandleDbService(CandleDbService):
         return self.inner._logger
 
     async def _store_candles(self, series: Series, candles: Mapping[int, CandleData], report: CandleReport) -> None:
-        self._compare(candles, self._pending(series), report)
-        pending = self._pending(series)
+        keys = {at: self._change(series, candle).context.cache_key for at, candle in candles.items()}
+        changes = {at: self._unit.change_of(self._buffer, key) for at, key in keys.items()}
+        pending = {at: _data(change) for at, change in changes.items() if change is not None}
+        self._compare(candles, pending, report)
         report.new = await self._insert(series, [candle for at, candle in candles.items() if at not in pending])
 
     async def _create(self, series: Series, candle: CandleData) -> CandleRow:
