@@ -246,8 +246,8 @@ class BufferedStore(Generic[C, R]):
         self._row_type = row_type
         self._reads: dict[str, R | None] = {}
         self._removable = "removed" in row_type.model_fields
-        self._encoding: dict[str, int] = {}
-        self._calls = 0
+        self._encoding: dict[str, asyncio.Event] = {}
+        """What is set when the last write of a row is encoded, by cache key, as long as it is not."""
 
     def allows_early_times(self) -> bool:
         """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
@@ -342,29 +342,42 @@ class BufferedStore(Generic[C, R]):
 
     async def _changes(self, writes: Sequence[tuple[C, Mapping[str, Any]]], kind: ChangeKind) -> list[Change]:
         """Add changes that set all fields; what is encoded in a thread keeps its place among the writes of its row."""
-        layer, number = self.unit.layer(), None
-        if any(is_deferred(fields) for _, fields in writes):
-            self._calls += 1
-            number = self._calls
-            self._encoding |= dict.fromkeys((context.cache_key for context, _ in writes), number)
-            encoded = await asyncio.to_thread(lambda: [encoded_fields(fields) for _, fields in writes])
-            writes = [(context, fields) for (context, _), fields in zip(writes, encoded, strict=True)]
-        changes = [Change(context, kind, fields) for context, fields in writes]
-        for change in changes:
-            key = change.context.cache_key
-            if number is not None and self._encoding.get(key) != number:
-                continue  # a later call has written this one
-            if kind is ChangeKind.REPLACE or self.unit.change_of(self, key) is None:
-                self.unit.add(self, key, change, layer)
-        for change in changes:
-            if number is None or self._encoding.get(change.context.cache_key) == number:
-                self._encoding.pop(change.context.cache_key, None)
+        layer, encoding = self.unit.layer(), None
+        keys = [context.cache_key for context, _ in writes]
+        try:
+            if any(is_deferred(fields) for _, fields in writes):
+                encoding = asyncio.Event()
+                self._encoding |= dict.fromkeys(keys, encoding)
+                encoded = await asyncio.to_thread(lambda: [encoded_fields(fields) for _, fields in writes])
+                writes = [(context, fields) for (context, _), fields in zip(writes, encoded, strict=True)]
+            changes = [Change(context, kind, fields) for context, fields in writes]
+            for key, change in zip(keys, changes, strict=True):
+                if encoding is not None and self._encoding.get(key) is not encoding:
+                    continue  # a later call has written this one
+                if kind is ChangeKind.REPLACE or self.unit.change_of(self, key) is None:
+                    self.unit.add(self, key, change, layer)
+        finally:
+            self._end_encoding(keys, encoding)
         return changes
+
+    def _end_encoding(self, keys: Sequence[str], encoding: asyncio.Event | None) -> None:
+        """Let those go on who wait for an encoding; a write without one makes the encodings before it void."""
+        for key in keys:
+            if self._encoding and encoding in (None, self._encoding.get(key)):
+                self._encoding.pop(key, None)
+        if encoding is not None:
+            encoding.set()
+
+    async def _encoded(self, key: str) -> None:
+        """Wait until what was written before is encoded."""
+        if (encoding := self._encoding.get(key)) is not None:
+            await encoding.wait()
 
     async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
         """Replace the row unless there is one that is not a tombstone; True if this call did."""
         self._row_type.check_whole(context, fields)
         key, layer = context.cache_key, self.unit.layer()
+        await self._encoded(key)
         before = self.unit.change_of(self, key)
         while True:
             row = await self.find(context)
@@ -389,6 +402,7 @@ class BufferedStore(Generic[C, R]):
     async def soft_remove(self, context: C) -> bool:
         """Turn the row into a tombstone; False when there is no row."""
         key, layer = context.cache_key, self.unit.layer()
+        await self._encoded(key)
         row = await self.find(context)
         if row is None:
             return False
