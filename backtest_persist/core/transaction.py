@@ -39,6 +39,8 @@ __all__ = ("MongoCommitter", "OwnSession", "Sessions", "WithoutTransactions")
 
 _CONFLICTS = {112, 251, DUPLICATE_KEY}
 """WriteConflict, NoSuchTransaction, and two first writes that met: nothing was stored, and all may be sent again."""
+_TOO_LARGE = 388
+"""TransactionTooLargeForCache."""
 _TRANSIENT = "TransientTransactionError"
 _UNKNOWN = "UnknownTransactionCommitResult"
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.2
@@ -394,6 +396,11 @@ class MongoCommitter:
                 for change in plan.changes:
                     if (problem := await plan.queue.array_in(change.context)) is not None:
                         return problem
+        if _TOO_LARGE in codes:
+            return WriteRejectedError(
+                f"{operation}: it is too large for the cache of the server. Nothing was stored. Write less in one bar "
+                "or checkpoint, let a run store fewer bars together (commit_every), or give mongod a larger cache."
+            )
         if isinstance(error, BulkWriteError):
             return WriteRejectedError(
                 f"{operation}: the server refused a write (codes {', '.join(sorted(map(str, codes)))}). Nothing of the "

@@ -106,6 +106,7 @@ LASTING: dict[str, tuple[str, dict[str, Any], type[BacktestPersistError], str]] 
         WriteOutcomeUnknownError,
         "all of it is stored or nothing",
     ),
+    "a cache that is too small": ("update", {"errorCode": 388}, WriteRejectedError, "commit_every"),
     "a right that is missing": ("update", {"errorCode": 13}, WriteRejectedError, "13"),
 }
 
