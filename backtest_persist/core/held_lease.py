@@ -69,12 +69,13 @@ class HeldLease:
         """Return the session of the transactions, which all callers share; see `Lease.session`."""
         starting = self._starting
         if starting is None or (starting.done() and (starting.cancelled() or starting.exception() is not None)):
-            starting = self._starting = asyncio.create_task(self._start_session(), context=ContextVariables())
+            start = self._start_session(frozenset(self._killing))
+            starting = self._starting = asyncio.create_task(start, context=ContextVariables())
         return starting.result() if starting.done() else await joined(starting)
 
-    async def _start_session(self) -> Any:
-        if self._killing:  # what they end may lock what the next transaction writes
-            await asyncio.wait(set(self._killing))
+    async def _start_session(self, killing: "frozenset[asyncio.Task[None]]") -> Any:
+        if killing:  # what they end may lock what the next transaction writes; later ones wait for this session
+            await asyncio.wait(killing)
         await self.state.select_server(LEASES.operation("start a session", self._context))
         self.state.check_transactions()
         session = await self.state.start_session()

@@ -28,6 +28,7 @@ from backtest_persist.operations import Level, examine
 from tests.support.containers import open_container, with_uri
 from tests.support.leases import commit, lease_of, silence
 from tests.support.servers import private_mongod, wait_until
+from tests.support.stopwatch import HANG
 
 BY_ONE_DRIVER = pytest.mark.parametrize("driver", ["pymongo"], indirect=True)
 """For what the server decides, or nobody."""
@@ -242,6 +243,18 @@ async def test_the_session_of_the_transactions_is_recorded_before_it_is_handed_o
         await collection.update_one({"_id": 1}, {"$set": {"m": 1}})
     assert await collection.find_one({}) == {"_id": 1, "n": 2, "m": 1}
     assert (await document(container))["sessionIds"] == []
+
+
+@BY_ONE_DRIVER
+async def test_a_session_that_is_abandoned_before_it_has_started(container: Container) -> None:
+    """Those who wait for it get it, the next one follows, and the lease can be given up: nobody waits for the other."""
+    async with asyncio.timeout(HANG), lease_of(container) as lease:
+        starting = asyncio.create_task(lease.session())
+        await asyncio.sleep(0)  # the task that starts it is made, and has not begun
+        await lease.abandon_session()
+        following = await lease.session()
+        assert await starting is not following
+        assert (await document(container))["sessionIds"] == [following.session_id["id"]]
 
 
 @pytest.mark.parametrize("fence_first", [True, False])
