@@ -95,6 +95,9 @@ class LeaseDocument:
         self._collection = LEASES.of(state)
         self._expiry = {"$add": ["$$NOW", Int64(max(1, round(duration * 1000)))]}
         self._renewing: list[Document] = [{"$set": {"expiry": self._expiry, "updatedDate": "$$NOW"}}]
+        # in the ms of the last renewal that changes nothing, and the server locks only what changes
+        fences = {"$add": [{"$ifNull": ["$fences", Int64(0)]}, 1]}
+        self._fencing: list[Document] = [{"$set": {**self._renewing[0]["$set"], "fences": fences}}]
 
     async def find(self) -> FoundLease | None:
         """Return the lease; None if it was never taken."""
@@ -158,7 +161,7 @@ class LeaseDocument:
 
         Without a deadline, and with the errors of the driver: both are those of the transaction.
         """
-        result = await self._collection.update_one(self._mine(epoch), self._renewing, session=session)
+        result = await self._collection.update_one(self._mine(epoch), self._fencing, session=session)
         return result.matched_count > 0
 
     async def record(self, epoch: int, session_id: UUID, ended: Ids[UUID]) -> bool:

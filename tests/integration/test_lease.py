@@ -222,6 +222,33 @@ async def test_the_time_is_that_of_the_server(settings: Settings) -> None:
         assert {time for command in commands for time in times(command)} == {"$$NOW"}
 
 
+@BY_ONE_DRIVER
+async def test_each_fence_changes_the_document(settings: Settings) -> None:
+    """Also in the same ms as the one before: the server locks nothing for an update that changes nothing."""
+    changed: list[int] = []
+
+    class Listener(CommandListener):
+        def started(self, event: Any) -> None: ...
+
+        def succeeded(self, event: Any) -> None:
+            if event.command_name == "update":
+                changed.append(event.reply["nModified"])
+
+        def failed(self, event: Any) -> None: ...
+
+    uri = settings.mongo_connection_string.get_secret_value()
+    client = AsyncMongoClient[dict[str, Any]](uri, event_listeners=[Listener()])
+    async with client, Container(settings, mongo_client=client) as container, lease_of(container) as lease:
+        session = await lease.session()
+        await start_transaction(lease.state.client, session)
+        changed.clear()
+        for _ in range(100):
+            await lease.fence(session)
+        assert changed == [1] * 100
+        await session.commit_transaction()
+        assert (await document(container))["fences"] == 100
+
+
 async def test_the_session_of_the_transactions_is_recorded_before_it_is_handed_out(container: Container) -> None:
     """All share it; another one follows when it is abandoned, which ends what it has locked."""
     collection = container.mongo_service.database["x"]
