@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from contextlib import suppress
 from contextvars import Context as ContextVariables
 from typing import Any
@@ -44,6 +45,8 @@ class HeldLease:
         self._killing: set[asyncio.Task[None]] = set()
         self._has_fenced = False
         """Whether a transaction may have renewed the lease since the last look at it."""
+        self._safe_until = 0.0
+        """Until when it cannot have run out, as far as is known, on the monotonic clock of this process."""
         self._stopped = asyncio.Event()
         self._renewal = asyncio.create_task(self._keep_renewed(), context=ContextVariables())
         self._siblings = state.per_collection(LEASES.collection, _HeldLeases)
@@ -82,8 +85,10 @@ class HeldLease:
         id = UUID(bytes=bytes(session.session_id["id"]))
         ended = set(self._ended)
         self._recorded.add(id)
+        sent = time.monotonic()
         if not await self._document.record(self.epoch, id, ended):
             raise await self._loss()
+        self._note_expiry(sent + self._duration)
         self._ended -= ended
         return session
 
@@ -104,6 +109,15 @@ class HeldLease:
             await self._document.kill(ids)
             self._recorded -= ids
             self._ended |= ids
+
+    async def renew_for(self, seconds: float) -> None:
+        """Let it last for a transaction of so many seconds, and its duration on top; see `Lease.renew_for`."""
+        sent = time.monotonic()
+        if sent + seconds > self._safe_until:
+            lasting = seconds + self._duration
+            if not await self._document.renew(self.epoch, min(seconds, self.state.seconds), lasting):
+                raise await self._loss()
+            self._note_expiry(sent + lasting)
 
     async def fence(self, session: Any) -> None:
         """Refuse the transaction of a session unless the lease is still held; see `Lease.fence`."""
@@ -138,13 +152,20 @@ class HeldLease:
         return self._stopped.is_set()
 
     async def _renew(self) -> None:
+        sent = time.monotonic()
         if self._has_fenced:  # a read meets no lock of a transaction, and is in the way of none
             self._has_fenced = False
             found = await self._document.find()
             if found is not None and found.row.epoch == self.epoch and found.seconds_left > self._duration * 2 / 3:
+                self._note_expiry(sent + found.seconds_left)
                 return
+            sent = time.monotonic()
         if not await self._document.renew(self.epoch, min(self.state.seconds, self._duration / 3)):
             raise await self._loss()
+        self._note_expiry(sent + self._duration)
+
+    def _note_expiry(self, safe_until: float) -> None:
+        self._safe_until = max(self._safe_until, safe_until)
 
     # --- the end ---
 
