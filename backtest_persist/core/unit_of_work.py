@@ -276,6 +276,8 @@ class BufferedStore(Generic[C, R]):
         self._row_type = row_type
         self._reads: dict[str, R | None] = {}
         self._removable = "removed" in row_type.model_fields
+        self._encoding: dict[str, asyncio.Event] = {}
+        """What is set when the last large write of a row is encoded, by cache key, as long as it is not."""
 
     def allows_early_times(self) -> bool:
         """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
@@ -371,9 +373,26 @@ class BufferedStore(Generic[C, R]):
     async def _changes(self, writes: Sequence[tuple[C, Mapping[str, Any]]], kind: ChangeKind) -> list[Change]:
         """Add changes that set all fields; what is encoded in a thread keeps its place among the writes of its row."""
         layer, number = self.unit.layer(), self.unit.next_number()
-        if any(is_deferred(fields) for _, fields in writes):
+        if not any(is_deferred(fields) for _, fields in writes):
+            return self._add(writes, kind, layer, number)
+        encoding = asyncio.Event()
+        self._encoding |= {context.cache_key: encoding for context, _ in writes}
+        try:
             encoded = await asyncio.to_thread(lambda: [encoded_fields(fields) for _, fields in writes])
             writes = [(context, fields) for (context, _), fields in zip(writes, encoded, strict=True)]
+            return self._add(writes, kind, layer, number)
+        finally:
+            encoding.set()
+            self._encoding = {key: other for key, other in self._encoding.items() if other is not encoding}
+
+    async def _encoded(self, key: str) -> None:
+        """Wait until what was written before is encoded, and has been added."""
+        if (encoding := self._encoding.get(key)) is not None:
+            await encoding.wait()
+
+    def _add(
+        self, writes: Sequence[tuple[C, Mapping[str, Any]]], kind: ChangeKind, layer: Layer, number: int
+    ) -> list[Change]:
         changes = [Change(context, kind, fields, number=number) for context, fields in writes]
         for change in changes:
             key = change.context.cache_key
@@ -389,6 +408,7 @@ class BufferedStore(Generic[C, R]):
         if is_deferred(fields):
             fields = await asyncio.to_thread(encoded_fields, fields)
         key, layer = context.cache_key, self.unit.layer()
+        await self._encoded(key)
         before = self.unit.change_of(self, key)
         while True:
             row = await self.find(context)
@@ -413,6 +433,7 @@ class BufferedStore(Generic[C, R]):
     async def soft_remove(self, context: C) -> bool:
         """Turn the row into a tombstone; False when there is no row."""
         key, layer = context.cache_key, self.unit.layer()
+        await self._encoded(key)
         row = await self.find(context)
         if row is None:
             return False

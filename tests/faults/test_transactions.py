@@ -106,6 +106,7 @@ LASTING: dict[str, tuple[str, dict[str, Any], type[BacktestPersistError], str]] 
         WriteOutcomeUnknownError,
         "all of it is stored or nothing",
     ),
+    "a cache that is too small": ("update", {"errorCode": 388}, WriteRejectedError, "commit_every"),
     "a right that is missing": ("update", {"errorCode": 13}, WriteRejectedError, "13"),
 }
 
@@ -184,6 +185,32 @@ async def test_a_block_may_take_longer_than_a_transaction(container: Container, 
             await write_unit(persist, 2)
     finally:
         await admin.command("setParameter", 1, transactionLifetimeLimitSeconds=before)
+    assert await read_unit(witness) == 2
+
+
+@pytest.mark.parametrize("driver", ["pymongo"], indirect=True)
+async def test_a_unit_that_takes_longer_than_the_server_allows(
+    settings: Settings, witness: Container, failing: Failing
+) -> None:
+    """It is not tried again when that would take too long; the error names the limit, and nothing is stored."""
+    admin = witness.mongo_service.open_state().client.admin
+    limit = {"setParameter": 1, "transactionLifetimeLimitSeconds": 1}
+    before = (await admin.command(limit))["was"]
+    try:
+        async with Container(settings.model_copy(update={"mongo_timeout_ms": 5000})) as container:
+            persist = Registry(container)
+            await container.wait_for_init()
+            async with failing("update", blockConnection=True, blockTimeMS=3500, after=1):
+                with pytest.raises(StoreUnavailableError, match=r"(?s)perhaps.*transactionLifetimeLimitSeconds"):
+                    await checkpoint(persist, 1)
+            async with failing("update", errorCode=290, blockConnection=True, blockTimeMS=2800):
+                with pytest.raises(StoreUnavailableError, match="longer than its transactionLifetimeLimitSeconds"):
+                    await checkpoint(persist, 1)
+            assert await read_unit(witness) is None
+            async with failing("update", errorCode=290, times=4):
+                await checkpoint(persist, 2)
+    finally:
+        await admin.command({**limit, "transactionLifetimeLimitSeconds": before})
     assert await read_unit(witness) == 2
 
 
