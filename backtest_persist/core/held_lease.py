@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from contextlib import suppress
 from contextvars import Context as ContextVariables
 from typing import Any
@@ -44,6 +45,8 @@ class HeldLease:
         self._killing: set[asyncio.Task[None]] = set()
         self._has_fenced = False
         """Whether a transaction may have renewed the lease since the last look at it."""
+        self._safe_until = 0.0
+        """Until when it cannot have run out, as far as is known, on the monotonic clock of this process."""
         self._stopped = asyncio.Event()
         self._renewal = asyncio.create_task(self._keep_renewed(), context=ContextVariables())
         self._siblings = state.per_collection(LEASES.collection, _HeldLeases)
@@ -69,20 +72,23 @@ class HeldLease:
         """Return the session of the transactions, which all callers share; see `Lease.session`."""
         starting = self._starting
         if starting is None or (starting.done() and (starting.cancelled() or starting.exception() is not None)):
-            starting = self._starting = asyncio.create_task(self._start_session(), context=ContextVariables())
+            start = self._start_session(frozenset(self._killing))
+            starting = self._starting = asyncio.create_task(start, context=ContextVariables())
         return starting.result() if starting.done() else await joined(starting)
 
-    async def _start_session(self) -> Any:
-        if self._killing:  # what they end may lock what the next transaction writes
-            await asyncio.wait(set(self._killing))
+    async def _start_session(self, killing: "frozenset[asyncio.Task[None]]") -> Any:
+        if killing:  # what they end may lock what the next transaction writes; later ones wait for this session
+            await asyncio.wait(killing)
         await self.state.select_server(LEASES.operation("start a session", self._context))
         self.state.check_transactions()
         session = await self.state.start_session()
         id = UUID(bytes=bytes(session.session_id["id"]))
         ended = set(self._ended)
         self._recorded.add(id)
+        sent = time.monotonic()
         if not await self._document.record(self.epoch, id, ended):
             raise await self._loss()
+        self._note_expiry(sent + self._duration)
         self._ended -= ended
         return session
 
@@ -103,6 +109,15 @@ class HeldLease:
             await self._document.kill(ids)
             self._recorded -= ids
             self._ended |= ids
+
+    async def renew_for(self, seconds: float) -> None:
+        """Let it last for a transaction of so many seconds, and its duration on top; see `Lease.renew_for`."""
+        sent = time.monotonic()
+        if sent + seconds > self._safe_until:
+            lasting = seconds + self._duration
+            if not await self._document.renew(self.epoch, min(seconds, self.state.seconds), lasting):
+                raise await self._loss()
+            self._note_expiry(sent + lasting)
 
     async def fence(self, session: Any) -> None:
         """Refuse the transaction of a session unless the lease is still held; see `Lease.fence`."""
@@ -137,13 +152,20 @@ class HeldLease:
         return self._stopped.is_set()
 
     async def _renew(self) -> None:
+        sent = time.monotonic()
         if self._has_fenced:  # a read meets no lock of a transaction, and is in the way of none
             self._has_fenced = False
             found = await self._document.find()
             if found is not None and found.row.epoch == self.epoch and found.seconds_left > self._duration * 2 / 3:
+                self._note_expiry(sent + found.seconds_left)
                 return
+            sent = time.monotonic()
         if not await self._document.renew(self.epoch, min(self.state.seconds, self._duration / 3)):
             raise await self._loss()
+        self._note_expiry(sent + self._duration)
+
+    def _note_expiry(self, safe_until: float) -> None:
+        self._safe_until = max(self._safe_until, safe_until)
 
     # --- the end ---
 

@@ -142,6 +142,14 @@ class Lease:
         if self._held is not None:
             self._held.abandon_session()
 
+    async def renew_for(self, seconds: float) -> None:
+        """Renew the lease unless it lasts for so many seconds: then for these and its duration.
+
+        Before a transaction that may take so long: until it ends, its own fence keeps the lease from being renewed.
+        Raises `LeaseLostError`.
+        """
+        await self._checked().renew_for(seconds)
+
     async def fence(self, session: Any) -> None:
         """Refuse the transaction of this session, by a `LeaseLostError`, unless the lease is still held; renew it.
 

@@ -93,8 +93,11 @@ class LeaseDocument:
         self._context = context
         self._token = token
         self._collection = LEASES.of(state)
-        self._expiry = {"$add": ["$$NOW", Int64(max(1, round(duration * 1000)))]}
-        self._renewing: list[Document] = [{"$set": {"expiry": self._expiry, "updatedDate": "$$NOW"}}]
+        self._duration = duration
+        self._renewing = _renewing(duration)
+        # in the ms of the last renewal that changes nothing, and the server locks only what changes
+        fences = {"$add": [{"$ifNull": ["$fences", Int64(0)]}, 1]}
+        self._fencing: list[Document] = [{"$set": {**self._renewing[0]["$set"], "fences": fences}}]
 
     async def find(self) -> FoundLease | None:
         """Return the lease; None if it was never taken."""
@@ -123,7 +126,7 @@ class LeaseDocument:
             "epoch": {"$add": [{"$ifNull": ["$epoch", Int64(0)]}, 1]},
             "owner": {"$literal": owner.model_dump(by_alias=True)},
             "since": "$$NOW",
-            "expiry": self._expiry,
+            "expiry": _expiry(self._duration),
             "sessionIds": {"$ifNull": ["$sessionIds", []]},
             "createDate": {"$ifNull": ["$createDate", "$$NOW"]},
             "updatedDate": "$$NOW",
@@ -147,10 +150,14 @@ class LeaseDocument:
                 document = await send()
         return LEASES.row_type.from_document(document)
 
-    async def renew(self, epoch: int, seconds: float) -> bool:
-        """Let it run for its whole duration again; returns whether it was still this owner's."""
+    async def renew(self, epoch: int, seconds: float, lasting: float | None = None) -> bool:
+        """Let it run for its whole duration again, or `lasting` s; returns whether it was still this owner's.
+
+        What a longer renewal has given stays.
+        """
+        update = self._renewing if lasting is None else _renewing(lasting)
         async with self._operation("renew the lease", seconds, write=True):
-            result = await self._collection.update_one(self._mine(epoch), self._renewing)
+            result = await self._collection.update_one(self._mine(epoch), update)
         return result.matched_count > 0
 
     async def fence(self, epoch: int, session: Any) -> bool:
@@ -158,7 +165,7 @@ class LeaseDocument:
 
         Without a deadline, and with the errors of the driver: both are those of the transaction.
         """
-        result = await self._collection.update_one(self._mine(epoch), self._renewing, session=session)
+        result = await self._collection.update_one(self._mine(epoch), self._fencing, session=session)
         return result.matched_count > 0
 
     async def record(self, epoch: int, session_id: UUID, ended: Ids[UUID]) -> bool:
@@ -201,3 +208,11 @@ class LeaseDocument:
         self, verb: str, seconds: float | None = None, *, write: bool = False
     ) -> AbstractAsyncContextManager[None]:
         return self._state.deadline(LEASES.operation(verb, self._context, write=write), seconds)
+
+
+def _expiry(duration: float) -> Document:
+    return {"$add": ["$$NOW", Int64(max(1, round(duration * 1000)))]}
+
+
+def _renewing(duration: float) -> list[Document]:
+    return [{"$set": {"expiry": {"$max": ["$expiry", _expiry(duration)]}, "updatedDate": "$$NOW"}}]

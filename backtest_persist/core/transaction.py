@@ -41,6 +41,7 @@ _CONFLICTS = {112, 251, DUPLICATE_KEY}
 """WriteConflict, NoSuchTransaction, and two first writes that met: nothing was stored, and all may be sent again."""
 _TOO_LARGE = 388
 """TransactionTooLargeForCache."""
+_NO_SUCH_TRANSACTION, _LIFETIME_EXCEEDED = 251, 290
 _TRANSIENT = "TransientTransactionError"
 _UNKNOWN = "UnknownTransactionCommitResult"
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.2
@@ -48,6 +49,8 @@ _MAX_DUPLICATES = 5
 """How often in a row two first writes do not meet."""
 _PAUSED_SECONDS = 1.0
 """How long after its deadline a transaction ends only if the process was paused."""
+_LONG_SECONDS = 3.0
+"""From when on ``transactionLifetimeLimitSeconds`` may be why a transaction is gone, which the server does not say."""
 _MAX_REPAIRS = 3
 """How often missing indexes are created, as a database may be dropped again meanwhile."""
 
@@ -61,6 +64,10 @@ class Sessions(Protocol):
 
     async def abandon_session(self) -> None:
         """End the session on the server, with what it has begun, and use another one from now on."""
+        ...
+
+    async def renew_for(self, seconds: float) -> None:
+        """Let the owner be one who may commit for so many seconds, or fail."""
         ...
 
     async def fence(self, session: Any) -> None:
@@ -98,6 +105,9 @@ class OwnSession:
         session, self._session = self._session, None
         if session is not None:
             await session.end_session()
+
+    async def renew_for(self, seconds: float) -> None:
+        """Let everybody commit."""
 
     async def fence(self, session: Any) -> None:
         """Let everybody commit."""
@@ -223,16 +233,20 @@ class MongoCommitter:
         until = time.monotonic() + seconds
         pause, repairs, duplicates = _FIRST_PAUSE, 0, 0
         while True:
+            started = time.monotonic()
             try:
                 again = await self._send(state, operation, plans, until)
             except StoreUnavailableError as error:
                 raise await self._of_a_paused(error, until) from None
             if again is None:
                 return
+            took = time.monotonic() - started
             duplicates += DUPLICATE_KEY in codes_of(again.error)
             if again.lacks_an_index and repairs < _MAX_REPAIRS:
                 repairs += 1
                 await asyncio.gather(*(plan.store.schema.prepare_again(state) for plan in plans))
+            elif took > until - time.monotonic() and (too_long := _too_long(operation, again.error, took)):
+                raise too_long from None
             elif duplicates == _MAX_DUPLICATES or until - time.monotonic() <= max(pause, seconds / 20):
                 raise await self._of_a_paused(self._given_up(state, operation, again.error), until) from None
             else:
@@ -250,6 +264,7 @@ class MongoCommitter:
             committing = False
             try:
                 session = await self._sessions.session()
+                await self._sessions.renew_for(max(until - time.monotonic(), 0.001))
             except (StoreUnavailableError, WriteOutcomeUnknownError) as error:
                 raise _NoSessionError(error) from None
             try:
@@ -278,6 +293,8 @@ class MongoCommitter:
                         raise meaning from None  # the driver's error may quote documents
                     if committing:
                         raise
+                    if _LIFETIME_EXCEEDED in codes_of(error):
+                        return _Again(error)
                     raise _translated(state, operation, error) from None
         except BacktestPersistError:
             if committing:
@@ -412,6 +429,23 @@ class MongoCommitter:
     def _operation(parts: Sequence[Part]) -> Operation:
         count, collections = sum(len(part.changes) for part in parts), len(parts)
         return Operation(f"transaction of {count} documents of {collections} collections", write=True)
+
+
+def _too_long(operation: Operation, error: Exception, seconds: float) -> StoreUnavailableError | None:
+    """Return the error of a transaction that the server has aborted as it took so many seconds; None for others."""
+    codes = codes_of(error)
+    if _LIFETIME_EXCEEDED in codes:
+        condition = "which is longer than its transactionLifetimeLimitSeconds: raise"
+    elif _NO_SUCH_TRANSACTION in codes and seconds > _LONG_SECONDS:
+        condition = "perhaps because of its transactionLifetimeLimitSeconds. If that is less, raise"
+    else:
+        return None
+    return StoreUnavailableError(
+        f"{operation}: the server aborted it within {seconds:.1f} s, {condition} that limit, or write less between two "
+        "commits. Nothing was applied.",
+        server="MongoDB",
+        reason=ErrorReason.TIMEOUT,
+    )
 
 
 def _translated(state: MongoState, operation: Operation, error: Exception) -> BacktestPersistError:

@@ -22,7 +22,7 @@ from backtest_persist import (
 from tests.support.containers import open_container
 from tests.support.fail_points import Failing
 from tests.support.fault_enumerator import FAULTS, intercepted_drivers
-from tests.support.leases import commit, lease_of
+from tests.support.leases import commit, lease_of, store
 from tests.support.processes import settings_environment, start_python
 from tests.support.servers import PrivateMongo, suspended, wait_until, without_primary
 from tests.support.stopwatch import HANG
@@ -36,7 +36,7 @@ CANCELLED = (asyncio.CancelledError, TimeoutError)
 _HOLDER = """
 import asyncio, sys
 from backtest_persist import LeaseLostError, ioc
-from tests.support.leases import commit, lease_of
+from tests.support.leases import commit, lease_of, store
 
 async def main(inside, duration):
     numbers = ioc.mongo_service.database["numbers"]
@@ -297,3 +297,21 @@ async def test_a_forked_child_does_not_have_the_lease_of_its_parent(settings: Se
     process = await start_python("-c", _FORKS, environment=settings_environment(settings))
     async with asyncio.timeout(HANG):
         assert await process.wait() == 0
+
+
+@BY_ONE_DRIVER
+async def test_a_lease_outlasts_the_transaction_of_its_holder(
+    settings: Settings, container: Container, failing: Failing
+) -> None:
+    """Also one that takes longer than the lease lasts, which cannot be renewed meanwhile."""
+    async with open_container(settings) as other, lease_of(container, duration=0.5) as lease:
+        await store(container, lease, 1)
+        async with failing("commitTransaction", blockConnection=True, blockTimeMS=1500):
+            storing = asyncio.create_task(store(container, lease, 2))
+            with pytest.raises(LeaseHeldError):
+                await lease_of(other, wait=1).__aenter__()
+            await storing
+        assert lease.lost() is None
+    row = await container.signal_db_service.find_by_context("k0", "t", "e")
+    assert row is not None
+    assert row.payload == {"n": 2}

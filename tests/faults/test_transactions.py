@@ -188,6 +188,32 @@ async def test_a_block_may_take_longer_than_a_transaction(container: Container, 
     assert await read_unit(witness) == 2
 
 
+@pytest.mark.parametrize("driver", ["pymongo"], indirect=True)
+async def test_a_unit_that_takes_longer_than_the_server_allows(
+    settings: Settings, witness: Container, failing: Failing
+) -> None:
+    """It is not tried again when that would take too long; the error names the limit, and nothing is stored."""
+    admin = witness.mongo_service.open_state().client.admin
+    limit = {"setParameter": 1, "transactionLifetimeLimitSeconds": 1}
+    before = (await admin.command(limit))["was"]
+    try:
+        async with Container(settings.model_copy(update={"mongo_timeout_ms": 5000})) as container:
+            persist = Registry(container)
+            await container.wait_for_init()
+            async with failing("update", blockConnection=True, blockTimeMS=3500, after=1):
+                with pytest.raises(StoreUnavailableError, match=r"(?s)perhaps.*transactionLifetimeLimitSeconds"):
+                    await checkpoint(persist, 1)
+            async with failing("update", errorCode=290, blockConnection=True, blockTimeMS=2800):
+                with pytest.raises(StoreUnavailableError, match="longer than its transactionLifetimeLimitSeconds"):
+                    await checkpoint(persist, 1)
+            assert await read_unit(witness) is None
+            async with failing("update", errorCode=290, times=4):
+                await checkpoint(persist, 2)
+    finally:
+        await admin.command({**limit, "transactionLifetimeLimitSeconds": before})
+    assert await read_unit(witness) == 2
+
+
 async def test_a_document_with_an_array_in_its_context(container: Container, witness: Container) -> None:
     """It is not overwritten; the error names it, and nothing else of the unit is stored."""
     persist = Registry(container)

@@ -27,6 +27,7 @@ from backtest_persist.operations import Level, examine
 from tests.support.containers import open_container, with_uri
 from tests.support.leases import commit, lease_of, silence
 from tests.support.servers import private_mongod, wait_until
+from tests.support.stopwatch import HANG
 
 BY_ONE_DRIVER = pytest.mark.parametrize("driver", ["pymongo"], indirect=True)
 """For what the server decides, or nobody."""
@@ -220,6 +221,33 @@ async def test_the_time_is_that_of_the_server(settings: Settings) -> None:
         assert {time for command in commands for time in times(command)} == {"$$NOW"}
 
 
+@BY_ONE_DRIVER
+async def test_each_fence_changes_the_document(settings: Settings) -> None:
+    """Also in the same ms as the one before: the server locks nothing for an update that changes nothing."""
+    changed: list[int] = []
+
+    class Listener(CommandListener):
+        def started(self, event: Any) -> None: ...
+
+        def succeeded(self, event: Any) -> None:
+            if event.command_name == "update":
+                changed.append(event.reply["nModified"])
+
+        def failed(self, event: Any) -> None: ...
+
+    uri = settings.mongo_connection_string.get_secret_value()
+    client = AsyncMongoClient[dict[str, Any]](uri, event_listeners=[Listener()])
+    async with client, Container(settings, mongo_client=client) as container, lease_of(container) as lease:
+        session = await lease.session()
+        await lease.state.start_transaction(session)
+        changed.clear()
+        for _ in range(100):
+            await lease.fence(session)
+        assert changed == [1] * 100
+        await session.commit_transaction()
+        assert (await document(container))["fences"] == 100
+
+
 async def test_the_session_of_the_transactions_is_recorded_before_it_is_handed_out(container: Container) -> None:
     """All share it; another one follows when it is abandoned, which ends what it has locked."""
     collection = container.mongo_service.database["x"]
@@ -241,6 +269,18 @@ async def test_the_session_of_the_transactions_is_recorded_before_it_is_handed_o
         await collection.update_one({"_id": 1}, {"$set": {"m": 1}})
     assert await collection.find_one({}) == {"_id": 1, "n": 2, "m": 1}
     assert (await document(container))["sessionIds"] == []
+
+
+@BY_ONE_DRIVER
+async def test_a_session_that_is_abandoned_before_it_has_started(container: Container) -> None:
+    """Those who wait for it get it, the next one follows, and the lease can be given up: nobody waits for the other."""
+    async with asyncio.timeout(HANG), lease_of(container) as lease:
+        starting = asyncio.create_task(lease.session())
+        await asyncio.sleep(0)  # the task that starts it is made, and has not begun
+        await lease.abandon_session()
+        following = await lease.session()
+        assert await starting is not following
+        assert (await document(container))["sessionIds"] == [following.session_id["id"]]
 
 
 @pytest.mark.parametrize("fence_first", [True, False])

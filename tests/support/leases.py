@@ -6,8 +6,11 @@ from typing import Any
 from pymongo.errors import PyMongoError
 
 from backtest_persist import Container, Lease, Mode
+from backtest_persist.backends.mongo import MongoBackend
+from backtest_persist.domains.signal import PersistSignalInstance
+from backtest_persist.run.candles import unit_over
 
-__all__ = ("RUN", "commit", "lease_of", "silence")
+__all__ = ("RUN", "commit", "lease_of", "silence", "store")
 
 RUN: dict[str, Any] = {
     "strategy": "trend",
@@ -52,3 +55,16 @@ async def commit(lease: Lease, write: Callable[[Any], Awaitable[Any]], *, fence_
             raise
         else:
             return
+
+
+async def store(container: Container, lease: Lease, n: Any, *, size: int = 1) -> None:
+    """Store a unit of work of so many documents under a lease."""
+    backend = MongoBackend(container)
+    unit = unit_over(backend)
+    for key in range(size):
+        await PersistSignalInstance(f"k{key}", "t", "e", ioc=unit).write_signal_data({"n": n})
+    committer = backend.committer(lease)
+    try:
+        await committer.commit(unit.layers[-1].parts())
+    finally:
+        await committer.close()
