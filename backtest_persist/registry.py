@@ -295,7 +295,8 @@ class Registry:
         dict. `frame` names the part of the history that a backtest takes; live trading has none.
 
         `commit_every` is how many bars are stored together: by default 1 in paper and live mode, and 64 or those of
-        250 ms in a backtest. `lease_wait` is how many seconds to wait for another run of the same.
+        250 ms in a backtest; fewer if they take more than about 8 MiB. `lease_wait` is how many seconds to wait for
+        another run of the same.
 
         `restart` begins with a new session. Signals, lists and the log of the runs before stay, and an entry of the log
         whose id comes again is kept as it is; a backtest that is to begin from nothing takes another frame.
