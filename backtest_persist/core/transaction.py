@@ -18,17 +18,19 @@ from bson import ObjectId
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
-from backtest_persist.connections import MongoService, MongoState, Operation, joined, start_transaction
+from backtest_persist.connections import Collection, MongoService, MongoState, Operation, joined, start_transaction
 from backtest_persist.core.batching import BATCH_BYTES
 from backtest_persist.core.bulk import DUPLICATE_KEY, codes_of
 from backtest_persist.core.change import Change, ChangeKind, Part
 from backtest_persist.core.indexes import BAD_HINT
 from backtest_persist.core.mongo_store import MongoStore
+from backtest_persist.core.sessions import outdate
 from backtest_persist.core.updates import CONVERSION_FAILURE, was_removed
 from backtest_persist.core.write_queue import BULK_SIZE, Hold, Update, WriteQueue
 from backtest_persist.errors import (
     BacktestPersistError,
     ErrorReason,
+    SettingsError,
     StoreUnavailableError,
     WriteOutcomeUnknownError,
     WriteRejectedError,
@@ -45,13 +47,18 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.2
 _MAX_DUPLICATES = 5
 """How often in a row two first writes do not meet."""
 _LONG_SECONDS = 3.0
-"""From when on ``transactionLifetimeLimitSeconds`` may be why there is no transaction, which the server does not say."""
+"""From when on ``transactionLifetimeLimitSeconds`` may be why there is no transaction: the server does not say."""
 _MAX_REPAIRS = 3
 """How often missing indexes are created, as a database may be dropped again meanwhile."""
 
 
 class Sessions(Protocol):
     """Gives a committer the session of its transactions."""
+
+    @property
+    def state(self) -> MongoState:
+        """The client of the session."""
+        ...
 
     async def session(self) -> Any:
         """Return the session; another one only after `abandon_session`."""
@@ -69,14 +76,25 @@ class Sessions(Protocol):
         """Make the transaction that is in progress fail if its owner may not commit any more."""
         ...
 
+    async def verify(self) -> None:
+        """Raise the error of an owner that may not commit any more."""
+        ...
+
 
 class OwnSession:
     """A session that nobody else knows of."""
 
     def __init__(self, mongo: MongoService) -> None:
         self._mongo = mongo
+        self.collection: Collection | None = None
+        """One to which it writes."""
         self._state: MongoState
         self._session: Any = None
+
+    @property
+    def state(self) -> MongoState:
+        """The client of the session, or of the one that is started next."""
+        return self._mongo.open_state() if self._session is None else self._state
 
     async def session(self) -> Any:
         """Return the session, started on first use."""
@@ -89,7 +107,7 @@ class OwnSession:
         """End the session, which aborts what it has begun, without waiting for that."""
         session, self._session = self._session, None
         if session is not None:
-            self._state.background(end_session(self._state, session))
+            self._state.background(end_session(self._state, session, self.collection))
 
     async def end(self) -> None:
         """Give the session back to the driver, for others: it has no transaction any more."""
@@ -103,13 +121,19 @@ class OwnSession:
     async def fence(self, session: Any) -> None:
         """Let everybody commit."""
 
+    async def verify(self) -> None:
+        """Let everybody commit."""
 
-async def end_session(state: MongoState, session: Any) -> None:
-    """Kill a session on the server, with the transaction that it may have open, within one deadline."""
+
+async def end_session(state: MongoState, session: Any, collection: Collection | None) -> None:
+    """Kill a session on the server, with the transaction that it may have open, or that arrives later."""
     with suppress(BacktestPersistError, PyMongoError, TimeoutError):
         async with asyncio.timeout(state.seconds):
             async with state.deadline(Operation("ending a session"), cut=False):
-                await state.client.admin.command("killSessions", [session.session_id])
+                with suppress(OperationFailure):  # not permitted
+                    await state.client.admin.command("killSessions", [session.session_id])
+                if collection is not None:
+                    await outdate(collection, session)
     with suppress(BacktestPersistError, PyMongoError, TimeoutError):
         async with asyncio.timeout(state.seconds):
             await session.end_session()
@@ -193,6 +217,8 @@ class MongoCommitter:
             await state.select_server(self._operation(parts))
             state.check_transactions()
             plans = [_Plan(store, part.changes, store.writes(state)) for store, part in zip(stores, parts, strict=True)]
+            if isinstance(self._sessions, OwnSession):
+                self._sessions.collection = plans[0].store.schema.of(state)
             holds = [plan.queue.hold() for plan in plans]  # at once: two units meet in the same order in every queue
             try:
                 for plan in plans:
@@ -200,7 +226,12 @@ class MongoCommitter:
                         await asyncio.to_thread(plan.encode)
                     else:
                         plan.encode()
-                await self._transact(state, parts, plans, holds)
+                try:
+                    await self._transact(state, parts, plans, holds)
+                except (StoreUnavailableError, WriteRejectedError):
+                    with suppress(StoreUnavailableError):  # a process that was paused may have met its deadline first
+                        await self._sessions.verify()
+                    raise
                 for plan in plans:
                     plan.queue.note(plan.changes)
             finally:
@@ -249,6 +280,8 @@ class MongoCommitter:
             committing = False
             try:
                 session = await self._sessions.session()
+                if self._sessions.state is not state:
+                    raise _reconfigured(operation)
                 await self._sessions.renew_for(max(until - time.monotonic(), 0.001))
             except (StoreUnavailableError, WriteOutcomeUnknownError) as error:
                 raise _NoSessionError(error) from None
@@ -393,6 +426,13 @@ class MongoCommitter:
     def _operation(parts: Sequence[Part]) -> Operation:
         count, collections = sum(len(part.changes) for part in parts), len(parts)
         return Operation(f"transaction of {count} documents of {collections} collections", write=True)
+
+
+def _reconfigured(operation: Operation) -> SettingsError:
+    return SettingsError(
+        f"{operation}: the container was given other settings since its session was started. Nothing was applied; "
+        "leave this run and enter another one."
+    )
 
 
 def _too_long(operation: Operation, error: Exception, seconds: float) -> StoreUnavailableError | None:
