@@ -295,9 +295,13 @@ class Registry:
         dict. `frame` names the part of the history that a backtest takes; live trading has none.
 
         `commit_every` is how many bars are stored together: by default 1 in paper and live mode, and 64 or those of
-        250 ms in a backtest. `lease_wait` is how many seconds to wait for another run of the same. `restart` begins at
-        nothing, whatever is stored. With ``atomic=False`` the writes of a bar are stored one by one, the session last,
-        for a MongoDB without transactions: after a kill some writes may be stored of a bar that is then done again.
+        250 ms in a backtest. `lease_wait` is how many seconds to wait for another run of the same.
+
+        `restart` begins with a new session. Signals, lists and the log of the runs before stay, and an entry of the log
+        whose id comes again is kept as it is; a backtest that is to begin from nothing takes another frame.
+
+        With ``atomic=False`` the writes of a bar are stored one by one, the session last, for a MongoDB without
+        transactions: after a kill some writes may be stored of a bar that is then done again.
         """
         context = LeaseContext(
             strategy_name=strategy, exchange_name=exchange, symbol=symbol, frame_name=frame, mode=mode

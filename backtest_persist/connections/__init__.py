@@ -5,7 +5,7 @@ closes it when that loop shuts down, so one process-wide container serves a note
 `asyncio.run` calls.
 """
 
-from backtest_persist.connections.drivers import Collection, aggregate, aggregate_raw, list_indexes, start_transaction
+from backtest_persist.connections.drivers import Collection, aggregate, aggregate_raw, list_indexes
 from backtest_persist.connections.mongo import MongoService, MongoState
 from backtest_persist.connections.per_loop import joined, uncancelled
 from backtest_persist.connections.redis import RedisService
@@ -33,7 +33,6 @@ __all__ = (
     "list_indexes",
     "mongo_errors",
     "redis_errors",
-    "start_transaction",
     "timed_out",
     "to_plain",
     "uncancelled",

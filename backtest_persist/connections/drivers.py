@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, cast
 
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection
-from pymongo import AsyncMongoClient
+from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
 from pymongo.asynchronous.collection import AsyncCollection
 
 from backtest_persist.connections.values import Document
@@ -27,7 +27,6 @@ __all__ = (
     "is_client",
     "list_indexes",
     "open_client",
-    "start_transaction",
 )
 
 Client = AsyncMongoClient[Document]
@@ -57,8 +56,8 @@ class Driver(Protocol):
         """Start an explicit session that is not causally consistent."""
         ...
 
-    async def start_transaction(self, session: Any) -> None:
-        """Start a transaction of a session."""
+    async def start_transaction(self, session: Any, write_concern: WriteConcern) -> None:
+        """Start a transaction of a session, which reads from the primary."""
         ...
 
     async def aggregate(self, collection: Collection, pipeline: Pipeline) -> AsyncIterator[Document]:
@@ -89,8 +88,8 @@ class _Motor:
     async def start_session(self, client: Client) -> Any:
         return await cast("Any", client).start_session(causal_consistency=False)
 
-    async def start_transaction(self, session: Any) -> None:
-        session.start_transaction()
+    async def start_transaction(self, session: Any, write_concern: WriteConcern) -> None:
+        session.start_transaction(write_concern=write_concern, read_preference=ReadPreference.PRIMARY)
 
     async def aggregate(self, collection: Collection, pipeline: Pipeline) -> AsyncIterator[Document]:
         return cast("Any", collection).aggregate(pipeline, allowDiskUse=True)
@@ -117,8 +116,8 @@ class _PyMongo:
     async def start_session(self, client: Client) -> Any:
         return client.start_session(causal_consistency=False)
 
-    async def start_transaction(self, session: Any) -> None:
-        await session.start_transaction()
+    async def start_transaction(self, session: Any, write_concern: WriteConcern) -> None:
+        await session.start_transaction(write_concern=write_concern, read_preference=ReadPreference.PRIMARY)
 
     async def aggregate(self, collection: Collection, pipeline: Pipeline) -> AsyncIterator[Document]:
         return await collection.aggregate(pipeline, allowDiskUse=True)
@@ -147,11 +146,6 @@ def is_client(thing: object) -> bool:
 def open_client(name: Literal["motor", "pymongo"], uri: str, options: Mapping[str, Any]) -> Client:
     """Return a client of the driver of that name (``CC_MONGO_DRIVER``), which does not connect yet."""
     return (PYMONGO if name == "pymongo" else MOTOR).open(uri, options)
-
-
-async def start_transaction(client: Client, session: Any) -> None:
-    """Start a transaction of a session of a client, on either driver."""
-    await driver_of(client).start_transaction(session)
 
 
 async def aggregate(collection: Collection, pipeline: Pipeline) -> AsyncIterator[Document]:

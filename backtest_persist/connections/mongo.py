@@ -180,6 +180,10 @@ class MongoState:
         """Start an explicit session."""
         return await self._driver.start_session(self.client)
 
+    async def start_transaction(self, session: Any) -> None:
+        """Start a transaction of a session, with the write concern of all writes, which reads from the primary."""
+        await self._driver.start_transaction(session, self.database.write_concern)
+
     def errors(self, operation: Operation) -> AbstractContextManager[None]:
         """Turn driver errors into ours, as `mongo_errors` does, with the address of this server."""
         return mongo_errors(operation, endpoint=self._endpoint)

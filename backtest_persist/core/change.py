@@ -35,12 +35,19 @@ class Change:
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The fields beside the context, by their wire names, encoded; none for `ChangeKind.REMOVE`."""
     at: datetime = field(default_factory=utc_now)
+    number: int = 0
+    """The place of its call among those of its unit: what is encoded in a thread is added later than it was called."""
 
-    def after(self, before: "Change | None") -> "Change":
-        """Return the change that stands for the one before, of the same context, and this one."""
-        if before is None or before.kind is not ChangeKind.CLAIM or self.kind is not ChangeKind.REPLACE:
+    def beside(self, other: "Change | None") -> "Change":
+        """Return the change that stands for another one of the same context and this one, whichever came first."""
+        if other is None:
             return self
-        return dataclasses.replace(self, kind=ChangeKind.CLAIM)  # the entry still has to be free
+        first, last = (other, self) if other.number <= self.number else (self, other)
+        if last.kind is ChangeKind.INSERT:  # which finds the row there
+            return first
+        if first.kind is ChangeKind.CLAIM and last.kind is ChangeKind.REPLACE:
+            return dataclasses.replace(last, kind=ChangeKind.CLAIM)  # the entry still has to be free
+        return last
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,7 +81,8 @@ class DbService(Generic[C, R]):
     def mongo_store(self) -> MongoStore[C, R]:
         """The store, for what MongoDB alone can answer; `SettingsError` for a service of another backend."""
         if not isinstance(self._store, MongoStore):
-            raise SettingsError(f"{type(self._store).__name__} answers no queries of {self.collection}; MongoDB does.")
+            problem = f"{type(self._store).__name__} answers no queries, as MongoDB does"
+            raise SettingsError(f"{self.collection}: {getattr(self._store, 'no_queries', problem)}.")
         return self._store
 
     def operation(self, verb: str, *, write: bool = False) -> AbstractAsyncContextManager[None]:

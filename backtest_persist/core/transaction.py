@@ -18,7 +18,7 @@ from bson import ObjectId
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
-from backtest_persist.connections import Collection, MongoService, MongoState, Operation, joined, start_transaction
+from backtest_persist.connections import Collection, MongoService, MongoState, Operation, joined
 from backtest_persist.core.batching import BATCH_BYTES
 from backtest_persist.core.bulk import DUPLICATE_KEY, codes_of
 from backtest_persist.core.change import Change, ChangeKind, Part
@@ -30,6 +30,7 @@ from backtest_persist.core.write_queue import BULK_SIZE, Hold, Update, WriteQueu
 from backtest_persist.errors import (
     BacktestPersistError,
     ErrorReason,
+    LeaseLostError,
     SettingsError,
     StoreUnavailableError,
     WriteOutcomeUnknownError,
@@ -38,16 +39,18 @@ from backtest_persist.errors import (
 
 __all__ = ("MongoCommitter", "OwnSession", "Sessions", "WithoutTransactions")
 
-_CONFLICTS = {112, 251, DUPLICATE_KEY}
-"""WriteConflict, NoSuchTransaction, and two first writes that met: nothing was stored, and all may be sent again."""
 _NO_SUCH_TRANSACTION, _LIFETIME_EXCEEDED = 251, 290
+_CONFLICTS = {112, _NO_SUCH_TRANSACTION, _LIFETIME_EXCEEDED, DUPLICATE_KEY}
+"""Those, WriteConflict, and two first writes that met: nothing was stored, and all may be sent again."""
+_TOO_LARGE = 388
+"""TransactionTooLargeForCache."""
 _TRANSIENT = "TransientTransactionError"
 _UNKNOWN = "UnknownTransactionCommitResult"
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.2
 _MAX_DUPLICATES = 5
 """How often in a row two first writes do not meet."""
 _LONG_SECONDS = 3.0
-"""From when on ``transactionLifetimeLimitSeconds`` may be why there is no transaction: the server does not say."""
+"""From when on ``transactionLifetimeLimitSeconds`` may be why a transaction is gone, which the server does not say."""
 _MAX_REPAIRS = 3
 """How often missing indexes are created, as a database may be dropped again meanwhile."""
 
@@ -77,7 +80,7 @@ class Sessions(Protocol):
         ...
 
     async def verify(self) -> None:
-        """Raise the error of an owner that may not commit any more."""
+        """Raise the error of an owner that may not commit any more, if it is such a one."""
         ...
 
 
@@ -226,12 +229,7 @@ class MongoCommitter:
                         await asyncio.to_thread(plan.encode)
                     else:
                         plan.encode()
-                try:
-                    await self._transact(state, parts, plans, holds)
-                except (StoreUnavailableError, WriteRejectedError):
-                    with suppress(StoreUnavailableError):  # a process that was paused may have met its deadline first
-                        await self._sessions.verify()
-                    raise
+                await self._transact(state, parts, plans, holds)
                 for plan in plans:
                     plan.queue.note(plan.changes)
             finally:
@@ -253,7 +251,10 @@ class MongoCommitter:
         pause, repairs, duplicates = _FIRST_PAUSE, 0, 0
         while True:
             started = time.monotonic()
-            again = await self._send(state, operation, plans, until)
+            try:
+                again = await self._send(state, operation, plans, until)
+            except (StoreUnavailableError, WriteRejectedError) as error:
+                raise await self._of_a_paused(error) from None
             if again is None:
                 return
             took = time.monotonic() - started
@@ -264,7 +265,7 @@ class MongoCommitter:
             elif took > until - time.monotonic() and (too_long := _too_long(operation, again.error, took)):
                 raise too_long from None
             elif duplicates == _MAX_DUPLICATES or until - time.monotonic() <= max(pause, seconds / 20):
-                raise self._given_up(state, operation, again.error) from None
+                raise await self._of_a_paused(self._given_up(state, operation, again.error)) from None
             else:
                 await asyncio.sleep(random.uniform(0.5, 1) * pause)
                 pause = min(2 * pause, _LAST_PAUSE)
@@ -286,7 +287,7 @@ class MongoCommitter:
             except (StoreUnavailableError, WriteOutcomeUnknownError) as error:
                 raise _NoSessionError(error) from None
             try:
-                await start_transaction(state.client, session)
+                await state.start_transaction(session)
                 await self._sessions.fence(session)
                 for plan in plans:
                     await self._write(state, plan, session)
@@ -304,21 +305,32 @@ class MongoCommitter:
                 except _NoSessionError as none:
                     return _Again(none.error)
                 except PyMongoError as error:
-                    meaning = await self._meaning(operation, plans, error)
+                    meaning = await self._meaning(operation, plans, error, committing=committing)
                     if isinstance(meaning, _Again):
                         return meaning
                     if meaning is not error:
                         raise meaning from None  # the driver's error may quote documents
                     if committing:
                         raise
-                    if _LIFETIME_EXCEEDED in codes_of(error):
-                        return _Again(error)
                     raise _translated(state, operation, error) from None
         except BacktestPersistError:
             if committing:
                 await self._sessions.abandon_session()
             raise
         return None
+
+    async def _of_a_paused(self, error: BacktestPersistError) -> BacktestPersistError:
+        """Return what to raise in the place of an error: a process that was paused may have lost its lease meanwhile.
+
+        It meets its deadline before the fence can tell.
+        """
+        try:
+            await self._sessions.verify()
+        except LeaseLostError as lost:
+            return lost
+        except BacktestPersistError:
+            pass
+        return error
 
     @staticmethod
     def _given_up(state: MongoState, operation: Operation, error: Exception) -> BacktestPersistError:
@@ -397,7 +409,9 @@ class MongoCommitter:
             else:
                 return
 
-    async def _meaning(self, operation: Operation, plans: Sequence[_Plan], error: PyMongoError) -> "Exception | _Again":
+    async def _meaning(
+        self, operation: Operation, plans: Sequence[_Plan], error: PyMongoError, *, committing: bool
+    ) -> "Exception | _Again":
         """Return what an error of the driver means for the whole."""
         codes = codes_of(error)
         if error.has_error_label(_UNKNOWN):
@@ -408,13 +422,18 @@ class MongoCommitter:
             )
         if BAD_HINT in codes:
             return _Again(error, lacks_an_index=True)
-        if error.has_error_label(_TRANSIENT) or codes & _CONFLICTS:
-            return _Again(error)
+        if error.has_error_label(_TRANSIENT) or (codes & _CONFLICTS and not committing):
+            return _Again(error)  # the server leaves the label out of the answer to a commit whose outcome is open
         if CONVERSION_FAILURE in codes:
             for plan in plans:
                 for change in plan.changes:
                     if (problem := await plan.queue.array_in(change.context)) is not None:
                         return problem
+        if _TOO_LARGE in codes:
+            return WriteRejectedError(
+                f"{operation}: it is too large for the cache of the server. Nothing was stored. Write less in one bar "
+                "or checkpoint, let a run store fewer bars together (commit_every), or give mongod a larger cache."
+            )
         if isinstance(error, BulkWriteError):
             return WriteRejectedError(
                 f"{operation}: the server refused a write (codes {', '.join(sorted(map(str, codes)))}). Nothing of the "

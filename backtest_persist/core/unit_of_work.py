@@ -5,7 +5,7 @@ it holds nothing. A `Committer` of the backend then stores its changes, all or n
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar, Token
 from datetime import datetime
@@ -47,7 +47,7 @@ class Layer:
     def add(self, store: "BufferedStore[Any, Any]", key: str, change: Change) -> None:
         """Add a change; a context keeps the place of its first one."""
         changes = self._changes.setdefault(store, {})
-        changes[key] = change.after(changes.get(key))
+        changes[key] = change.beside(changes.get(key))
 
     def absorb(self, later: "Layer") -> None:
         """Add the changes of a later layer."""
@@ -91,6 +91,7 @@ class UnitOfWork:
         self.has_ended = False
         self.is_open = True
         """Whether it takes writes now; a run does within a bar alone."""
+        self._calls = 0
         self._buffered = buffered
         self._db_services: dict[type[DbService[Any, Any]], DbService[Any, Any]] = {}
         self._stores: list[BufferedStore[Any, Any]] = []
@@ -121,12 +122,33 @@ class UnitOfWork:
         return store
 
     def change_of(self, store: "BufferedStore[Any, Any]", key: str) -> Change | None:
-        """Return what the newest layer that knows a context says of it."""
-        for layer in reversed(self.layers):
+        """Return what the newest layer that this task sees says of a context."""
+        for layer in self.seen():
             change = layer.find(store, key)
             if change is not None:
                 return change
         return None
+
+    def seen(self) -> Iterator[Layer]:
+        """Iterate over the layers that this task sees, newest first: its block, those around it, what is being stored.
+
+        Another block that is open at the same time may be discarded.
+        """
+        yield from self.uncommitted()
+        yield from reversed(self.layers[: self.layers.index(self._kept)])
+
+    def uncommitted(self) -> Iterator[Layer]:
+        """Iterate over those of them whose changes will be stored together with what this task writes now."""
+        layer = self._current()
+        while layer is not None:
+            yield layer
+            layer = layer.below
+
+    def _current(self) -> Layer | None:
+        layer = joined_layer.get()
+        if layer is None or layer.unit is not self or layer not in self.layers:
+            layer = self._kept if self._open is None else self._open
+        return layer
 
     def layer(self) -> Layer:
         """Return the layer into which this task writes now; `ClosedError` if it may not."""
@@ -135,6 +157,11 @@ class UnitOfWork:
             layer = self._kept if self._open is None else self._open
         self._check_open(layer)
         return layer
+
+    def next_number(self) -> int:
+        """Return the place of a call among those of this unit."""
+        self._calls += 1
+        return self._calls
 
     def _check_open(self, layer: Layer) -> None:
         if self.has_ended or not self.is_open or layer not in self.layers:
@@ -165,7 +192,7 @@ class UnitOfWork:
     def keep_layer(self, layer: Layer | None = None) -> None:
         """Make the writes of a layer, by default of the bar, those of the layer it joins."""
         layer = self._open if layer is None else layer
-        if layer is None or layer.below is None or layer not in self.layers:
+        if self.has_ended or layer is None or layer.below is None or layer not in self.layers:
             raise ClosedError(
                 "The bar or the checkpoint around this block has ended before it: await the block in it. Nothing of "
                 "the block was written."
@@ -238,6 +265,9 @@ def leave(token: Token[tuple[UnitOfWork, ...]]) -> None:
 class BufferedStore(Generic[C, R]):
     """Keeps the writes of one domain in a unit of work, over the store of a backend; implements `core.store.Store`."""
 
+    no_queries = "queries take no part in a bar or a checkpoint; send them by the db service of the container"
+    """Why a db service over it answers no queries."""
+
     def __init__(self, inner: Store[C, R], row_type: type[R], unit: UnitOfWork) -> None:
         self.inner = inner
         self.unit = unit
@@ -246,8 +276,8 @@ class BufferedStore(Generic[C, R]):
         self._row_type = row_type
         self._reads: dict[str, R | None] = {}
         self._removable = "removed" in row_type.model_fields
-        self._encoding: dict[str, int] = {}
-        self._calls = 0
+        self._encoding: dict[str, asyncio.Event] = {}
+        """What is set when the last large write of a row is encoded, by cache key, as long as it is not."""
 
     def allows_early_times(self) -> bool:
         """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""
@@ -282,7 +312,7 @@ class BufferedStore(Generic[C, R]):
         Tombstones are left out.
         """
         changes: dict[str, Change] = {}
-        for layer in self.unit.layers:
+        for layer in reversed([*self.unit.seen()]):
             changes |= layer.of(self)
         changes = {key: change for key, change in changes.items() if _matches(change.context, selection)}
         if not changes:
@@ -312,7 +342,7 @@ class BufferedStore(Generic[C, R]):
             return self._reads[key]
         generation = self.unit.generation
         row = await self.inner.find(context)
-        if generation == self.unit.generation:
+        if generation == self.unit.generation and self.unit.is_open:  # between bars others may write as well
             self._reads[key] = row
         return row
 
@@ -342,29 +372,43 @@ class BufferedStore(Generic[C, R]):
 
     async def _changes(self, writes: Sequence[tuple[C, Mapping[str, Any]]], kind: ChangeKind) -> list[Change]:
         """Add changes that set all fields; what is encoded in a thread keeps its place among the writes of its row."""
-        layer, number = self.unit.layer(), None
-        if any(is_deferred(fields) for _, fields in writes):
-            self._calls += 1
-            number = self._calls
-            self._encoding |= dict.fromkeys((context.cache_key for context, _ in writes), number)
+        layer, number = self.unit.layer(), self.unit.next_number()
+        if not any(is_deferred(fields) for _, fields in writes):
+            return self._add(writes, kind, layer, number)
+        encoding = asyncio.Event()
+        self._encoding |= {context.cache_key: encoding for context, _ in writes}
+        try:
             encoded = await asyncio.to_thread(lambda: [encoded_fields(fields) for _, fields in writes])
             writes = [(context, fields) for (context, _), fields in zip(writes, encoded, strict=True)]
-        changes = [Change(context, kind, fields) for context, fields in writes]
+            return self._add(writes, kind, layer, number)
+        finally:
+            encoding.set()
+            self._encoding = {key: other for key, other in self._encoding.items() if other is not encoding}
+
+    async def _encoded(self, key: str) -> None:
+        """Wait until what was written before is encoded, and has been added."""
+        if (encoding := self._encoding.get(key)) is not None:
+            await encoding.wait()
+
+    def _add(
+        self, writes: Sequence[tuple[C, Mapping[str, Any]]], kind: ChangeKind, layer: Layer, number: int
+    ) -> list[Change]:
+        changes = [Change(context, kind, fields, number=number) for context, fields in writes]
         for change in changes:
             key = change.context.cache_key
-            if number is not None and self._encoding.get(key) != number:
-                continue  # a later call has written this one
-            if kind is ChangeKind.REPLACE or self.unit.change_of(self, key) is None:
+            before = self.unit.change_of(self, key)
+            is_first = before is None or (before.kind is ChangeKind.INSERT and before.number > number)
+            if is_first or kind is not ChangeKind.INSERT:
                 self.unit.add(self, key, change, layer)
-        for change in changes:
-            if number is None or self._encoding.get(change.context.cache_key) == number:
-                self._encoding.pop(change.context.cache_key, None)
         return changes
 
     async def claim(self, context: C, fields: Mapping[str, Any]) -> bool:
         """Replace the row unless there is one that is not a tombstone; True if this call did."""
         self._row_type.check_whole(context, fields)
+        if is_deferred(fields):
+            fields = await asyncio.to_thread(encoded_fields, fields)
         key, layer = context.cache_key, self.unit.layer()
+        await self._encoded(key)
         before = self.unit.change_of(self, key)
         while True:
             row = await self.find(context)
@@ -373,9 +417,9 @@ class BufferedStore(Generic[C, R]):
             if before is (now := self.unit.change_of(self, key)):
                 break
             before = now
-        kind = ChangeKind.CLAIM if before is None else ChangeKind.REPLACE
-        self._encoding.pop(key, None)
-        self.unit.add(self, key, Change(context, kind, encoded_fields(fields)), layer)
+        is_own = any(found.find(self, key) for found in self.unit.uncommitted())
+        kind = ChangeKind.REPLACE if is_own else ChangeKind.CLAIM
+        self.unit.add(self, key, Change(context, kind, fields, number=self.unit.next_number()), layer)
         return True
 
     async def upsert_many(self, writes: Sequence[tuple[C, Mapping[str, Any]]], *, replace: bool) -> int:
@@ -389,19 +433,20 @@ class BufferedStore(Generic[C, R]):
     async def soft_remove(self, context: C) -> bool:
         """Turn the row into a tombstone; False when there is no row."""
         key, layer = context.cache_key, self.unit.layer()
+        await self._encoded(key)
         row = await self.find(context)
         if row is None:
             return False
         change = self.unit.change_of(self, key)
-        self._encoding.pop(key, None)
+        number = self.unit.next_number()
         if change is None or change.kind is ChangeKind.REMOVE:
-            self.unit.add(self, key, Change(context, ChangeKind.REMOVE), layer)
+            self.unit.add(self, key, Change(context, ChangeKind.REMOVE, number=number), layer)
         else:
             payload = change.fields.get("payload")
             if isinstance(payload, dict):
                 payload = {**cast("dict[str, Any]", payload), "removed": True}
             removed = {**change.fields, "payload": payload, "removed": True}
-            self.unit.add(self, key, Change(context, ChangeKind.REPLACE, removed), layer)
+            self.unit.add(self, key, Change(context, ChangeKind.REPLACE, removed, number=number), layer)
         return True
 
 

@@ -31,7 +31,7 @@ from backtest_persist.core.lookup import Lookup, Stats
 from backtest_persist.core.row import Context, Row, utc_now
 from backtest_persist.core.schema import Schema
 from backtest_persist.core.sessions import change_nothing
-from backtest_persist.core.updates import CONVERSION_FAILURE, inserting, removing, replacing, setting, undated
+from backtest_persist.core.updates import CONVERSION_FAILURE, inserting, removing, replacing, undated
 from backtest_persist.errors import (
     BacktestPersistError,
     StoreUnavailableError,
@@ -252,10 +252,8 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
                 update = removing(names, date, timed=timed)
             elif change.kind is ChangeKind.INSERT:
                 update, size = inserting(names, fields, date)
-            elif change.kind is ChangeKind.REPLACE and self.is_sound(context.cache_key):
-                update, size = setting(fields, date)
             else:
-                update, size = replacing(names, fields, date)
+                update, size = replacing(names, fields, date)  # which repairs what another program has left
             upsert = change.kind is not ChangeKind.REMOVE
             updates.append(Update(context.to_filter(), update, upsert, self._schema.unique_index, size))
         return updates

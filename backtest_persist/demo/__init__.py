@@ -80,8 +80,9 @@ async def run(options: Options, observer: Observer) -> Result:
                 without_kill = group.create_task(_run_in_memory(mode, sample, total))
                 await child.begin(mode, options.symbol, total, directory, settings)
                 killed_after = await child.kill_after(last, observer)
-            expected = without_kill.result()
-            observer.killed(killed_after)
+            if killed_after is not None:
+                expected = without_kill.result()
+                observer.killed(killed_after)
 
         async with open_run(persist, mode, sample) as run:
             _check(run.bars, run.last_when, sample, data_dir)

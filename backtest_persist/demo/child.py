@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from contextlib import aclosing, suppress
@@ -59,8 +60,11 @@ class Child:
         self._process.stdin.write(json.dumps(work).encode() + b"\n")
         await self._process.stdin.drain()
 
-    async def kill_after(self, bars: int, observer: Observer) -> int:
-        """Kill it when so many bars have ended, whatever it is doing then; returns how many had ended."""
+    async def kill_after(self, bars: int, observer: Observer) -> int | None:
+        """Kill it when so many bars have ended, whatever it is doing then.
+
+        Returns how many had ended; None if it was not killed, because it has met an error or the end of the run.
+        """
         assert self._process.stdout is not None
         ended = 0
         async for line in self._process.stdout:
@@ -72,8 +76,7 @@ class Child:
                 observer.ended(ended, Decimal(message["equity"]))
                 if ended == bars:
                     self._process.kill()
-        await self._process.wait()
-        return ended
+        return ended if await self._process.wait() == -signal.SIGKILL else None
 
     async def _kill(self) -> None:
         with suppress(ProcessLookupError):

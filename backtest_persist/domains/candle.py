@@ -481,6 +481,10 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
     def _instant(self, value: When, what: str) -> int:
         return checked_timestamp(value, what, self.allows_early_times)
 
+    def default_until(self) -> int | None:
+        """Return the instant, in ms UTC, that a reader who names none may see: that of the bar in a run, or none."""
+        return self._store.default_when()
+
     # --- what a backend does differently ---
 
     @property
@@ -672,6 +676,7 @@ class PersistCandleInstance(PersistInstance[CandleDbService]):
         await self.db.store(self.symbol, self.interval, self.exchange_name, candles, as_of=as_of)
 
     def _window(self, limit: int, since: When, until: When | None) -> range | None:
+        until = self.db.default_until() if until is None else until
         return checked_window(self.interval, limit, since, until, self.db.allows_early_times)
 
 

@@ -101,7 +101,7 @@ class Bar(RunAdapters, Generic[S]):
         self._numbers: dict[str, int] = {}
 
     async def __aenter__(self) -> Self:
-        self._run.begin(self)
+        await self._run.begin(self)
         self._numbers.clear()
         return self
 

@@ -34,7 +34,7 @@ class BufferedCandleDbService(CandleDbService):
     def pending(self, symbol: str, interval: str, exchange_name: str) -> dict[int, CandleData]:
         """Return the candles of a series that the unit has written, by opening time in ms UTC, in order."""
         found: dict[int, CandleData] = {}
-        for layer in self._unit.layers:
+        for layer in reversed([*self._unit.seen()]):
             for change in layer.of(self._buffer).values():
                 context = cast("CandleContext", change.context)
                 if (context.symbol, context.interval, context.exchange_name) == (symbol, interval, exchange_name):
@@ -71,18 +71,18 @@ class BufferedCandleDbService(CandleDbService):
     ) -> list[CandleRow]:
         """Find the window of `limit` candles from `since` on, oldest first."""
         series = Series(symbol, interval, exchange_name)
-        rows = await self.inner.find_range(symbol, interval, exchange_name, since, limit)
-        start, end = self._bounds(series, since, limit)
-        return self._with_rows(series, rows, start, end)
+        written = self._between(series, *self._bounds(series, since, limit))  # before a commit lets them go
+        return self._merged_rows(
+            series, await self.inner.find_range(symbol, interval, exchange_name, since, limit), written
+        )
 
     async def find_data(
         self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
     ) -> list[CandleData]:
         """Find the same as `find_range`, as plain data."""
         series = Series(symbol, interval, exchange_name)
-        candles = await self.inner.find_data(symbol, interval, exchange_name, since, limit)
-        start, end = self._bounds(series, since, limit)
-        return _merged(candles, self._between(series, start, end))
+        written = self._between(series, *self._bounds(series, since, limit))
+        return _merged(await self.inner.find_data(symbol, interval, exchange_name, since, limit), written)
 
     async def find_columns(
         self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
@@ -97,18 +97,22 @@ class BufferedCandleDbService(CandleDbService):
     async def find_last(
         self, symbol: str, interval: str, exchange_name: str, limit: int, until: When | None = None
     ) -> list[CandleRow]:
-        """Find the last `limit` candles that have closed by `until`, by default now, oldest first."""
+        """Find the last `limit` candles that have closed by `until`, by default the bar's `when`, oldest first."""
         series = Series(symbol, interval, exchange_name)
+        until = self._until(until)
+        written = self._between(series, None, self._end(series, until))
         rows = await self.inner.find_last(symbol, interval, exchange_name, limit, until)
-        return self._with_rows(series, rows, None, self._end(series, until))[-limit:] if limit else []
+        return self._merged_rows(series, rows, written)[-limit:] if limit else []
 
     async def find_last_data(
         self, symbol: str, interval: str, exchange_name: str, limit: int, until: When | None = None
     ) -> list[CandleData]:
         """Find the same as `find_last`, as plain data."""
         series = Series(symbol, interval, exchange_name)
+        until = self._until(until)
+        written = self._between(series, None, self._end(series, until))
         candles = await self.inner.find_last_data(symbol, interval, exchange_name, limit, until)
-        return _merged(candles, self._between(series, None, self._end(series, until)))[-limit:] if limit else []
+        return _merged(candles, written)[-limit:] if limit else []
 
     async def find_gaps(
         self, symbol: str, interval: str, exchange_name: str, since: When, until: When
@@ -127,6 +131,9 @@ class BufferedCandleDbService(CandleDbService):
                 gaps.append((first, end))
         return gaps
 
+    def _until(self, until: When | None) -> When | None:
+        return self._buffer.default_when() if until is None else until
+
     def _end(self, series: Series, until: When | None) -> int | None:
         return None if until is None else self._instant(until, "until") - series.step + 1
 
@@ -137,11 +144,10 @@ class BufferedCandleDbService(CandleDbService):
             if (start is None or start <= at) and (end is None or at < end)
         ]
 
-    def _with_rows(self, series: Series, rows: list[CandleRow], start: int | None, end: int | None) -> list[CandleRow]:
+    def _merged_rows(self, series: Series, rows: list[CandleRow], written: list[CandleData]) -> list[CandleRow]:
         stored = {row.timestamp for row in rows}
-        new = [self._row(series, candle) for candle in self._between(series, start, end)]
-        both = [*rows, *(row for row in new if row.timestamp not in stored)]
-        return sorted(both, key=lambda row: row.timestamp)
+        new = [self._row(series, candle) for candle in written if candle["timestamp"] not in stored]
+        return sorted([*rows, *new], key=lambda row: row.timestamp)
 
     # --- writing ---
 
@@ -150,8 +156,10 @@ class BufferedCandleDbService(CandleDbService):
         return self.inner._logger
 
     async def _store_candles(self, series: Series, candles: Mapping[int, CandleData], report: CandleReport) -> None:
-        self._compare(candles, self._pending(series), report)
-        pending = self._pending(series)
+        keys = {at: self._change(series, candle).context.cache_key for at, candle in candles.items()}
+        changes = {at: self._unit.change_of(self._buffer, key) for at, key in keys.items()}
+        pending = {at: _data(change) for at, change in changes.items() if change is not None}
+        self._compare(candles, pending, report)
         report.new = await self._insert(series, [candle for at, candle in candles.items() if at not in pending])
 
     async def _create(self, series: Series, candle: CandleData) -> CandleRow:
@@ -171,9 +179,9 @@ class BufferedCandleDbService(CandleDbService):
     async def _find_numbers(
         self, series: Series, times: Sequence[int], *, prepare: bool = True
     ) -> dict[int, Mapping[str, Any]]:
-        stored = await self.inner._find_numbers(series, times, prepare=prepare)
         wanted = set(times)
-        return {at: candle for at, candle in self._pending(series).items() if at in wanted} | stored
+        written = {at: candle for at, candle in self._pending(series).items() if at in wanted}
+        return written | await self.inner._find_numbers(series, times, prepare=prepare)
 
     async def _insert(self, series: Series, candles: Sequence[CandleData]) -> int:
         for candle in candles:

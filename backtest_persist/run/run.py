@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from backtest_persist.backends.services import AtomicBackend
-from backtest_persist.connections import to_plain
+from backtest_persist.connections import joined, to_plain
 from backtest_persist.contracts import CandleData, When
 from backtest_persist.core.change import Committer
 from backtest_persist.core.keys import join_key
 from backtest_persist.core.lease_document import LeaseContext
-from backtest_persist.core.payload import encoded_fields
+from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.transaction import WithoutTransactions
 from backtest_persist.core.unit_of_work import Layer, UnitOfWork, join, leave
 from backtest_persist.domains.candle import CandleDbService
@@ -27,9 +27,9 @@ from backtest_persist.errors import (
     BacktestPersistError,
     ClosedError,
     InvalidWhenError,
+    LeaseLostError,
     SettingsError,
-    StoreUnavailableError,
-    WriteRejectedError,
+    WriteOutcomeUnknownError,
 )
 from backtest_persist.logger import LoggerService
 from backtest_persist.mode import Mode
@@ -48,6 +48,8 @@ BARS_OF_A_COMMIT = 64
 """The bars of a backtest that are stored together, unless `commit_every` says otherwise."""
 SECONDS_OF_A_COMMIT = 0.25
 """After which time bars are stored, however few they are."""
+_UNCERTAIN = (WriteOutcomeUnknownError, LeaseLostError, ClosedError)
+"""The errors of a commit after which a run cannot go on; after others nothing of it is stored."""
 _logger = LoggerService()
 
 
@@ -178,8 +180,7 @@ class Run(Generic[S]):
         except BacktestPersistError as problem:
             if error is None:
                 raise
-            if problem is not error:
-                _logger.warning("run.not_stored", context=self.context.describe(), error=type(problem).__name__)
+            _logger.warning("run.not_stored", context=self.context.describe(), error=type(problem).__name__)
 
     async def _restore(self) -> None:
         session = self._factory()
@@ -201,7 +202,7 @@ class Run(Generic[S]):
             )
             raise SettingsError(
                 f"session-items ({self._session_context.describe()}) {problem}. Give this run another exchange or "
-                "frame, or begin it from nothing with restart=True, which replaces that session.",
+                "frame, or pass restart=True, which replaces that session.",
                 context=self._session_context.parts(),
             )
         self._point = self._stored = _Point(payload["bars"], payload["when"], payload["data"])
@@ -222,15 +223,20 @@ class Run(Generic[S]):
             raise SettingsError(
                 f"session-items ({self._session_context.describe()}): what is stored of the session is no "
                 f"{type(session).__name__}: see {names or 'its validators'}. Give new fields a default, store no field "
-                "that it does not take, or begin from nothing with restart=True.",
+                "that it does not take, or begin with a new session by restart=True.",
                 context=self._session_context.parts(),
             ) from None
 
     # --- the state of the run ---
 
+    def _check_entered(self) -> None:
+        if self._stack is None:
+            raise SettingsError("Enter the run first: async with persist.run(...) as run.")
+
     @property
     def session(self) -> S:
         """The state of the strategy; change it within a bar."""
+        self._check_entered()
         return self._session
 
     @session.setter
@@ -276,12 +282,13 @@ class Run(Generic[S]):
 
         Entering it raises `InvalidWhenError` for an instant that is not later than that of the last bar.
         """
-        if self._stack is None:
-            raise SettingsError("Enter the run first: async with persist.run(...) as run.")
+        self._check_entered()
         return Bar(self, self._sessions.to_millis(when))
 
-    def begin(self, bar: Bar[S]) -> None:
+    async def begin(self, bar: Bar[S]) -> None:
         """Begin a bar; called by `Bar`."""
+        if self._every == 1:  # the end of the bar before it may have been cancelled
+            await self._settled()
         self._check()
         if self.current is not None:
             raise SettingsError(f"The bar of {self.current.when} has not ended; a run has one bar at a time.")
@@ -290,6 +297,8 @@ class Run(Generic[S]):
                 f"The bar of {bar.when} is not later than that of {self._point.when}, which has ended; pass over those "
                 "for which run.seen(when) is true."
             )
+        if not self._pending_bars:  # others may have written since the last read
+            self._unit.forget_reads()
         self.current = bar
         self._unit.when = bar.when
         self._unit.is_open = True
@@ -312,6 +321,7 @@ class Run(Generic[S]):
             self.current = None
             if error is not None:
                 self._unit.discard_layer()
+                self._unit.forget_reads()  # what it has read may be why it has failed
                 self._session = self._rebuilt(self._point)
         if error is None:
             self._unit.keep_layer()
@@ -322,7 +332,8 @@ class Run(Generic[S]):
         bars = self._point.bars + 1
         context = self._session_context
         payload = {"id": self.id, "data": self._session, "when": bar.when, "bars": bars}
-        encoded = encoded_fields({"payload": self._sessions.encoded(payload, context)})
+        fields = {"payload": self._sessions.encoded(payload, context)}
+        encoded = await asyncio.to_thread(encoded_fields, fields) if is_deferred(fields) else encoded_fields(fields)
         if not self._is_restorable:  # better known in the first bar than after a kill
             self._rebuilt(_Point(bars, bar.when, encoded["payload"]["data"]))
             self._is_restorable = True
@@ -346,19 +357,14 @@ class Run(Generic[S]):
         await asyncio.sleep(0)  # a strategy that is served from memory would let nobody else run
 
     async def _commit_alone(self) -> None:
-        before = self._stored
         await self._settled()
-        self._begin_commit()
-        try:
-            await self._settled()
-        except (StoreUnavailableError, WriteRejectedError):
-            self._failure = None
-            self._point = self._stored = before
-            self._session = self._rebuilt(before)
-            raise
+        commit = self._begin_commit()
+        if commit is not None:
+            await joined(commit)
 
     async def flush(self) -> None:
         """Wait until all bars that have ended are stored; raises what went wrong."""
+        self._check_entered()
         await self._settled()
         while self._pending_bars:
             self._begin_commit()
@@ -380,26 +386,37 @@ class Run(Generic[S]):
         if failure is not None:
             raise failure
 
-    def _begin_commit(self) -> None:
+    def _begin_commit(self) -> "asyncio.Task[None] | None":
         """Store the bars that have ended, unless the timer has begun to meanwhile; there is one commit at a time."""
         self._cancel_timer()
         if not self._pending_bars:
-            return
+            return None
         self._pending_bars = 0
-        self._stored = self._point
-        commit = self._commit = asyncio.create_task(self._store(self._unit.take_layer()), context=ContextVariables())
+        before, self._stored = self._stored, self._point
+        store = self._store(self._unit.take_layer(), before)
+        commit = self._commit = asyncio.create_task(store, context=ContextVariables())
         commit.add_done_callback(self._note)
+        return commit
 
-    async def _store(self, layer: Layer) -> None:
-        await self._unit.commit(self._committer, layer)
+    async def _store(self, layer: Layer, before: _Point) -> None:
+        try:
+            await self._unit.commit(self._committer, layer)
+        except BaseException as error:  # here, as the next commit may begin in the turn in which this one ends
+            is_known = isinstance(error, BacktestPersistError) and not isinstance(error, _UNCERTAIN)
+            if self._every == 1 and is_known:
+                self._point = self._stored = before
+                self._session = self._rebuilt(before)
+            else:
+                self._failure = error
+            raise
         for series, candles in await report_candles(self._unit, layer):
             self._memory.add(series.symbol, series.interval, series.exchange_name, candles)
 
     def _note(self, commit: "asyncio.Task[None]") -> None:
         if commit.cancelled():
             self._failure = ClosedError("The event loop was shut down before this run was stored.")
-        elif (error := commit.exception()) is not None:
-            self._failure = error
+        else:
+            commit.exception()  # nobody may be waiting for it
 
     def _on_time(self) -> None:
         """Store the bars that have ended, as no other one has for a while."""

@@ -1,7 +1,7 @@
 """Bars: what a bar of a strategy costs in a run, by the adapters one by one, and by the literal algorithm.
 
-One by one, each call asks Redis for its id (``CC_ID_MEMORY=0``). A bar reads two windows of 100 candles and three values, and writes four. Every write changes what is stored, as an
-unchanged document is no write to mongod.
+One by one, each call asks Redis for its id (``CC_ID_MEMORY=0``). A bar reads two windows of 100 candles and three
+values, and writes four. Every write changes what is stored, as an unchanged document is no write to mongod.
 """
 
 import time

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from backtest_persist import Container, PersistSignalInstance, Settings
 from backtest_persist.operations import rebuild, verify
-from tests.support.servers import PrivateRedis, suspended_redis, wait_until
+from tests.support.servers import PrivateRedis, configured_redis, suspended_redis, wait_until
 
 NAMES = ["s0", "s1", "s2"]
 
@@ -140,6 +140,19 @@ async def test_redis_is_told_after_an_outage_of_what_was_written_meanwhile(
         return await ids_in_redis(container, redis) == await ids_in_mongo(container)
 
     await wait_until(is_told, 6)
+
+
+async def test_redis_is_told_again_after_it_has_refused_a_command(container: Container, redis: PrivateRedis) -> None:
+    """A refusal, as of a master that has become a replica, is a sign that it may have lost what it held."""
+    await write_alone(container)
+    await redis.flush()
+    await write_alone(container)
+    assert await ids_in_redis(container, redis) == [None] * 3
+    async with configured_redis(container, min_replicas_to_write=1):
+        await PersistSignalInstance("another", "t", "e", ioc=container).write_signal_data({"n": 1})
+    await write_alone(container)
+    ids = {row.symbol: row.id for row in await container.signal_db_service.find_all()}
+    assert await ids_in_redis(container, redis) == [ids[name] for name in NAMES]
 
 
 async def test_what_redis_loses_without_a_sign_is_only_a_miss_for_others(

@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, nullcontext
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from backtest_persist.errors import LeaseHeldError
 from tests.support.fail_points import Failing
 from tests.support.killed_runs import Host, check, contents, host, play, run_of
 from tests.support.proxy import with_short_deadline
-from tests.support.servers import is_running_command, suspended, wait_until
+from tests.support.servers import suspended, wait_until, wait_until_running
 
 
 @pytest.fixture(scope="module")
@@ -95,34 +96,43 @@ async def test_killed_inside_of_a_transaction(
     async with failing(command, times=1000, blockConnection=True, blockTimeMS=200):
         pid = await processes.start(settings, "killed", Mode.LIVE)
 
-        async def is_inside() -> bool:
-            return await is_running_command(settings, command)
-
-        await wait_until(is_inside, 10)
+        await wait_until_running(settings, command)
         await asyncio.sleep(0.5 if command == "update" else 0)  # the first one is the fence
         os.kill(pid, signal.SIGKILL)
     assert await succeed(container, "killed", Mode.LIVE) in (2, 3)
 
 
+@pytest.mark.parametrize("at", ["anywhere", "in a transaction"])
 async def test_a_paused_process_that_goes_on_stores_nothing(
-    settings: Settings, container: Container, processes: Host
+    settings: Settings, container: Container, processes: Host, failing: Failing, at: str
 ) -> None:
-    """The second run is refused while the lease lasts, then admitted; the first one ends with a `LeaseLostError`."""
+    """The second run is refused while the lease lasts, then admitted; the first one ends with a `LeaseLostError`.
+
+    Also if it was paused in a transaction, for longer than the deadline of that. If it was paused in the commit, it may
+    end with a `WriteOutcomeUnknownError`: the second run has begun after that bar, or has done it itself.
+    """
     persist = Registry(container)
-    pid = await processes.start(settings, "killed", Mode.LIVE, 1)
+    pid = await processes.start(with_short_deadline(settings), "killed", Mode.LIVE, 1)
+    await processes.says("running")
 
     async def has_begun() -> bool:
         return await container.session_db_service.count({}) > 0
 
     await wait_until(has_begun, 10)
     run = run_of(persist, "killed", Mode.LIVE, lease_wait=10)
-    async with suspended(pid):
-        with pytest.raises(LeaseHeldError):
-            await run_of(persist, "killed", Mode.LIVE).__aenter__()
+    blocked = failing("update", times=1000, blockConnection=True, blockTimeMS=300)
+    async with AsyncExitStack() as stack:
+        async with blocked if at == "in a transaction" else nullcontext():
+            if at == "in a transaction":
+                await wait_until_running(settings, "update")
+            await stack.enter_async_context(suspended(pid))
+            with pytest.raises(LeaseHeldError):
+                await run_of(persist, "killed", Mode.LIVE).__aenter__()
         await run.__aenter__()
         before = run.bars
         await play(run, before + 2)
-    await processes.says("LeaseLostError")
+        await asyncio.sleep(1)  # beyond the deadline and what it may be late
+    await processes.says("LeaseLostError", *(["WriteOutcomeUnknownError"] if at == "anywhere" else []))
     await play(run, before + 4)
     await run.__aexit__(None, None, None)
     assert await check(container, "killed", Mode.LIVE) == before + 4
@@ -192,10 +202,7 @@ async def test_cancelled_in_a_commit(settings: Settings, container: Container, f
     async with failing("commitTransaction", times=100, blockConnection=True, blockTimeMS=300):
         running = asyncio.create_task(strategy())
 
-        async def is_inside() -> bool:
-            return await is_running_command(settings, "commitTransaction")
-
-        await wait_until(is_inside)
+        await wait_until_running(settings, "commitTransaction")
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running

@@ -38,7 +38,6 @@ CANCELLED = (asyncio.CancelledError, TimeoutError)
 _HOLDER = """
 import asyncio, sys
 from backtest_persist import LeaseLostError, ioc
-from backtest_persist.connections import start_transaction
 from tests.support.leases import commit, lease_of, store
 
 async def main(inside, duration):
@@ -50,7 +49,7 @@ async def main(inside, duration):
     async with lease_of(ioc, duration=float(duration)) as lease:
         session = await lease.session()
         if inside == "inside":
-            await start_transaction(lease.state.client, session)
+            await lease.state.start_transaction(session)
             await lease.fence(session)
             await write(session)
         print("ready", flush=True)

@@ -21,7 +21,6 @@ from backtest_persist import (
     SettingsError,
     export_dump,
 )
-from backtest_persist.connections import start_transaction
 from backtest_persist.core.lease_document import LeaseDocument
 from backtest_persist.core.owner import Owner
 from backtest_persist.operations import Level, examine
@@ -240,7 +239,7 @@ async def test_each_fence_changes_the_document(settings: Settings) -> None:
     client = AsyncMongoClient[dict[str, Any]](uri, event_listeners=[Listener()])
     async with client, Container(settings, mongo_client=client) as container, lease_of(container) as lease:
         session = await lease.session()
-        await start_transaction(lease.state.client, session)
+        await lease.state.start_transaction(session)
         changed.clear()
         for _ in range(100):
             await lease.fence(session)
@@ -257,14 +256,14 @@ async def test_the_session_of_the_transactions_is_recorded_before_it_is_handed_o
         first, same = await asyncio.gather(lease.session(), lease.session())
         assert same is first
         assert (await document(container))["sessionIds"] == [first.session_id["id"]]
-        await start_transaction(lease.state.client, first)
+        await lease.state.start_transaction(first)
         await collection.update_one({"_id": 1}, {"$set": {"n": 1}}, session=first)
         await lease.abandon_session()
         second = await lease.session()
         assert (await document(container))["sessionIds"] == [second.session_id["id"]] != [first.session_id["id"]]
         async with asyncio.timeout(2):
             await collection.update_one({"_id": 1}, {"$set": {"n": 2}})
-        await start_transaction(lease.state.client, second)
+        await lease.state.start_transaction(second)
         await collection.update_one({"_id": 1}, {"$set": {"n": 3}}, session=second)
     async with asyncio.timeout(2):  # what was open was ended with the lease
         await collection.update_one({"_id": 1}, {"$set": {"m": 1}})
@@ -296,7 +295,7 @@ async def test_a_successor_ends_the_open_transaction(container: Container, other
     async with lease_of(container, duration=0.2) as lease:
         silence(lease)
         session = await lease.session()
-        await start_transaction(lease.state.client, session)
+        await lease.state.start_transaction(session)
         if fence_first:
             await lease.fence(session)
         await write(session)
@@ -332,7 +331,7 @@ async def test_a_holder_that_wakes_up_while_it_is_succeeded(
         async def wake_up(self: LeaseDocument, ids: Any, seconds: float | None = None) -> None:
             monkeypatch.setattr(LeaseDocument, "kill", kill)
             await kill(self, ids, seconds)
-            await start_transaction(lease.state.client, session)
+            await lease.state.start_transaction(session)
             if does != "only writes":
                 await lease.fence(session)
             await collection.update_one({"_id": 1}, {"$set": {"n": 1}}, session=session)

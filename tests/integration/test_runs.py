@@ -465,7 +465,7 @@ async def test_sessions_of_others(persist: Registry, container: Container) -> No
     """One of another mode, or of the framework, is a `SettingsError` unless the run begins from nothing."""
     async with run_of(persist, Mode.PAPER) as run:
         await bar(run, 0)
-    with pytest.raises(SettingsError, match="the session of the run .*paper.*restart=True"):
+    with pytest.raises(SettingsError, match=r"the session of the run .*paper.*restart=True"):
         await run_of(persist, Mode.LIVE).__aenter__()
     foreign: list[Any] = [{"position": 1}, {"id": run.id.replace("paper", "live"), "data": {}, "when": "x", "bars": 1}]
     for payload in foreign:

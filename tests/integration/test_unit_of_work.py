@@ -194,10 +194,14 @@ async def test_large_payloads_are_stored_in_the_order_of_their_calls(persist: Re
         assert await state.read_state_data() == {"n": 2}
         await interval.write_interval_data(large, "k", EARLY)
         assert await interval.read_interval_data("k") == large
-        await storage.write_storage_data([{"id": str(n), **large} for n in range(12)])  # more than one command takes
+        removed = [interval.write_interval_data(large, "r", EARLY), interval.remove_interval_data("r")]
+        claimed = [interval.write_interval_data(large, "c", EARLY), interval.claim_interval_data({}, "c", EARLY)]
+        assert (await asyncio.gather(*removed, *claimed))[-1] is False
+        assert await interval.read_interval_data("r") is None
+        await storage.write_storage_data([{"id": str(n), **large} for n in range(9)])  # more than one command takes
     assert await (await witness.state("s", "b")).read_state_data() == {"n": 2}
     assert await (await witness.interval("b")).read_interval_data("k") == large
-    assert len(await (await witness.storage(True)).read_storage_data()) == 12
+    assert len(await (await witness.storage(True)).read_storage_data()) == 9
 
 
 async def test_many_entries_of_one_unit(persist: Registry, witness: Registry) -> None:

@@ -21,7 +21,6 @@ from backtest_persist import (
     StoreUnavailableError,
     WriteRejectedError,
 )
-from backtest_persist.connections import start_transaction
 from backtest_persist.operations import Level, examine
 from backtest_persist.operations.transfer.exporting import export_dump
 from backtest_persist.operations.transfer.importing import import_dump
@@ -175,7 +174,7 @@ async def test_a_lease_is_taken_held_and_succeeded_with_the_role(users: Users, c
         async with lease_of(first, duration=0.3) as lease:
             silence(lease)
             session = await lease.session()
-            await start_transaction(lease.state.client, session)
+            await lease.state.start_transaction(session)
             await lease.fence(session)
             signals = first.mongo_service.database["signal-items"]
             await signals.update_one({}, {"$set": {"payload": {"n": "lost"}}}, session=session)

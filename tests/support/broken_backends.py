@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from backtest_persist import Registry
+from backtest_persist.backends.json.backend import JsonBackend
+from backtest_persist.backends.json.committer import JsonCommitter
+from backtest_persist.backends.json.lease import JsonLease
 from backtest_persist.contracts import CandleData, CandleInterval, CandlesInput, PayloadInput, When
+from backtest_persist.core.change import Part
 from backtest_persist.core.ohlcv import checked_window
+from backtest_persist.domains.signal import SIGNAL
+from backtest_persist.domains.state import STATE
 from backtest_persist.errors import InvalidWhenError
 from backtest_persist.testing import (
     Candles,
@@ -27,6 +33,7 @@ from backtest_persist.testing import (
     ReadAfterWrite,
     Suite,
     Tombstones,
+    UnitsOfWork,
 )
 from tests.own_domain.funding import FUNDING
 from tests.support.reference_backend import Candle, Entry, Funding, Reference, State, Store
@@ -292,6 +299,27 @@ class WritesInTwoSteps(Store):
 
 class TestWritesInTwoSteps(OnStore, Crash):
     store = WritesInTwoSteps
+
+
+class StoresAPart(JsonCommitter):
+    """Stores the writes of all domains of a unit but for the first."""
+
+    async def commit(self, parts: Sequence[Part]) -> None:
+        await super().commit(parts[1:])
+
+
+class StoresPartsOfUnits(JsonBackend):
+    """Keeps files, and units of work in part."""
+
+    def committer(self, lease: JsonLease | None = None) -> JsonCommitter:
+        return StoresAPart(self._dump, lease)
+
+
+class TestStoresPartsOfUnits(UnitsOfWork):
+    domains = (SIGNAL, STATE)
+
+    def use(self, persist: Registry, place: Path) -> None:
+        persist.use(StoresPartsOfUnits(place))
 
 
 class OnFunding(Suite):

@@ -15,14 +15,16 @@ __all__ = ("Commands", "close_client", "monitored_client", "monitored_container"
 
 
 class Commands(CommandListener):
-    """Records the names of the commands that are sent to MongoDB, and the fields of their filters."""
+    """Records the names of the commands that are sent to MongoDB, the fields of their filters, and write concerns."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.filters: list[list[str]] = []
+        self.write_concerns: list[tuple[str, Any]] = []
 
     def started(self, event: CommandStartedEvent) -> None:
         self.names.append(event.command_name)
+        self.write_concerns.append((event.command_name, event.command.get("writeConcern")))
         self.filters.append([*(event.command.get("filter") or event.command.get("query") or {})])
 
     def succeeded(self, event: Any) -> None: ...

@@ -7,9 +7,8 @@ from pymongo.errors import PyMongoError
 
 from backtest_persist import Container, Lease, Mode
 from backtest_persist.backends.mongo import MongoBackend
-from backtest_persist.connections import start_transaction
 from backtest_persist.domains.signal import PersistSignalInstance
-from backtest_persist.run.checkpoint import unit_over
+from backtest_persist.run.candles import unit_over
 
 __all__ = ("RUN", "commit", "lease_of", "silence", "store")
 
@@ -39,7 +38,7 @@ async def commit(lease: Lease, write: Callable[[Any], Awaitable[Any]], *, fence_
     """Carry out a transaction of the holder of a lease, and again as a whole as long as that may succeed."""
     while True:
         session = await lease.session()
-        await start_transaction(lease.state.client, session)
+        await lease.state.start_transaction(session)
         try:
             if fence_first:
                 await lease.fence(session)

@@ -1,19 +1,21 @@
 """Payloads before they are sent: what each value becomes, and which are refused."""
 
+import random
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 import numpy as np
 import pandas as pd
 import pytest
-from bson import BSON, Binary, encode
+from bson import BSON, Binary, Decimal128, encode
 from pydantic import BaseModel, RootModel, field_serializer
 
 from backtest_persist import InvalidPayloadError
@@ -222,3 +224,22 @@ def test_entries_are_something_to_iterate_over(entries: Any) -> None:
     """None is no empty list."""
     with pytest.raises(InvalidPayloadError, match="here"):
         encode_entries(entries, "here")
+
+
+def test_a_decimal_is_the_one_of_the_driver() -> None:
+    """A decimal becomes the bits that the driver gives it, and comes back with its digits, up to the limits of BSON."""
+    chance = random.Random(1)
+    decimals = [
+        Decimal(text) for text in ("0", "-0.00", "1E-6176", "1E+6111", f"-{'9' * 34}E+6111", "NaN", "-Infinity")
+    ]
+    for _ in range(500):
+        digits = tuple(chance.choices(range(10), k=chance.randint(1, 34)))
+        decimals.append(Decimal((chance.randint(0, 1), digits, chance.choice([0, -2, chance.randint(-6176, 6111)]))))
+    for decimal in decimals:
+        encoded: Any = encode_payload({"value": decimal}, "here")
+        stored, expected = encoded["value"], cast("Any", Decimal128(decimal))
+        assert stored.bid == expected.bid
+        assert str(to_plain(stored)) == str(decimal)
+    for refused in ("1E-6177", "1E+6112", "1" * 35, "NaN5"):
+        with pytest.raises(InvalidPayloadError, match="Decimal"):
+            encode_payload({"value": Decimal(refused)}, "here")

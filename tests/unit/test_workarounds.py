@@ -29,6 +29,7 @@ from backtest_persist.connections.workarounds import (
     PYMONGO_SURVIVES_A_TIMER,
     TYPE_REGISTRY,
     WithoutAsyncgenHooks,
+    is_left,
     is_sessionless,
     keep_closed,
     raise_swallowed_cancellation,
@@ -223,6 +224,31 @@ def test_other_errors_of_the_configuration_are_not_about_sessions() -> None:
     """Nor is any other error with these words."""
     assert not is_sessionless(ConfigurationError("Unknown option"))
     assert not is_sessionless(ValueError("Sessions are not supported by this MongoDB deployment"))
+
+
+# --- is_left ---
+
+
+async def test_bug_a_connection_that_the_server_has_closed_counts_as_connected() -> None:
+    """`is_left`: an idle connection of redis-py tells of it only when the next command is sent."""
+    left = asyncio.Event()
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await left.wait()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()[:2]
+        connection = ConnectionPool(host=host, port=port, redis_connect_func=connected).make_connection()
+        assert not is_left(connection)
+        await connection.connect()
+        assert not is_left(connection)
+        left.set()
+        async with asyncio.timeout(5):
+            while not is_left(connection):
+                await asyncio.sleep(0.001)
+        assert connection.is_connected
+        await connection.disconnect()
 
 
 # --- transport_of ---
