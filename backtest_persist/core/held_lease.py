@@ -16,6 +16,9 @@ from backtest_persist.logger import LoggerService
 
 __all__ = ("HeldLease",)
 
+_VERIFY_SECONDS = 1.0
+"""How much later a transaction that has failed may fail, so that its error is the right one."""
+
 
 class HeldLease:
     """A lease from when it was taken until it is given up; belongs to the event loop in which it was taken."""
@@ -39,7 +42,7 @@ class HeldLease:
         self._lost: LeaseLostError | None = None
         self._ended = set(row.session_ids)
         """Sessions that are recorded in the lease, and have no transaction any more."""
-        self._recorded: set[UUID] = set()
+        self._recorded: dict[UUID, Any] = {}
         """Sessions of this holder that may have a transaction."""
         self._starting: asyncio.Task[Any] | None = None
         self._killing: set[asyncio.Task[None]] = set()
@@ -84,7 +87,7 @@ class HeldLease:
         session = await self.state.start_session()
         id = UUID(bytes=bytes(session.session_id["id"]))
         ended = set(self._ended)
-        self._recorded.add(id)
+        self._recorded[id] = session
         sent = time.monotonic()
         if not await self._document.record(self.epoch, id, ended):
             raise await self._loss()
@@ -104,11 +107,15 @@ class HeldLease:
 
     async def _kill_sessions(self, starting: "asyncio.Task[Any]") -> None:
         await asyncio.wait([starting])
-        ids = set(self._recorded)
         with suppress(BacktestPersistError):  # they stay recorded, then, for a successor
-            await self._document.kill(ids)
-            self._recorded -= ids
-            self._ended |= ids
+            await self._end_recorded()
+
+    async def _end_recorded(self) -> None:
+        sessions = dict(self._recorded)
+        await self._document.end_transactions(sessions)
+        for id in sessions:
+            self._recorded.pop(id, None)
+        self._ended |= sessions.keys()
 
     async def renew_for(self, seconds: float) -> None:
         """Let it last for a transaction of so many seconds, and its duration on top; see `Lease.renew_for`."""
@@ -126,8 +133,10 @@ class HeldLease:
             raise await self._loss()
 
     async def verify(self) -> None:
-        """Ask the server whether the lease is still held; see `Lease.verify`."""
-        found = await self._document.find()
+        """Raise the error of a lease that is lost; see `Lease.verify`."""
+        if time.monotonic() < self._safe_until:
+            return
+        found = await self._document.find(min(self.state.seconds, _VERIFY_SECONDS))
         if found is None or found.row.epoch != self.epoch:
             raise await self._loss()
 

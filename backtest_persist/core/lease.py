@@ -160,10 +160,10 @@ class Lease:
         await self._checked().fence(session)
 
     async def verify(self) -> None:
-        """Ask the server whether the lease is still held, and raise `LeaseLostError` if it is not.
+        """Raise `LeaseLostError` if the lease is lost; asks the server if it may have run out.
 
         For a transaction that has failed before its fence could tell: that of a process that was paused meets its
-        deadline first.
+        deadline first. `StoreUnavailableError` if the server does not answer within a second.
         """
         await self._checked().verify()
 

@@ -6,6 +6,7 @@ filter of an upsert has to be the unique index and nothing else.
 """
 
 from collections.abc import Collection as Ids
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from functools import partial
@@ -23,6 +24,7 @@ from backtest_persist.core.keys import FrameName, Name
 from backtest_persist.core.owner import Owner
 from backtest_persist.core.row import Context, Row
 from backtest_persist.core.schema import Schema
+from backtest_persist.core.sessions import outdate
 from backtest_persist.core.write_queue import by_unique_index
 from backtest_persist.errors import InvalidKeyError
 from backtest_persist.mode import Mode
@@ -99,11 +101,11 @@ class LeaseDocument:
         fences = {"$add": [{"$ifNull": ["$fences", Int64(0)]}, 1]}
         self._fencing: list[Document] = [{"$set": {**self._renewing[0]["$set"], "fences": fences}}]
 
-    async def find(self) -> FoundLease | None:
+    async def find(self, seconds: float | None = None) -> FoundLease | None:
         """Return the lease; None if it was never taken."""
         left = {"$subtract": ["$expiry", "$$NOW"]}
         pipeline: list[Document] = [{"$match": self._context.to_filter()}, {"$set": {"left": left}}]
-        async with self._operation("find the lease"):
+        async with self._operation("find the lease", seconds):
             async for document in aggregate(self._collection, pipeline):
                 return FoundLease(LEASES.row_type.from_document(document), document["left"] / 1000)
         return None
@@ -199,6 +201,14 @@ class LeaseDocument:
             except OperationFailure as error:
                 if error.code not in _NOT_AVAILABLE:
                     raise
+
+    async def end_transactions(self, sessions: Mapping[UUID, Any], seconds: float | None = None) -> None:
+        """End the transactions of sessions of this process, including those that have not arrived at the server yet."""
+        seconds = self._state.seconds if seconds is None else seconds
+        await self.kill(sessions, seconds / 2)
+        async with self._operation("end the open transaction", seconds / 2, write=True):
+            for session in sessions.values():
+                await outdate(self._collection, session)
 
     def _mine(self, epoch: int) -> Document:
         """Return the filter that finds it as long as this owner has it."""

@@ -18,18 +18,20 @@ from bson import ObjectId
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
-from backtest_persist.connections import MongoService, MongoState, Operation, joined
+from backtest_persist.connections import Collection, MongoService, MongoState, Operation, joined
 from backtest_persist.core.batching import BATCH_BYTES
 from backtest_persist.core.bulk import DUPLICATE_KEY, codes_of
 from backtest_persist.core.change import Change, ChangeKind, Part
 from backtest_persist.core.indexes import BAD_HINT
 from backtest_persist.core.mongo_store import MongoStore
+from backtest_persist.core.sessions import outdate
 from backtest_persist.core.updates import CONVERSION_FAILURE, was_removed
 from backtest_persist.core.write_queue import BULK_SIZE, Hold, Update, WriteQueue
 from backtest_persist.errors import (
     BacktestPersistError,
     ErrorReason,
     LeaseLostError,
+    SettingsError,
     StoreUnavailableError,
     WriteOutcomeUnknownError,
     WriteRejectedError,
@@ -37,18 +39,16 @@ from backtest_persist.errors import (
 
 __all__ = ("MongoCommitter", "OwnSession", "Sessions", "WithoutTransactions")
 
-_CONFLICTS = {112, 251, DUPLICATE_KEY}
-"""WriteConflict, NoSuchTransaction, and two first writes that met: nothing was stored, and all may be sent again."""
+_NO_SUCH_TRANSACTION, _LIFETIME_EXCEEDED = 251, 290
+_CONFLICTS = {112, _NO_SUCH_TRANSACTION, _LIFETIME_EXCEEDED, DUPLICATE_KEY}
+"""Those, WriteConflict, and two first writes that met: nothing was stored, and all may be sent again."""
 _TOO_LARGE = 388
 """TransactionTooLargeForCache."""
-_NO_SUCH_TRANSACTION, _LIFETIME_EXCEEDED = 251, 290
 _TRANSIENT = "TransientTransactionError"
 _UNKNOWN = "UnknownTransactionCommitResult"
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.2
 _MAX_DUPLICATES = 5
 """How often in a row two first writes do not meet."""
-_PAUSED_SECONDS = 1.0
-"""How long after its deadline a transaction ends only if the process was paused."""
 _LONG_SECONDS = 3.0
 """From when on ``transactionLifetimeLimitSeconds`` may be why a transaction is gone, which the server does not say."""
 _MAX_REPAIRS = 3
@@ -57,6 +57,11 @@ _MAX_REPAIRS = 3
 
 class Sessions(Protocol):
     """Gives a committer the session of its transactions."""
+
+    @property
+    def state(self) -> MongoState:
+        """The client of the session."""
+        ...
 
     async def session(self) -> Any:
         """Return the session; another one only after `abandon_session`."""
@@ -84,8 +89,15 @@ class OwnSession:
 
     def __init__(self, mongo: MongoService) -> None:
         self._mongo = mongo
+        self.collection: Collection | None = None
+        """One to which it writes."""
         self._state: MongoState
         self._session: Any = None
+
+    @property
+    def state(self) -> MongoState:
+        """The client of the session, or of the one that is started next."""
+        return self._mongo.open_state() if self._session is None else self._state
 
     async def session(self) -> Any:
         """Return the session, started on first use."""
@@ -98,7 +110,7 @@ class OwnSession:
         """End the session, which aborts what it has begun, without waiting for that."""
         session, self._session = self._session, None
         if session is not None:
-            self._state.background(end_session(self._state, session))
+            self._state.background(end_session(self._state, session, self.collection))
 
     async def end(self) -> None:
         """Give the session back to the driver, for others: it has no transaction any more."""
@@ -116,12 +128,15 @@ class OwnSession:
         """Let everybody commit."""
 
 
-async def end_session(state: MongoState, session: Any) -> None:
-    """Kill a session on the server, with the transaction that it may have open, within one deadline."""
+async def end_session(state: MongoState, session: Any, collection: Collection | None) -> None:
+    """Kill a session on the server, with the transaction that it may have open, or that arrives later."""
     with suppress(BacktestPersistError, PyMongoError, TimeoutError):
         async with asyncio.timeout(state.seconds):
             async with state.deadline(Operation("ending a session"), cut=False):
-                await state.client.admin.command("killSessions", [session.session_id])
+                with suppress(OperationFailure):  # not permitted
+                    await state.client.admin.command("killSessions", [session.session_id])
+                if collection is not None:
+                    await outdate(collection, session)
     with suppress(BacktestPersistError, PyMongoError, TimeoutError):
         async with asyncio.timeout(state.seconds):
             await session.end_session()
@@ -205,6 +220,8 @@ class MongoCommitter:
             await state.select_server(self._operation(parts))
             state.check_transactions()
             plans = [_Plan(store, part.changes, store.writes(state)) for store, part in zip(stores, parts, strict=True)]
+            if isinstance(self._sessions, OwnSession):
+                self._sessions.collection = plans[0].store.schema.of(state)
             holds = [plan.queue.hold() for plan in plans]  # at once: two units meet in the same order in every queue
             try:
                 for plan in plans:
@@ -236,8 +253,8 @@ class MongoCommitter:
             started = time.monotonic()
             try:
                 again = await self._send(state, operation, plans, until)
-            except StoreUnavailableError as error:
-                raise await self._of_a_paused(error, until) from None
+            except (StoreUnavailableError, WriteRejectedError) as error:
+                raise await self._of_a_paused(error) from None
             if again is None:
                 return
             took = time.monotonic() - started
@@ -248,7 +265,7 @@ class MongoCommitter:
             elif took > until - time.monotonic() and (too_long := _too_long(operation, again.error, took)):
                 raise too_long from None
             elif duplicates == _MAX_DUPLICATES or until - time.monotonic() <= max(pause, seconds / 20):
-                raise await self._of_a_paused(self._given_up(state, operation, again.error), until) from None
+                raise await self._of_a_paused(self._given_up(state, operation, again.error)) from None
             else:
                 await asyncio.sleep(random.uniform(0.5, 1) * pause)
                 pause = min(2 * pause, _LAST_PAUSE)
@@ -264,6 +281,8 @@ class MongoCommitter:
             committing = False
             try:
                 session = await self._sessions.session()
+                if self._sessions.state is not state:
+                    raise _reconfigured(operation)
                 await self._sessions.renew_for(max(until - time.monotonic(), 0.001))
             except (StoreUnavailableError, WriteOutcomeUnknownError) as error:
                 raise _NoSessionError(error) from None
@@ -293,8 +312,6 @@ class MongoCommitter:
                         raise meaning from None  # the driver's error may quote documents
                     if committing:
                         raise
-                    if _LIFETIME_EXCEEDED in codes_of(error):
-                        return _Again(error)
                     raise _translated(state, operation, error) from None
         except BacktestPersistError:
             if committing:
@@ -302,18 +319,17 @@ class MongoCommitter:
             raise
         return None
 
-    async def _of_a_paused(self, error: BacktestPersistError, until: float) -> BacktestPersistError:
+    async def _of_a_paused(self, error: BacktestPersistError) -> BacktestPersistError:
         """Return what to raise in the place of an error: a process that was paused may have lost its lease meanwhile.
 
         It meets its deadline before the fence can tell.
         """
-        if time.monotonic() > until + _PAUSED_SECONDS:
-            try:
-                await self._sessions.verify()
-            except LeaseLostError as lost:
-                return lost
-            except BacktestPersistError:
-                pass
+        try:
+            await self._sessions.verify()
+        except LeaseLostError as lost:
+            return lost
+        except BacktestPersistError:
+            pass
         return error
 
     @staticmethod
@@ -429,6 +445,13 @@ class MongoCommitter:
     def _operation(parts: Sequence[Part]) -> Operation:
         count, collections = sum(len(part.changes) for part in parts), len(parts)
         return Operation(f"transaction of {count} documents of {collections} collections", write=True)
+
+
+def _reconfigured(operation: Operation) -> SettingsError:
+    return SettingsError(
+        f"{operation}: the container was given other settings since its session was started. Nothing was applied; "
+        "leave this run and enter another one."
+    )
 
 
 def _too_long(operation: Operation, error: Exception, seconds: float) -> StoreUnavailableError | None:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from bson import ObjectId
-from pymongo import DeleteOne, ReturnDocument, UpdateOne, WriteConcern
+from pymongo import DeleteOne, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
 from backtest_persist.connections import Document, MongoState, Operation
@@ -30,6 +30,7 @@ from backtest_persist.core.listing import Batches
 from backtest_persist.core.lookup import Lookup, Stats
 from backtest_persist.core.row import Context, Row, utc_now
 from backtest_persist.core.schema import Schema
+from backtest_persist.core.sessions import change_nothing
 from backtest_persist.core.updates import CONVERSION_FAILURE, inserting, removing, replacing, undated
 from backtest_persist.errors import (
     BacktestPersistError,
@@ -609,8 +610,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
             self._unsettled = False
 
     async def _change_nothing(self) -> None:
-        collection = self._collection.with_options(write_concern=WriteConcern(w=1))  # the primary is the one to refuse
-        await collection.update_one({"_id": ObjectId()}, {"$set": {"__v": 0}}, session=self._session)
+        await change_nothing(self._collection, self._session)
 
     # --- errors ---
 

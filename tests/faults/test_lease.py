@@ -18,14 +18,16 @@ from backtest_persist import (
     Lease,
     LeaseHeldError,
     Settings,
+    StoreUnavailableError,
 )
 from tests.support.containers import open_container
 from tests.support.fail_points import Failing
 from tests.support.fault_enumerator import FAULTS, intercepted_drivers
 from tests.support.leases import commit, lease_of, store
 from tests.support.processes import settings_environment, start_python
+from tests.support.proxy import acknowledged, behind_proxy, with_short_deadline
 from tests.support.servers import PrivateMongo, suspended, wait_until, without_primary
-from tests.support.stopwatch import HANG
+from tests.support.stopwatch import HANG, slowness
 
 BY_ONE_DRIVER = pytest.mark.parametrize("driver", ["pymongo"], indirect=True)
 """For what is long, or decided by the server."""
@@ -70,11 +72,39 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+_COMMITTER = """
+import asyncio, sys
+from backtest_persist import ioc
+from tests.support.leases import lease_of, store
+
+async def main():
+    async with lease_of(ioc, duration=1) as lease:
+        await store(ioc, lease, 1)
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        try:
+            await store(ioc, lease, 2)
+            print("stored", flush=True)
+        except Exception as error:
+            print(type(error).__name__, flush=True)
+    await ioc.close()
+
+asyncio.run(main())
+"""
+
+
 @asynccontextmanager
 async def holder(settings: Settings, inside: str, duration: float) -> AsyncGenerator[asyncio.subprocess.Process]:
     """Run a process that holds the lease of the tests, perhaps inside a transaction."""
+    async with started(settings, _HOLDER, inside, str(duration)) as process:
+        yield process
+
+
+@asynccontextmanager
+async def started(settings: Settings, *program: str) -> AsyncGenerator[asyncio.subprocess.Process]:
+    """Run a program until it is ready, and for the length of a block."""
     process = await start_python(
-        *("-c", _HOLDER, inside, str(duration)),
+        *("-c", *program),
         environment=settings_environment(settings),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -315,3 +345,38 @@ async def test_a_lease_outlasts_the_transaction_of_its_holder(
     row = await container.signal_db_service.find_by_context("k0", "t", "e")
     assert row is not None
     assert row.payload == {"n": 2}
+
+
+async def test_a_fence_that_the_network_holds_back(settings: Settings, container: Container) -> None:
+    """When it arrives, after its session was abandoned, it opens no transaction, which would lock the lease."""
+    async with behind_proxy(with_short_deadline(settings)) as (proxy, holder), lease_of(holder) as lease:
+        await acknowledged(lambda: store(holder, lease, 1))
+        proxy.hold_back = b"startTransaction"
+        with pytest.raises(StoreUnavailableError):
+            await store(holder, lease, 2)
+        proxy.hold_back = b""
+        await acknowledged(lease.session)  # it waits until the one before is abandoned
+        proxy.released.set()
+        await asyncio.sleep(0.2)
+        leases = container.mongo_service.database["lease-items"]
+        async with asyncio.timeout(2 * slowness()):
+            await leases.update_one({}, {"$set": {"x": 1}})
+        await acknowledged(lambda: store(holder, lease, 3))
+
+
+@BY_ONE_DRIVER
+async def test_a_holder_that_is_paused_in_a_commit_for_longer_than_its_deadline(
+    settings: Settings, container: Container, failing: Failing
+) -> None:
+    """It is told that its lease is lost, and not that the server is away."""
+    await container.wait_for_init()
+    async with started(settings.model_copy(update={"mongo_timeout_ms": 1500}), _COMMITTER) as process:
+        assert process.stdin is not None
+        async with failing("update", blockConnection=True, blockTimeMS=1000, times=2):
+            process.stdin.write(b"\n")
+            await asyncio.sleep(0.5)
+            async with suspended(process.pid):
+                lease = await lease_of(container, wait=20).__aenter__()
+        assert await line(process) == "LeaseLostError"
+        assert lease.epoch == 2
+        await lease.__aexit__(None, None, None)

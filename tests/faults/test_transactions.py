@@ -27,7 +27,7 @@ from backtest_persist.testing.subjects import EARLY
 from tests.support.fail_points import Failing
 from tests.support.fault_enumerator import FAULTS, HELD, Drivers, intercepted_drivers
 from tests.support.killed_runs import check, play, run_of
-from tests.support.proxy import DEADLINE, behind_proxy, with_short_deadline
+from tests.support.proxy import DEADLINE, acknowledged, behind_proxy, with_short_deadline
 from tests.support.servers import (
     PrivateMongo,
     disable_sessions,
@@ -36,7 +36,7 @@ from tests.support.servers import (
     wait_until_running,
     without_primary,
 )
-from tests.support.stopwatch import GRACE, HANG, Stopwatch
+from tests.support.stopwatch import GRACE, HANG, Stopwatch, slowness
 from tests.support.units import read_unit, write_unit
 
 CONFLICT = {"errorCode": 112, "errorLabels": ["TransientTransactionError"]}
@@ -368,6 +368,23 @@ async def test_a_commit_that_the_network_holds_back(settings: Settings, witness:
         proxy.released.set()
         await asyncio.sleep(0.1)
         assert await read_unit(container) == "later"
+    assert await read_unit(witness) == "later"
+
+
+async def test_a_transaction_whose_begin_the_network_holds_back(settings: Settings, witness: Container) -> None:
+    """When it arrives, after the unit has failed, it locks nothing."""
+    async with behind_proxy(with_short_deadline(settings)) as (proxy, container):
+        persist = Registry(container)
+        await acknowledged(partial(checkpoint, persist, "old"))
+        proxy.hold_back = b"startTransaction"
+        with pytest.raises(StoreUnavailableError):
+            await checkpoint(persist, "zombie")
+        proxy.hold_back = b""
+        await settled(container)
+        proxy.released.set()
+        await asyncio.sleep(0.2)
+        async with asyncio.timeout(2 * slowness()):
+            await checkpoint(Registry(witness), "later")
     assert await read_unit(witness) == "later"
 
 

@@ -25,7 +25,7 @@ from backtest_persist.core.lease_document import LeaseDocument
 from backtest_persist.core.owner import Owner
 from backtest_persist.operations import Level, examine
 from tests.support.containers import open_container, with_uri
-from tests.support.leases import commit, lease_of, silence
+from tests.support.leases import commit, lease_of, silence, store
 from tests.support.servers import private_mongod, wait_until
 from tests.support.stopwatch import HANG
 
@@ -362,6 +362,23 @@ async def test_closing_the_container_gives_its_leases_up(settings: Settings, con
             await lease.session()
         async with lease_of(container) as successor:
             assert successor.epoch == 2
+
+
+@BY_ONE_DRIVER
+async def test_a_container_with_other_settings_commits_no_more_under_its_lease(
+    settings: Settings, container: Container
+) -> None:
+    """The lease is held in the former database; the error says what to do."""
+    async with lease_of(container) as lease:
+        await store(container, lease, 1)
+        container.configure(settings)
+        with pytest.raises(SettingsError, match="other settings"):
+            await store(container, lease, 2)
+        row = await container.signal_db_service.find_by_context("k0", "t", "e")
+        assert row is not None
+        assert row.payload == {"n": 1}
+    async with lease_of(container) as lease:
+        await store(container, lease, 3)
 
 
 @BY_ONE_DRIVER
