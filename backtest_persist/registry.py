@@ -18,8 +18,10 @@ from backtest_persist.container import Container
 from backtest_persist.contracts import CandleInterval
 from backtest_persist.core.domain import Domain
 from backtest_persist.core.lease_document import LeaseContext
+from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import SettingsError
 from backtest_persist.mode import Mode
+from backtest_persist.run.candle_memory import CandleMemories
 from backtest_persist.run.checkpoint import Checkpoint
 from backtest_persist.run.run import Run
 
@@ -315,7 +317,7 @@ class Registry:
             lease_wait=lease_wait,
             atomic=atomic,
             restart=restart,
-            memory_bytes=lambda: self._container.settings.candle_memory_mb * 1024 * 1024,
+            memories=self._memories,
         )
 
     def checkpoint(self) -> Checkpoint:
@@ -355,6 +357,10 @@ class Registry:
         An adapter of a domain that the backend lacks is a `SettingsError` when it is asked for.
         """
         self._backend = backend
+        self._memories = CandleMemories(
+            lambda: cast("AtomicBackend", backend).services.db_service(CandleDbService),
+            lambda: self._container.settings.candle_memory_mb * 1024 * 1024,
+        )
         for own in self.entries.values():
             own.use_backend(backend)
 

@@ -35,7 +35,7 @@ from backtest_persist.errors import (
 from backtest_persist.logger import LoggerService
 from backtest_persist.mode import Mode
 from backtest_persist.run.bar import Bar, RunAdapters
-from backtest_persist.run.candle_memory import CandleMemory
+from backtest_persist.run.candle_memory import CandleMemories, CandleMemory
 from backtest_persist.run.candles import BufferedCandleDbService, report_candles, unit_over
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Run(Generic[S]):
         lease_wait: float,
         atomic: bool,
         restart: bool,
-        memory_bytes: Callable[[], int],
+        memories: CandleMemories,
     ) -> None:
         if commit_every is not None and (type(commit_every) is not int or commit_every < 1):
             raise SettingsError(f"commit_every is a number of bars, 1 or more, not {commit_every!r:.40}.")
@@ -120,7 +120,7 @@ class Run(Generic[S]):
         self._lease_wait = lease_wait
         self._atomic = atomic
         self._restart = restart
-        self._memory_bytes = memory_bytes
+        self._memories = memories
         self._stack: AsyncExitStack | None = None
         self._unit: UnitOfWork
         self._committer: Committer
@@ -161,8 +161,7 @@ class Run(Generic[S]):
             self._unit = unit_over(self._backend)
             self._unit.is_open = False
             self.adapters = RunAdapters(self.context, self._unit)
-            self._memory = CandleMemory(self._backend.services.db_service(CandleDbService), self._memory_bytes())
-            stack.push_async_callback(self._memory.close)
+            self._memory = await stack.enter_async_context(self._memories.shared())
             await self._restore()
             self._stack = stack.pop_all()
         return self
@@ -456,7 +455,7 @@ class Run(Generic[S]):
         return await self._memory.rows(symbol, interval, exchange, limit, until, pending=pending)
 
     def forget_candles(self) -> None:
-        """Read candles again from the store, after others have replaced or deleted some."""
+        """Read candles again, after others have replaced or deleted some; so do all runs of this event loop."""
         self._memory.forget()
 
 
