@@ -3,10 +3,11 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from backtest_persist.backends.json.lease import JsonLease
 from backtest_persist.backends.json.locks import directory_lock
 from backtest_persist.core.lease_document import LeaseContext
 from backtest_persist.core.owner import Owner
+from backtest_persist.core.row import utc_now
 from backtest_persist.domains.log import PersistLogInstance
 from tests.support.json_backend import open_dump, temporary_files
 from tests.support.json_units import unit_of
@@ -69,11 +71,11 @@ async def tell(process: asyncio.subprocess.Process, name: str) -> str:
 
 
 async def pause(process: asyncio.subprocess.Process, directory: Path) -> None:
-    """Stop a process while it has the journal not locked, as it has for a moment when it renews its lease."""
+    """Stop a process while it has its lease not locked, as it has for a moment when it renews that."""
     while True:
         process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(0.05)
-        with suppress(TimeoutError), directory_lock(directory / ".backtest-persist/journal", wait=False):
+        with suppress(TimeoutError), directory_lock(lease_file(directory).parent, wait=False):
             return
         process.send_signal(signal.SIGCONT)
 
@@ -92,8 +94,13 @@ async def entries(directory: Path) -> list[str]:
 
 def content(directory: Path) -> dict[str, Any]:
     """Read the file of the one lease."""
-    (file,) = (directory / ".backtest-persist/leases").iterdir()
-    return json.loads(file.read_text())
+    return json.loads(lease_file(directory).read_text())
+
+
+def lease_file(directory: Path) -> Path:
+    """Return the file of the one lease."""
+    (file,) = (directory / ".backtest-persist/leases").rglob("*.json")
+    return file
 
 
 async def test_a_lease_is_held_by_one_until_it_is_given_up(tmp_path: Path) -> None:
@@ -198,9 +205,9 @@ async def test_a_lease_is_renewed_and_its_loss_is_known_without_a_commit(tmp_pat
             await store_nothing(backend, lease)
             await asyncio.sleep(0.2)
         await wait_for_renewal(tmp_path)
-        assert temporary_files(tmp_path / ".backtest-persist/leases") == []
+        assert temporary_files(lease_file(tmp_path).parent) == []
         assert lease.lost() is None
-        (file,) = (tmp_path / ".backtest-persist/leases").iterdir()
+        file = lease_file(tmp_path)
         taken = {**content(tmp_path), "epoch": 2, "owner": {**content(tmp_path)["owner"], "token": "x", "pid": 1}}
         file.write_text(json.dumps(taken))
         async with asyncio.timeout(5):
@@ -239,13 +246,12 @@ async def test_a_damaged_file_of_a_lease_is_that_of_nobody(tmp_path: Path) -> No
     backend = JsonBackend(tmp_path)
     async with backend.lease(CONTEXT):
         pass
-    (file,) = directory.iterdir()
+    file = lease_file(tmp_path)
     for text in ("", "{", "[]", '{"epoch":1}', file.read_text().replace('"paper"', '"demo"')):
         file.write_text(text)
         async with backend.lease(CONTEXT) as lease:
             assert lease.epoch == 1
-    file.unlink()
-    directory.rmdir()
+    shutil.rmtree(directory)
     directory.write_text("")
     with pytest.raises(StoreUnavailableError, match=r"lease of the run .* cannot be taken"):
         await backend.lease(CONTEXT).__aenter__()
@@ -256,13 +262,47 @@ async def test_a_lease_that_has_run_out_is_free_whoever_had_it(tmp_path: Path) -
     backend = JsonBackend(tmp_path)
     async with backend.lease(CONTEXT):
         found = content(tmp_path)
-    (file,) = (tmp_path / ".backtest-persist/leases").iterdir()
+    file = lease_file(tmp_path)
     owner = {**Owner.here().model_dump(by_alias=True), "host": "elsewhere", "pid": 4_000_000}
     file.write_text(json.dumps({**found, "owner": owner, "expiry": "9999-01-01T00:00:00Z"}))
     with pytest.raises(LeaseHeldError, match="pid 4000000 on host elsewhere"):
         await backend.lease(CONTEXT).__aenter__()
     file.write_text(json.dumps({**found, "owner": owner, "expiry": found["since"]}))
     async with backend.lease(CONTEXT) as lease:
+        assert lease.epoch == 2
+
+
+async def test_a_lease_does_not_depend_on_who_has_the_journal(tmp_path: Path) -> None:
+    """While another process keeps that, as one that was paused in a commit does, it is renewed, held and given up."""
+    backend = JsonBackend(tmp_path)
+    async with backend.lease(CONTEXT, duration=0.5) as lease:
+        await store(backend, lease, "first")
+        with directory_lock(tmp_path / ".backtest-persist/journal"):
+            await asyncio.sleep(1)
+            assert datetime.fromisoformat(content(tmp_path)["expiry"]) > utc_now()
+            async with asyncio.timeout(5):
+                with pytest.raises(LeaseHeldError):
+                    await backend.lease(CONTEXT).__aenter__()
+                await lease.__aexit__(None, None, None)
+            assert content(tmp_path)["owner"] is None
+    assert await entries(tmp_path) == ["first"]
+
+
+async def test_a_clock_that_is_set_back_makes_no_lease_last_longer(tmp_path: Path) -> None:
+    """One who finds a lease that lasts longer than its duration counts that from now, and so does its holder."""
+    backend = JsonBackend(tmp_path)
+    later = (utc_now() + timedelta(hours=1)).isoformat()
+    async with backend.lease(CONTEXT, duration=0.3) as lease:
+        found = content(tmp_path)
+        lease_file(tmp_path).write_text(json.dumps({**found, "expiry": later}))
+        await wait_for_renewal(tmp_path)
+        assert datetime.fromisoformat(content(tmp_path)["expiry"]) < utc_now() + timedelta(minutes=1)
+        assert lease.lost() is None
+    owner = {**Owner.here().model_dump(by_alias=True), "host": "elsewhere", "pid": 4_000_000}
+    lease_file(tmp_path).write_text(json.dumps({**found, "owner": owner, "expiry": later}))
+    with pytest.raises(LeaseHeldError, match=r"runs out in 0\.[0-3] s"):
+        await backend.lease(CONTEXT).__aenter__()
+    async with backend.lease(CONTEXT, wait=10) as lease:
         assert lease.epoch == 2
 
 

@@ -1,7 +1,8 @@
 """JsonLease: makes one process the writer of a context of a dump; see `core.lease` for that of MongoDB.
 
-The file of a lease is read and written by whoever has locked the journal. So a commit, which checks its lease while it
-has the journal, is either stored before a successor takes the lease, or refused.
+Whoever takes a lease has locked the journal and the directory of the lease, in this order. So a commit, which checks
+its lease while it has the journal, is either stored before a successor takes the lease, or refused. Renewing a lease
+and giving it up takes the directory of the lease alone: leases do not run out while another process keeps the journal.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from backtest_persist.backends.json.atomic import (
     sync_directory,
 )
 from backtest_persist.backends.json.folder import DumpFiles
+from backtest_persist.backends.json.locks import directory_lock
 from backtest_persist.backends.json.names import escape, shorten
 from backtest_persist.backends.json.sidecar import HIDDEN
 from backtest_persist.connections import uncancelled
@@ -57,6 +59,8 @@ class _StoredLease(LeaseContext):
     """When it was taken."""
     expiry: datetime
     """When it runs out unless it is renewed."""
+    duration: timedelta
+    """How long it lasts; if it has longer than that from now, the clock was set back since."""
 
 
 class _Taken(NamedTuple):
@@ -83,9 +87,9 @@ class JsonLease:
         self.epoch = 0
         """The number of times that the lease of this context was taken, by now; 0 before it is."""
         self._journal = dump.journal
-        self._directory = dump.root / HIDDEN / "leases"
         parts = [escape(str(part)).replace("_", "%5F") for part in context.parts().values()]
-        self._file = self._directory / f"{shorten('_'.join(parts))}.json"
+        self._directory = dump.root / HIDDEN / "leases" / shorten("_".join(parts))
+        self._file = self._directory / "lease.json"
         self._wait = wait
         self._duration = timedelta(seconds=duration)
         self._owner: Owner | None = None
@@ -123,16 +127,17 @@ class JsonLease:
             raise lost.copy()
         if self._owner is None:
             raise lost_error(self.context, "its lease was not taken. Use the lease inside of `async with`")
-        found = self._load()
-        if found is None or found.owner is None or (found.epoch, found.owner) != (self.epoch, self._owner):
-            self._lost = lost_error(
-                self.context, owner=found.owner if found else None, since=found.since if found else None
-            )
-            _logger.warning("lease.lost", context=self.context.describe(), epoch=self.epoch)
-            raise self._lost.copy()
-        now = utc_now()
-        if found.expiry - now < self._duration * 2 / 3:
-            self._store(found.model_copy(update={"expiry": now + self._duration}), flush=False)
+        with self._lock():
+            found = self._load()
+            if found is None or found.owner is None or (found.epoch, found.owner) != (self.epoch, self._owner):
+                self._lost = lost_error(
+                    self.context, owner=found.owner if found else None, since=found.since if found else None
+                )
+                _logger.warning("lease.lost", context=self.context.describe(), epoch=self.epoch)
+                raise self._lost.copy()
+            now = utc_now()
+            if not self._duration * 2 / 3 <= found.expiry - now <= self._duration:
+                self._store(found.model_copy(update={"expiry": now + self._duration}), flush=False)
 
     @property
     def _is_here(self) -> bool:
@@ -191,25 +196,46 @@ class JsonLease:
     # --- in a thread ---
 
     def _take_file(self, owner: Owner) -> _Taken:
-        with self._errors("taken"), self._journal.lock():
-            found, now = self._load(), utc_now()
-            holder = None if found is None else found.owner
-            if found is not None and holder is not None and found.expiry > now and not holder.is_gone():
-                left = (found.expiry - now).total_seconds()
-                raise held_error(self.context, holder, found.since, seconds_left=left)
-            epoch = 1 if found is None else found.epoch + 1
-            lease = _StoredLease(
-                **self.context.parts(), epoch=epoch, owner=owner, since=now, expiry=now + self._duration
-            )
-            self._store(lease, flush=True)
-            return _Taken(epoch, holder)
+        with self._errors("taken"):
+            self._check_free(self._load(), utc_now())  # without waiting for those who use the journal
+            with self._journal.lock(), self._lock():
+                found, now = self._load(), utc_now()
+                if found is not None and found.expiry - now > found.duration:  # to be counted from now
+                    found = found.model_copy(update={"expiry": now + found.duration})
+                    self._store(found, flush=False)
+                self._check_free(found, now)
+                epoch = 1 if found is None else found.epoch + 1
+                lease = _StoredLease(
+                    **self.context.parts(),
+                    epoch=epoch,
+                    owner=owner,
+                    since=now,
+                    expiry=now + self._duration,
+                    duration=self._duration,
+                )
+                self._store(lease, flush=True)
+                return _Taken(epoch, None if found is None else found.owner)
+
+    def _check_free(self, found: _StoredLease | None, now: datetime) -> None:
+        """Raise the error of a lease that is held, unless the clock was set back since."""
+        if found is None or found.owner is None or found.expiry <= now or found.expiry - now > found.duration:
+            return
+        if not found.owner.is_gone():
+            left = (found.expiry - now).total_seconds()
+            raise held_error(self.context, found.owner, found.since, seconds_left=left)
+
+    @contextmanager
+    def _lock(self) -> Generator[None]:
+        make_directory(self._directory)
+        with directory_lock(self._directory):
+            yield
 
     def _renew(self) -> None:
-        with self._errors("renewed"), self._journal.lock():
+        with self._errors("renewed"):
             self.fence()
 
     def _release(self, owner: Owner) -> None:
-        with self._errors("given up"), self._journal.lock():
+        with self._errors("given up"), self._lock():
             found = self._load()
             if found is not None and found.owner == owner:
                 self._store(found.model_copy(update={"owner": None, "expiry": utc_now()}), flush=True)
@@ -223,7 +249,6 @@ class JsonLease:
             return None
 
     def _store(self, lease: _StoredLease, *, flush: bool) -> None:
-        make_directory(self._directory)
         remove_leftovers(find_leftovers(self._directory, locked=True))
         replace_file(self._file, lease.model_dump_json(by_alias=True).encode(), flush=flush)
         if flush:
