@@ -137,7 +137,7 @@ class HeldLease:
         if time.monotonic() < self._safe_until:
             return
         found = await self._document.find(min(self.state.seconds, _VERIFY_SECONDS))
-        if found is None or found.row.epoch != self.epoch:
+        if found is None or not self._document.owns(found.row, self.epoch):
             raise await self._loss()
 
     # --- renewal ---
@@ -165,7 +165,8 @@ class HeldLease:
         if self._has_fenced:  # a read meets no lock of a transaction, and is in the way of none
             self._has_fenced = False
             found = await self._document.find()
-            if found is not None and found.row.epoch == self.epoch and found.seconds_left > self._duration * 2 / 3:
+            is_mine = found is not None and self._document.owns(found.row, self.epoch)
+            if found is not None and is_mine and found.seconds_left > self._duration * 2 / 3:
                 self._note_expiry(sent + found.seconds_left)
                 return
             sent = time.monotonic()

@@ -110,6 +110,10 @@ class LeaseDocument:
                 return FoundLease(LEASES.row_type.from_document(document), document["left"] / 1000)
         return None
 
+    def owns(self, row: LeaseRow, epoch: int) -> bool:
+        """Whether it is this owner's; an epoch comes again if the document was removed."""
+        return row.epoch == epoch and row.owner is not None and row.owner.token == self._token
+
     async def take(self, owner: Owner, gone: str | None, seconds: float) -> LeaseRow:
         """Take it for an owner if it is free, has run out, or belongs to the token `gone`; returns it as it then is.
 
