@@ -186,10 +186,12 @@ class LeaseDocument:
             result = await self._collection.update_one(self._mine(epoch), update)
         return result.matched_count > 0
 
-    async def release(self, seconds: float | None = None) -> None:
-        """Give it up if it is this owner's, whose transactions were ended."""
+    async def release(self, seconds: float | None = None, *, all_ended: bool = True) -> None:
+        """Give it up if it is this owner's; the recorded sessions are forgotten if `all_ended`."""
         mine = {**self._context.to_filter(), "owner.token": self._token}
-        fields: Document = {"owner": None, "expiry": "$$NOW", "updatedDate": "$$NOW", "sessionIds": []}
+        fields: Document = {"owner": None, "expiry": "$$NOW", "updatedDate": "$$NOW"}
+        if all_ended:
+            fields["sessionIds"] = []
         async with self._operation("give up the lease", seconds, write=True):
             await self._collection.update_one(mine, [{"$set": fields}])
 
