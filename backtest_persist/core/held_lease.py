@@ -44,6 +44,8 @@ class HeldLease:
         """Sessions that are recorded in the lease, and have no transaction any more."""
         self._recorded: dict[UUID, Any] = {}
         """Sessions of this holder that may have a transaction."""
+        self._unused: Any = None
+        """A session that could not be recorded, or perhaps was; the next attempt takes it again."""
         self._starting: asyncio.Task[Any] | None = None
         self._killing: set[asyncio.Task[None]] = set()
         self._has_fenced = False
@@ -51,6 +53,7 @@ class HeldLease:
         self._safe_until = 0.0
         """Until when it cannot have run out, as far as is known, on the monotonic clock of this process."""
         self._stopped = asyncio.Event()
+        self._has_ended = asyncio.Event()
         self._renewal = asyncio.create_task(self._keep_renewed(), context=ContextVariables())
         self._siblings = state.per_collection(LEASES.collection, _HeldLeases)
         self._siblings.leases.add(self)
@@ -84,13 +87,15 @@ class HeldLease:
             await asyncio.wait(killing)
         await self.state.select_server(LEASES.operation("start a session", self._context))
         self.state.check_transactions()
-        session = await self.state.start_session()
+        await self._end_recorded()  # which a kill has left, and which may lock the lease
+        session = self._unused = self._unused or await self.state.start_session()
         id = UUID(bytes=bytes(session.session_id["id"]))
-        ended = set(self._ended)
-        self._recorded[id] = session
+        ended = set(self._ended) - {id}
         sent = time.monotonic()
         if not await self._document.record(self.epoch, id, ended):
             raise await self._loss()
+        self._unused = None
+        self._recorded[id] = session
         self._note_expiry(sent + self._duration)
         self._ended -= ended
         return session
@@ -112,7 +117,8 @@ class HeldLease:
 
     async def _end_recorded(self) -> None:
         sessions = dict(self._recorded)
-        await self._document.end_transactions(sessions)
+        if sessions:
+            await self._document.end_transactions(sessions)
         for id in sessions:
             self._recorded.pop(id, None)
         self._ended |= sessions.keys()
@@ -137,7 +143,7 @@ class HeldLease:
         if time.monotonic() < self._safe_until:
             return
         found = await self._document.find(min(self.state.seconds, _VERIFY_SECONDS))
-        if found is None or found.row.epoch != self.epoch:
+        if found is None or not self._document.owns(found.row, self.epoch):
             raise await self._loss()
 
     # --- renewal ---
@@ -165,7 +171,8 @@ class HeldLease:
         if self._has_fenced:  # a read meets no lock of a transaction, and is in the way of none
             self._has_fenced = False
             found = await self._document.find()
-            if found is not None and found.row.epoch == self.epoch and found.seconds_left > self._duration * 2 / 3:
+            is_mine = found is not None and self._document.owns(found.row, self.epoch)
+            if found is not None and is_mine and found.seconds_left > self._duration * 2 / 3:
                 self._note_expiry(sent + found.seconds_left)
                 return
             sent = time.monotonic()
@@ -179,8 +186,14 @@ class HeldLease:
     # --- the end ---
 
     async def end(self) -> None:
-        """Give the lease up, bounded by one deadline; what cannot be sent is left to the end of its duration."""
-        if not self.is_here or self._stopped.is_set():
+        """Give the lease up, bounded by one deadline; what cannot be sent is left to the end of its duration.
+
+        A second caller waits for the first one.
+        """
+        if not self.is_here:
+            return
+        if self._stopped.is_set():
+            await self._has_ended.wait()
             return
         self._stopped.set()
         self._siblings.leases.discard(self)
@@ -197,6 +210,9 @@ class HeldLease:
             self._logger.warning("lease.not_given_up", context=self._context.describe(), why=error)
         finally:
             self._lost = self._lost or self._lost_error("its lease was given up")
+            self._has_ended.set()
+        if self._unused is not None:
+            await self._unused.end_session()
 
     async def _loss(self) -> LeaseLostError:
         """Note that the lease is not this holder's any more, and return the error that says so."""

@@ -265,4 +265,4 @@ class _Attempt:
 
     async def _release(self) -> None:
         with suppress(BacktestPersistError):
-            await self.document.release()
+            await self.document.release(all_ended=False)  # those of a predecessor

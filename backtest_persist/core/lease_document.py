@@ -110,6 +110,10 @@ class LeaseDocument:
                 return FoundLease(LEASES.row_type.from_document(document), document["left"] / 1000)
         return None
 
+    def owns(self, row: LeaseRow, epoch: int) -> bool:
+        """Whether it is this owner's; an epoch comes again if the document was removed."""
+        return row.epoch == epoch and row.owner is not None and row.owner.token == self._token
+
     async def take(self, owner: Owner, gone: str | None, seconds: float) -> LeaseRow:
         """Take it for an owner if it is free, has run out, or belongs to the token `gone`; returns it as it then is.
 
@@ -182,10 +186,12 @@ class LeaseDocument:
             result = await self._collection.update_one(self._mine(epoch), update)
         return result.matched_count > 0
 
-    async def release(self, seconds: float | None = None) -> None:
-        """Give it up if it is this owner's, whose transactions were ended."""
+    async def release(self, seconds: float | None = None, *, all_ended: bool = True) -> None:
+        """Give it up if it is this owner's; the recorded sessions are forgotten if `all_ended`."""
         mine = {**self._context.to_filter(), "owner.token": self._token}
-        fields: Document = {"owner": None, "expiry": "$$NOW", "updatedDate": "$$NOW", "sessionIds": []}
+        fields: Document = {"owner": None, "expiry": "$$NOW", "updatedDate": "$$NOW"}
+        if all_ended:
+            fields["sessionIds"] = []
         async with self._operation("give up the lease", seconds, write=True):
             await self._collection.update_one(mine, [{"$set": fields}])
 

@@ -23,7 +23,7 @@ from backtest_persist import (
 from tests.support.containers import open_container
 from tests.support.fail_points import Failing
 from tests.support.fault_enumerator import FAULTS, intercepted_drivers
-from tests.support.leases import commit, lease_of, store
+from tests.support.leases import commit, lease_of, silence, store
 from tests.support.processes import settings_environment, start_python
 from tests.support.proxy import acknowledged, behind_proxy, with_short_deadline
 from tests.support.servers import PrivateMongo, suspended, wait_until, without_primary
@@ -38,7 +38,7 @@ CANCELLED = (asyncio.CancelledError, TimeoutError)
 _HOLDER = """
 import asyncio, sys
 from backtest_persist import LeaseLostError, ioc
-from tests.support.leases import commit, lease_of, store
+from tests.support.leases import commit, lease_of, silence, store
 
 async def main(inside, duration):
     numbers = ioc.mongo_service.database["numbers"]
@@ -380,3 +380,54 @@ async def test_a_holder_that_is_paused_in_a_commit_for_longer_than_its_deadline(
         assert await line(process) == "LeaseLostError"
         assert lease.epoch == 2
         await lease.__aexit__(None, None, None)
+
+
+@BY_ONE_DRIVER
+async def test_a_session_that_could_not_be_ended_at_once(container: Container, failing: Failing) -> None:
+    """It is ended before the next one starts, which would meet its lock on the lease."""
+    async with lease_of(container) as lease:
+        session = await lease.session()
+        await lease.state.start_transaction(session)
+        await lease.fence(session)
+        async with failing("killSessions", errorCode=11600):
+            await lease.abandon_session()
+            async with asyncio.timeout(2 * slowness()):
+                assert await lease.session() is not session
+
+
+@BY_ONE_DRIVER
+async def test_a_successor_that_cannot_end_the_sessions_of_its_predecessor(
+    settings: Settings, container: Container, failing: Failing
+) -> None:
+    """It gives the lease up, and leaves them recorded for the next one."""
+    async with open_container(settings) as other, lease_of(container, duration=0.2) as lease:
+        silence(lease)
+        session = await lease.session()
+        await asyncio.sleep(0.3)
+        async with failing("killSessions", errorCode=11600, after=1):
+            with pytest.raises(BacktestPersistError):
+                await lease_of(other).__aenter__()
+            await other.mongo_service.open_state().drain()
+        found = await container.mongo_service.database["lease-items"].find_one({})
+        assert found is not None
+        assert (found["epoch"], found["owner"], found["sessionIds"]) == (2, None, [session.session_id["id"]])
+
+
+@BY_ONE_DRIVER
+async def test_a_session_that_could_not_be_recorded(
+    container: Container, failing: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next attempt takes the same one, so that a server that refuses for long costs no sessions."""
+    async with lease_of(container) as lease:
+        start, sessions = lease.state.start_session, list[Any]()
+
+        async def count() -> Any:
+            sessions.append(await start())
+            return sessions[-1]
+
+        monkeypatch.setattr(lease.state, "start_session", count)
+        async with failing("update", errorCode=2, times=2):
+            for _ in range(2):
+                with pytest.raises(BacktestPersistError):
+                    await lease.session()
+        assert [await lease.session()] == sessions

@@ -224,6 +224,27 @@ async def test_what_was_left_is_never_read_in_part(tmp_path: Path, monkeypatch: 
     assert await state.read_state_data() == {"n": 2}
 
 
+async def test_a_journal_that_a_power_failure_brings_back_undoes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it was when it was removed: others have written since, and their writes are on the disk."""
+    removed: list[bytes] = []
+    unlink = Path.unlink
+
+    def remember(path: Path, missing_ok: bool = False) -> None:
+        if path == journal_of(tmp_path):
+            removed.append(path.read_bytes())
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", remember)
+    await prepare(tmp_path)
+    await commit_all(tmp_path)
+    await (await open_dump(tmp_path).state("s", "b")).write_state_data({"n": 3}, LATE + 2)
+    write_journal(tmp_path, removed[-1])
+    assert await (await open_dump(tmp_path).state("s", "b")).read_state_data() == {"n": 3}
+    assert not journal_of(tmp_path).exists()
+
+
 async def test_a_journal_that_is_not_whole_is_discarded(tmp_path: Path) -> None:
     """A torn journal, one that names files outside of the dump, and one that was only announced store nothing."""
     await leave_recorded(tmp_path / "left")

@@ -354,6 +354,41 @@ async def test_a_holder_that_wakes_up_while_it_is_succeeded(
     assert await collection.find_one({}) == {"_id": 1, "n": 2}
 
 
+@BY_ONE_DRIVER
+async def test_a_lease_of_the_same_epoch_is_told_apart(container: Container) -> None:
+    """As when its document was removed by hand, and another process has taken the lease for the first time."""
+    async with lease_of(container, duration=0.2) as lease:
+        silence(lease)
+        await asyncio.sleep(0.3)
+        leases = container.mongo_service.database["lease-items"]
+        await leases.update_one({}, {"$set": {"owner.token": "another"}})
+        with pytest.raises(LeaseLostError):
+            await lease.verify()
+
+
+@BY_ONE_DRIVER
+async def test_all_who_give_a_lease_up_wait_until_it_is_free(
+    settings: Settings, container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of its block, while the container is being closed."""
+    release = LeaseDocument.release
+
+    async def release_slowly(self: LeaseDocument, *args: Any, **options: Any) -> None:
+        await asyncio.sleep(0.2)
+        await release(self, *args, **options)
+
+    monkeypatch.setattr(LeaseDocument, "release", release_slowly)
+    async with open_container(settings) as holder:
+        lease = await lease_of(holder).__aenter__()
+        await lease.session()
+        closing = asyncio.create_task(holder.close())
+        while lease.lost() is None and not closing.done() and not cast("Any", lease)._held._stopped.is_set():
+            await asyncio.sleep(0)
+        await lease.__aexit__(None, None, None)
+        assert (await document(container))["owner"] is None
+        await closing
+
+
 async def test_closing_the_container_gives_its_leases_up(settings: Settings, container: Container) -> None:
     """They are free at once; the end of their blocks does nothing more."""
     async with open_container(settings) as holder, lease_of(holder) as lease:

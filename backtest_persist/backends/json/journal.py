@@ -212,8 +212,21 @@ class Journal:
             sync_file(change.path)
         for directory in {change.path.parent for change in changes}:
             sync_directory(directory)
+        self._forget_changes()
         self._file.unlink()
-        sync_directory(self._directory)  # else a crash of the machine could bring it back, after later writes
+
+    def _forget_changes(self) -> None:
+        """Leave the announcement of the unit that is recorded: a crash of the machine brings that back at most.
+
+        Others change the directories as soon as the journal is removed, which may not be on the disk yet.
+        """
+        line = self._first_line() or b""
+        try:
+            os.truncate(self._path, len(line))  # which takes no space
+            sync_file(self._file)
+        except PermissionError:  # it belongs to another user
+            replace_file(self._file, line)
+            sync_directory(self._directory)
 
     def _discard(self, temporary: Sequence[Path]) -> None:
         """Forget a unit that failed before it was recorded, or while it was."""
@@ -221,8 +234,9 @@ class Journal:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
         try:
+            with suppress(FileNotFoundError):
+                self._forget_changes()
             self._file.unlink(missing_ok=True)
-            sync_directory(self._directory)
         except OSError as error:
             content = read_file(self._file)
             if content is not None and self._recorded(content):
