@@ -138,7 +138,11 @@ class Work:
 
 
 async def check_flat(settings: Settings, *, stored: int, seconds: float) -> list[Snapshot]:
-    """Work for so long, some rounds at least; returns what was seen after the first quarter of it."""
+    """Work for so long, some rounds at least; returns what was seen after the first quarter of it.
+
+    The ids that the process keeps are few, so that it has as many as it may from the first round on.
+    """
+    settings = settings.model_copy(update={"id_memory": 100})
     gc.collect()
     before = Snapshot(0)
     async with Container(settings) as container:

@@ -255,7 +255,8 @@ async def test_no_command_of_the_rules_can_be_left_out(
 
     async def fails() -> bool:
         before = len(warned())
-        async with open_container(users.settings) as container:
+        settings = users.settings.model_copy(update={"id_memory": 0})  # every id is asked for
+        async with open_container(settings) as container:
             db = container.storage_db_service
             failed = await failures(everything(container, case))
             await asyncio.gather(*(db.find_by_context(True, f"s-{n}") for n in range(20)))

@@ -35,6 +35,7 @@ def wrong_mongo(settings: Settings, problem: str, locked: LockedServers) -> Sett
 
 def wrong_redis(settings: Settings, problem: str, locked: LockedServers) -> Settings:
     """The same settings with something wrong in the Redis URL."""
+    settings = settings.model_copy(update={"id_memory": 0})  # which answers as well as Redis
     plain = replace_in_redis_url(settings, f"?ssl_ca_certs={locked.ca}", "")
     return {
         "a CA that did not sign it": replace_in_redis_url(settings, str(locked.ca), str(locked.other_ca)),

@@ -59,7 +59,7 @@ _NOT_FOR_USERS = {
         "operation",
         "schema",
     ),
-    *("allows_early_times", "to_horizon", "to_millis", "wire_when"),
+    *("allows_early_times", "default_until", "to_horizon", "to_millis", "wire_when"),
 }
 """Methods for domains and for the container."""
 
