@@ -18,8 +18,10 @@ from backtest_persist.container import Container
 from backtest_persist.contracts import CandleInterval
 from backtest_persist.core.domain import Domain
 from backtest_persist.core.lease_document import LeaseContext
+from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import SettingsError
 from backtest_persist.mode import Mode
+from backtest_persist.run.candle_memory import CandleMemories
 from backtest_persist.run.checkpoint import Checkpoint
 from backtest_persist.run.run import Run
 
@@ -295,7 +297,8 @@ class Registry:
         dict. `frame` names the part of the history that a backtest takes; live trading has none.
 
         `commit_every` is how many bars are stored together: by default 1 in paper and live mode, and 64 or those of
-        250 ms in a backtest. `lease_wait` is how many seconds to wait for another run of the same.
+        250 ms in a backtest; fewer if they take more than about 8 MiB. `lease_wait` is how many seconds to wait for
+        another run of the same.
 
         `restart` begins with a new session. Signals, lists and the log of the runs before stay, and an entry of the log
         whose id comes again is kept as it is; a backtest that is to begin from nothing takes another frame.
@@ -314,7 +317,7 @@ class Registry:
             lease_wait=lease_wait,
             atomic=atomic,
             restart=restart,
-            memory_bytes=lambda: self._container.settings.candle_memory_mb * 1024 * 1024,
+            memories=self._memories,
         )
 
     def checkpoint(self) -> Checkpoint:
@@ -354,6 +357,10 @@ class Registry:
         An adapter of a domain that the backend lacks is a `SettingsError` when it is asked for.
         """
         self._backend = backend
+        self._memories = CandleMemories(
+            lambda: cast("AtomicBackend", backend).services.db_service(CandleDbService),
+            lambda: self._container.settings.candle_memory_mb * 1024 * 1024,
+        )
         for own in self.entries.values():
             own.use_backend(backend)
 

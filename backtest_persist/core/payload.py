@@ -346,10 +346,9 @@ class _Encoder:
 
     def decimal(self, value: Decimal) -> Decimal128:
         sign, digits, exponent = value.as_tuple()
-        if isinstance(exponent, int) and len(digits) <= 34 and -6176 <= exponent <= 6111:  # a tenth of the time
-            coefficient = int(Decimal((0, digits, 0)))
-            number = sign << 127 | (exponent + 6176) << 113 | coefficient
-            return Decimal128.from_bid(number.to_bytes(16, "little"))
+        if isinstance(exponent, int) and len(digits) <= 34 and -6176 <= exponent <= 6111:  # a seventh of the time
+            bits = sign << 127 | (exponent + 6176) << 113 | int(Decimal((0, digits, 0)))
+            return Decimal128.from_bid(bits.to_bytes(16, "little"))
         try:
             stored = Decimal128(value)
         except (DecimalException, ValueError):

@@ -11,6 +11,8 @@ from contextvars import ContextVar, Token
 from datetime import datetime
 from typing import Any, Generic, TypeVar, cast
 
+from bson import encode
+
 from backtest_persist.core.change import Change, ChangeKind, Committer, Part
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.payload import encoded_fields, is_deferred
@@ -54,6 +56,10 @@ class Layer:
         for store, changes in later._changes.items():
             for key, change in changes.items():
                 self.add(store, key, change)
+
+    def size(self) -> int:
+        """Return how many bytes the fields of the changes take."""
+        return sum(len(encode(change.fields)) for changes in self._changes.values() for change in changes.values())
 
     def parts(self) -> list[Part]:
         """Return the changes, for a `Committer`."""
@@ -208,6 +214,10 @@ class UnitOfWork:
             self._open = None if layer is self._open else self._open
             for inner in [other for other in self.layers if other.below is layer]:
                 self.discard_layer(inner)
+
+    def kept_bytes(self) -> int:
+        """Return how many bytes the next commit stores, without the contexts."""
+        return self._kept.size()
 
     def take_layer(self) -> Layer:
         """Return what was kept, to be stored with `commit`; what is kept from now on is apart from it."""

@@ -3,11 +3,13 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from contextvars import Context
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from backtest_persist.connections import joined
 from backtest_persist.contracts import CandleData, When
@@ -33,7 +35,7 @@ from backtest_persist.run.candle_chunks import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ("CandleMemory", "Pending")
+__all__ = ("CandleMemories", "CandleMemory", "Pending")
 
 T = TypeVar("T")
 
@@ -307,3 +309,28 @@ def _has_numpy() -> bool:
     except SettingsError:
         return False
     return True
+
+
+class CandleMemories:
+    """The candle memories of one backend, one for each event loop; the runs of a loop share it as long as one lasts."""
+
+    def __init__(self, db: Callable[[], CandleDbService], max_bytes: Callable[[], int]) -> None:
+        self._db = db
+        self._max_bytes = max_bytes
+        self._open: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[CandleMemory, int]] = WeakKeyDictionary()
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncGenerator[CandleMemory]:
+        """Yield the memory of the running event loop; the last one who leaves closes it."""
+        loop = asyncio.get_running_loop()
+        memory, users = self._open.get(loop) or (CandleMemory(self._db(), self._max_bytes()), 0)
+        self._open[loop] = memory, users + 1
+        try:
+            yield memory
+        finally:
+            users = self._open[loop][1] - 1
+            if users:
+                self._open[loop] = memory, users
+            else:
+                del self._open[loop]
+                await memory.close()

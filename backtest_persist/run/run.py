@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from backtest_persist.backends.services import AtomicBackend
 from backtest_persist.connections import joined, to_plain
 from backtest_persist.contracts import CandleData, When
+from backtest_persist.core.batching import BATCH_BYTES
 from backtest_persist.core.change import Committer
 from backtest_persist.core.keys import join_key
 from backtest_persist.core.lease_document import LeaseContext
@@ -34,7 +35,7 @@ from backtest_persist.errors import (
 from backtest_persist.logger import LoggerService
 from backtest_persist.mode import Mode
 from backtest_persist.run.bar import Bar, RunAdapters
-from backtest_persist.run.candle_memory import CandleMemory
+from backtest_persist.run.candle_memory import CandleMemories, CandleMemory
 from backtest_persist.run.candles import BufferedCandleDbService, report_candles, unit_over
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ BARS_OF_A_COMMIT = 64
 """The bars of a backtest that are stored together, unless `commit_every` says otherwise."""
 SECONDS_OF_A_COMMIT = 0.25
 """After which time bars are stored, however few they are."""
+_MEASURED = (1, 8)
+"""After how many bars of a commit their size is measured, as a transaction has to fit into the cache of the server."""
 _UNCERTAIN = (WriteOutcomeUnknownError, LeaseLostError, ClosedError)
 """The errors of a commit after which a run cannot go on; after others nothing of it is stored."""
 _logger = LoggerService()
@@ -81,8 +84,8 @@ class Run(Generic[S]):
     stored, with the session of its end.
 
     In paper and live mode leaving the block means that the bar is stored. In a backtest bars are stored in the
-    background, 64 of them or those of 250 ms together, by one transaction, never a part of a bar; leaving the run, or
-    `flush`, waits for all.
+    background, 64 of them or those of 250 ms together, or fewer if they take more than about 8 MiB, by one transaction,
+    never a part of a bar; leaving the run, or `flush`, waits for all.
 
     If a bar of a commit of its own could not be stored, and that is known, it is discarded as by an exception, and can
     be done again. After any other error of a commit the run cannot go on: enter another one, which begins at what is
@@ -102,7 +105,7 @@ class Run(Generic[S]):
         lease_wait: float,
         atomic: bool,
         restart: bool,
-        memory_bytes: Callable[[], int],
+        memories: CandleMemories,
     ) -> None:
         if commit_every is not None and (type(commit_every) is not int or commit_every < 1):
             raise SettingsError(f"commit_every is a number of bars, 1 or more, not {commit_every!r:.40}.")
@@ -117,7 +120,7 @@ class Run(Generic[S]):
         self._lease_wait = lease_wait
         self._atomic = atomic
         self._restart = restart
-        self._memory_bytes = memory_bytes
+        self._memories = memories
         self._stack: AsyncExitStack | None = None
         self._unit: UnitOfWork
         self._committer: Committer
@@ -134,6 +137,8 @@ class Run(Generic[S]):
         self._point = _Point()
         self._stored = self._point
         """Where the run was when the last commit of its own began."""
+        self._most = self._every
+        """How many bars fit into one commit, by the size of those that wait for it."""
         self._pending_bars = 0
         self._pending_since = 0.0
         self._commit: asyncio.Task[None] | None = None
@@ -156,8 +161,7 @@ class Run(Generic[S]):
             self._unit = unit_over(self._backend)
             self._unit.is_open = False
             self.adapters = RunAdapters(self.context, self._unit)
-            self._memory = CandleMemory(self._backend.services.db_service(CandleDbService), self._memory_bytes())
-            stack.push_async_callback(self._memory.close)
+            self._memory = await stack.enter_async_context(self._memories.shared())
             await self._restore()
             self._stack = stack.pop_all()
         return self
@@ -349,7 +353,10 @@ class Run(Generic[S]):
             await self._commit_alone()
         else:
             self._check()
-            if self._pending_bars >= self._every or time.monotonic() - self._pending_since >= SECONDS_OF_A_COMMIT:
+            if self._pending_bars in _MEASURED:
+                bars = BATCH_BYTES * self._pending_bars // max(1, self._unit.kept_bytes())
+                self._most = max(1, min(self._every, bars))
+            if self._pending_bars >= self._most or time.monotonic() - self._pending_since >= SECONDS_OF_A_COMMIT:
                 await self._settled()  # the server is slower than the strategy, which waits here
                 self._begin_commit()
             elif self._timer is None:
@@ -448,7 +455,7 @@ class Run(Generic[S]):
         return await self._memory.rows(symbol, interval, exchange, limit, until, pending=pending)
 
     def forget_candles(self) -> None:
-        """Read candles again from the store, after others have replaced or deleted some."""
+        """Read candles again, after others have replaced or deleted some; so do all runs of this event loop."""
         self._memory.forget()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from backtest_persist import Container, Settings, embedded
 from tests.bench.measure import Figure
-from tests.bench.workloads import Bench
+from tests.bench.workloads import GROUPS, Bench
 
 DRIVERS = ("motor", "pymongo")
 
@@ -23,6 +23,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement under load")
     parser.add_argument("--quick", action="store_true", help="fewer callers and smaller collections")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*GROUPS], default=[*GROUPS], metavar="GROUP", help=", ".join(GROUPS)
+    )
     parser.add_argument("--uvloop", action="store_true")
     parser.add_argument("--json", metavar="FILE", help="write all measurements to FILE")
     parser.add_argument("--plot", metavar="FILE", help="draw the ratios to FILE")
@@ -56,7 +59,7 @@ async def run(arguments: argparse.Namespace) -> list[Figure]:
             print(line(["---"] * 6))
             bench = Bench(container, second, arguments.rounds, arguments.seconds)
             try:
-                async for figure in bench.run(quick=arguments.quick):
+                async for figure in bench.run(arguments.only, quick=arguments.quick):
                     print(line(cells(figure)), flush=True)
                     figures.append(figure)
             finally:

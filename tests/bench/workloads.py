@@ -5,7 +5,8 @@ import gc
 import random
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from itertools import count
 from statistics import median
 from typing import Any
@@ -18,7 +19,7 @@ from tests.bench.baseline import SIGNAL, STATE, Baseline
 from tests.bench.floor import Floor
 from tests.bench.measure import Figure, compare, load
 
-__all__ = ("Bench",)
+__all__ = ("GROUPS", "Bench")
 
 START = 1_600_000_020_000
 MINUTE = 60_000
@@ -52,36 +53,56 @@ class Bench:
         await self.baseline.redis.aclose()
         await self.floor.redis.aclose()
 
-    async def run(self, *, quick: bool) -> AsyncIterator[Figure]:
-        """All figures, one after the other."""
+    async def run(self, groups: Sequence[str], *, quick: bool) -> AsyncIterator[Figure]:
+        """The figures of these groups, one after the other."""
         db = self.container.signal_db_service
         for number in range(KEYS):
             await db.upsert(*_context(number), PAYLOAD)
+        for name in groups:
+            async with aclosing(GROUPS[name](self, quick)) as figures:
+                async for figure in figures:
+                    yield figure
+
+    async def documents(self, quick: bool) -> AsyncGenerator[Figure]:
+        """Single documents, for several numbers of callers."""
         for callers in (1, 64) if quick else (1, 16, 64, 256):
             yield await self.reads(callers)
             yield await self.writes(callers)
             yield await self.mixed(callers)
-        async for figure in self.adapters(64):
-            yield figure
+
+    async def both_drivers(self, quick: bool) -> AsyncGenerator[Figure]:
+        """One driver against the other."""
         for callers in (1, 64):
             yield await self.drivers(callers)
+
+    async def candles(self, quick: bool) -> AsyncGenerator[Figure]:
+        """Candles written, and read by queries."""
         for size in (100, 1000) if quick else (100, 1000, 10_000):
             yield await self.candles_written(size)
             yield await self.candles_read(size)
         yield await self.columns(1000)
         yield await self.column_commands(1000 if quick else 10_000)
+        async for figure in self.year(10_000 if quick else 525_600):
+            yield figure
+
+    async def bars(self, quick: bool) -> AsyncGenerator[Figure]:
+        """Bars of a strategy in a run, and windows from memory."""
         async for figure in self.windows_from_memory(100):
             yield figure
         settings = self.container.settings.model_copy(update={"id_memory": 0})
         async with Container(settings) as plain:
             async for figure in bars(self.container, plain, self.baseline, self.rounds, quick=quick):
                 yield figure
-        async for figure in self.year(10_000 if quick else 525_600):
-            yield figure
+
+    async def lists(self, quick: bool) -> AsyncGenerator[Figure]:
+        """Lists, a minute of a runner, and the iteration over keys."""
         yield await self.listing(1000 if quick else 10_000)
         yield await self.minutes(60 if quick else 31 * 1440)
         async for figure in self.iteration(10_000 if quick else 1_000_000):
             yield figure
+
+    async def sizes(self, quick: bool) -> AsyncGenerator[Figure]:
+        """Reads and writes as a collection grows."""
         async for figure in self.growth((1000, 10_000) if quick else (1000, 10_000, 100_000, 1_000_000)):
             yield figure
 
@@ -121,7 +142,7 @@ class Bench:
 
         return await self._loaded(f"90 % reads, 10 % writes, {_callers(callers)}", callers, base, ours, None, "")
 
-    async def adapters(self, callers: int) -> AsyncIterator[Figure]:
+    async def adapters(self, quick: bool, callers: int = 64) -> AsyncGenerator[Figure]:
         """What a strategy calls one after the other, with ids that are known, and writes of many strategies at once."""
         persist = Registry(self.container)
         adapters = [await persist.signal(*_context(number)) for number in range(KEYS)]
@@ -487,3 +508,15 @@ async def _rate(size: int, work: Awaitable[Any]) -> float:
     started = time.perf_counter()
     await work
     return size / (time.perf_counter() - started)
+
+
+GROUPS: Mapping[str, Callable[[Bench, bool], AsyncGenerator[Figure]]] = {
+    "documents": Bench.documents,
+    "adapters": Bench.adapters,
+    "drivers": Bench.both_drivers,
+    "candles": Bench.candles,
+    "bars": Bench.bars,
+    "lists": Bench.lists,
+    "sizes": Bench.sizes,
+}
+"""The groups of workloads, by name, in their order."""

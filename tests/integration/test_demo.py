@@ -187,7 +187,7 @@ async def test_the_report(tmp_path: Path) -> None:
         "cache hit rate",
         "1 trade",
         "buy and hold",
-        "without the kill",
+        "without a kill",
     ):
         assert words in outcome.output
     assert "NOT" not in outcome.output

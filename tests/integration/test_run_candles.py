@@ -48,3 +48,21 @@ async def test_a_candle_that_is_stored_with_other_numbers_is_kept_and_told(
         assert (line["bp_different"], line["bp_first_different"]) == (1, START + MINUTE)
         async with run.bar(START + 4 * MINUTE) as bar:
             assert await bar.candles("1m", 3) == [candle(0), candle(1, volume=99.0), candle(2)]
+
+
+async def test_runs_of_one_loop_share_the_memory(container: Container) -> None:
+    """What one of them has read the others need not read; the last one to leave forgets all."""
+    db, persist = container.candle_db_service, Registry(container)
+    await db.create_many("BTC", "1m", "binance", [candle(n) for n in range(50)])
+
+    async def reads(strategy: str) -> int:
+        before = db.stats.reads
+        run = persist.run(strategy=strategy, exchange="binance", symbol="BTC", frame="2024", mode=Mode.BACKTEST)
+        async with run, run.bar(START + 40 * MINUTE) as bar:
+            assert await bar.candles("1m", 20) == [candle(n) for n in range(20, 40)]
+        return db.stats.reads - before
+
+    async with persist.run(strategy="first", exchange="binance", symbol="BTC", frame="2024", mode=Mode.BACKTEST):
+        assert await reads("second") > 0
+        assert await reads("third") == 0
+    assert await reads("fourth") > 0

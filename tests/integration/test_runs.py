@@ -547,6 +547,16 @@ async def test_a_strategy_waits_for_a_slow_server(persist: Registry, monkeypatch
     assert await stored(persist) == 40
 
 
+async def test_bars_with_large_payloads_are_stored_earlier(persist: Registry) -> None:
+    """A transaction has to fit into the cache of the server, of which the embedded one has little."""
+    large = {"rows": ["x" * 1000] * 200}  # not large enough to be encoded in a thread
+    async with run_of(persist) as run:
+        for n in range(BARS_OF_A_COMMIT):
+            async with run.bar(WHEN + n * MINUTE) as this:
+                await this.storage.write_storage_data([{"id": this.new_id(str(k)), **large} for k in range(5)])
+    assert len(await (await persist.storage(True)).read_storage_data()) == 5 * BARS_OF_A_COMMIT
+
+
 async def test_a_strategy_that_never_waits_lets_others_run(persist: Registry) -> None:
     """Each end of a bar gives way to the event loop, so that commits and renewals go on."""
     turns = 0
