@@ -1,5 +1,6 @@
 """Owner: which process holds a lease, whether it is known to have ended, and the errors that name it."""
 
+import math
 import os
 import socket
 from datetime import datetime
@@ -15,6 +16,8 @@ from backtest_persist.errors import LeaseHeldError, LeaseLostError
 __all__ = ("Owner", "held_error", "lost_error")
 
 _PROC = Path("/proc")
+_SPARE_SECONDS = 5
+"""How much longer than a lease lasts one who waits for its end should wait."""
 _ENDED = ("Z", "X")
 """The states of a process that runs nothing any more: a zombie, whose parent has not asked for its status, or dead."""
 
@@ -29,6 +32,8 @@ class Owner(Wire):
     pid: PositiveInt
     started: int | None
     """When it was started, in clock ticks since that boot, as its pid can be used again; None if that is unknown."""
+    process: str = ""
+    """A random word for the process, which another program that it becomes (`os.execv`) does not have."""
     token: str
     """A random word for one taking of a lease."""
 
@@ -39,11 +44,32 @@ class Owner(Wire):
         pid = os.getpid()
         status = _status(pid) if namespace else None
         started = status[1] if status else None
-        return cls(host=socket.gethostname(), pid_namespace=namespace, pid=pid, started=started, token=uuid4().hex)
+        return cls(
+            host=socket.gethostname(),
+            pid_namespace=namespace,
+            pid=pid,
+            started=started,
+            process=_process.word,
+            token=uuid4().hex,
+        )
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this process."""
+        return self.process == _process.word
+
+    @property
+    def is_visible(self) -> bool:
+        """Whether `is_gone` can tell: not for a process of another host, nor for what this process was before."""
+        return self._counts_here and (self.pid != os.getpid() or self.is_here) and _status(self.pid) is not None
+
+    @property
+    def _counts_here(self) -> bool:
+        return self.pid_namespace == _pid_namespace() is not None and self.host == socket.gethostname()
 
     def is_gone(self) -> bool:
-        """Whether it is known to have ended; False for a process of another host, which cannot be known from here."""
-        if self.pid_namespace is None or self.host != socket.gethostname() or self.pid_namespace != _pid_namespace():
+        """Whether it is known to have ended; see `is_visible`."""
+        if not self._counts_here:
             return False
         try:
             os.kill(self.pid, 0)
@@ -58,16 +84,39 @@ class Owner(Wire):
         return state in _ENDED or (self.started is not None and started != self.started)
 
 
+class _Process:
+    """The process that runs this; a forked child is another one."""
+
+    def __init__(self) -> None:
+        self.word = uuid4().hex
+
+    def renew(self) -> None:
+        self.word = uuid4().hex
+
+
+_process = _Process()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_process.renew)
+
+
 def held_error(
     context: Context, owner: Owner, since: datetime, *, seconds_left: float | None = None, collection: str | None = None
 ) -> LeaseHeldError:
     """Return the error of one who finds that the lease is held, by an owner since that time."""
-    is_here = (owner.host, owner.pid_namespace, owner.pid) == (socket.gethostname(), _pid_namespace(), os.getpid())
-    holder = f"{'this process, ' if is_here else ''}pid {owner.pid} on host {owner.host}, since {_text(since)}"
+    holder = f"{'this process, ' if owner.is_here else ''}pid {owner.pid} on host {owner.host}, since {_text(since)}"
     left = (
         "" if seconds_left is None else f" Unless it renews the lease, that runs out in {max(seconds_left, 0):.1f} s."
     )
-    advice = "Leave that run first" if is_here else "End that process first, or wait longer for it"
+    if owner.is_here:
+        advice = "Leave that run first"
+    elif owner.is_visible or seconds_left is None:
+        advice = "End that process first, or wait longer for it"
+    else:
+        wait = math.ceil(max(seconds_left, 0)) + _SPARE_SECONDS
+        advice = (
+            "End that process first; if it has ended already, wait for that: pass "
+            f"lease_wait={wait} to the run, or wait={wait} to its lease"
+        )
     return LeaseHeldError(
         f"The run ({context.describe()}) is held by {holder}.{left} {advice}.",
         collection=collection,

@@ -36,6 +36,7 @@ to ``_id``, in Redis), the db service (MongoDB) and the persist adapter that str
 from collections.abc import Iterable
 
 from backtest_persist.core.domain import Domain
+from backtest_persist.core.lease_document import LEASES
 from backtest_persist.domains.breakeven import BREAKEVEN
 from backtest_persist.domains.candle import CANDLE
 from backtest_persist.domains.dictionary import DICTIONARY
@@ -80,9 +81,13 @@ DOMAINS: tuple[Domain, ...] = (
 
 
 def with_own(domains: Iterable[Domain]) -> tuple[Domain, ...]:
-    """Return all domains of the package and these; `SettingsError` for two that would share what they store."""
+    """Return all domains of the package and these; `SettingsError` for those that would share what is stored."""
     known = list(DOMAINS)
     for domain in domains:
+        if domain.collection == LEASES.collection:
+            raise SettingsError(
+                f"The domain {domain.name!r} has the collection of the leases ({domain.collection}); choose another."
+            )
         for other in known:
             for what, mine, theirs in (
                 ("name", domain.name, other.name),

@@ -374,7 +374,7 @@ async def test_a_holder_that_is_paused_in_a_commit_for_longer_than_its_deadline(
         assert process.stdin is not None
         async with failing("update", blockConnection=True, blockTimeMS=1000, times=2):
             process.stdin.write(b"\n")
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.7)
             async with suspended(process.pid):
                 lease = await lease_of(container, wait=20).__aenter__()
         assert await line(process) == "LeaseLostError"

@@ -275,10 +275,10 @@ async def test_a_lease_that_has_run_out_is_free_whoever_had_it(tmp_path: Path) -
 async def test_a_lease_does_not_depend_on_who_has_the_journal(tmp_path: Path) -> None:
     """While another process keeps that, as one that was paused in a commit does, it is renewed, held and given up."""
     backend = JsonBackend(tmp_path)
-    async with backend.lease(CONTEXT, duration=0.5) as lease:
+    async with backend.lease(CONTEXT, duration=1) as lease:
         await store(backend, lease, "first")
         with directory_lock(tmp_path / ".backtest-persist/journal"):
-            await asyncio.sleep(1)
+            await asyncio.sleep(1.5)
             assert datetime.fromisoformat(content(tmp_path)["expiry"]) > utc_now()
             async with asyncio.timeout(5):
                 with pytest.raises(LeaseHeldError):

@@ -20,7 +20,7 @@ from backtest_persist import (
     import_dump,
 )
 from backtest_persist.contracts import Backend
-from backtest_persist.extend import DOMAINS, DbService, Domain, FileLayout
+from backtest_persist.extend import DOMAINS, DbService, Domain, FileLayout, PersistInstance, Services
 from backtest_persist.operations import examine, rebuild, verify
 from backtest_persist.testing import Conformance
 from tests.own_domain import funding
@@ -198,6 +198,25 @@ def test_domains_that_would_share_what_they_store_are_refused(changes: dict[str,
     """By a name, a collection, a namespace or a directory."""
     with pytest.raises(SettingsError, match=message):
         Container(domains=[FUNDING, domain(**changes)])
+
+
+class OfLeases(FundingDbService):
+    """Takes the collection of the leases."""
+
+    collection = "lease-items"
+
+
+class PersistOfLeases(PersistInstance[OfLeases]):
+    """Its adapter."""
+
+    def __init__(self, symbol: str, exchange_name: str, *, ioc: Services | None = None) -> None:
+        super().__init__(ioc)
+
+
+def test_the_collection_of_leases_belongs_to_the_package() -> None:
+    """A domain that takes it is refused, though no domain of the package has it."""
+    with pytest.raises(SettingsError, match="lease-items"):
+        Container(domains=[domain(db_service=OfLeases, adapter=PersistOfLeases)])
 
 
 async def test_a_bad_part_of_a_context_is_refused_by_name() -> None:

@@ -80,20 +80,51 @@ def test_two_containers_on_one_host_are_told_apart(mount: tuple[str, ...]) -> No
     assert not owner.is_gone()
 
 
+def test_a_forked_child_is_another_process() -> None:
+    """It has the modules of its parent, and what these have made when they were imported."""
+    parent = Owner.here()
+    child = os.fork()
+    if not child:
+        os._exit(0 if not parent.is_here and Owner.here().is_here else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert parent.is_here
+
+
+def test_a_program_that_has_replaced_itself_is_not_the_holder() -> None:
+    """By `os.execv`, it has the pid and the start of the process before; nobody knows whether that still runs."""
+    code = """
+import os, sys
+from backtest_persist.core.owner import Owner
+if len(sys.argv) == 1:
+    os.execv(sys.executable, [sys.executable, "-c", os.environ["CODE"], Owner.here().model_dump_json(by_alias=True)])
+owner = Owner.model_validate_json(sys.argv[1])
+assert owner.pid == os.getpid() and owner.started == Owner.here().started
+sys.exit(owner.is_here or owner.is_gone() or owner.is_visible)
+"""
+    environment = {**os.environ, "CODE": code}
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False).returncode == 0
+
+
 def test_errors_name_host_pid_and_time() -> None:
     """Those who read them can find the other process; a holder that is this process is told so."""
     context = LeaseContext(strategy_name="t", exchange_name="e", symbol="s", frame_name="", mode=Mode.LIVE)
     since = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    other = Owner.here().model_copy(update={"host": "box", "pid": 77})
+    other = Owner.here().model_copy(update={"host": "box", "pid": 77, "process": "x"})
     held = held_error(context, other, since, seconds_left=12.34)
     assert str(held) == (
         "The run (strategy_name='t', exchange_name='e', symbol='s', frame_name='', mode='live') is held by pid 77 on "
         "host box, since 2026-01-02 03:04:05 UTC. Unless it renews the lease, that runs out in 12.3 s. End that "
-        "process first, or wait longer for it."
+        "process first; if it has ended already, wait for that: pass lease_wait=18 to the run, or wait=18 to its lease."
     )
     assert (held.host, held.pid, held.since) == ("box", 77, since)
     assert held.context == {**context.parts(), "mode": "live"}
     assert "held by this process, pid" in str(held_error(context, Owner.here(), since))
+    assert "Leave that run first" in str(held_error(context, Owner.here(), since))
+    parent = Owner.here().model_copy(update={"pid": os.getppid(), "started": None, "process": "x"})
+    assert "End that process first, or wait longer" in str(held_error(context, parent, since, seconds_left=5))
+    replaced = held_error(context, Owner.here().model_copy(update={"process": "x"}), since, seconds_left=5)
+    assert "this process" not in str(replaced)
+    assert "pass lease_wait=10" in str(replaced)
     lost = lost_error(context, owner=other, since=since)
     assert "pid 77 on host box took its lease at 2026-01-02 03:04:05 UTC" in str(lost)
     assert (lost.host, lost.pid, lost.since) == ("box", 77, since)
