@@ -414,16 +414,16 @@ class MongoCommitter:
     ) -> "Exception | _Again":
         """Return what an error of the driver means for the whole."""
         codes = codes_of(error)
-        if error.has_error_label(_UNKNOWN):
-            return WriteOutcomeUnknownError(
+        if error.has_error_label(_UNKNOWN) or (committing and not error.has_error_label(_TRANSIENT)):
+            return WriteOutcomeUnknownError(  # such as of a commit that is interrupted while it waits for the majority
                 f"{operation}: nobody knows whether the transaction was committed ({type(error).__name__}). Either all "
                 "of it is stored or nothing.",
                 server="MongoDB",
             )
         if BAD_HINT in codes:
             return _Again(error, lacks_an_index=True)
-        if error.has_error_label(_TRANSIENT) or (codes & _CONFLICTS and not committing):
-            return _Again(error)  # the server leaves the label out of the answer to a commit whose outcome is open
+        if error.has_error_label(_TRANSIENT) or codes & _CONFLICTS:
+            return _Again(error)
         if CONVERSION_FAILURE in codes:
             for plan in plans:
                 for change in plan.changes:
