@@ -56,7 +56,7 @@ class AdapterFactories(Mapping[str, Callable[..., Adapter]]):
 
     def __init__(self, services: Services, domains: Iterable[Domain]) -> None:
         self.services = services
-        """What gives the adapters their db services."""
+        """The source of the db services of the adapters."""
         self.domains = tuple(domains)
         self._factories: dict[str, Callable[..., Adapter]] = {
             domain.name: partial(domain.adapter, ioc=services) for domain in self.domains

@@ -27,7 +27,7 @@ C = TypeVar("C", bound=Context)
 R = TypeVar("R", bound=Row)
 
 Content = tuple[C, dict[str, Any]]
-"""What a write stores: a context, and the fields beside it by their wire names, payloads encoded."""
+"""The content of a write: a context, and the fields beside it by their wire names, payloads encoded."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def _checked_mode(value: Any) -> Mode:
 
 
 class LeaseContext(Context):
-    """What has one writer: a run of a strategy."""
+    """The context that has one writer: a run of a strategy."""
 
     strategy_name: Name
     exchange_name: Name

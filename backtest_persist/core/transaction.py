@@ -143,7 +143,7 @@ async def end_session(state: MongoState, session: Any, collection: Collection | 
 
 
 class _Plan:
-    """What a transaction does in one collection."""
+    """The part of a transaction in one collection."""
 
     def __init__(self, store: MongoStore[Any, Any], changes: Sequence[Change], queue: WriteQueue[Any, Any]) -> None:
         self.store = store

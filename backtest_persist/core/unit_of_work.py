@@ -83,9 +83,9 @@ class UnitOfWork:
         buffered: Mapping[type[DbService[Any, Any]], Callable[[Any, "UnitOfWork"], DbService[Any, Any]]],
     ) -> None:
         self.services = services
-        """What gives the db services of the backend itself."""
+        """The source of the db services of the backend itself."""
         self._kept = Layer(self)
-        """What the next commit stores."""
+        """The changes that the next commit stores."""
         self._open: Layer | None = None
         """The writes of the bar that is open."""
         self.layers: list[Layer] = [self._kept]
@@ -287,7 +287,7 @@ class BufferedStore(Generic[C, R]):
         self._reads: dict[str, R | None] = {}
         self._removable = "removed" in row_type.model_fields
         self._encoding: dict[str, asyncio.Event] = {}
-        """What is set when the last large write of a row is encoded, by cache key, as long as it is not."""
+        """The events that are set when the last large write of a row is encoded, by cache key, as long as it is not."""
 
     def allows_early_times(self) -> bool:
         """Whether an int may be an instant of 1970 to 1973: ``CC_ALLOW_EARLY_TIMES``."""

@@ -27,7 +27,7 @@ __all__ = ("Observer", "Options", "run")
 
 @dataclass(frozen=True)
 class Options:
-    """What the demo is to do."""
+    """The options of the demo."""
 
     mode: Mode = Mode.BACKTEST
     symbol: str = "AAPL"

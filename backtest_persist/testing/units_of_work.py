@@ -1,4 +1,4 @@
-"""Units of work: what a checkpoint or a bar writes is stored as a whole or not at all. Backends need not have them."""
+"""Units of work: the writes of a checkpoint or a bar are stored as a whole or not at all. Backends need not have them."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ __all__ = ("UnitsOfWork",)
 
 
 class UnitsOfWork(Suite):
-    """What a checkpoint or a bar writes is stored as a whole or not at all.
+    """The writes of a checkpoint or a bar are stored as a whole or not at all.
 
     This is optional: where the backend stores no units of work (`Registry.takes_units_of_work`), pytest reports these
     tests as skipped.
