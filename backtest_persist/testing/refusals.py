@@ -100,7 +100,7 @@ class Refusals(Suite):
 
     @for_each(is_timed)
     async def test_an_unusable_when_is_refused(self, tmp_path: Path, subject: Subject) -> None:
-        """A `when` that is no instant, or not in ms, is an InvalidWhenError of writes, reads and lists."""
+        """A `when` that is no instant in ms is an InvalidWhenError of writes, reads and lists."""
         async with self.open(tmp_path) as persist:
             for when in (None, *_BAD_WHENS):
                 await _is_refused(subject.write(persist, subject.sample, {"n": 1}, when), InvalidWhenError)

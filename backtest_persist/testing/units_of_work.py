@@ -1,4 +1,4 @@
-"""Units of work: the writes of a checkpoint or a bar are stored as a whole or not at all. Backends need not have them."""
+"""Units of work: the writes of a checkpoint or a bar are stored as a whole or not at all. Not all backends have them."""
 
 from pathlib import Path
 
