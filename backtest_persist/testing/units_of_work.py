@@ -1,4 +1,4 @@
-"""Units of work: the writes of a checkpoint or a bar are stored as a whole or not at all. Not all backends have them."""
+"""Units of work: the writes of a checkpoint or a bar are stored as a whole or not at all; optional for a backend."""
 
 from pathlib import Path
 
