@@ -34,11 +34,13 @@ class Call(Generic[Item, Answer]):
     """The bytes that it adds to that."""
     future: "asyncio.Future[Answer]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     succeeded: bool = False
+    was_encoded: bool = False
+    """Whether it was encoded in a thread, with which others compete for the processor."""
 
     @property
     def has_to_wait(self) -> bool:
-        """Whether more bytes than one batch carries had to be sent before it, or with it."""
-        return self.bytes_before + self.size > BATCH_BYTES
+        """Whether more bytes than one batch carries had to be sent before it, or with it, or others encoded."""
+        return self.was_encoded or self.bytes_before + self.size > BATCH_BYTES
 
     def resolve(self, answer: Answer) -> None:
         """Give the caller its answer, unless it has gone."""

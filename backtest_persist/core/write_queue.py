@@ -316,7 +316,7 @@ class WriteQueue(Batcher[Item, Any], Generic[C, R]):
             call.future.cancel()
             raise
         finally:
-            call.bytes_before, call.size = self._bytes, self.size_of(item)
+            call.bytes_before, call.size, call.was_encoded = self._bytes, self.size_of(item), True
             self._bytes += call.size
             call.submitted_at = time.monotonic()
             self._dispatch_soon()
