@@ -10,7 +10,7 @@ from uuid import UUID
 
 from backtest_persist.connections import MongoState, joined
 from backtest_persist.core.lease_document import LEASES, LeaseContext, LeaseDocument, LeaseRow
-from backtest_persist.core.owner import lost_error
+from backtest_persist.core.owner import lost_error, note_given_up
 from backtest_persist.errors import BacktestPersistError, LeaseLostError
 from backtest_persist.logger import LoggerService
 
@@ -207,6 +207,7 @@ class HeldLease:
                 self._starting = None
             await self._document.release(half)
         except BacktestPersistError as error:
+            note_given_up(self._document.token)
             self._logger.warning("lease.not_given_up", context=self._context.describe(), why=error)
         finally:
             self._lost = self._lost or self._lost_error("its lease was given up")

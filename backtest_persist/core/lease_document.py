@@ -93,7 +93,7 @@ class LeaseDocument:
     def __init__(self, state: MongoState, context: LeaseContext, token: str, duration: float) -> None:
         self._state = state
         self._context = context
-        self._token = token
+        self.token = token
         self._collection = LEASES.of(state)
         self._duration = duration
         self._renewing = _renewing(duration)
@@ -112,7 +112,7 @@ class LeaseDocument:
 
     def owns(self, row: LeaseRow, epoch: int) -> bool:
         """Whether it is this owner's; an epoch comes again if the document was removed."""
-        return row.epoch == epoch and row.owner is not None and row.owner.token == self._token
+        return row.epoch == epoch and row.owner is not None and row.owner.token == self.token
 
     async def take(self, owner: Owner, gone: str | None, seconds: float) -> LeaseRow:
         """Take it for an owner if it is free, has run out, or belongs to the token `gone`; returns it as it then is.
@@ -127,7 +127,7 @@ class LeaseDocument:
         ]
         if gone is not None:
             is_free.append({"$eq": ["$owner.token", gone]})
-        is_mine = {"$eq": ["$owner.token", self._token]}
+        is_mine = {"$eq": ["$owner.token", self.token]}
         taken: Document = {
             "epoch": {"$add": [{"$ifNull": ["$epoch", Int64(0)]}, 1]},
             "owner": {"$literal": owner.model_dump(by_alias=True)},
@@ -188,7 +188,7 @@ class LeaseDocument:
 
     async def release(self, seconds: float | None = None, *, all_ended: bool = True) -> None:
         """Give it up if it is this owner's; the recorded sessions are forgotten if `all_ended`."""
-        mine = {**self._context.to_filter(), "owner.token": self._token}
+        mine = {**self._context.to_filter(), "owner.token": self.token}
         fields: Document = {"owner": None, "expiry": "$$NOW", "updatedDate": "$$NOW"}
         if all_ended:
             fields["sessionIds"] = []
@@ -218,7 +218,7 @@ class LeaseDocument:
 
     def _mine(self, epoch: int) -> Document:
         """Return the filter that finds it as long as this owner has it."""
-        return {**self._context.to_filter(), "epoch": epoch, "owner.token": self._token}
+        return {**self._context.to_filter(), "epoch": epoch, "owner.token": self.token}
 
     def _operation(
         self, verb: str, seconds: float | None = None, *, write: bool = False

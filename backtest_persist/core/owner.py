@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 from backtest_persist.core.row import Context, Wire
 from backtest_persist.errors import LeaseHeldError, LeaseLostError
 
-__all__ = ("Owner", "held_error", "lost_error")
+__all__ = ("Owner", "held_error", "lost_error", "note_given_up")
 
 _PROC = Path("/proc")
 _SPARE_SECONDS = 5
@@ -68,7 +68,9 @@ class Owner(Wire):
         return self.pid_namespace == _pid_namespace() is not None and self.host == socket.gethostname()
 
     def is_gone(self) -> bool:
-        """Whether it is known to have ended; see `is_visible`."""
+        """Whether it is known to have ended, or to have given up what it held; see `is_visible`."""
+        if self.token in _given_up:
+            return True
         if not self._counts_here:
             return False
         try:
@@ -82,6 +84,15 @@ class Owner(Wire):
             return False
         state, started = status
         return state in _ENDED or (self.started is not None and started != self.started)
+
+
+_given_up: set[str] = set()
+"""The tokens of owners in this process that could not tell the server that they have given up."""
+
+
+def note_given_up(token: str) -> None:
+    """Let this process succeed an owner of its own whose lease could not be given up on the server."""
+    _given_up.add(token)
 
 
 class _Process:

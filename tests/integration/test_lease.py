@@ -19,6 +19,7 @@ from backtest_persist import (
     Mode,
     Settings,
     SettingsError,
+    StoreUnavailableError,
     export_dump,
 )
 from backtest_persist.core.lease_document import LeaseDocument
@@ -441,3 +442,20 @@ async def test_operations_know_the_collection_of_leases(container: Container, tm
         assert findings["mongodb.indexes.lease"].level is Level.OK
         assert findings["mongodb.indexes.lease"].text == "there"
         assert "mongodb.collections" not in findings
+
+
+async def test_a_lease_that_could_not_be_given_up_is_free_for_its_own_process(
+    container: Container, other: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server was away when it ended; nobody has to wait for a holder who is known to have left."""
+
+    async def away(self: object, seconds: float | None = None, **options: Any) -> None:
+        raise StoreUnavailableError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LeaseDocument, "release", away)
+        async with lease_of(container) as first:
+            pass
+    assert (await document(container))["owner"] is not None
+    async with lease_of(other) as second:
+        assert second.epoch == first.epoch + 1
