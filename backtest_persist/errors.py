@@ -188,14 +188,13 @@ class IndexConflictError(BacktestPersistError):
         return self.reason is ErrorReason.NARROW_INDEX
 
 
-class LeaseHeldError(BacktestPersistError):
-    """Another writer holds the lease of this context; nothing was changed. The lease can be asked for again."""
+class _LeaseError(BacktestPersistError):
+    """An error that names the process which has a lease."""
 
-    retryable = True
     host: str | None = None
-    """The host of the holder."""
+    """The host of that process."""
     pid: int | None = None
-    """The process id of the holder."""
+    """Its process id."""
     since: datetime | None = None
     """The time at which it took the lease, by the clock of the server, in UTC."""
 
@@ -206,24 +205,20 @@ class LeaseHeldError(BacktestPersistError):
         self.pid, self.since = pid, since
 
 
-class LeaseLostError(BacktestPersistError):
+class LeaseHeldError(_LeaseError):
+    """Another writer holds the lease of this context; nothing was changed. The lease can be asked for again.
+
+    Host, pid and time are those of the holder.
+    """
+
+    retryable = True
+
+
+class LeaseLostError(_LeaseError):
     """The lease is not held any more, so that nothing can be committed; nothing of this commit is stored.
 
     Host, pid and time are those of the process that has taken it since, if there is one.
     """
-
-    host: str | None = None
-    """The host of the successor."""
-    pid: int | None = None
-    """The process id of the successor."""
-    since: datetime | None = None
-    """The time at which it took the lease, by the clock of the server, in UTC."""
-
-    def __init__(
-        self, message: str = "", *, pid: int | None = None, since: datetime | None = None, **data: Any
-    ) -> None:
-        super().__init__(message, **data)
-        self.pid, self.since = pid, since
 
 
 class ClosedError(BacktestPersistError):

@@ -341,7 +341,7 @@ class Run(Generic[S]):
         if not self._is_restorable:  # better known in the first bar than after a kill
             self._rebuilt(_Point(bars, bar.when, encoded["payload"]["data"]))
             self._is_restorable = True
-        await self._sessions.store.upsert(context, {**encoded, "when": self._sessions.wire_when(bar.when)})
+        await self._sessions.store.write(context, {**encoded, "when": self._sessions.wire_when(bar.when)})
         return _Point(bars, bar.when, encoded["payload"]["data"])
 
     async def _after_bar(self) -> None:

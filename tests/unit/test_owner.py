@@ -25,11 +25,15 @@ input()
 def start(*prefix: str) -> tuple[subprocess.Popen[str], Owner]:
     """Start another process and return it with itself as an owner."""
     command = [*prefix, sys.executable, "-c", _PRINT_OWNER]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     assert process.stdout is not None
     said = process.stdout.readline()
     if not said:
-        pytest.skip(f"{prefix[0]} is not permitted here")
+        _, problem = process.communicate()
+        if prefix and "Operation not permitted" in problem:
+            pytest.skip(f"{prefix[0]} is not permitted here")
+        raise AssertionError(problem)
     return process, Owner.model_validate_json(said)
 
 
