@@ -18,7 +18,7 @@ import anyio.to_thread
 import pytest
 from pymongo import AsyncMongoClient, MongoClient
 
-from backtest_persist import Container, Settings, embedded
+from backtest_persist import Container, Registry, Settings, embedded
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it for a job in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which child processes inherit
@@ -145,6 +145,19 @@ async def container(settings: Settings) -> AsyncIterator[Container]:
     container = Container(settings)
     yield container
     await container.close()
+
+
+@pytest.fixture
+def persist(container: Container) -> Registry:
+    """The registry under test."""
+    return Registry(container)
+
+
+@pytest.fixture
+async def witness(settings: Settings) -> AsyncIterator[Registry]:
+    """Another process: it shares nothing with the one under test but the servers."""
+    async with Container(settings) as container:
+        yield Registry(container)
 
 
 @pytest.fixture

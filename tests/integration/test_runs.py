@@ -1,7 +1,6 @@
 """Runs: a strategy bar by bar, whose bars are stored as a whole, and that goes on where it was."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
@@ -64,19 +63,6 @@ class Session(BaseModel):
 def driver() -> str:
     """These tests are not about drivers."""
     return "motor"
-
-
-@pytest.fixture
-def persist(container: Container) -> Registry:
-    """The registry under test."""
-    return Registry(container)
-
-
-@pytest.fixture
-async def witness(settings: Settings) -> AsyncIterator[Registry]:
-    """Another process: it shares nothing with the one under test but the servers."""
-    async with Container(settings) as container:
-        yield Registry(container)
 
 
 def run_of(persist: Registry, mode: Mode = Mode.BACKTEST, **options: Any) -> Run[Any]:

@@ -38,12 +38,6 @@ def driver() -> str:
     return "motor"
 
 
-@pytest.fixture
-def persist(container: Container) -> Registry:
-    """The registry under test."""
-    return Registry(container)
-
-
 def run_of(persist: Registry, mode: Mode, **options: Any) -> Run[dict[str, Any]]:
     return persist.run(strategy="trend", exchange="binance", symbol="BTC", frame="2024", mode=mode, **options)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -26,19 +25,6 @@ from tests.support.units import discarded
 def driver() -> str:
     """These tests are not about drivers, but those of faults are, and those of the conformance kit."""
     return "motor"
-
-
-@pytest.fixture
-def persist(container: Container) -> Registry:
-    """The registry under test."""
-    return Registry(container)
-
-
-@pytest.fixture
-async def witness(settings: Settings) -> AsyncIterator[Registry]:
-    """Another process: it shares nothing with the one under test but the servers."""
-    async with Container(settings) as container:
-        yield Registry(container)
 
 
 async def test_every_domain_reads_its_own_writes_and_stores_all_of_them_at_the_end(
