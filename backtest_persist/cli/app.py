@@ -4,6 +4,7 @@ from cyclopts import App
 
 from backtest_persist import __version__
 from backtest_persist.cli.cache import rebuild_cache, verify
+from backtest_persist.cli.candles import candles
 from backtest_persist.cli.demo import demo
 from backtest_persist.cli.dumps import export_dump, import_dump
 from backtest_persist.cli.servers import doctor, initiate, migrate
@@ -18,3 +19,4 @@ app = App(
 )
 for command in (demo, doctor, export_dump, import_dump, initiate, migrate, rebuild_cache, verify):
     app.command(command)
+app.command(candles)
