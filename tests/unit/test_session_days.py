@@ -4,6 +4,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -49,8 +50,8 @@ def test_a_session_that_closes_at_midnight_belongs_to_the_day_that_ends() -> Non
     assert session_day(opening, 12 * HOUR + 1) == monday + DAY
     assert session_day(opening, timedelta(hours=12, microseconds=1)) == monday + DAY
     assert session_day(opening, 3 * HOUR + HOUR // 2) == monday  # a half day
-    of_pandas: Any = pd.Timestamp("2024-03-04 07:00", tz="America/New_York")
-    assert session_day(of_pandas, timedelta(hours=12)) == session_day(of_pandas, pd.Timedelta("12h")) == monday
+    of_pandas: Any = (pd.Timestamp("2024-03-04 07:00", tz="America/New_York"), pd.Timedelta("12h"))
+    assert session_day(*of_pandas) == session_day(of_pandas[0], np.int64(12 * HOUR)) == monday  # pyright: ignore
     assert session_day(datetime(1969, 12, 31, 12, tzinfo=UTC), 12 * HOUR) == -DAY
 
 
