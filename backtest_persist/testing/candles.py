@@ -245,8 +245,8 @@ class Candles(Suite):
     @requires(CANDLE)
     async def test_a_price_in_another_unit_is_skipped(self, tmp_path: Path) -> None:
         """One that is a million times those around it is not stored, the others of its call are; a crash is real."""
-        million = {name: 1e6 * value for name, value in candle(2).items() if name in ("open", "high", "low", "close")}
-        crash = {"low": 0.003}
+        million: dict[str, Any] = {"open": 10e6, "high": 12e6, "low": 9e6, "close": 11e6}
+        crash: dict[str, Any] = {"low": 0.003}
         async with self.open(tmp_path) as persist:
             adapter = await persist.candle(*_CONTEXT)
             given = [candle(n) for n in range(5)]
