@@ -79,9 +79,9 @@ async def test_no_session_is_seen_before_its_close(backend: str, container: Cont
 async def test_a_bar_sees_a_session_when_its_day_has_ended(container: Container) -> None:
     """In a run, where the instant is that of the bar."""
     registry = Registry(container)
-    candles = await candles_of(PersistCandleInstance("7203", "1d", "tse", ioc=container), "tokyo")
-    names: Any = {"strategy": "gap", "exchange": "tse", "symbol": "7203", "frame": "2024", "mode": Mode.BACKTEST}
-    async with registry.run(**names, session=dict) as run:
+    candles = await candles_of(PersistCandleInstance("BHP", "1d", "asx", ioc=container), "sydney")
+    names: Any = {"strategy": "gap", "exchange": "asx", "symbol": "BHP", "frame": "2024", "mode": Mode.BACKTEST}
+    async with registry.run(**names, session=dict[str, Any]) as run:
         for number, instant in enumerate((candles[0]["timestamp"] + DAY - 1, candles[0]["timestamp"] + DAY)):
             async with run.bar(instant) as bar:
                 assert await bar.candles("1d", 5) == candles[:number]
