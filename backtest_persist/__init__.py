@@ -11,6 +11,7 @@ from backtest_persist.core.candle_report import CandleReport
 from backtest_persist.core.db_service import Page
 from backtest_persist.core.lease import Lease
 from backtest_persist.core.row import utc_now
+from backtest_persist.core.session_days import session_day
 from backtest_persist.defaults import ioc, persist, setup
 from backtest_persist.domains.breakeven import (
     BreakevenCacheService,
@@ -200,6 +201,7 @@ __all__ = (
     "import_dump",
     "ioc",
     "persist",
+    "session_day",
     "setup",
     "utc_now",
 )
