@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, cast
 
+from backtest_persist.core.frame import CandleFrame
 from backtest_persist.core.ohlcv import ImpossibleCandleError
 from backtest_persist.errors import SettingsError
 
@@ -60,6 +61,8 @@ def find_columns(candles: Any) -> Columns | None:
     `ImpossibleCandleError` for a mapping that holds no columns; `SettingsError` for an Arrow stream that no installed
     library reads.
     """
+    if isinstance(candles, CandleFrame):
+        return _of_mapping(candles.columns)
     pandas, polars = sys.modules.get("pandas"), sys.modules.get("polars")
     if pandas is not None and isinstance(candles, pandas.DataFrame):
         return _of_pandas(candles, pandas)
@@ -92,7 +95,7 @@ def _of_pandas(frame: Any, pandas: Any) -> Columns:
     columns = Columns("row of a DataFrame")
     names = [_first_level(name) for name in frame.columns]
     series = [frame.iloc[:, place] for place in range(len(names))]
-    if isinstance(frame.index, pandas.DatetimeIndex) and not TIME_NAMES.intersection(map(plain_name, names)):
+    if frame.index.dtype.kind == "M" and not TIME_NAMES.intersection(map(plain_name, names)):
         names, series = ["timestamp", *names], [frame.index.to_series(), *series]
     for name, values in zip(names, series, strict=True):
         if isinstance(values.dtype, pandas.DatetimeTZDtype) and not values.hasnans:
@@ -123,7 +126,9 @@ def _of_arrow(stream: Any) -> Columns:
             return read(stream)
         except ModuleNotFoundError:
             continue
-    raise SettingsError(f"Candles in a {type(stream).__name__} need a library for Arrow; run: pip install pyarrow")
+    raise SettingsError(
+        f'Candles in a {type(stream).__name__} need a library for Arrow; run: pip install "backtest-persist[arrow]"'
+    )
 
 
 def _by_pyarrow(stream: Any) -> Columns:
