@@ -142,13 +142,11 @@ async def test_in_a_run_a_frame_ends_at_the_bar(container: Container, tmp_path: 
             persist.use_dummy()
         stored = await persist.candle("BTC", "1m", "binance")
         await stored.write_candles_data([candle(n) for n in range(10) if n != 2])
-        async with persist.run(
-            strategy="s", exchange="binance", symbol="BTC", frame="f", mode=Mode.BACKTEST, session=dict
-        ) as run:
+        async with persist.run(strategy="s", exchange="binance", symbol="BTC", frame="f", mode=Mode.BACKTEST) as run:
             async with run.bar(START + 4 * MINUTE) as bar:
                 adapter = bar.candle("1m")
                 await adapter.write_candles_data([candle(2)])
-                db: Any = getattr(adapter, "db")  # noqa: B009
+                db = adapter.db
                 key = ("BTC", "1m", "binance")
                 seen = [] if backend == "dummy" else [0, 1]
                 for until in (None, START + 3 * MINUTE + 1, START + 8 * MINUTE, "2030-01-01"):
@@ -158,8 +156,9 @@ async def test_in_a_run_a_frame_ends_at_the_bar(container: Container, tmp_path: 
                 assert len(await db.find_frame(*key, resample="5m")) == 0
                 assert len(await db.find_frame(*key, resample="3m")) == 1
             async with run.bar(START + 6 * MINUTE) as bar:
-                db = getattr(bar.candle("1m"), "db")  # noqa: B009
-                assert len(await db.find_frame("BTC", "1m", "binance")) == (1 if backend == "dummy" else 6)
+                assert len(await bar.candle("1m").db.find_frame("BTC", "1m", "binance")) == (
+                    1 if backend == "dummy" else 6
+                )
 
 
 def frame_of(count: int = 4) -> CandleFrame:
@@ -283,9 +282,12 @@ def test_backtesting_runs_on_a_frame() -> None:
         "volume": np.ones(count),
     }
 
+    def mean(closes: Any) -> Any:
+        return closes.rolling(3).mean()
+
     class Trend(backtesting.Strategy):
         def init(self) -> None:
-            self.mean = lib.resample_apply("D", lambda closes: closes.rolling(3).mean(), self.data.Close)
+            self.mean = lib.resample_apply("D", mean, self.data.Close)
 
         def next(self) -> None:
             if not self.position and self.data.Close[-1] > self.mean[-1]:
