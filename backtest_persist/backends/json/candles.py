@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
+from anyio.to_thread import run_sync
+
 from backtest_persist.backends.json.codec import dumps
-from backtest_persist.backends.json.layout import Layout
+from backtest_persist.backends.json.layout import SERIES_PATH, Layout
 from backtest_persist.backends.json.rows import to_row
 from backtest_persist.backends.json.store import JsonStore
 from backtest_persist.backends.json.value_file import Stored, Write
@@ -28,10 +30,22 @@ _MAX_MISSING = 100
 """How many candles of a window may be missing before its directory is listed, which takes long for a large one."""
 
 _LAYOUT = Layout(CANDLE)
+_logger = LoggerService()
 
 
 class JsonCandleStore(JsonStore[CandleContext, CandleRow]):
     """Keeps candles in files, which contain their time beside their numbers."""
+
+    _has_looked = False
+
+    async def wait_for_init(self) -> None:
+        """Warn once of series files in the dump, which are not read."""
+        if not self._has_looked:
+            self._has_looked = True
+            directory = self.dump.root / SERIES_PATH
+            if await run_sync(directory.is_dir):
+                effect = "not read: import-dump stores them, and export-dump --candles files makes files that are read"
+                _logger.warning("candles.series_files", directory=directory, effect=effect)
 
     def to_write(self, context: Mapping[str, Any], fields: Mapping[str, Any]) -> Write:
         """Return what stores the candle of a context, with these numbers, in its folder."""
