@@ -93,8 +93,8 @@ class MongoSeries:
             end = min(start + PART * series.step, stop)
             number = await self._count_range(series, start, end, step=series.step)
             if not number:  # on to the next candle, however far that is
-                after = {**_TIME, "$gte": Int64(end), "$mod": [series.step, 0]}
-                end = await self._find_time({**names, "timestamp": after}, ASCENDING) or stop
+                later = {**_TIME, "$gte": Int64(end), "$mod": [series.step, 0]}
+                end = await self._find_time({**names, "timestamp": later}, ASCENDING) or stop
                 gaps.add(start, end)
             elif number < (end - start) // series.step:
                 for gap in await self._candles.find_gaps(series, start, end):

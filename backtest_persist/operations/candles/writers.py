@@ -1,4 +1,4 @@
-"""Writers of candles: CSV, Parquet and feather, each written part by part, so that memory does not grow with the file."""
+"""Writers of candles: CSV, Parquet and feather, written part by part, so that memory does not grow with the file."""
 
 import glob
 import gzip
@@ -80,7 +80,7 @@ def open_writer(path: Path, file_format: CandleFormat, *, packed: bool = False) 
         except ModuleNotFoundError:
             continue
     raise SettingsError(
-        f'Files in {file_format} need polars or pyarrow; run: pip install "backtest-persist[polars]". CSV needs neither.'
+        f'A {file_format} file needs polars or pyarrow; run: pip install "backtest-persist[polars]". CSV needs neither.'
     )
 
 
