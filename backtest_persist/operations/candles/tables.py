@@ -243,10 +243,7 @@ def _by_polars(file: CandleFile) -> Iterator[_Batch]:
             f'{file.path} needs a library for {file.kind}; run: pip install "backtest-persist[polars]"'
         ) from None
     try:
-        if file.kind is Kind.PARQUET:
-            frame = polars.read_parquet(file.path)
-        else:
-            frame = polars.read_ipc(file.path)
+        frame = polars.read_parquet(file.path) if file.kind is Kind.PARQUET else polars.read_ipc(file.path)
     except (polars.exceptions.PolarsError, OSError) as error:
         raise _damaged(file, error) from None
     zoned = {
