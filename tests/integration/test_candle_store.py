@@ -112,12 +112,13 @@ async def test_a_price_in_another_unit_is_reported(
     assert await db.store(*KEY, given, allow_outliers=True) == CandleReport(new=1, same=4, outliers=at(2))
     assert await closes(db) == [11.0, 11.0, 11e6, 11.0, 11.0]
     assert (await db.create(*KEY, candle(5, **million))).close == 11e6
+    start, end = at(0, 3)
     right = [candle(number) for number in range(3)]
-    assert await db.replace_range(*KEY, *at(0, 3), right) == CandleReport(new=3)
+    assert await db.replace_range(*KEY, start, end, right) == CandleReport(new=3)
     wrong = [*right[:2], candle(2, **million)]
-    assert (await db.replace_range(*KEY, *at(0, 3), wrong)).outliers == at(2)
+    assert (await db.replace_range(*KEY, start, end, wrong)).outliers == at(2)
     assert await db.find_by_context(*KEY, at(2)[0]) is None
-    assert (await db.replace_range(*KEY, *at(0, 3), wrong, allow_outliers=True)).new == 3
+    assert (await db.replace_range(*KEY, start, end, wrong, allow_outliers=True)).new == 3
 
     caplog.clear()
     adapter = PersistCandleInstance("other", *KEY[1:], ioc=container)
