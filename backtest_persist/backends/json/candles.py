@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
+from anyio.to_thread import run_sync
+
 from backtest_persist.backends.json.codec import dumps
 from backtest_persist.backends.json.folder import DumpFiles
-from backtest_persist.backends.json.layout import Layout
+from backtest_persist.backends.json.layout import SERIES_PATH, Layout
 from backtest_persist.backends.json.rows import to_row
 from backtest_persist.backends.json.store import JsonStore
 from backtest_persist.backends.json.value_file import Stored, Write
@@ -40,6 +42,16 @@ class JsonCandleStore(JsonStore[CandleContext, CandleRow]):
     def __init__(self, dump: DumpFiles, domain: Domain, settings: Callable[[], Settings]) -> None:
         super().__init__(dump, domain, settings)
         self.logger = LoggerService()
+        self._has_looked = False
+
+    async def wait_for_init(self) -> None:
+        """Warn once of series files in the dump, which are not read."""
+        if not self._has_looked:
+            self._has_looked = True
+            directory = self.dump.root / SERIES_PATH
+            if await run_sync(directory.is_dir):
+                effect = "not read: import-dump stores them, and export-dump --candles files makes files that are read"
+                self.logger.warning("candles.series_files", directory=directory, effect=effect)
 
     def to_write(self, context: Mapping[str, Any], fields: Mapping[str, Any]) -> Write:
         """Return what stores the candle of a context, with these numbers, in its folder."""
