@@ -140,6 +140,9 @@ class DummyCandleDbService(CandleDbService):
             self._instant(until, "until")
         return []
 
+    async def _find_edges(self, query: Mapping[str, Any], step: int) -> list[Document]:
+        return []
+
     async def _insert(self, series: Series, candles: Sequence[CandleData]) -> int:
         return len(candles)
 
