@@ -101,7 +101,7 @@ async def test_what_the_exchange_does_not_have_is_remembered(container: Containe
         server.asked.clear()
         await fill(container, server, LISTED + 2 * DAY, until)
         assert await stored(container, LISTED + 2 * DAY, until) == server.candles(LISTED + 2 * DAY, until)
-        assert len(server.asked) == 4  # two days of candles; the outage costs none
+        assert len(server.asked) == 3  # two days of candles; the outage costs none
 
         server.holes.remove(*minutes[0])
         server.asked.clear()

@@ -1,11 +1,7 @@
-"""A server that speaks the part of Binance's API that a fill uses, and the real exchange of ccxt that asks it.
-
-As a program this module is a fill, which tests kill: ``python -m tests.support.exchange_server URL SINCE UNTIL``.
-"""
+"""A server that speaks the part of Binance's API that a fill uses, and the real exchange of ccxt that asks it."""
 
 import asyncio
 import json
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -16,8 +12,6 @@ from typing import Any, NamedTuple, Self
 import ccxt.async_support as ccxt
 from aiohttp import web
 
-from backtest_persist import Container
-from backtest_persist.operations.candles.filling import Filled, fill_candles
 from backtest_persist.operations.candles.ranges import Range, Ranges
 
 __all__ = (
@@ -229,12 +223,3 @@ async def open_exchange(url: str, **config: Any) -> AsyncGenerator[Any]:
         yield exchange
     finally:
         await exchange.close()
-
-
-async def _fill(url: str, since: int, until: int) -> Filled:
-    async with Container() as container, open_exchange(url) as exchange:
-        return await fill_candles(container, exchange, "BTCUSDT", "1m", since, until)
-
-
-if __name__ == "__main__":
-    asyncio.run(_fill(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
