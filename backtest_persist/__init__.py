@@ -7,9 +7,11 @@ from backtest_persist.backends.mongo import MongoBackend
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData, CandleInterval, When
 from backtest_persist.core.base_map import DEFAULT_TTL_EXPIRE_SECONDS, ITERATOR_BATCH_SIZE, BaseMap, base_map
+from backtest_persist.core.candle_report import CandleReport
 from backtest_persist.core.db_service import Page
 from backtest_persist.core.lease import Lease
 from backtest_persist.core.row import utc_now
+from backtest_persist.core.session_days import session_day
 from backtest_persist.defaults import ioc, persist, setup
 from backtest_persist.domains.breakeven import (
     BreakevenCacheService,
@@ -20,7 +22,6 @@ from backtest_persist.domains.breakeven import (
 from backtest_persist.domains.candle import (
     CandleCacheService,
     CandleDbService,
-    CandleReport,
     CandleRow,
     PersistCandleInstance,
 )
@@ -202,6 +203,7 @@ __all__ = (
     "import_dump",
     "ioc",
     "persist",
+    "session_day",
     "setup",
     "utc_now",
 )

@@ -11,6 +11,7 @@ from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain
 from backtest_persist.core.lease import LEASE_SECONDS, Lease, prepare_leases
 from backtest_persist.core.lease_document import LeaseContext
+from backtest_persist.core.mongo_candles import MongoCandleStore
 from backtest_persist.core.mongo_store import MongoStore
 from backtest_persist.domains import DOMAINS, with_own
 from backtest_persist.domains.breakeven import BreakevenCacheService, BreakevenDbService
@@ -91,7 +92,7 @@ class Container:
         self.strategy_cache_service = self._cache(StrategyCacheService)
 
         self.breakeven_db_service = self._db(BreakevenDbService, self.breakeven_cache_service)
-        self.candle_db_service = self._db(CandleDbService, self.candle_cache_service)
+        self.candle_db_service = self._db(CandleDbService, self.candle_cache_service, MongoCandleStore)
         self.dictionary_db_service = self._db(DictionaryDbService, self.dictionary_cache_service)
         self.interval_db_service = self._db(IntervalDbService, self.interval_cache_service)
         self.log_db_service = self._db(LogDbService, self.log_cache_service)
@@ -119,8 +120,8 @@ class Container:
         service = self._cache_services[kind] = kind(self.redis_service)
         return service
 
-    def _db(self, kind: type[D], cache: BaseMap) -> D:
-        store = MongoStore[Any, Any](kind.schema(), self.mongo_service, self.redis_service, cache)
+    def _db(self, kind: type[D], cache: BaseMap, store_type: type[MongoStore[Any, Any]] = MongoStore) -> D:
+        store = store_type(kind.schema(), self.mongo_service, self.redis_service, cache)
         service = self._db_services[kind] = kind(store)
         return service
 

@@ -6,19 +6,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from backtest_persist.backends.services import AdapterFactories, StoreServices
-from backtest_persist.connections import Document
-from backtest_persist.contracts import CandleData, When
+from backtest_persist.contracts import CandleData
 from backtest_persist.core.change import Part
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain
-from backtest_persist.core.keys import checked_limit
 from backtest_persist.core.lease import LEASE_SECONDS, check_times
 from backtest_persist.core.lease_document import LeaseContext
 from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
 from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.row import Context, Row
 from backtest_persist.domains import DOMAINS
-from backtest_persist.domains.candle import CANDLE, CandleContext, CandleDbService, CandleRow
+from backtest_persist.domains.candle import CANDLE, CandleContext, CandleRow
 from backtest_persist.errors import LeaseLostError
 from backtest_persist.logger import LoggerService
 from backtest_persist.settings import Settings, deferred
@@ -91,62 +89,56 @@ class DummyStore(Generic[C, R]):
         return []
 
 
-class DummyCandleDbService(CandleDbService):
-    """Keeps no candle; all that are written would have been new."""
+class DummyCandleStore(DummyStore[CandleContext, CandleRow]):
+    """Keeps no candle; all that are written would have been new. Implements `CandleStore`."""
 
-    def __init__(self, store: DummyStore[CandleContext, CandleRow]) -> None:
-        super().__init__(store)
-        self._own_logger = LoggerService()
+    remembers_ids = False
+    """There is no Redis to tell ids."""
 
-    async def find_range(
-        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
-    ) -> list[CandleRow]:
+    def __init__(self, row_type: type[CandleRow], settings: Callable[[], Settings]) -> None:
+        super().__init__(row_type, settings)
+        self.logger = LoggerService()
+
+    async def find_rows(self, series: Series, start: int, end: int) -> list[CandleRow]:
         """Find nothing."""
-        self._bounds(Series(symbol, interval, exchange_name), since, limit)
         return []
 
-    async def find_data(
-        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
-    ) -> list[CandleData]:
+    async def find_data(self, series: Series, start: int, end: int) -> list[CandleData]:
         """Find nothing."""
-        self._bounds(Series(symbol, interval, exchange_name), since, limit)
         return []
 
-    async def find_columns(
-        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
-    ) -> "dict[str, NDArray[Any]]":
+    async def find_columns(self, series: Series, start: int, end: int) -> "dict[str, NDArray[Any]]":
         """Find nothing."""
-        self._bounds(Series(symbol, interval, exchange_name), since, limit)
         return candle_columns([])
 
-    @property
-    def _logger(self) -> LoggerService:
-        return self._own_logger
+    async def find_last_rows(self, series: Series, limit: int, latest: int) -> list[CandleRow]:
+        """Find nothing."""
+        return []
 
-    async def _create(self, series: Series, candle: CandleData) -> CandleRow:
-        context = self._context(series.symbol, series.interval, series.exchange_name, candle["timestamp"])
-        return await self._store.upsert(context, {name: candle[name] for name in NUMBERS})
+    async def find_last_data(self, series: Series, limit: int, latest: int) -> list[CandleData]:
+        """Find nothing."""
+        return []
 
-    async def _find_numbers(
+    async def find_gaps(self, series: Series, start: int, end: int) -> list[tuple[int, int]]:
+        """Return the whole range."""
+        return [(start, end)] if start < end else []
+
+    async def find_numbers(
         self, series: Series, times: Sequence[int], *, prepare: bool = True
     ) -> dict[int, Mapping[str, Any]]:
+        """Find nothing."""
         return {}
 
-    async def _last(
-        self, series: Series, limit: int, until: When | None, projection: Mapping[str, int] | None = None
-    ) -> list[Document]:
-        checked_limit(limit)
-        if until is not None:
-            self._instant(until, "until")
-        return []
+    async def create_candle(self, context: CandleContext, candle: CandleData) -> CandleRow:
+        """Return the row that a store would have kept."""
+        return await self.upsert(context, {name: candle[name] for name in NUMBERS})
 
-    async def _find_edges(self, query: Mapping[str, Any], step: int) -> list[Document]:
-        return []
-
-    async def _insert(self, series: Series, candles: Sequence[CandleData]) -> int:
+    async def insert_candles(self, series: Series, candles: Sequence[CandleData]) -> int:
+        """Keep none; all would have been new."""
         return len(candles)
 
-    async def _delete_range(self, series: Series, start: int | None, end: int | None) -> int:
+    async def delete_range(self, series: Series, start: int | None, end: int | None) -> int:
+        """Find nothing to delete."""
         return 0
 
 
@@ -199,8 +191,8 @@ class DummyBackend(AdapterFactories):
         known, given = tuple(domains), deferred(settings)
 
         def db_service(domain: Domain) -> DbService[Any, Any]:
-            kind = DummyCandleDbService if domain is CANDLE else domain.db_service
-            return kind(DummyStore[Any, Any](domain.row_type, given))
+            store_type: type[Any] = DummyCandleStore if domain is CANDLE else DummyStore[Any, Any]
+            return domain.db_service(store_type(domain.row_type, given))
 
         super().__init__(StoreServices(known, db_service), known)
 

@@ -81,6 +81,8 @@ def _of_mapping(given: Mapping[Any, Any]) -> Columns:
         if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping):
             raise ImpossibleCandleError(f"a {type(given).__name__} of values is one candle; put it into a list")
         column = cast("Any", values)
+        if type(column).__module__ == "numpy" and column.dtype.kind == "M":
+            column = column.astype("datetime64[us]")  # of those in ns, `tolist` makes ints
         columns.add(name, column.tolist() if hasattr(column, "tolist") else list(column))
     return columns
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 from pydantic import BaseModel
@@ -19,6 +20,7 @@ from backtest_persist.core.ohlcv import (
     candle_numbers,
     opening_time,
 )
+from backtest_persist.core.outliers import find_outliers
 from backtest_persist.core.payload import opened
 from backtest_persist.errors import InvalidPayloadError
 
@@ -43,7 +45,7 @@ class CheckedCandles:
     count: int = 0
     """How many were given."""
     valid: dict[int, CandleData] = field(default_factory=dict[int, CandleData])
-    """The closed ones that can be stored, by time."""
+    """The closed ones that can be stored, by time; outliers only if they are allowed."""
     repeated: int = 0
     """How many closed ones were given again."""
     open: list[int] = field(default_factory=list[int])
@@ -54,6 +56,8 @@ class CheckedCandles:
     """The times of those whose high or low was set to the body, which it missed by a rounding error."""
     rounded: list[int] = field(default_factory=list[int])
     """The times of those with a number of which a float does not hold all digits."""
+    outliers: list[int] = field(default_factory=list[int])
+    """The times of those with a price in another unit than the prices around it; see `find_outliers`."""
     ignored: set[str] = field(default_factory=set[str])
     """The names of what was given beside time and numbers."""
 
@@ -90,7 +94,9 @@ class _Plan(NamedTuple):
     ignored: frozenset[str]
 
 
-def check_candles(series: Series, candles: Any, *, as_of: int, early: EarlyTimes) -> CheckedCandles:
+def check_candles(
+    series: Series, candles: Any, *, as_of: int, early: EarlyTimes, allow_outliers: bool = False
+) -> CheckedCandles:
     """Check the candles of one call, in one of the shapes of `contracts.CandlesInput`.
 
     One has closed if its interval ends at `as_of` (ms UTC) or before. What is wrong with single candles, of which there
@@ -130,6 +136,9 @@ def check_candles(series: Series, candles: Any, *, as_of: int, early: EarlyTimes
             checked.invalid.append((position, _rivalry(timestamp, rival)))
     checked.repeated = sum(map(len, repeats.values()))
     checked.invalid.sort()
+    checked.outliers = find_outliers(checked.valid)
+    for timestamp in () if allow_outliers else checked.outliers:
+        del checked.valid[timestamp]
     return checked
 
 
@@ -198,7 +207,7 @@ def _row(given: Any) -> _Row:
     if isinstance(given, list | tuple) or _is_numpy(kind, "ndarray"):
         return _positional_row(kind.__name__, cast("Sequence[Any]", given))
     if _is_numpy(kind, "void") and given.dtype.names:
-        return _named_row("record", given.dtype.names, given.item())
+        return _named_row("record", given.dtype.names, _members(given))
     if hasattr(kind, "keys") and hasattr(kind, "__getitem__"):  # a Series of pandas, a record of a database driver
         values = {name: given[name] for name in given.keys()}  # noqa: SIM118  # of a Series, `in` gives values
         return _Row(kind.__name__, tuple(values), values)
@@ -221,10 +230,17 @@ def _positional_row(kind: str, values: Sequence[Any]) -> _Row:
     return _Row(kind, COLUMNS, dict(zip(COLUMNS, values, strict=False)))
 
 
+def _members(record: Any) -> list[Any]:
+    """Return the values of a record of numpy, of which `item` makes ints of datetimes in ns."""
+    values = zip(record.dtype.names, record.item(), strict=True)
+    return [record[name] if record.dtype[name].kind == "M" else value for name, value in values]
+
+
 def _is_numpy(kind: type[Any], name: str) -> bool:
     return kind.__module__ == "numpy" and kind.__name__ == name
 
 
+@lru_cache(100)
 def _plan(names: tuple[Any, ...]) -> _Plan:
     """Find the fields of a candle among the names of rows, capitalised or not."""
     plain: dict[str, Any] = {}

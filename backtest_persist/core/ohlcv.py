@@ -158,7 +158,8 @@ def _offset(timestamp: int, interval: str) -> str:
     problem = f"it is {offset} later than the start of a UTC {unit}"
     if ms:
         return problem
-    return f"{problem}; a session with this offset is stored under the UTC {unit} in which it closes"
+    name = ", which session_day(opening, length) returns" if interval == "1d" else ""
+    return f"{problem}; a session with this offset is stored under the UTC {unit} in which it closes{name}"
 
 
 def opening_time(value: Any, interval: str, early: EarlyTimes) -> int:

@@ -80,7 +80,7 @@ class UnitOfWork:
     def __init__(
         self,
         services: Any,
-        buffered: Mapping[type[DbService[Any, Any]], Callable[[Any, "UnitOfWork"], DbService[Any, Any]]],
+        stores: Mapping[type[DbService[Any, Any]], "Callable[[Any, Any, UnitOfWork], BufferedStore[Any, Any]]"],
     ) -> None:
         self.services = services
         """The source of the db services of the backend itself."""
@@ -98,7 +98,7 @@ class UnitOfWork:
         self.is_open = True
         """Whether it takes writes now; a run does within a bar alone."""
         self._calls = 0
-        self._buffered = buffered
+        self._store_types = stores
         self._db_services: dict[type[DbService[Any, Any]], DbService[Any, Any]] = {}
         self._stores: list[BufferedStore[Any, Any]] = []
 
@@ -115,15 +115,14 @@ class UnitOfWork:
         """Return that db service, also after the end of the unit."""
         service = self._db_services.get(kind)
         if service is None:
-            inner = self.services.db_service(kind)
-            create = self._buffered.get(kind)
-            service = kind(self.store_over(inner.store, kind)) if create is None else create(inner, self)
-            self._db_services[kind] = service
+            service = self._db_services[kind] = kind(self._store_over(self.services.db_service(kind), kind))
         return cast("D", service)
 
-    def store_over(self, inner: Store[C, R], kind: type[DbService[C, R]]) -> "BufferedStore[C, R]":
-        """Return a store that writes into this unit, over one of the backend."""
-        store = BufferedStore(inner, kind.schema().row_type, self)
+    def _store_over(self, inner: DbService[Any, Any], kind: type[DbService[Any, Any]]) -> "BufferedStore[Any, Any]":
+        """Return a store that writes into this unit, over that of a db service of the backend."""
+        create = self._store_types.get(kind, BufferedStore[Any, Any])
+        rows = inner._store  # pyright: ignore[reportPrivateUsage]  # `store` is a verb of candles
+        store = create(rows, kind.schema().row_type, self)
         self._stores.append(store)
         return store
 

@@ -4,38 +4,45 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from backtest_persist.backends.services import AtomicBackend
-from backtest_persist.contracts import CandleData, When
+from backtest_persist.contracts import CandleData
+from backtest_persist.core.candle_report import CandleReport, ReportLog
+from backtest_persist.core.candle_store import CandleStore
 from backtest_persist.core.change import Change, ChangeKind
 from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
-from backtest_persist.core.unit_of_work import Layer, UnitOfWork
-from backtest_persist.domains.candle import CandleContext, CandleDbService, CandleReport, CandleRow
+from backtest_persist.core.unit_of_work import BufferedStore, Layer, UnitOfWork
+from backtest_persist.domains.candle import CandleContext, CandleDbService, CandleRow
 from backtest_persist.errors import BacktestPersistError, SettingsError
 from backtest_persist.logger import LoggerService
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ("BufferedCandleDbService", "report_candles", "unit_over")
+__all__ = ("BufferedCandleStore", "report_candles", "unit_over")
 
 
-class BufferedCandleDbService(CandleDbService):
-    """Keeps candles that are written in a unit of work, and reads them together with those that are stored.
+class BufferedCandleStore(BufferedStore[CandleContext, CandleRow]):
+    """Keeps candles that are written in a unit of work, over those that are stored; implements `CandleStore`.
 
     Whether one is stored already with other numbers, which are then kept, is found out, and logged, when it is stored.
     """
 
-    def __init__(self, inner: CandleDbService, unit: UnitOfWork) -> None:
-        self._buffer = unit.store_over(super(CandleDbService, inner).store, CandleDbService)
-        self._buffer.remembers_ids = inner.remembers_ids
-        super().__init__(self._buffer)
-        self.inner = inner
-        self._unit = unit
+    def __init__(
+        self, inner: CandleStore[CandleContext, CandleRow], row_type: type[CandleRow], unit: UnitOfWork
+    ) -> None:
+        super().__init__(inner, row_type, unit)
+        self.remembers_ids = inner.remembers_ids
+        self._stored_candles = inner
+
+    @property
+    def logger(self) -> LoggerService:
+        """The logger of the backend."""
+        return self._stored_candles.logger
 
     def pending(self, symbol: str, interval: str, exchange_name: str) -> dict[int, CandleData]:
         """Return the candles of a series that the unit has written, by opening time in ms UTC, in order."""
         found: dict[int, CandleData] = {}
-        for layer in reversed([*self._unit.seen()]):
-            for change in layer.of(self._buffer).values():
+        for layer in reversed([*self.unit.seen()]):
+            for change in layer.of(self).values():
                 context = cast("CandleContext", change.context)
                 if (context.symbol, context.interval, context.exchange_name) == (symbol, interval, exchange_name):
                     found.setdefault(context.timestamp, _data(change))
@@ -50,170 +57,135 @@ class BufferedCandleDbService(CandleDbService):
         Those that another program has stored as numbers of other types are left out.
         """
         written: dict[Series, dict[int, CandleData]] = {}
-        for change in layer.of(self._buffer).values():
+        for change in layer.of(self).values():
             context = cast("CandleContext", change.context)
-            series = Series(context.symbol, context.interval, context.exchange_name)
-            written.setdefault(series, {})[context.timestamp] = _data(change)
+            written.setdefault(_series(context), {})[context.timestamp] = _data(change)
         settled: list[tuple[Series, list[CandleData]]] = []
         for series, candles in written.items():
-            stored = await self.inner._find_numbers(series, sorted(candles))
+            stored = await self._stored_candles.find_numbers(series, sorted(candles))
             report = CandleReport()
-            self._compare(candles, stored, report)
-            self._tell(series, report)
+            report.compare(candles, stored)
+            ReportLog(self.logger).tell(series, report)
             kept = [_candle(at, stored[at]) for at in sorted(stored) if _is_of_floats(stored[at])]
             settled.append((series, kept))
         return settled
 
-    # --- reading ---
+    # --- reading: what is pending is looked up before what is stored is read, as a commit lets it go ---
 
-    async def find_range(
-        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
-    ) -> list[CandleRow]:
-        """Find the window of `limit` candles from `since` on, oldest first."""
-        series = Series(symbol, interval, exchange_name)
-        written = self._between(series, *self._bounds(series, since, limit))  # before a commit lets them go
-        return self._merged_rows(
-            series, await self.inner.find_range(symbol, interval, exchange_name, since, limit), written
-        )
+    async def find_rows(self, series: Series, start: int, end: int) -> list[CandleRow]:
+        """Find what is stored or pending in [start, end)."""
+        written = self._between(series, start, end)
+        return self._merged_rows(series, await self._stored_candles.find_rows(series, start, end), written)
 
-    async def find_data(
-        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
-    ) -> list[CandleData]:
-        """Find the same as `find_range`, as plain data."""
-        series = Series(symbol, interval, exchange_name)
-        written = self._between(series, *self._bounds(series, since, limit))
-        return _merged(await self.inner.find_data(symbol, interval, exchange_name, since, limit), written)
+    async def find_data(self, series: Series, start: int, end: int) -> list[CandleData]:
+        """Find the same as plain data."""
+        written = self._between(series, start, end)
+        return _merged(await self._stored_candles.find_data(series, start, end), written)
 
-    async def find_columns(
-        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
-    ) -> "dict[str, NDArray[Any]]":
-        """Find the same as `find_range`, as numpy arrays by field."""
-        series = Series(symbol, interval, exchange_name)
-        start, end = self._bounds(series, since, limit)
+    async def find_columns(self, series: Series, start: int, end: int) -> "dict[str, NDArray[Any]]":
+        """Find the same as numpy arrays by field: `timestamp` int64, the others float64."""
         if not self._between(series, start, end):
-            return await self.inner.find_columns(symbol, interval, exchange_name, since, limit)
-        return candle_columns(await self.find_data(symbol, interval, exchange_name, since, limit))
+            return await self._stored_candles.find_columns(series, start, end)
+        return candle_columns(await self.find_data(series, start, end))
 
-    async def find_last(
-        self, symbol: str, interval: str, exchange_name: str, limit: int, until: When | None = None
-    ) -> list[CandleRow]:
-        """Find the last `limit` candles that have closed by `until`, by default the bar's `when`, oldest first."""
-        series = Series(symbol, interval, exchange_name)
-        until = self._until(until)
-        written = self._between(series, None, self._end(series, until))
-        rows = await self.inner.find_last(symbol, interval, exchange_name, limit, until)
+    async def find_last_rows(self, series: Series, limit: int, latest: int) -> list[CandleRow]:
+        """Find the last `limit` candles that open at `latest` or before."""
+        written = self._between(series, None, latest + 1)
+        rows = await self._stored_candles.find_last_rows(series, limit, latest)
         return self._merged_rows(series, rows, written)[-limit:] if limit else []
 
-    async def find_last_data(
-        self, symbol: str, interval: str, exchange_name: str, limit: int, until: When | None = None
-    ) -> list[CandleData]:
-        """Find the same as `find_last`, as plain data."""
-        series = Series(symbol, interval, exchange_name)
-        until = self._until(until)
-        written = self._between(series, None, self._end(series, until))
-        candles = await self.inner.find_last_data(symbol, interval, exchange_name, limit, until)
+    async def find_last_data(self, series: Series, limit: int, latest: int) -> list[CandleData]:
+        """Find the same as plain data."""
+        written = self._between(series, None, latest + 1)
+        candles = await self._stored_candles.find_last_data(series, limit, latest)
         return _merged(candles, written)[-limit:] if limit else []
 
-    async def find_gaps(
-        self, symbol: str, interval: str, exchange_name: str, since: When, until: When
-    ) -> list[tuple[int, int]]:
-        """Return the holes in [since, until), each as (first missing opening time, time after the hole), in ms UTC."""
-        series = Series(symbol, interval, exchange_name)
-        step, gaps = series.step, list[tuple[int, int]]()
+    async def find_gaps(self, series: Series, start: int, end: int) -> list[tuple[int, int]]:
+        """Find the gaps in [start, end), two starts of candles: each its first missing time, and the time after it."""
+        gaps: list[tuple[int, int]] = []
         pending = self._pending(series)
-        for start, end in await self.inner.find_gaps(symbol, interval, exchange_name, since, until):
-            first = start
-            for at in (at for at in pending if start <= at < end):
+        for first, after in await self._stored_candles.find_gaps(series, start, end):
+            for at in (at for at in pending if first <= at < after):
                 if at > first:
                     gaps.append((first, at))
-                first = at + step
-            if first < end:
-                gaps.append((first, end))
+                first = at + series.step
+            if first < after:
+                gaps.append((first, after))
         return gaps
 
-    def _until(self, until: When | None) -> When | None:
-        return self._buffer.default_when() if until is None else until
+    async def find_numbers(
+        self, series: Series, times: Sequence[int], *, prepare: bool = True
+    ) -> dict[int, Mapping[str, Any]]:
+        """Find the numbers of the candles that the unit has written; what is stored is compared by `settle`."""
+        keys = {at: series.cache_key(at) for at in times}
+        changes = {at: self.unit.change_of(self, key) for at, key in keys.items()}
+        return {at: _data(change) for at, change in changes.items() if change is not None}
 
-    def _end(self, series: Series, until: When | None) -> int | None:
-        return None if until is None else self._instant(until, "until") - series.step + 1
-
-    def _between(self, series: Series, start: int | None, end: int | None) -> list[CandleData]:
-        return [
-            candle
-            for at, candle in self._pending(series).items()
-            if (start is None or start <= at) and (end is None or at < end)
-        ]
+    def _between(self, series: Series, start: int | None, end: int) -> list[CandleData]:
+        return [candle for at, candle in self._pending(series).items() if (start is None or start <= at) and at < end]
 
     def _merged_rows(self, series: Series, rows: list[CandleRow], written: list[CandleData]) -> list[CandleRow]:
         stored = {row.timestamp for row in rows}
-        new = [self._row(series, candle) for candle in written if candle["timestamp"] not in stored]
+        new = [self.row_of(_change(series, candle)) for candle in written if candle["timestamp"] not in stored]
         return sorted([*rows, *new], key=lambda row: row.timestamp)
 
     # --- writing ---
 
-    @property
-    def _logger(self) -> LoggerService:
-        return self.inner._logger
+    async def create_candle(self, context: CandleContext, candle: CandleData) -> CandleRow:
+        """Store a candle, unless one is stored in its context; returns the row of that which is stored then."""
+        row = await self.find(context)
+        if row is None:
+            series = _series(context)
+            await self.insert_candles(series, [candle])
+            row = self.row_of(_change(series, candle))
+        return row
 
-    async def _store_candles(self, series: Series, candles: Mapping[int, CandleData], report: CandleReport) -> None:
-        keys = {at: self._change(series, candle).context.cache_key for at, candle in candles.items()}
-        changes = {at: self._unit.change_of(self._buffer, key) for at, key in keys.items()}
-        pending = {at: _data(change) for at, change in changes.items() if change is not None}
-        self._compare(candles, pending, report)
-        report.new = await self._insert(series, [candle for at, candle in candles.items() if at not in pending])
-
-    async def _create(self, series: Series, candle: CandleData) -> CandleRow:
-        stored = await self.find_by_context(series.symbol, series.interval, series.exchange_name, candle["timestamp"])
-        if stored is not None:
-            return stored
-        await self._insert(series, [candle])
-        return self._row(series, candle)
-
-    def _row(self, series: Series, candle: CandleData) -> CandleRow:
-        return self._buffer.row_of(self._change(series, candle))
-
-    def _change(self, series: Series, candle: CandleData) -> Change:
-        context = self._context(series.symbol, series.interval, series.exchange_name, candle["timestamp"])
-        return Change(context, ChangeKind.INSERT, {name: candle[name] for name in NUMBERS})
-
-    async def _find_numbers(
-        self, series: Series, times: Sequence[int], *, prepare: bool = True
-    ) -> dict[int, Mapping[str, Any]]:
-        wanted = set(times)
-        written = {at: candle for at, candle in self._pending(series).items() if at in wanted}
-        return written | await self.inner._find_numbers(series, times, prepare=prepare)
-
-    async def _insert(self, series: Series, candles: Sequence[CandleData]) -> int:
+    async def insert_candles(self, series: Series, candles: Sequence[CandleData]) -> int:
+        """Add candles, of which the unit has written none; returns how many."""
         for candle in candles:
-            change = self._change(series, candle)
-            self._unit.add(self._buffer, change.context.cache_key, change)
+            change = _change(series, candle)
+            self.unit.add(self, change.context.cache_key, change)
         return len(candles)
 
-    async def _delete_range(self, series: Series, start: int | None, end: int | None) -> int:
+    async def delete_range(self, series: Series, start: int | None, end: int | None) -> int:
+        """Raise a `SettingsError`: a unit has no change that deletes."""
         raise SettingsError(
             f"{series.describe()}: candles are not deleted or replaced in a unit of work; do it outside of the run or "
             "the checkpoint."
         )
 
 
-def _data(change: Change) -> CandleData:
-    return cast("CandleData", {"timestamp": cast("CandleContext", change.context).timestamp, **change.fields})
-
-
 def unit_over(backend: AtomicBackend) -> UnitOfWork:
     """Return a unit of work over a backend."""
-    return UnitOfWork(backend.services, {CandleDbService: BufferedCandleDbService})
+    return UnitOfWork(backend.services, {CandleDbService: BufferedCandleStore})
 
 
 async def report_candles(unit: UnitOfWork, layer: Layer) -> list[tuple[Series, list[CandleData]]]:
-    """Return the candles of a layer that was stored, as they are stored; see `BufferedCandleDbService.settle`.
+    """Return the candles of a layer that was stored, as they are stored; see `BufferedCandleStore.settle`.
 
     None, if they cannot be read just now: all is stored.
     """
     try:
-        return await cast("BufferedCandleDbService", unit.buffered(CandleDbService)).settle(layer)
+        return await cast("BufferedCandleStore", unit.buffered(CandleDbService).candles).settle(layer)
     except BacktestPersistError:
         return []
+
+
+def _series(context: CandleContext) -> Series:
+    return Series(context.symbol, context.interval, context.exchange_name)
+
+
+def _change(series: Series, candle: CandleData) -> Change:
+    context = CandleContext.model_validate({**series.parts(), "timestamp": candle["timestamp"]}, context=_always)
+    return Change(context, ChangeKind.INSERT, {name: candle[name] for name in NUMBERS})
+
+
+def _always() -> bool:
+    return True
+
+
+def _data(change: Change) -> CandleData:
+    return cast("CandleData", {"timestamp": cast("CandleContext", change.context).timestamp, **change.fields})
 
 
 def _candle(timestamp: int, numbers: Mapping[str, Any]) -> CandleData:
@@ -224,7 +196,7 @@ def _is_of_floats(numbers: Mapping[str, Any]) -> bool:
     return all(type(numbers.get(name)) is float for name in NUMBERS)
 
 
-def _merged(stored: list[CandleData], pending: list[CandleData]) -> list[CandleData]:
+def _merged(stored: list[CandleData], pending: Sequence[CandleData]) -> list[CandleData]:
     if not pending:
         return stored
     by_time = {candle["timestamp"]: candle for candle in [*pending, *stored]}

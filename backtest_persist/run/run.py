@@ -36,7 +36,7 @@ from backtest_persist.logger import LoggerService
 from backtest_persist.mode import Mode
 from backtest_persist.run.bar import Bar, RunAdapters
 from backtest_persist.run.candle_memory import CandleMemories, CandleMemory
-from backtest_persist.run.candles import BufferedCandleDbService, report_candles, unit_over
+from backtest_persist.run.candles import BufferedCandleStore, report_candles, unit_over
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -441,8 +441,8 @@ class Run(Generic[S]):
     # --- candles ---
 
     @property
-    def _candles(self) -> BufferedCandleDbService:
-        return cast("BufferedCandleDbService", self._unit.db_service(CandleDbService))
+    def _candles(self) -> BufferedCandleStore:
+        return cast("BufferedCandleStore", self._unit.db_service(CandleDbService).candles)
 
     async def candle_window(
         self, interval: str, limit: int, until: int, *, as_columns: bool

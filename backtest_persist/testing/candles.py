@@ -243,6 +243,21 @@ class Candles(Suite):
                     await adapter.write_candles_data([candle(2, **bad)])
 
     @requires(CANDLE)
+    async def test_a_price_in_another_unit_is_skipped(self, tmp_path: Path) -> None:
+        """One that is a million times those around it is not stored, the others of its call are; a crash is real."""
+        million: dict[str, Any] = {"open": 10e6, "high": 12e6, "low": 9e6, "close": 11e6}
+        crash: dict[str, Any] = {"low": 0.003}
+        async with self.open(tmp_path) as persist:
+            adapter = await persist.candle(*_CONTEXT)
+            given = [candle(n) for n in range(5)]
+            await adapter.write_candles_data([*given[:2], candle(2, **million), *given[3:4], candle(4, **crash)])
+            assert await adapter.read_last_candles(9) == [*given[:2], given[3], candle(4, **crash)]
+            await adapter.write_candles_data(given)
+            assert await adapter.read_candles_data(4, START) == given[:4]
+            await adapter.write_candles_data([candle(5, **million)])  # of one alone nobody can tell
+            assert await adapter.read_candles_data(1, START + 5 * MINUTE) == [candle(5, **million)]
+
+    @requires(CANDLE)
     async def test_an_impossible_candle_is_refused_with_its_call(self, tmp_path: Path) -> None:
         """One among good ones is an InvalidPayloadError, and no candle of the call is stored."""
         partial = [{name: value for name, value in candle(1).items() if name != left_out} for left_out in candle(1)]

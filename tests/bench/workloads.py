@@ -288,11 +288,14 @@ class Bench:
 
     async def column_commands(self, size: int) -> Figure:
         """The commands for columns: for plain documents, and the pipeline that converts numbers of all types."""
-        db: Any = self.container.candle_db_service
+        store: Any = self.container.candle_db_service.candles
         query = Series(f"R{size}", "1m", "b").window(START, START + size * MINUTE)
         return await compare(
             f"columns by documents against a pipeline, window of {size:,}",
-            {"pipeline": lambda: _rate(size, db._convert(query)), "ours": lambda: _rate(size, db._find_raw(query))},
+            {
+                "pipeline": lambda: _rate(size, store._convert(query)),
+                "ours": lambda: _rate(size, store._find_raw(query)),
+            },
             unit="/s",
             rounds=self.rounds,
         )

@@ -37,6 +37,7 @@ CAUGHT_BY: dict[str, set[str]] = {
     "TestLeavesGaps": {"test_a_window_is_complete_or_none", "test_a_long_window_comes_back_complete"},
     "TestStoresWhatWasOpen": {"test_a_candle_that_was_fetched_open_is_skipped"},
     "TestReadsOpenCandles": {"test_the_last_candles_are_read_over_gaps"},
+    "TestStoresOutliers": {"test_a_price_in_another_unit_is_skipped"},
     "TestTakesAnyUnit": {"test_a_when_that_is_no_instant_is_refused"},
     "TestSeesTheFuture": {
         "test_a_value_is_hidden_from_readers_before_its_when",

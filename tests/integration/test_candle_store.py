@@ -22,6 +22,7 @@ from backtest_persist import (
     Registry,
     Settings,
 )
+from backtest_persist.core import mongo_candles
 from backtest_persist.core.mongo_store import MongoStore
 from backtest_persist.domains import candle as candle_module
 from backtest_persist.domains.candle import CandleDbService
@@ -151,7 +152,7 @@ async def test_a_range_is_replaced(db: CandleDbService) -> None:
 
 async def test_a_range_is_deleted(db: CandleDbService, monkeypatch: pytest.MonkeyPatch) -> None:
     """With bounds or without, in parts; a candle that is written afterwards is stored."""
-    monkeypatch.setattr(candle_module, "DELETED_PART", 3)
+    monkeypatch.setattr(mongo_candles, "DELETED_PART", 3)
     await db.create_many(*KEY, [candle(n) for n in range(20)])
     await db.create_many("other", "1m", "binance", [candle(3)])
     assert await db.delete_range(*KEY, *at(5, 15)) == 10
@@ -245,7 +246,7 @@ async def test_a_window_of_any_size_is_read_in_parts(container: Container, monke
 
     monkeypatch.setattr(MongoStore, "operation", counted)
     for part in (1, 2, 3, 4, 5, 33, 34, 1000):
-        monkeypatch.setattr(candle_module, "PART", part)
+        monkeypatch.setattr(mongo_candles, "PART", part)
         operations.clear()
         assert [row.data() for row in await db.find_range(*KEY, START, 40)] == expected
         assert len(operations) == len(numbers) // part + 1

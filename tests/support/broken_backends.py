@@ -161,6 +161,21 @@ class TestReadsOpenCandles(OnStore, Candles):
     backend = ReadsOpenCandles
 
 
+class StoresOutliers(Reference):
+    """Stores a candle with a price in another unit."""
+
+    def candle(self, symbol: str, interval: CandleInterval, exchange_name: str) -> Candle:
+        return CandleInAnyUnit(self.store, symbol, interval, exchange_name)
+
+
+class CandleInAnyUnit(Candle):
+    allow_outliers = True
+
+
+class TestStoresOutliers(OnStore, Candles):
+    backend = StoresOutliers
+
+
 class TakesAnyUnit(Reference):
     """Stores a `when` in any unit."""
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from backtest_persist import JsonBackend, Mode
 from backtest_persist.core.unit_of_work import UnitOfWork
-from backtest_persist.domains.candle import CandleDbService
-from backtest_persist.run.candles import BufferedCandleDbService
+from backtest_persist.run.candles import unit_over
 from tests.support.json_backend import CANDLE, LATE, candles_from_start, collect, open_dump
 
 __all__ = (
@@ -37,7 +36,7 @@ Snapshot = Mapping[str, Any]
 
 def unit_of(backend: JsonBackend) -> UnitOfWork:
     """Return a new unit of work over the db services of a backend."""
-    return UnitOfWork(backend.services, {CandleDbService: BufferedCandleDbService})
+    return unit_over(backend)
 
 
 async def prepare(directory: Path) -> None:

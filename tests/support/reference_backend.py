@@ -154,6 +154,8 @@ class Breakeven(Adapter):
 
 
 class Candle(Adapter):
+    allow_outliers = False
+
     def __init__(self, store: Store, symbol: str, interval: CandleInterval, exchange_name: str) -> None:
         super().__init__(store, "candle", symbol, interval, exchange_name)
         self.series = Series(symbol, interval, exchange_name)
@@ -173,7 +175,9 @@ class Candle(Adapter):
     async def write_candles_data(self, candles: CandlesInput, *, as_of: When | None = None) -> None:
         now = int(time.time() * 1000)
         asked = now if as_of is None else min(now, checked_timestamp(as_of, "as_of"))
-        checked = check_candles(self.series, candles, as_of=asked, early=lambda: False)
+        checked = check_candles(
+            self.series, candles, as_of=asked, early=lambda: False, allow_outliers=self.allow_outliers
+        )
         if checked.invalid:
             raise checked.error(self.series)
         entries: list[Entry] = [(str(at), candle, 0, False) for at, candle in checked.valid.items()]

@@ -9,6 +9,7 @@ from fractions import Fraction
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas
@@ -51,6 +52,7 @@ ROWS = [list(one.values()) for one in CANDLES]
 COLUMNS = {name: [one[name] for one in CANDLES] for name in NAMES}
 INSTANTS = [datetime.fromtimestamp(at / 1000, UTC) for at in COLUMNS["timestamp"]]
 KLINES = [[*map(str, row), str(row[0] + MINUTE - 1), "1.5", "3", "0.5", "2.5", "0"] for row in ROWS]
+FLOATS = [(name, "f8") for name in NAMES[1:]]
 FRAME = pd.DataFrame(CANDLES)
 BY_INDEX = FRAME.drop(columns="timestamp").set_axis(pd.DatetimeIndex(INSTANTS, name="Date"))
 IN_NEW_YORK = [at.astimezone(timezone(timedelta(hours=-5))) for at in INSTANTS]
@@ -87,9 +89,7 @@ SHAPES: dict[str, Any] = {
     "tuples": [tuple(row) for row in ROWS],
     "klines": KLINES,
     "an array": np.array(ROWS),
-    "a structured array": np.array(
-        [tuple(row) for row in ROWS], dtype=[("timestamp", "i8"), *((n, "f8") for n in NAMES[1:])]
-    ),
+    "a structured array": np.array([tuple(row) for row in ROWS], dtype=[("timestamp", "i8"), *FLOATS]),
     "named tuples": [Named(*row) for row in ROWS],
     "itertuples": FRAME.itertuples(index=False),
     "itertuples with a RangeIndex": FRAME.itertuples(),
@@ -143,6 +143,58 @@ def test_a_day_may_be_a_date() -> None:
         assert "must be a timezone-aware datetime" in refused([{**candle(0), "timestamp": days[0]}])
         assert "naive" in refused(frame.set_axis(pd.DatetimeIndex(list(times))))
     assert "naive" in refused(frame.set_axis(pd.DatetimeIndex(midnights) + pd.Timedelta(hours=9)), DAILY)
+
+
+def test_an_array_of_days_means_utc_days_in_every_unit() -> None:
+    """One of datetime64 is as naive as its elements, also in ns, of which numpy makes ints."""
+    days = {**{name: COLUMNS[name] for name in NAMES[1:]}, "timestamp": [date(2020, 9, 14 + n) for n in range(3)]}
+    expected = [START + n * DAY for n in range(3)]
+    for unit in ("D", "s", "ms", "us", "ns"):
+        times = np.array(days["timestamp"], dtype=f"datetime64[{unit}]")
+        assert [*check({**days, "timestamp": times}, DAILY).valid] == expected
+        records = np.array(list(zip(times, *list(days.values())[:5], strict=True)), [("Date", times.dtype), *FLOATS])
+        assert [*check(records, DAILY).valid] == expected
+        if unit != "D":
+            assert "timestamp is a naive datetime" in refused({**days, "timestamp": times})
+            later = times + np.timedelta64(1, "s")
+            assert "timestamp is a naive datetime" in refused({**days, "timestamp": later}, DAILY)
+    assert [*check({**days, "timestamp": pd.DatetimeIndex(days["timestamp"], tz="UTC")}, DAILY).valid] == expected
+    nothing = np.array(["NaT"] * 3, dtype="datetime64[ns]")
+    assert "timestamp must be a timezone-aware" in refused({**days, "timestamp": nothing}, DAILY)
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_the_hour_that_a_clock_repeats_is_two_candles(unit: str) -> None:
+    """Of a frame, its rows and plain datetimes; a local time that names none or both is told by the time it shares."""
+    hourly = Series("AAPL", "1h", "nasdaq")
+    local = ["2022-11-06 00:00", "2022-11-06 01:00", "2022-11-06 01:00", "2022-11-06 02:00"]
+    index = pd.DatetimeIndex(local).tz_localize("America/New_York", ambiguous="infer").as_unit(unit)
+    frame = pd.DataFrame([[10.0, 12.0, 9.0, 11.0, 1.0 + n] for n in range(4)], columns=list(NAMES[1:]), index=index)
+    first = 1_667_707_200_000  # 04:00 UTC
+    by_column = frame.reset_index(names="date")
+    for given in (frame, frame.itertuples(), by_column, by_column.astype(object), by_column.to_dict("records")):
+        assert [one["timestamp"] - first for one in stored(given, hourly)] == [n * 60 * MINUTE for n in range(4)]
+    new_york = ZoneInfo("America/New_York")
+    twice = [{**candle(n), "timestamp": datetime(2022, 11, 6, 1, fold=n, tzinfo=new_york)} for n in range(2)]
+    assert [one["timestamp"] - first for one in stored(twice, hourly)] == [60 * MINUTE, 120 * MINUTE]
+    for at in (datetime(2022, 11, 6, 1, tzinfo=new_york), datetime(2022, 3, 13, 2, tzinfo=new_york)):
+        rows = [{**candle(0), "timestamp": at}, {**candle(1), "timestamp": at + timedelta(hours=at.month == 3)}]
+        assert "is also that of candle 1, which differs" in refused(rows, hourly)
+
+
+def test_a_price_in_another_unit_is_told_and_left_out() -> None:
+    """By its time, among those that are closed and real; it is kept if outliers are allowed."""
+    given = [candle(n) for n in range(5)]
+    given[3] = candle(3, open=1e7, high=1.2e7, low=9e6, close=1.1e7)
+    wrong = START + 3 * MINUTE
+    checked = check([*given, candle(5, open="x"), candle(0)])
+    assert checked.outliers == [wrong]
+    assert (len(checked.valid), checked.repeated, len(checked.invalid)) == (4, 1, 1)
+    allowed = check_candles(SERIES, given, as_of=LATER, early=lambda: False, allow_outliers=True)
+    assert allowed.outliers == [wrong]
+    assert len(allowed.valid) == 5
+    unknown = check(given, as_of=wrong + MINUTE - 1)
+    assert (unknown.outliers, unknown.open) == ([], [wrong, START + 4 * MINUTE])
 
 
 def test_an_early_day_of_a_frame_needs_no_setting() -> None:
@@ -327,7 +379,9 @@ def test_a_start_that_is_misaligned_is_not_corrected() -> None:
     day = Series("BTC-USDT", "1d", "okx")
     text = refused([candle(0, timestamp=1_667_491_200_000)], day)
     assert "it is 16:00:00 later than the start of a UTC day" in text
-    assert "stored under the UTC day in which it closes" in text
+    assert "stored under the UTC day in which it closes, which session_day(opening, length) returns" in text
+    hourly = refused([candle(0, timestamp=1_667_491_200_000 + 30 * MINUTE)], Series("AAPL", "1h", "nasdaq"))
+    assert "under the UTC 1h interval in which it closes (a dict" in hourly
     assert "1667433600000" not in text
 
 

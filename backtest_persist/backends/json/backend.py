@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from backtest_persist.backends.json.candles import JsonCandleDbService, JsonCandleStore
+from backtest_persist.backends.json.candles import JsonCandleStore
 from backtest_persist.backends.json.committer import JsonCommitter
 from backtest_persist.backends.json.folder import DumpFiles
 from backtest_persist.backends.json.lease import JsonLease
@@ -42,9 +42,8 @@ class JsonBackend(AdapterFactories):
         self._dump = dump = DumpFiles(directory, known)
 
         def db_service(domain: Domain) -> DbService[Any, Any]:
-            if domain is CANDLE:
-                return JsonCandleDbService(JsonCandleStore(dump, domain, given))
-            return domain.db_service(JsonStore[Any, Any](dump, domain, given))
+            store_type = JsonCandleStore if domain is CANDLE else JsonStore[Any, Any]
+            return domain.db_service(store_type(dump, domain, given))
 
         super().__init__(StoreServices(known, db_service), known)
 

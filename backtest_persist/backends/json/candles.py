@@ -1,28 +1,31 @@
 """Candles in files: windows are read by the names of their files, and every candle is checked."""
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
+from anyio.to_thread import run_sync
+
 from backtest_persist.backends.json.codec import dumps
-from backtest_persist.backends.json.layout import Layout
+from backtest_persist.backends.json.folder import DumpFiles
+from backtest_persist.backends.json.layout import SERIES_PATH, Layout
 from backtest_persist.backends.json.rows import to_row
 from backtest_persist.backends.json.store import JsonStore
 from backtest_persist.backends.json.value_file import Stored, Write
-from backtest_persist.contracts import CandleData, When
+from backtest_persist.contracts import CandleData
 from backtest_persist.core.candle_input import checked_candle
+from backtest_persist.core.domain import Domain
 from backtest_persist.core.instants import checked_int64
-from backtest_persist.core.keys import checked_limit
 from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
-from backtest_persist.domains.candle import CANDLE, CandleContext, CandleDbService, CandleRow
+from backtest_persist.domains.candle import CANDLE, CandleContext, CandleRow
 from backtest_persist.errors import InvalidPayloadError
 from backtest_persist.logger import LoggerService
+from backtest_persist.settings import Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ("JsonCandleDbService", "JsonCandleStore")
+__all__ = ("JsonCandleStore",)
 
 _MAX_MISSING = 100
 """How many candles of a window may be missing before its directory is listed, which takes long for a large one."""
@@ -31,116 +34,97 @@ _LAYOUT = Layout(CANDLE)
 
 
 class JsonCandleStore(JsonStore[CandleContext, CandleRow]):
-    """Keeps candles in files, which contain their time beside their numbers."""
+    """Keeps candles in files, which contain their time beside their numbers; implements `CandleStore`."""
+
+    remembers_ids = False
+    """There is no Redis to tell ids."""
+
+    def __init__(self, dump: DumpFiles, domain: Domain, settings: Callable[[], Settings]) -> None:
+        super().__init__(dump, domain, settings)
+        self.logger = LoggerService()
+        self._has_looked = False
+
+    async def wait_for_init(self) -> None:
+        """Warn once of series files in the dump, which are not read."""
+        if not self._has_looked:
+            self._has_looked = True
+            directory = self.dump.root / SERIES_PATH
+            if await run_sync(directory.is_dir):
+                effect = "not read: import-dump stores them, and export-dump --candles files makes files that are read"
+                self.logger.warning("candles.series_files", directory=directory, effect=effect)
 
     def to_write(self, context: Mapping[str, Any], fields: Mapping[str, Any]) -> Write:
         """Return what stores the candle of a context, with these numbers, in its folder."""
         at = context["timestamp"]
         return Write(str(at), dumps({"timestamp": at, **{name: fields[name] for name in NUMBERS}}))
 
+    async def find(self, context: CandleContext) -> CandleRow | None:
+        """Return the row of a context, or None; `InvalidPayloadError` for a damaged file."""
+        series = Series(context.symbol, context.interval, context.exchange_name)
+        return await self._open(series).find(context.timestamp)
 
-class JsonCandleDbService(CandleDbService):
-    """Keeps candles in files; answers everything but queries by a filter."""
-
-    def __init__(self, store: JsonStore[CandleContext, CandleRow]) -> None:
-        super().__init__(store)
-        self._files = store
-        self._own_logger = LoggerService()
-
-    async def find_by_context(
-        self, symbol: str, interval: str, exchange_name: str, timestamp: When
-    ) -> CandleRow | None:
-        """Return the row of this context, or None."""
-        files = self._open(Series(symbol, interval, exchange_name))
-        return await files.find(self._instant(timestamp, "timestamp"))
-
-    async def find_range(
-        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
-    ) -> list[CandleRow]:
-        """Return the stored candles of the window of `limit` candles from `since` on, oldest first."""
-        files = self._open(Series(symbol, interval, exchange_name))
-        return [files.row(at, stored) for at, stored in await self._read(files, since, limit)]
-
-    async def find_data(
-        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
-    ) -> list[CandleData]:
-        """Return what `find_range` finds, as plain data."""
-        files = self._open(Series(symbol, interval, exchange_name))
-        return [files.candle(at, stored) for at, stored in await self._read(files, since, limit)]
-
-    async def find_columns(
-        self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
-    ) -> "dict[str, NDArray[Any]]":
-        """Return what `find_range` finds, as numpy arrays by field: `timestamp` int64, the others float64."""
-        return candle_columns(await self.find_data(symbol, interval, exchange_name, since, limit))
-
-    async def find_last(
-        self, symbol: str, interval: str, exchange_name: str, limit: int, until: When | None = None
-    ) -> list[CandleRow]:
-        """Return the last `limit` stored candles that have closed by `until`, by default now, oldest first."""
-        files = self._open(Series(symbol, interval, exchange_name))
-        return [files.row(at, stored) for at, stored in await self._read_last(files, limit, until)]
-
-    async def find_last_data(
-        self, symbol: str, interval: str, exchange_name: str, limit: int, until: When | None = None
-    ) -> list[CandleData]:
-        """Return what `find_last` finds, as plain data."""
-        files = self._open(Series(symbol, interval, exchange_name))
-        return [files.candle(at, stored) for at, stored in await self._read_last(files, limit, until)]
-
-    async def find_gaps(
-        self, symbol: str, interval: str, exchange_name: str, since: When, until: When
-    ) -> list[tuple[int, int]]:
-        """Return the gaps in [since, until), each as (first missing opening time, opening time after it), in ms UTC."""
-        files = self._open(Series(symbol, interval, exchange_name))
-        window = files.window(self._instant(since, "since"), self._instant(until, "until"))
-        bounds = [window.start - window.step, *await files.times(window), window.stop]
-        return [(before + window.step, after) for before, after in pairwise(bounds) if after > before + window.step]
-
-    async def _read(self, files: "_SeriesFiles", since: When, limit: int) -> list[tuple[int, Stored]]:
-        start = self._instant(since, "since")
-        return await files.read(
-            start, checked_int64(start + checked_limit(limit) * files.step, "the end of the window")
-        )
-
-    async def _read_last(self, files: "_SeriesFiles", limit: int, until: When | None) -> list[tuple[int, Stored]]:
-        end = int(time.time() * 1000) if until is None else self._instant(until, "until")
-        return await files.read_last(checked_limit(limit), end - files.step)
-
-    # --- writing ---
-
-    @property
-    def _logger(self) -> LoggerService:
-        return self._own_logger
-
-    async def _create(self, series: Series, candle: CandleData) -> CandleRow:
+    async def find_rows(self, series: Series, start: int, end: int) -> list[CandleRow]:
+        """Find what is stored in [start, end)."""
         files = self._open(series)
-        await files.write([candle])
-        return cast("CandleRow", await files.find(candle["timestamp"]))
+        return [files.row(at, stored) for at, stored in await files.read(start, end)]
 
-    async def _find_numbers(
+    async def find_data(self, series: Series, start: int, end: int) -> list[CandleData]:
+        """Find the same as plain data."""
+        files = self._open(series)
+        return [files.candle(at, stored) for at, stored in await files.read(start, end)]
+
+    async def find_columns(self, series: Series, start: int, end: int) -> "dict[str, NDArray[Any]]":
+        """Find the same as numpy arrays by field: `timestamp` int64, the others float64."""
+        return candle_columns(await self.find_data(series, start, end))
+
+    async def find_last_rows(self, series: Series, limit: int, latest: int) -> list[CandleRow]:
+        """Find the last `limit` candles that open at `latest` or before."""
+        files = self._open(series)
+        return [files.row(at, stored) for at, stored in await files.read_last(limit, latest)]
+
+    async def find_last_data(self, series: Series, limit: int, latest: int) -> list[CandleData]:
+        """Find the same as plain data."""
+        files = self._open(series)
+        return [files.candle(at, stored) for at, stored in await files.read_last(limit, latest)]
+
+    async def find_gaps(self, series: Series, start: int, end: int) -> list[tuple[int, int]]:
+        """Find the gaps in [start, end), two starts of candles: each its first missing time, and the time after it."""
+        step = series.step
+        bounds = [start - step, *await self._open(series).times(range(start, end, step)), max(start, end)]
+        return [(before + step, after) for before, after in pairwise(bounds) if after > before + step]
+
+    async def find_numbers(
         self, series: Series, times: Sequence[int], *, prepare: bool = True
     ) -> dict[int, Mapping[str, Any]]:
+        """Find the numbers of the candles that are stored at these times, which are in order."""
         files = self._open(series)
         return {at: files.candle(at, stored) for at, stored in await files.read_times(times)}
 
-    async def _insert(self, series: Series, candles: Sequence[CandleData]) -> int:
+    async def create_candle(self, context: CandleContext, candle: CandleData) -> CandleRow:
+        """Store a candle, unless one is stored in its context; returns the row of that which is stored then."""
+        files = self._open(Series(context.symbol, context.interval, context.exchange_name))
+        await files.write([candle])
+        return cast("CandleRow", await files.find(context.timestamp))
+
+    async def insert_candles(self, series: Series, candles: Sequence[CandleData]) -> int:
+        """Store candles where none is stored yet; returns how many."""
         return await self._open(series).write(candles)
 
-    async def _delete_range(self, series: Series, start: int | None, end: int | None) -> int:
+    async def delete_range(self, series: Series, start: int | None, end: int | None) -> int:
+        """Delete what is stored from `start` on and before `end`; returns how many candles."""
         return await self._open(series).delete(start, end)
 
     def _open(self, series: Series) -> "_SeriesFiles":
-        return _SeriesFiles(self._files, series)
+        return _SeriesFiles(self, series)
 
 
 class _SeriesFiles:
     """The files of the candles of one series."""
 
-    def __init__(self, files: JsonStore[CandleContext, CandleRow], series: Series) -> None:
+    def __init__(self, store: JsonCandleStore, series: Series) -> None:
         self.step = series.step
         self._series = series
-        self._folder = files.folder(series.parts())
+        self._folder = store.folder(series.parts())
 
     def window(self, since: int, until: int) -> range:
         """Return the opening times in [since, until), which ends at one."""

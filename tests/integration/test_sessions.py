@@ -1,0 +1,87 @@
+"""Sessions of exchanges: daily candles under the UTC day of their close are never seen before it."""
+
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from backtest_persist import Container, Mode, PersistCandleInstance, Registry, session_day
+
+DAY = 86_400_000
+
+MARKETS: dict[str, tuple[str, time, timedelta]] = {
+    "tokyo": ("Asia/Tokyo", time(9), timedelta(hours=6, minutes=30)),
+    "new york": ("America/New_York", time(9, 30), timedelta(hours=6, minutes=30)),
+    "foreign exchange": ("America/New_York", time(17), timedelta(hours=24)),
+    "sydney": ("Australia/Sydney", time(10), timedelta(hours=6)),
+    "auckland": ("Pacific/Auckland", time(10), timedelta(hours=6, minutes=45)),
+    "okx": ("Asia/Hong_Kong", time(0), timedelta(hours=24)),
+}
+DATES = [
+    date(2024, 3, 8),  # New York changes its clock on 10 March and 3 November, the south on 7 April and 6 October
+    date(2024, 3, 11),
+    date(2024, 4, 5),
+    date(2024, 4, 8),
+    date(2024, 10, 4),
+    date(2024, 10, 7),
+    date(2024, 11, 1),
+    date(2024, 11, 4),
+]
+
+
+@pytest.fixture(scope="session")
+def driver() -> str:
+    """One driver: this is about times."""
+    return "motor"
+
+
+def openings(market: str) -> list[tuple[datetime, datetime]]:
+    """Return the opening and the close of the sessions of a market that open on the dates."""
+    zone, opening, length = MARKETS[market]
+    starts = [datetime.combine(day, opening, ZoneInfo(zone)) for day in DATES]
+    return [(start, start.astimezone(UTC) + length) for start in starts]
+
+
+async def candles_of(adapter: Any, market: str) -> list[dict[str, Any]]:
+    """Store the sessions of a market, and return the candles."""
+    length = MARKETS[market][2]
+    candles: list[dict[str, Any]] = [
+        {"timestamp": session_day(start, length), "open": 10.0, "high": 12.0, "low": 9.0, "close": 11.0, "volume": 1.0}
+        for start, _ in openings(market)
+    ]
+    await adapter.write_candles_data(candles)
+    return candles
+
+
+@pytest.mark.parametrize("backend", ["mongo", "json"])
+async def test_no_session_is_seen_before_its_close(backend: str, container: Container, tmp_path: Path) -> None:
+    """By windows and by the last candles, on the days round the changes of clocks, in every market."""
+    registry = Registry(container)
+    if backend == "json":
+        registry.use_json(tmp_path)
+    for market in MARKETS:
+        adapter = await registry.candle(market, "1d", "exchange")
+        candles = await candles_of(adapter, market)
+        assert len({candle["timestamp"] for candle in candles}) == len(DATES)
+        for number, (candle, (start, close)) in enumerate(zip(candles, openings(market), strict=True)):
+            seen = datetime.fromtimestamp((candle["timestamp"] + DAY) / 1000, UTC)
+            assert start < close <= seen < close + timedelta(days=1)
+            before = candles[max(number - 1, 0) : number]
+            for instant in (start, close - timedelta(milliseconds=1), seen - timedelta(milliseconds=1)):
+                assert await adapter.read_last_candles(1, instant) == before
+                assert await adapter.read_candles_data(1, candle["timestamp"], instant) is None
+            assert await adapter.read_last_candles(1, seen) == [candle]
+            assert await adapter.read_candles_data(1, candle["timestamp"], seen) == [candle]
+
+
+async def test_a_bar_sees_a_session_when_its_day_has_ended(container: Container) -> None:
+    """In a run, where the instant is that of the bar."""
+    registry = Registry(container)
+    candles = await candles_of(PersistCandleInstance("BHP", "1d", "asx", ioc=container), "sydney")
+    names: Any = {"strategy": "gap", "exchange": "asx", "symbol": "BHP", "frame": "2024", "mode": Mode.BACKTEST}
+    async with registry.run(**names, session=dict[str, Any]) as run:
+        for number, instant in enumerate((candles[0]["timestamp"] + DAY - 1, candles[0]["timestamp"] + DAY)):
+            async with run.bar(instant) as bar:
+                assert await bar.candles("1d", 5) == candles[:number]
