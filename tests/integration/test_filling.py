@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from backtest_persist import CandleDbService, Container, ErrorReason, ExchangeEr
 from backtest_persist.backends.dummy import DummyBackend
 from backtest_persist.backends.json.backend import JsonBackend
 from backtest_persist.core.persist_instance import Services
-from backtest_persist.operations.candles.filling import LATE_MS, Filled, fill_candles
-from tests.support.exchange_server import DAY, HOUR, LISTED, MINUTE, Asked, ExchangeServer, open_exchange
+from backtest_persist.operations.candles.filling import LATE_MS, CandlesFilled, fill_candles
+from tests.support.exchange_server import DAY, HOUR, LISTED, MINUTE, Asked, ExchangeServer, number_of, open_exchange
 
 pytestmark = pytest.mark.parametrize("driver", ["motor"], indirect=True)
 
@@ -22,7 +23,7 @@ SERIES = ("BTCUSDT", "1m", "binance")
 
 async def fill(
     ioc: Services, server: ExchangeServer, since: int, until: int | None, interval: str = "1m", **options: Any
-) -> Filled:
+) -> CandlesFilled:
     """Fill a series from the server."""
     async with open_exchange(server.url) as exchange:
         return await fill_candles(ioc, exchange, "BTCUSDT", interval, since, until, **options)
@@ -34,7 +35,7 @@ async def stored(ioc: Services, since: int, until: int) -> list[list[Any]]:
     return [list(candle.values()) for candle in found]
 
 
-def explained(report: Filled) -> bool:
+def explained(report: CandlesFilled) -> bool:
     """Whether all gaps were filled or explained, and nothing is odd."""
     return not any((report.late, report.remaining, report.invalid, report.different))
 
@@ -293,9 +294,23 @@ async def test_candles_that_cannot_be_stored(container: Container) -> None:
         assert "high is below" in report.invalid[0][1]
         del server.changed[bad]
         assert explained(await fill(container, server, since, until))
+
+
+async def test_days_that_open_elsewhere(container: Container) -> None:
+    """They are refused, or with the length of their sessions stored under the UTC day in which these close."""
+    since, until = LISTED + DAY, LISTED + 12 * DAY
     async with ExchangeServer(offset=16 * HOUR) as server:
-        with pytest.raises(ExchangeError, match="opens the 1d candles of BTC/USDT 16:00 later than they open here"):
-            await fill(container, server, LISTED, LISTED + 10 * DAY, "1d")
+        with pytest.raises(ExchangeError, match=r"opens the 1d candles of BTC/USDT 16:00 later .* session_length"):
+            await fill(container, server, since, until, "1d")
+        with pytest.raises(InvalidKeyError, match="session_length is for candles of 1d, not of '1h'"):
+            await fill(container, server, since, until, "1h", session_length=timedelta(days=1))
+        report = await fill(container, server, since, until, "1d", session_length=timedelta(days=1))
+        assert (report.new, report.missing, report.remaining) == (11, [], [])
+        found = await container.candle_db_service.find_data("BTCUSDT", "1d", "binance", since, 11)
+        assert [list(candle.values()) for candle in found] == [
+            [day, *number_of(day - 8 * HOUR)] for day in range(since, until, DAY)
+        ]
+        assert not (await fill(container, server, since, until, "1d", session_length=DAY)).requests
 
 
 async def test_other_backends(container: Container, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, TypeVar, cast, get_args
 
 from backtest_persist.contracts import CandleInterval
 from backtest_persist.core.ohlcv import interval_step_ms
+from backtest_persist.core.session_days import session_day
 from backtest_persist.errors import BacktestPersistError, ErrorReason, ExchangeError, InvalidKeyError, SettingsError
 from backtest_persist.operations.candles.exchange_faults import (
     Fault,
@@ -27,6 +29,7 @@ _PAGE = 500
 """The candles of one request where ccxt does not know how many the exchange gives."""
 _MARGIN = 5
 """How many candles more are asked for than are needed, as some exchanges begin before the time that was asked."""
+_DAY = 86_400_000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _RATE_LIMIT_PAUSE = 5.0
 """The first pause, in seconds, after an exchange that was asked too often and does not say how long to wait."""
@@ -47,7 +50,14 @@ class Answer:
 class ExchangeMarket:
     """One market of an exchange, which is asked again, with growing pauses, while a fault may pass."""
 
-    def __init__(self, exchange: Any, *, retry_seconds: float, on_wait: Callable[[float, str], None]) -> None:
+    def __init__(
+        self,
+        exchange: Any,
+        *,
+        session_length: timedelta | int | None,
+        retry_seconds: float,
+        on_wait: Callable[[float, str], None],
+    ) -> None:
         self.requests = 0
         """How often it was asked for candles, retries included."""
         self.retries = 0
@@ -55,6 +65,9 @@ class ExchangeMarket:
         self.page = _PAGE
         """The candles of one request."""
         self._exchange = exchange
+        self._session_length = session_length
+        self._earlier = 0 if session_length is None else session_day(-1, session_length) + _DAY
+        """By how many ms a session may open before the start of the day in which it closes."""
         self._retry_seconds = retry_seconds
         self._on_wait = on_wait
         self._market: Mapping[str, Any] = {}
@@ -119,12 +132,18 @@ class ExchangeMarket:
         return interval in (self._exchange.timeframes or ())
 
     async def read(self, since: int, until: int, interval: str, step: int) -> Answer:
-        """Read candles from `since` on, at least up to `until` if they fit one request; what comes may go beyond it."""
-        limit = min(self.page, -(-(until - since) // step) + _MARGIN)
+        """Read candles from `since` on, at least up to `until` if they fit one request; what comes may go beyond it.
+
+        Those of sessions are read under the days in which these close.
+        """
+        begin = since - self._earlier
+        limit = min(self.page, -(-(until - begin) // step) + _MARGIN)
         self.requests += 1
-        rows, asked_at = await self._send(partial(self._fetch, interval, since, limit), counted=True)
-        found = {row[0]: row for row in rows if row[0] >= since}
+        rows, asked_at = await self._send(partial(self._fetch, interval, begin, limit), counted=True)
         is_full = len(rows) >= limit
+        if self._session_length is not None:
+            rows = self._by_session_days(rows, self._session_length)
+        found = {row[0]: row for row in rows if row[0] >= since}
         if is_full and not found:
             raise ExchangeError(
                 f"{self.exchange_id} answers with candles of {self.symbol} before the time that it was asked for, so "
@@ -148,6 +167,15 @@ class ExchangeMarket:
         answered_at = None if headers is before else read_server_time(headers or {})
         given = cast("list[Sequence[Any]]", rows)
         return given, asked_at if answered_at is None else min(asked_at, answered_at)
+
+    def _by_session_days(self, rows: list[Sequence[Any]], length: timedelta | int) -> list[Sequence[Any]]:
+        days = {session_day(row[0], length): row for row in rows}
+        if len(days) < len({row[0] for row in rows}):
+            raise InvalidKeyError(
+                f"session_length is {length}, but then two sessions of {self.symbol} on {self.exchange_id} close on "
+                "one UTC day. Give the time from the opening of its sessions to their close."
+            )
+        return [[day, *row[1:]] for day, row in days.items()]
 
     @property
     def _headers(self) -> Mapping[str, Any] | None:

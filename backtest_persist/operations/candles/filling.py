@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from backtest_persist.operations.candles.missing import MissingCandles
 from backtest_persist.operations.candles.ranges import Range, Ranges, count_candles
 from backtest_persist.operations.progress import NoProgress, Progress
 
-__all__ = ("Filled", "fill_candles")
+__all__ = ("CandlesFilled", "fill_candles")
 
 RETRY_SECONDS = 300.0
 """How long an exchange that does not answer is asked again."""
@@ -28,7 +29,7 @@ _DAY = 86_400_000
 
 
 @dataclass
-class Filled:
+class CandlesFilled:
     """The report of a fill; times are opening times in ms UTC, and ranges end before their second time."""
 
     symbol: str
@@ -86,16 +87,20 @@ async def fill_candles(
     *,
     exchange_name: str | None = None,
     ccxt_symbols: bool = False,
+    session_length: timedelta | int | None = None,
     ask_again: bool = False,
     dry_run: bool = False,
     retry_seconds: float = RETRY_SECONDS,
     progress: FillProgress | None = None,
-) -> Filled:
+) -> CandlesFilled:
     """Store the candles of [since, until) that are missing, read from an open exchange of ``ccxt.async_support``.
 
     `symbol` is that of the exchange or of ccxt. The series is stored under the symbol of the exchange (``BTCUSDT``), or
     with `ccxt_symbols` that of ccxt (``BTC/USDT``), and under `exchange_name`, by default the id of the exchange.
     `until` is by default now; candles that are open are never stored, and nothing before 1970 is asked for.
+
+    Candles of days that do not open at 00:00 UTC are refused without `session_length`, the time from the opening of a
+    session to its close (a timedelta, or ms); with it, they are stored under the UTC days in which the sessions close.
 
     What the exchange does not have is remembered, and not asked for again without `ask_again`; see `MissingCandles`.
     Only candles younger than six hours are asked for again, as they may still come. A request that fails is repeated
@@ -115,7 +120,9 @@ async def fill_candles(
         None if at is None else checked_timestamp(at, what, candles.allows_early_times)
         for at, what in ((since, "since"), (until, "until"))
     ]
-    market = ExchangeMarket(exchange, retry_seconds=retry_seconds, on_wait=progress.wait)
+    if session_length is not None and interval != "1d":
+        raise InvalidKeyError(f"session_length is for candles of 1d, not of {interval!r:.40}.")
+    market = ExchangeMarket(exchange, session_length=session_length, retry_seconds=retry_seconds, on_wait=progress.wait)
     await market.open(symbol, interval)
     series = _name_series(market, interval, exchange_name, ccxt_symbols=ccxt_symbols)
     start, end = _period(series, *bounds)
@@ -126,7 +133,7 @@ async def fill_candles(
     gaps = Ranges(await candles.find_gaps(*_names(series), start, end))
     for known in missing.within(start, end):
         gaps.remove(*known)
-    report = Filled(series.symbol, series.interval, series.exchange_name, start, end, gaps=list(gaps))
+    report = CandlesFilled(series.symbol, series.interval, series.exchange_name, start, end, gaps=list(gaps))
     report.asked = count_candles(gaps, series.step)
     report.planned = sum(1 for _ in _pages(gaps, market.page * series.step))
     if not dry_run:
@@ -183,7 +190,7 @@ class _Filler:
     missing: MissingCandles
     gaps: Ranges
     """Those for which the exchange has not been asked yet."""
-    report: Filled
+    report: CandlesFilled
     progress: FillProgress
     late: Ranges = field(default_factory=Ranges)
     """Those that are too young to count as missing."""
@@ -273,10 +280,11 @@ class _Filler:
         offsets = {opening % step for opening in rows}
         if len(offsets) == 1 and (offset := offsets.pop()):
             hours, minutes = divmod(offset // 60_000, 60)
+            advice = "Give session_length (--session-length)" if step == _DAY else "Fill a shorter interval"
             raise ExchangeError(
                 f"{self.market.exchange_id} opens the {self.series.interval} candles of {self.market.symbol} "
-                f"{hours:02}:{minutes:02} later than they open here: at 00:00 UTC and each interval after that. Fill a "
-                "shorter interval, such as 1h, and aggregate it.",
+                f"{hours:02}:{minutes:02} later than they open here: at 00:00 UTC, and each interval after "
+                f"that. {advice}.",
                 exchange=self.market.exchange_id,
                 reason=ErrorReason.UNSUPPORTED,
             )
