@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -19,7 +19,7 @@ from backtest_persist.operations.transfer.report import Exported, Imported, Skip
 __all__ = ("export_dump", "import_dump")
 
 SHOWN = 20
-"""The number of files or directories that a report names."""
+"""The number of files, lines or directories that a report names."""
 
 
 async def import_dump(
@@ -60,7 +60,9 @@ async def import_dump(
     return INCOMPLETE if report.skipped else 0
 
 
-async def export_dump(directory: Path, /, *, json: Flag = False) -> int:
+async def export_dump(
+    directory: Path, /, *, candles: Literal["auto", "files", "series"] = "auto", json: Flag = False
+) -> int:
     """Write all that the MongoDB of the CC_* settings holds into a dump directory, as JSON files.
 
     The files lie where the TypeScript framework keeps its own. Exits with 3 when documents were skipped.
@@ -69,17 +71,23 @@ async def export_dump(directory: Path, /, *, json: Flag = False) -> int:
     ----------
     directory
         The directory to write to; it has to be empty, or not to exist yet.
+    candles
+        Write a file for each candle, which the framework and use_json read, or a compressed file for each month of a
+        series, which only import-dump reads. Auto writes files for up to 100,000 candles.
     json
         Print the whole report as JSON on standard output.
 
     """
     async with open_container() as container:
         with show_progress("Exporting") as progress:
-            report = await exporting.export_dump(container, directory, progress=Bar(progress, "documents"))
+            report = await exporting.export_dump(
+                container, directory, candles=candles, progress=Bar(progress, "documents")
+            )
     if json:
         print_json(dataclasses.asdict(report))
     else:
         _show_export(report, directory)
+        _show_candles(report, candles)
     return INCOMPLETE if report.skipped else 0
 
 
@@ -97,7 +105,8 @@ def _show_import(report: Imported, *, dry_run: bool) -> None:
     table.add_section()
     table.add_row("all", *(f"{number:,}" for number in totals))
     console.print(table)
-    console.print(f"{totals[0]:,} files in {report.seconds:,.1f} s, {totals[0] / report.seconds:,.0f} files/s.")
+    rate = sum(totals[1:]) / report.seconds
+    console.print(f"{totals[0]:,} files in {report.seconds:,.1f} s, {rate:,.0f} values/s.")
     for name, files in report.ignored.items():
         console.print(f"{escape(name)}/ belongs to no domain; files left out: {files:,}.", soft_wrap=True)
     if report.assumed:
@@ -106,27 +115,56 @@ def _show_import(report: Imported, *, dry_run: bool) -> None:
         console.print(f"  {escape(name)}: {escape(reading)}", soft_wrap=True)
     if len(report.assumed) > SHOWN:
         console.print(f"  {len(report.assumed) - SHOWN:,} more; --json names them all.")
-    _show_skipped(console, report.skipped, "files")
+    _show_skipped(console, report.skipped, "files" if all(map(_is_file, report.skipped)) else "files or lines")
     if dry_run:
         console.print("Nothing was written (--dry-run).")
 
 
 def _show_export(report: Exported, directory: Path) -> None:
     console = Console()
-    table = Table("domain", "files", title="Export")
+    table = Table("domain", "values", title="Export")
     table.columns[1].justify = "right"
-    for name, files in report.domains.items():
-        if files:
-            table.add_row(name, f"{files:,}")
+    for name, values in report.domains.items():
+        if values:
+            table.add_row(name, f"{values:,}")
     total = sum(report.domains.values())
     table.add_section()
     table.add_row("all", f"{total:,}")
     console.print(table)
-    console.print(f"{total:,} files in {report.seconds:,.1f} s, in {escape(str(directory))}.", soft_wrap=True)
+    files = total - report.domains.get("candle", 0) + report.series_files if report.candles == "series" else total
+    seconds = f"{report.seconds:,.1f} s"
+    console.print(f"{total:,} values in {files:,} files in {seconds}, in {escape(str(directory))}.", soft_wrap=True)
     for name, documents in report.ignored.items():
         text = f"{escape(name)} belongs to no domain of this version; documents left behind: {documents:,}."
         console.print(text, soft_wrap=True)
     _show_skipped(console, report.skipped, "documents")
+
+
+def _show_candles(report: Exported, asked: str) -> None:
+    """Say in which form candles were written and why, where the other form is worth knowing."""
+    count, console = report.domains.get("candle", 0), Console()
+    if report.candles == "series":
+        why = "" if asked == "series" else f", as there are more than {exporting.CANDLE_FILES:,}"
+        console.print(
+            f"Candles are in series files{why}: import-dump reads them, the TypeScript framework and use_json do not. "
+            "For these export with --candles files, which takes longer.",
+            soft_wrap=True,
+        )
+    elif count > exporting.CANDLE_FILES:
+        console.print(
+            f"Each of {count:,} candles is a file; --candles series writes one for each month of a series.",
+            soft_wrap=True,
+        )
+    elif count and asked == "auto":
+        console.print(
+            f"Each candle is a file, as there are no more than {exporting.CANDLE_FILES:,}; --candles series writes one "
+            "for each month of a series.",
+            soft_wrap=True,
+        )
+
+
+def _is_file(entry: Skipped) -> bool:
+    return not entry.path.rpartition(":")[2].isdecimal()
 
 
 def _show_skipped(console: Console, skipped: Sequence[Skipped], noun: str) -> None:

@@ -1,10 +1,20 @@
 """The progress bar of long commands, on standard error: standard output is the report alone."""
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.text import Text
 
-__all__ = ("Bar", "show_progress")
+__all__ = ("Bar", "show_byte_progress", "show_progress")
 
 
 class _Rate(ProgressColumn):
@@ -14,11 +24,20 @@ class _Rate(ProgressColumn):
 
 def show_progress(description: str) -> Progress:
     """Return a display for one `Bar`."""
+    return _progress(description, MofNCompleteColumn(), _Rate())
+
+
+def show_byte_progress(description: str) -> Progress:
+    """Return a display for one `Bar` that counts bytes."""
+    return _progress(description, DownloadColumn(), TransferSpeedColumn())
+
+
+def _progress(description: str, count: ProgressColumn, rate: ProgressColumn) -> Progress:
     return Progress(
-        TextColumn(description),
+        TextColumn(description, markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
+        count,
+        rate,
         TimeRemainingColumn(),
         TextColumn("left"),
         console=Console(stderr=True),
@@ -39,3 +58,8 @@ class Bar:
     def advance(self, done: int) -> None:
         """Add to the number of units that are done."""
         self.progress.advance(self.task, done)
+
+    @property
+    def share(self) -> float:
+        """The part of the operation that is done, from 0 to 1."""
+        return self.progress.tasks[self.task].percentage / 100

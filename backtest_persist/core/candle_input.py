@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 from pydantic import BaseModel
@@ -239,6 +240,7 @@ def _is_numpy(kind: type[Any], name: str) -> bool:
     return kind.__module__ == "numpy" and kind.__name__ == name
 
 
+@lru_cache(100)
 def _plan(names: tuple[Any, ...]) -> _Plan:
     """Find the fields of a candle among the names of rows, capitalised or not."""
     plain: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 from backtest_persist.operations.cache.comparison import IdCounts
 from backtest_persist.operations.cache.rebuilding import Rebuilt, rebuild
 from backtest_persist.operations.cache.verification import Verified, verify
+from backtest_persist.operations.candles.importing import CandlesImported, import_candles
 from backtest_persist.operations.doctor import examine
 from backtest_persist.operations.doctor.diagnosis import Diagnosis, Finding, Level
 from backtest_persist.operations.duplicates import Duplicates, StoredDocument, find_duplicates
@@ -11,6 +12,7 @@ from backtest_persist.operations.progress import Progress
 from backtest_persist.operations.replica_set import ReplicaSet, initiate
 
 __all__ = (
+    "CandlesImported",
     "Diagnosis",
     "Duplicates",
     "Finding",
@@ -25,6 +27,7 @@ __all__ = (
     "examine",
     "find_duplicates",
     "find_narrow_indexes",
+    "import_candles",
     "initiate",
     "migrate",
     "rebuild",

@@ -147,13 +147,8 @@ def test_decimals_that_no_type_holds_are_text() -> None:
 def test_names_that_two_columns_have_are_told_apart() -> None:
     """A member that says what the context says is left out; one that differs is called after its field."""
     payload = {"symbol": "BTC", "when": NOON, "backtest": True, "frameName": "f", "close": 1.0, "payload": 2}
-    context: dict[str, Any] = {
-        "strategy_name": "s",
-        "exchange_name": "e",
-        "frame_name": "f",
-        "backtest": True,
-        "when": NOON,
-    }
+    context: dict[str, Any] = {"strategy_name": "s", "exchange_name": "e", "frame_name": "f", "backtest": True}
+    context["when"] = NOON
     rows = RowList([RecentRow(symbol="BTC", payload=payload, **context, **DATES)])
     assert rows.to_frame().columns.keys() == {
         *("symbol", "strategy_name", "exchange_name", "frame_name", "backtest", "frameName", "close", "payload"),

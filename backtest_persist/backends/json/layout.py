@@ -16,7 +16,10 @@ from backtest_persist.core.keys import mode_word
 from backtest_persist.core.row import to_wire
 from backtest_persist.domains import DOMAINS
 
-__all__ = ("LAYOUTS", "Layout", "Segment", "Shape")
+__all__ = ("LAYOUTS", "SERIES_PATH", "Layout", "Segment", "Shape")
+
+SERIES_PATH = "data/candle-series"
+"""The directory, below that of a dump, of candles in series files; see `operations.transfer.series_files`."""
 
 _FLAGS = {mode_word(backtest): backtest for backtest in (True, False)}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from anyio.to_thread import run_sync
 
@@ -15,41 +15,61 @@ from backtest_persist.backends.json.value_file import Write
 from backtest_persist.container import Container
 from backtest_persist.core.domain import Family
 from backtest_persist.core.row import Row
+from backtest_persist.domains.candle import CANDLE, CandleRow
 from backtest_persist.errors import BacktestPersistError, SettingsError
 from backtest_persist.operations.domains import DomainServices, domain_services
 from backtest_persist.operations.progress import NoProgress, Progress
 from backtest_persist.operations.transfer.conversion import check_id, to_text
 from backtest_persist.operations.transfer.report import Exported, Skipped
+from backtest_persist.operations.transfer.series_files import SeriesWriter
 from backtest_persist.operations.unknown import unknown_collections
 
-__all__ = ("export_dump",)
+__all__ = ("CANDLE_FILES", "export_dump")
 
+CANDLE_FILES = 100_000
+"""How many candles are exported as a file each, unless the caller decides."""
 _TICK_NS = 1000
 
 
 async def export_dump(
-    container: Container, directory: str | os.PathLike[str], *, progress: Progress | None = None
+    container: Container,
+    directory: str | os.PathLike[str],
+    *,
+    candles: Literal["auto", "files", "series"] = "auto",
+    progress: Progress | None = None,
 ) -> Exported:
     """Write all documents of MongoDB as a dump, into a directory that is empty or does not exist yet.
 
     An import of it gives the same documents, except for their dates and ids. A document that no file can hold is
-    reported with the reason, and so are collections that belong to no domain of the container. `SettingsError` when the
-    directory is not empty or cannot be used.
+    reported with the reason, and so are collections that belong to no domain of the container.
+
+    With ``candles="files"`` each candle is a file, as in the TypeScript framework, which reads no others, and neither
+    does the JSON backend. With ``"series"`` each month of a series is one, which takes a small part of the time and the
+    space. ``"auto"`` chooses files for up to 100,000 candles.
+
+    `SettingsError` when the directory is not empty or cannot be used.
     """
+    if candles not in ("auto", "files", "series"):
+        raise SettingsError(f"candles must be 'auto', 'files' or 'series', not {candles!r:.40}.")
     started = time.perf_counter()
     progress = progress or NoProgress()
     root = Path(directory)
     await run_sync(_check_empty, root)
     domains = domain_services(container)
-    report = Exported({domain.name: 0 for domain in domains}, ignored=await unknown_collections(container))
+    counts = {domain.name: await domain.db.count() for domain in domains}
+    report = Exported(dict.fromkeys(counts, 0), ignored=await unknown_collections(container))
+    if candles == "series" or (candles == "auto" and counts.get(CANDLE.name, 0) > CANDLE_FILES):
+        report.candles = "series"
     exporter = _Exporter(DumpFiles(root, container.domains), report)
-    progress.begin(sum([await domain.db.count() for domain in domains]))
+    progress.begin(sum(counts.values()))
     for domain in domains:
+        by_series = domain.name == CANDLE.name and report.candles == "series"
         async with aclosing(domain.db.mongo_store.sift(sort=_sort(domain))) as batches:
             async for rows, refused in batches:
-                await exporter.write(domain, rows)
+                await (exporter.write_series(domain, rows) if by_series else exporter.write(domain, rows))
                 exporter.skip(domain, refused)
                 progress.advance(len(rows) + len(refused))
+    await run_sync(exporter.close)
     await run_sync(os.sync)
     report.seconds = time.perf_counter() - started
     return report
@@ -61,6 +81,9 @@ class _Exporter:
     report: Exported
     created: int = 0
     """The time of the last file, in ns."""
+
+    def __post_init__(self) -> None:
+        self.series = SeriesWriter(self.dump.root)
 
     async def write(self, domain: DomainServices, rows: Sequence[Row]) -> None:
         layout = domain.layout
@@ -81,6 +104,28 @@ class _Exporter:
         for context, writes in folders.values():
             folder = self.dump.folder(domain.name, **context)
             self.report.domains[domain.name] += await folder.write(writes, flush=False)
+
+    async def write_series(self, domain: DomainServices, rows: Sequence[CandleRow]) -> None:
+        written, refused = await run_sync(self._add, domain, rows)
+        self.report.domains[domain.name] += written
+        self.skip(domain, refused)
+
+    def _add(
+        self, domain: DomainServices, rows: Sequence[CandleRow]
+    ) -> tuple[int, list[tuple[str, BacktestPersistError]]]:
+        refused: list[tuple[str, BacktestPersistError]] = []
+        for row in rows:
+            series = {name: getattr(row, name) for name in domain.layout.directory_fields}
+            try:
+                self.series.add(series, row.timestamp, to_text(domain, row))
+            except BacktestPersistError as error:
+                refused.append((row.id, error))
+        return len(rows) - len(refused), refused
+
+    def close(self) -> None:
+        """Write what is not written yet; does I/O."""
+        self.series.close()
+        self.report.series_files = self.series.files
 
     def skip(self, domain: DomainServices, refused: Iterable[tuple[str, BacktestPersistError]]) -> None:
         self.report.skipped += [Skipped(f"{domain.collection} {row_id}", str(error)) for row_id, error in refused]

@@ -4,8 +4,9 @@ import asyncio
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -30,6 +31,7 @@ from backtest_persist.operations.progress import NoProgress, Progress
 from backtest_persist.operations.transfer.conversion import to_document
 from backtest_persist.operations.transfer.report import FileCounts, Imported, Skipped
 from backtest_persist.operations.transfer.scan import Found, Scan, scan
+from backtest_persist.operations.transfer.series_files import SeriesFile, read_lines
 
 __all__ = ("import_dump", "scan_dump")
 
@@ -79,11 +81,13 @@ async def import_dump(
     for name, files in dump.skipped.items():
         for skipped in files:
             importer.skip(name, skipped)
-    importer.progress.begin(sum(map(len, dump.found.values())))
+    importer.progress.begin(sum(map(len, dump.found.values())) + len(dump.series))
     for name, files in dump.found.items():
         report.domains[name].files = len(files) + len(dump.skipped[name])
         if isinstance(domains[name].db, CandleDbService):
+            report.domains[name].files += len(dump.series)
             await importer.import_candles(name, files)
+            await importer.import_series(name, dump.series)
         else:
             await importer.import_values(domains[name], files)
     report.seconds = time.perf_counter() - started
@@ -105,7 +109,7 @@ def scan_dump(root: Path, layouts: Mapping[str, Layout]) -> Scan:
         dump = scan(root, layouts)
     except OSError as error:
         raise SettingsError(f"{error.filename} cannot be read: {error.strerror}.") from None
-    if not any(dump.found.values()) and not any(dump.skipped.values()):
+    if not dump.series and not any(dump.found.values()) and not any(dump.skipped.values()):
         below = root / "dump"
         hint = f"; try {below}" if below.is_dir() else ""
         raise SettingsError(f"{root} holds no dump: nothing in data/, memory/, state/ and session/{hint}.")
@@ -162,6 +166,31 @@ class _Importer:
                 candles.append(result)
                 paths.append((file.path, file.stem))
         return candles, paths
+
+    async def import_series(self, domain: str, files: Sequence[SeriesFile]) -> None:
+        parts = read_lines(files)
+        reading = asyncio.create_task(run_sync(next, parts, None))
+        try:
+            while (lines := await reading) is not None:
+                reading = asyncio.create_task(run_sync(next, parts, None))
+                file = lines.file
+                path = file.path.relative_to(self.root)
+                for number, problem in lines.problems:
+                    self.skip(domain, Skipped(f"{path}" if number is None else f"{path}:{number}", problem))
+                self.report.domains[domain].same += lines.repeated
+                if lines.candles:
+                    outcomes = await self.container.candle_db_service.restore_series(
+                        file.symbol,
+                        file.interval,
+                        file.exchange_name,
+                        [candle for _, candle in lines.candles.values()],
+                        dry_run=self.dry_run,
+                    )
+                    numbers = [number for number, _ in lines.candles.values()]
+                    self.count(domain, outcomes, partial(_line, path, numbers))
+                self.progress.advance(lines.is_last)
+        finally:
+            reading.cancel()
 
     # --- all other values ---
 
@@ -220,10 +249,13 @@ class _Importer:
         return newest
 
     def add_outcomes(self, domain: str, outcomes: Sequence[Restored], files: Sequence[tuple[Path, str]]) -> None:
+        self.count(domain, outcomes, lambda at: self.name(*files[at]))
+
+    def count(self, domain: str, outcomes: Sequence[Restored], name: Callable[[int], str]) -> None:
         counts = self.report.domains[domain]
-        for outcome, (path, stem) in zip(outcomes, files, strict=True):
+        for at, outcome in enumerate(outcomes):
             if outcome is Restored.DIFFERENT:
-                self.skip(domain, self.skipped(path, stem, "another value is stored already, and was kept"))
+                self.skip(domain, Skipped(name(at), "another value is stored already, and was kept"))
             elif outcome is Restored.NEW:
                 counts.new += 1
             else:
@@ -234,7 +266,14 @@ class _Importer:
         self.report.skipped.append(skipped)
 
     def skipped(self, path: Path, stem: str, reason: str) -> Skipped:
-        return Skipped(str((path / f"{stem}{SUFFIX}").relative_to(self.root)), reason)
+        return Skipped(self.name(path, stem), reason)
+
+    def name(self, path: Path, stem: str) -> str:
+        return str((path / f"{stem}{SUFFIX}").relative_to(self.root))
+
+
+def _line(path: Path, numbers: Sequence[int], at: int) -> str:
+    return f"{path}:{numbers[at]}"
 
 
 def _known_names(dump: Scan, exchanges: Iterable[str]) -> dict[str, set[str]]:
@@ -243,6 +282,9 @@ def _known_names(dump: Scan, exchanges: Iterable[str]) -> dict[str, set[str]]:
         file.contexts[0] for name in ("candle", "session") for file in dump.found[name] if len(file.contexts) == 1
     ]
     known = {field: {context[field] for context in contexts} for field in ("exchange_name", "symbol")}
+    for file in dump.series:
+        known["exchange_name"].add(file.exchange_name)
+        known["symbol"].add(file.symbol)
     known["exchange_name"].update(exchanges)
     return known
 

@@ -1,6 +1,7 @@
 """The reports of import and export."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 __all__ = ("Exported", "FileCounts", "Imported", "Skipped")
 
@@ -10,13 +11,17 @@ class Skipped:
     """A file or document that was left out."""
 
     path: str
-    """The path of the file, relative to the dump; or the collection and the id of the document."""
+    """The path of the file, relative to the dump, in a series file with the number of the line; or the collection and
+    the id of the document."""
     reason: str
 
 
 @dataclass
 class FileCounts:
-    """The number of files of one domain in an import, by what became of them."""
+    """The number of files of one domain in an import, and of their values by what became of them.
+
+    A file holds one value, but a series file a candle in each line.
+    """
 
     files: int = 0
     new: int = 0
@@ -32,7 +37,7 @@ class Imported:
 
     domains: dict[str, FileCounts]
     skipped: list[Skipped] = field(default_factory=list[Skipped])
-    """Every file that was not imported, and why."""
+    """Every file, or line of a series file, that was not imported, and why."""
     assumed: dict[str, str] = field(default_factory=dict[str, str])
     """The directories whose names can be read in several ways, and how they were read."""
     ignored: dict[str, int] = field(default_factory=dict[str, int])
@@ -45,9 +50,13 @@ class Exported:
     """The report of an export."""
 
     domains: dict[str, int]
-    """The number of files that were written."""
+    """The number of values that were written, each into a file, but candles into series files if `candles` says so."""
     skipped: list[Skipped] = field(default_factory=list[Skipped])
     """Every document that was not exported, and why."""
     seconds: float = 0.0
     ignored: dict[str, int] = field(default_factory=dict[str, int])
     """The collections that belong to no domain, and the number of documents in each: they are not exported."""
+    candles: Literal["files", "series"] = "files"
+    """Whether each candle is a file, or each month of a series."""
+    series_files: int = 0
+    """The number of series files that were written."""

@@ -17,8 +17,10 @@ from backtest_persist.backends.json.layout import Layout
 from backtest_persist.backends.json.names import unescape
 from backtest_persist.backends.json.sidecar import HIDDEN, parts_of
 from backtest_persist.backends.json.value_file import SUFFIX
+from backtest_persist.domains.candle import CANDLE
 from backtest_persist.errors import BacktestPersistError, InvalidPayloadError
 from backtest_persist.operations.transfer.report import Skipped
+from backtest_persist.operations.transfer.series_files import SERIES_LAYOUT, SeriesFile, month_of_file
 
 __all__ = ("Found", "Scan", "scan")
 
@@ -46,6 +48,8 @@ class Scan:
     """The values of each domain."""
     skipped: dict[str, list[Skipped]]
     """The files among the values of a domain that are not values."""
+    series: list[SeriesFile] = field(default_factory=list[SeriesFile])
+    """The series files, by series and month."""
     ignored: dict[str, int] = field(default_factory=dict[str, int])
     """The top-level directories that hold no persisted data, and the number of files in each."""
 
@@ -68,12 +72,36 @@ def scan(root: Path, layouts: Mapping[str, Layout]) -> Scan:
                     result.found[domain].append(Found(domain, value, path, stem))
         result.skipped[domain] = [Skipped(str(path.relative_to(root)), reason) for path, reason in problems]
     trees = {(HIDDEN,), *map(_tree, layouts.values())}
+    if CANDLE.name in layouts:
+        trees.add(_tree(SERIES_LAYOUT))
+        _scan_series(root, result)
     for top in sorted(root.iterdir()):
         for below in sorted(top.iterdir()) if top.name == "data" else [top]:
             parts = below.relative_to(root).parts
             if parts not in trees and (count := sum(len(names) for _, names in _walk(below, []))):
                 result.ignored["/".join(parts)] = count
     return result
+
+
+def _scan_series(root: Path, result: Scan) -> None:
+    """Find the series files."""
+    tree, problems = root / SERIES_LAYOUT.path, list[tuple[Path, str]]()
+    for path, names in _walk(tree, problems):
+        directories = path.relative_to(tree).parts if path.is_relative_to(tree) else ()
+        try:
+            labels = [parts_of(root, parent, name) for parent, name in _steps(tree, directories)]
+            series, problem = _readings(SERIES_LAYOUT, directories, labels), "no series has such a path"
+        except _UNREADABLE as error:
+            series, problem = [], str(error)
+        for name in names:
+            month = month_of_file(name)
+            if reason := _leftover(name) or ("" if month else "not a series file, such as 2024-01.ndjson.gz"):
+                problems.append((path / name, reason))
+            elif month and series:
+                result.series.append(SeriesFile(path / name, month, **series[0]))
+            else:
+                problems.append((path / name, problem))
+    result.skipped[CANDLE.name] += [Skipped(str(path.relative_to(root)), reason) for path, reason in problems]
 
 
 def _tree(layout: Layout) -> tuple[str, ...]:
@@ -83,13 +111,17 @@ def _tree(layout: Layout) -> tuple[str, ...]:
 
 def _rejection(name: str) -> str:
     """Return the reason why a file of this name is not a value; "" when it can be one."""
-    if name.startswith(TEMPORARY):
-        return "the leftover of a write that was interrupted"
+    if reason := _leftover(name):
+        return reason
     try:
         name.encode()
     except UnicodeEncodeError:
         return "its name is not UTF-8"
     return "" if name.endswith(SUFFIX) else "not a JSON file"
+
+
+def _leftover(name: str) -> str:
+    return "the leftover of a write that was interrupted" if name.startswith(TEMPORARY) else ""
 
 
 def _walk(path: Path, problems: list[tuple[Path, str]]) -> Iterator[tuple[Path, list[str]]]:

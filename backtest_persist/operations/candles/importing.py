@@ -1,0 +1,282 @@
+"""`import_candles`: a file of candles stored as a series, and every row that is not stored named with the reason."""
+
+import asyncio
+import os
+import re
+import time
+from array import array
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from anyio.to_thread import run_sync
+
+from backtest_persist.contracts import CandleData, When
+from backtest_persist.core.candle_input import check_candles
+from backtest_persist.core.keys import checked_timestamp
+from backtest_persist.core.mongo_store import Restored
+from backtest_persist.core.ohlcv import Series
+from backtest_persist.core.persist_instance import Services
+from backtest_persist.domains.candle import CandleDbService, CandleReport
+from backtest_persist.operations.candles.detection import Options, open_reading
+from backtest_persist.operations.candles.files import CandleFile
+from backtest_persist.operations.candles.reading import Chunk, SkippedRow, in_ms
+from backtest_persist.operations.candles.times import DateOrder, Unit
+from backtest_persist.operations.progress import NoProgress, Progress
+
+__all__ = ("CandlesImported", "RowOfFile", "import_candles")
+
+
+_EARLIEST = 10**11
+"""A file that was modified before this, in 1973, has no date."""
+_BLOCK = 4096
+_OUTLIER = "it has a price in another unit than the rows around it; to store it, give allow_outliers (--allow-outliers)"
+_CANDLE = re.compile(r"\bcandle (\d+)\b")
+
+Candle = dict[str, Any]
+
+
+class RowOfFile(NamedTuple):
+    """A row of a file, and the opening time of its candle in ms UTC."""
+
+    line: int
+    timestamp: int
+
+
+@dataclass
+class CandlesImported:
+    """The report of an import of candles; times are opening times in ms UTC."""
+
+    file: str
+    layout: str = ""
+    """The layout that was detected, in words."""
+    rows: int = 0
+    """How many rows the file has, without header and blank lines."""
+    new: int = 0
+    """How many candles were stored, or would be in a dry run."""
+    same: int = 0
+    """How many were stored before with the same numbers, or are in the file more than once."""
+    different: list[RowOfFile] = field(default_factory=list[RowOfFile])
+    """Those that are stored with other numbers, which were kept."""
+    open: list[RowOfFile] = field(default_factory=list[RowOfFile])
+    """Those that had not closed when the file was written, and are not stored."""
+    skipped: list[SkippedRow] = field(default_factory=list[SkippedRow])
+    """Those that are no candles, each with the reason."""
+    ignored: tuple[str, ...] = ()
+    """The names of the columns that a stored candle does not have."""
+    rounded: int = 0
+    """How many have a number of more digits than a float holds, which is stored as the nearest float."""
+    widened: int = 0
+    """How many have a high or low that missed the body by a rounding error, and was set to it."""
+    first: int | None = None
+    """The first time of a candle."""
+    last: int | None = None
+    """The last time of a candle."""
+    seconds: float = 0.0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that has closed is stored as it is in the file."""
+        return not self.skipped and not self.different
+
+
+async def import_candles(
+    ioc: Services,
+    file: str | os.PathLike[str],
+    symbol: str,
+    interval: str,
+    exchange_name: str,
+    *,
+    unit: Unit | None = None,
+    columns: Sequence[str] | None = None,
+    tz: str | None = None,
+    date_order: DateOrder | None = None,
+    decimal: Literal[".", ","] | None = None,
+    no_volume: bool = False,
+    allow_outliers: bool = False,
+    as_of: When | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> CandlesImported:
+    """Store the candles of a file, in one of the layouts of exchanges and programs, as a series.
+
+    The layout and the unit of times are detected. `InvalidPayloadError`, before anything is stored, for a file that can
+    be read in two ways, for one that holds no candles, and for one of another interval; `SettingsError` for one that
+    cannot be opened. A single row that is no candle is reported and does not stop the import.
+
+    A candle that is stored already is kept, so that an import can be repeated, or resumed after an interruption. With
+    `dry_run` nothing is written.
+
+    `unit` is that of times as numbers, `columns` are the names of the columns in their order, `tz` is the zone of times
+    that have none, `date_order` says whether 02.03.2024 begins with the day or the month, and `decimal` is what
+    separates decimals. With `no_volume` 0 is stored as the volume. A row with a price in another unit than those around
+    it is skipped unless `allow_outliers` is set; see `CandleDbService.store`.
+
+    A candle that had not closed at `as_of`, when the exchange was asked, is not stored. By default, that is the last
+    one if it had not closed when the file was last modified.
+    """
+    started = time.perf_counter()
+    series = Series(symbol, interval, exchange_name)
+    db = ioc.db_service(CandleDbService)
+    options = Options(unit, columns, tz, date_order, decimal, no_volume)
+    progress = progress or NoProgress()
+    source = await run_sync(CandleFile, file)
+    report = CandlesImported(str(source.path))
+    asked = None if as_of is None else checked_timestamp(as_of, "as_of", db.allows_early_times)
+    importer = _Importer(db, series, report, dry_run, asked, source.modified, allow_outliers)
+    progress.begin(source.size)
+    position = 0
+    with ExitStack() as stack:
+        reading = await run_sync(stack.enter_context, open_reading(source, series, options))
+        report.ignored = reading.ignored
+        async with aclosing(_read_ahead(reading.chunks())) as chunks:
+            async for chunk in chunks:
+                await _undivided(importer.add(chunk, reading.noun))
+                progress.advance(chunk.position - position)
+                position = chunk.position
+        report.layout = reading.layout
+    importer.end()
+    progress.advance(source.size - position)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+async def _read_ahead(chunks: Iterator[Chunk]) -> AsyncGenerator[Chunk]:
+    """Iterate over the chunks of a file; while one is being stored, a thread reads the next one."""
+    reading = asyncio.create_task(run_sync(next, chunks, None))
+    try:
+        while (chunk := await reading) is not None:
+            reading = asyncio.create_task(run_sync(next, chunks, None))
+            yield chunk
+    finally:  # the file is not closed while a thread reads it
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+async def _undivided(storing: Coroutine[Any, Any, None]) -> None:
+    """Store a chunk as a whole, even if the caller is cancelled meanwhile."""
+    task = asyncio.create_task(storing)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+
+
+class _Importer:
+    """Stores chunks of rows, or compares them with what is stored, and adds to the report."""
+
+    def __init__(
+        self,
+        db: CandleDbService,
+        series: Series,
+        report: CandlesImported,
+        dry_run: bool,
+        as_of: int | None,
+        modified: int,
+        allow_outliers: bool,
+    ) -> None:
+        self._db, self._series, self._report = db, series, report
+        self._compared = _Compared(series.step) if dry_run else None
+        self._as_of, self._allow_outliers = as_of, allow_outliers
+        self._modified = modified if as_of is None and modified > _EARLIEST else None
+        self._open: list[tuple[int, Candle]] = []
+        """The rows that had not closed when the file was modified: the last one, unless that time is another's."""
+
+    async def add(self, chunk: Chunk, noun: str) -> None:
+        """Store the rows of a chunk."""
+        report = self._report
+        report.rows += chunk.rows
+        report.skipped += chunk.skipped
+        if chunk.candles:
+            times = [in_ms(candle["timestamp"]) for candle in chunk.candles]
+            report.first = min(times if report.first is None else (report.first, *times))
+            report.last = max(times if report.last is None else (report.last, *times))
+        rows = list(zip(chunk.lines, chunk.candles, strict=True))
+        if self._modified is None:
+            await self._put(rows, self._as_of, noun)
+            return
+        self._open += await self._put(rows, self._modified, noun)
+        if len({candle["timestamp"] for _, candle in self._open}) > 1:
+            rows, self._open, self._modified = self._open, [], None  # it was modified, or copied, with another date
+            await self._put(rows, None, noun)
+
+    def end(self) -> None:
+        """Complete the report."""
+        self._report.open += [RowOfFile(line, in_ms(candle["timestamp"])) for line, candle in self._open]
+        self._report.skipped.sort()
+        self._report.different.sort()
+
+    async def _put(self, rows: list[tuple[int, Candle]], as_of: int | None, noun: str) -> list[tuple[int, Candle]]:
+        """Store rows and report them; returns those that are open, which are reported only if `as_of` is certain."""
+        key = (self._series.symbol, self._series.interval, self._series.exchange_name)
+        candles = [candle for _, candle in rows]
+        if self._compared is None:
+            result = await self._db.store(
+                *key, candles, as_of=as_of, errors="skip", allow_outliers=self._allow_outliers
+            )
+        else:
+            result = await self._compare(candles, as_of)
+        report, lines = self._report, [line for line, _ in rows]
+        report.new += result.new
+        report.same += result.same
+        report.rounded += len(result.rounded)
+        report.widened += len(result.widened)
+        report.skipped += [SkippedRow(lines[at], _in_lines(problem, noun, lines)) for at, problem in result.invalid]
+        outliers = [] if self._allow_outliers else result.outliers
+        if not result.different and not result.open and not outliers:
+            return []
+        line_of = {in_ms(candle["timestamp"]): line for line, candle in rows}
+        report.skipped += [SkippedRow(line_of[at], _OUTLIER) for at in outliers]
+        report.different += [RowOfFile(line_of[at], at) for at in result.different]
+        if self._modified is None:
+            report.open += [RowOfFile(line_of[at], at) for at in result.open]
+        unclosed = set(result.open)
+        return [row for row in rows if in_ms(row[1]["timestamp"]) in unclosed]
+
+    async def _compare(self, candles: list[Candle], as_of: int | None) -> CandleReport:
+        """Report what `store` would do with candles, and store none."""
+        assert self._compared is not None
+        now = int(time.time() * 1000)
+        checked = check_candles(
+            self._series,
+            candles,
+            as_of=now if as_of is None else min(now, as_of),
+            early=self._db.allows_early_times,
+            allow_outliers=self._allow_outliers,
+        )
+        result = CandleReport.of(checked)
+        key = (self._series.symbol, self._series.interval, self._series.exchange_name)
+        valid = list(checked.valid.values())
+        for candle, outcome in zip(valid, await self._db.restore_series(*key, valid, dry_run=True), strict=True):
+            if outcome is Restored.NEW:
+                outcome = self._compared.add(candle)
+            if outcome is Restored.NEW:
+                result.new += 1
+            elif outcome is Restored.SAME:
+                result.same += 1
+            else:
+                result.different.append(candle["timestamp"])
+        return result
+
+
+class _Compared:
+    """Remembers the candles that a dry run would have stored, in 8 bytes each."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self._blocks: dict[int, array[int]] = {}
+
+    def add(self, candle: CandleData) -> Restored:
+        """Return what would become of a candle, and remember it."""
+        block, place = divmod(candle["timestamp"] // self._step, _BLOCK)
+        numbers = hash(tuple(candle.values())) or 1
+        known = self._blocks.setdefault(block, array("q", bytes(8 * _BLOCK)))
+        before, known[place] = known[place], known[place] or numbers
+        return Restored.NEW if not before else Restored.SAME if before == numbers else Restored.DIFFERENT
+
+
+def _in_lines(problem: str, noun: str, lines: Sequence[int]) -> str:
+    """Return the problem of a candle, in which another one is named by its line."""
+    text = problem.partition(" (a dict with ")[0]
+    return _CANDLE.sub(lambda found: f"{noun} {lines[int(found[1])]:,}", text)

@@ -1,0 +1,132 @@
+"""The layouts of files of candles: one table of those that are known, and which column is what."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from backtest_persist.core.ohlcv import NUMBERS
+from backtest_persist.operations.candles.tables import plain
+from backtest_persist.operations.candles.times import DateOrder
+
+__all__ = ("KLINE", "LAYOUTS", "Layout", "Places", "find_places")
+
+KLINE = (
+    *("open_time", *NUMBERS, "close_time", "quote_volume", "count", "taker_buy_volume", "taker_buy_quote_volume"),
+    "ignore",
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One layout: how it is recognised, and what it leaves unsaid."""
+
+    name: str
+    header: frozenset[str] = frozenset()
+    """The names that its header has, among others, in the form of `plain`."""
+    fields: tuple[str, ...] = ()
+    """The fields of a layout without header."""
+    first: str = "unix"
+    """Of a layout without header, the form of the first field: unix or date."""
+    zone: str | None = None
+    """The time zone in which its times without one are, if that is certain."""
+    order: DateOrder | None = None
+    """The order of day and month: dmy, mdy; None if the file has to show it."""
+    hint: str = ""
+    """What is known of the zone, for the question about it."""
+
+
+_BROKER = " MetaTrader writes the time of the broker's server, often UTC+2 in winter and UTC+3 in summer."
+
+LAYOUTS = (
+    Layout("Binance futures klines", frozenset({"open_time", "close_time", "quote_volume", "count"})),
+    Layout("Binance klines", frozenset({"open_time", "close_time"})),
+    Layout("MetaTrader 5", frozenset({"date", "tickvol", "spread"}), hint=_BROKER),
+    Layout("Stooq", frozenset({"ticker", "per", "date"}), hint=" Stooq writes the time of the exchange, or of Warsaw."),
+    Layout("Yahoo Finance", frozenset({"date", "adj_close"})),
+    Layout("yfinance", frozenset({"price"})),
+    Layout("CryptoDataDownload", frozenset({"unix", "date", "symbol"}), zone="UTC"),
+    Layout("CryptoDataDownload", frozenset({"date", "symbol"}), zone="UTC"),
+    Layout("Dukascopy", frozenset({"gmt_time"}), zone="UTC", order="dmy"),
+    Layout("TradingView", frozenset({"time", "open", "high", "low", "close"})),
+    Layout("Date, Open, High, Low, Close, Volume (Stooq and others)", frozenset({"date"})),
+    Layout("Binance spot klines", fields=KLINE),
+    Layout("Kraken OHLCVT", fields=("timestamp", *NUMBERS, "trades")),
+    Layout("MetaTrader 4", fields=("date", "time", *NUMBERS), first="date", hint=_BROKER),
+)
+"""The first one that fits counts. A header without any of these names is read by the names of its columns."""
+
+_TIMES = ("timestamp", "open_time", "opentime", "unix", "unix_time", "unix_timestamp", "epoch", "t")
+"""The names of an opening time that need no second column; the first that is there counts."""
+_OTHER_TIMES = (
+    *("datetime", "date_time", "gmt_time", "utc_time", "date", "time"),
+    *("__index_level_0__", "index", "", "unnamed:_0", "price"),
+)
+"""The names of what is an opening time if none of the others is there.
+
+An index of pandas may have no name, and yfinance calls it Price.
+"""
+_SYMBOLS = ("symbol", "ticker")
+_SHORT = {"o": "open", "h": "high", "l": "low", "c": "close", "v": "volume"}
+_BASE_VOLUMES = ("volume", "base_volume", "basevolume", "volume_base", "vol", "v", "tickvol", "tick_volume")
+_QUOTE_VOLUMES = frozenset({"volume_currency", "quote_volume", "volume_quote"})
+
+
+@dataclass(frozen=True)
+class Places:
+    """The positions of a candle's values in a row."""
+
+    time: tuple[int, ...]
+    """One, or those of date and time of day."""
+    prices: tuple[int, int, int, int]
+    volume: int | None
+    """None where there is none, and 0 is stored."""
+    symbol: int | None = None
+
+
+def find_places(names: Sequence[str], symbols: Sequence[str], *, no_volume: bool) -> Places:
+    """Find a candle's values among named columns; `ValueError` says which are missing or ambiguous.
+
+    `symbols` are the names of what is traded, by which the volume in it is told from that in the quote currency.
+    """
+    known: dict[str, list[int]] = {}
+    for place, name in enumerate(map(plain, names)):
+        known.setdefault(_SHORT.get(name, name), []).append(place)
+    for name in (*NUMBERS, *_TIMES, *_OTHER_TIMES):
+        if len(known.get(name, ())) > 1:
+            raise ValueError(f"several columns are called {name}")
+    prices = [name for name in NUMBERS[:4] if name not in known]
+    if prices:
+        raise ValueError(f"there is no column {', '.join(prices)}")
+    open, high, low, close = (known[name][0] for name in NUMBERS[:4])
+    symbol = next((known[name][0] for name in _SYMBOLS if name in known), None)
+    volume = None if no_volume else _volume(known, names, symbols)
+    return Places(_time(known), (open, high, low, close), volume, symbol)
+
+
+def _time(known: dict[str, list[int]]) -> tuple[int, ...]:
+    for name in _TIMES:
+        if name in known:
+            return (known[name][0],)
+    if "date" in known and "time" in known:
+        return (known["date"][0], known["time"][0])
+    for name in _OTHER_TIMES:
+        if name in known:
+            return (known[name][0],)
+    raise ValueError("there is no column of times")
+
+
+def _volume(known: dict[str, list[int]], names: Sequence[str], symbols: Sequence[str]) -> int:
+    for name in _BASE_VOLUMES:
+        if name in known:
+            return known[name][0]
+    by_asset = {
+        name.removeprefix("volume_"): places[0]
+        for name, places in known.items()
+        if name.startswith("volume_") and name not in _QUOTE_VOLUMES
+    }
+    of_base = [place for asset, place in by_asset.items() if any(each.lower().startswith(asset) for each in symbols)]
+    if len(of_base) == 1:
+        return of_base[0]
+    if by_asset:
+        shown = " and ".join(repr(names[place]) for place in by_asset.values())
+        raise ValueError(f"the volume may be {shown}; what is stored is the volume in what is traded")
+    raise ValueError("there is no column of volume; to store 0, give no_volume (--no-volume)")

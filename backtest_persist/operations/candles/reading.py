@@ -1,0 +1,174 @@
+"""Reading of the rows of a file as candles, in chunks, once it is known how."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, get_args
+
+from backtest_persist.contracts import CandleInterval
+from backtest_persist.core.ohlcv import COLUMNS, NUMBERS, Series, interval_step_ms
+from backtest_persist.operations.candles.files import CandleFile
+from backtest_persist.operations.candles.layouts import Places
+from backtest_persist.operations.candles.tables import BATCH, Row, Table, plain
+from backtest_persist.operations.candles.times import EPOCH, UNIT_NAMES, Times
+
+__all__ = ("Chunk", "Reading", "SkippedRow", "in_ms", "other_interval")
+
+_EXACT_LENGTH = 15
+"""A text of so many characters has no more digits than a float holds."""
+_FEW = 3
+"""Distances of rows that say nothing if they are no interval: from Friday to Monday, or over a gap."""
+_INTERVALS = {interval_step_ms(name): name for name in get_args(CandleInterval)} | {1000: "1s", 604_800_000: "1w"}
+_NULLS = frozenset({"", "null", "none", "nan", "n/a", "-"})
+
+
+class SkippedRow(NamedTuple):
+    """A row that was left out."""
+
+    line: int
+    reason: str
+
+
+@dataclass
+class Chunk:
+    """Some rows of a file."""
+
+    rows: int = 0
+    position: int = 0
+    """How many bytes of the file have been read with them."""
+    lines: list[int] = field(default_factory=list[int])
+    """The line of each candle."""
+    candles: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    skipped: list[SkippedRow] = field(default_factory=list[SkippedRow])
+
+
+class Reading:
+    """The candles of an open file, as `open_reading` has found that they have to be read."""
+
+    def __init__(
+        self,
+        file: CandleFile,
+        table: Table,
+        sample: Sequence[Row],
+        series: Series,
+        layout: Sequence[str],
+        names: Sequence[str],
+        places: Places,
+        times: Times,
+        comma: bool,
+        symbol: Any,
+    ) -> None:
+        self._file, self._table, self._series = file, table, series
+        self._rows = itertools.chain(sample, table.rows)
+        self._layout, self._names, self._places, self._times, self._comma = layout, names, places, times, comma
+        self._numbers = [*places.prices, *(() if places.volume is None else (places.volume,))]
+        self._symbol = symbol
+
+    @property
+    def noun(self) -> str:
+        """What the numbers of rows count."""
+        return self._table.noun
+
+    @property
+    def layout(self) -> str:
+        """The layout in words; complete when all has been read."""
+        units = sorted(self._times.units.items(), key=lambda item: item[1])
+        found = [
+            f"times in {UNIT_NAMES[unit]}" if not number else f"from {self.noun} {line:,} on in {UNIT_NAMES[unit]}"
+            for number, (unit, line) in enumerate(units)
+        ]
+        return ", ".join([*self._layout, *found])
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The names of the columns that are not stored."""
+        taken = {*self._numbers, *self._places.time, self._places.symbol}
+        named = [name for place, name in enumerate(self._names) if place not in taken]
+        return tuple(name for name in named if plain(name) not in ("", "-", "ignore", "unnamed:_0"))
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Iterate over all rows; `InvalidPayloadError` where they begin to have another interval."""
+        while True:
+            chunk = Chunk()
+            with self._file.errors():
+                for line, row in itertools.islice(self._rows, BATCH):
+                    chunk.rows += 1
+                    try:
+                        chunk.candles.append(self.read(line, row))
+                        chunk.lines.append(line)
+                    except ValueError as problem:
+                        chunk.skipped.append(SkippedRow(line, str(problem)))
+            if not chunk.rows:
+                return
+            if wrong := other_interval((candle["timestamp"] for candle in chunk.candles), self._series.step):
+                raise self._file.error(
+                    f"from {self.noun} {chunk.lines[0]:,} on its rows are {wrong} apart, not {self._series.interval}; "
+                    "what was before is stored"
+                )
+            chunk.position = self._table.position()
+            yield chunk
+
+    def read(self, line: int, row: Sequence[Any]) -> dict[str, Any]:
+        """Return one candle; `ValueError` says why the row is none."""
+        if len(row) != len(self._names) and any(row[len(self._names) :]) | (len(row) < len(self._names)):
+            raise ValueError(f"it has {len(row)} fields, not {len(self._names)}")
+        if self._symbol is not None and row[self._places.symbol] != self._symbol:  # pyright: ignore[reportArgumentType, reportCallIssue]
+            raise ValueError(f"it is of another symbol than the first row, which is of {self._symbol!r:.40}")
+        timestamp = self._times.read(row, line)
+        values = [row[place] for place in self._numbers]
+        try:
+            numbers = [self._number(value) for value in values]
+        except (TypeError, ValueError):
+            raise ValueError(self._problem(values)) from None
+        if self._places.volume is None:
+            numbers.append(0.0)
+        return dict(zip(COLUMNS, (timestamp, *numbers), strict=True))
+
+    def _number(self, value: Any) -> Any:
+        """Return a number as the nearest float, or as it is given where digits may be lost, which the store reports."""
+        if type(value) is not str:
+            if value is None:
+                raise TypeError
+            return value
+        if self._comma or "_" in value:
+            value = _with_point(value)
+        number = float(value)
+        return number if len(value) <= _EXACT_LENGTH else value.strip()
+
+    def _problem(self, values: Sequence[Any]) -> str:
+        """Say what is wrong with the numbers of a row."""
+        if all(str(value).strip().lower() in _NULLS for value in values):
+            return "it has no prices"
+        for name, value in zip(NUMBERS, values, strict=False):
+            try:
+                self._number(value)
+            except (TypeError, ValueError):
+                return f"its {name} is {str(value)!r:.40}, not a number"
+        raise AssertionError
+
+
+def other_interval(times: Iterable[int | datetime], step: int) -> str:
+    """Return the commonest distance of neighbours in words if it says that they have another interval, or ``""``."""
+    distances = Counter(abs(after - before) for before, after in itertools.pairwise(map(in_ms, times)))
+    del distances[0]
+    if not distances:
+        return ""
+    [(commonest, count)] = distances.most_common(1)
+    total = distances.total()
+    is_gap = total < _FEW and commonest not in _INTERVALS and commonest % step == 0
+    if commonest == step or count < total / 2 or is_gap:
+        return ""
+    return _INTERVALS.get(commonest) or str(timedelta(milliseconds=commonest))
+
+
+def in_ms(timestamp: int | datetime) -> int:
+    """Return an opening time, as a row has it, in ms UTC."""
+    return timestamp if isinstance(timestamp, int) else round((timestamp - EPOCH).total_seconds() * 1000)
+
+
+def _with_point(text: str) -> str:
+    if "." in text or "_" in text:
+        raise ValueError
+    return text.replace(",", ".")

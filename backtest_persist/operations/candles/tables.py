@@ -1,0 +1,255 @@
+"""Files of candles as rows of values, with the names of their columns if they have some."""
+
+import csv
+import itertools
+import json
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, TextIO, cast
+
+from backtest_persist.core.candle_columns import plain_name
+from backtest_persist.errors import InvalidPayloadError, SettingsError
+from backtest_persist.operations.candles.files import CandleFile, Kind
+
+__all__ = ("BATCH", "Row", "Table", "open_table", "plain")
+
+BATCH = 10_000
+"""Rows that are read and stored at a time."""
+_PREAMBLE = 20
+"""Lines that may stand before the header, such as the address of a web site."""
+_MIN_FIELDS = 5
+"""A time and four prices."""
+_BLOCK = 1024 * 1024
+"""Characters of JSON that are read at a time, and the most that one entry has."""
+_BETWEEN = re.compile(r"[\s,]*")
+
+Row = tuple[int, Sequence[Any]]
+"""The number of a line, and its values."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a file of candles."""
+
+    kind: Kind
+    names: tuple[str, ...] | None
+    """The names of the columns as they are given; None for a file without a header."""
+    rows: Iterator[Row]
+    position: Callable[[], int]
+    """Returns how many bytes of the file have been read."""
+    noun: str = "line"
+    """What is counted by the numbers of the rows: lines, or the rows themselves."""
+    header: int = 0
+    """The line of the header; 0 for none."""
+    is_spread: bool = False
+    """Whether the rows are read by semicolons or tabs, so that a comma can be that of decimals."""
+    in_ms: frozenset[str] = frozenset()
+    """The names of columns that hold instants as ms for certain, because they were datetimes."""
+
+
+def plain(name: str) -> str:
+    """Return the name of a column without its case, brackets and marks: ``Volume (BTC)`` as ``volume_btc``."""
+    return plain_name(re.sub(r"[<>()*\"'\[\]]", "", name))
+
+
+@contextmanager
+def open_table(file: CandleFile) -> Generator[Table]:
+    """Open the rows of a file; `InvalidPayloadError` for one that has none.
+
+    The rows raise errors of the system and of archives, which `CandleFile.errors` translates.
+    """
+    with ExitStack() as stack:
+        with file.errors():
+            if file.kind is Kind.CSV:
+                table = _of_csv(file, stack.enter_context(file.open_text()))
+            elif file.kind is Kind.JSON:
+                table = _of_json(file, stack.enter_context(file.open_text()))
+            else:
+                table = _of_arrow(file)
+        yield table
+
+
+# --- CSV ---
+
+
+def _of_csv(file: CandleFile, text: TextIO) -> Table:
+    lines = list(itertools.islice(text, _PREAMBLE + 2))
+    delimiter = _delimiter(lines)
+    reader = csv.reader(itertools.chain(lines, text), delimiter=delimiter, skipinitialspace=True)
+    first = next((row for row in itertools.islice(reader, _PREAMBLE + 1) if len(row) >= _MIN_FIELDS), None)
+    if first is None:
+        raise file.error("it has no lines of five or more fields, as candles are; it is no CSV file of candles")
+    header = None if any(map(_is_number, first)) else tuple(name.strip() for name in first)
+    number = reader.line_num
+    if (
+        header and header[0] == "Price"
+    ):  # yfinance writes its two levels of names and the name of its index in a line each
+        next(reader, None)
+        next(reader, None)
+
+    def rows() -> Iterator[Row]:
+        if header is None:
+            yield number, first
+        for row in reader:
+            if row and row != first:
+                yield reader.line_num, row
+
+    return Table(
+        file.kind, header, rows(), lambda: file.position, header=number if header else 0, is_spread=delimiter != ","
+    )
+
+
+def _delimiter(lines: Iterable[str]) -> str:
+    """Return the character that parts the most fields of a line."""
+    counts = {mark: max((line.count(mark) for line in lines), default=0) for mark in "\t;,"}
+    return next((mark for mark in "\t;" if counts[mark] >= _MIN_FIELDS - 1), ",")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", "."))
+    except ValueError:
+        return False
+    return True
+
+
+# --- JSON ---
+
+
+def _of_json(file: CandleFile, text: TextIO) -> Table:
+    entries = _entries(file, text)
+    first: Any = next(entries, None)
+    if isinstance(first, dict):
+        names = tuple(map(str, cast("dict[Any, Any]", first)))
+        found = ([entry.get(name) for name in names] for entry in itertools.chain([first], _only(dict, file, entries)))
+        return Table(file.kind, names, enumerate(found, 1), lambda: file.position, "entry")
+    if not isinstance(first, list):
+        raise file.error("it holds no list of candles")
+    found = itertools.chain([first], _only(list, file, entries))
+    return Table(file.kind, None, enumerate(found, 1), lambda: file.position, "entry")
+
+
+def _only(kind: type, file: CandleFile, entries: Iterator[Any]) -> Iterator[Any]:
+    for entry in entries:
+        if not isinstance(entry, kind):
+            raise file.error(f"a list of candles holds entries of different kinds, such as {entry!r:.40}")
+        yield entry
+
+
+def _entries(file: CandleFile, text: TextIO) -> Iterator[Any]:
+    """Iterate over the entries of a list, of which only a block is in memory."""
+    decoder = json.JSONDecoder()
+    buffer, at = text.read(_BLOCK).lstrip("\ufeff \t\r\n"), 1
+    if buffer[:1] != "[":
+        raise file.error("it holds an object of JSON; a list of candles is expected, [[time, open, high, …], …]")
+    while True:
+        at = _BETWEEN.match(buffer, at).end()  # pyright: ignore[reportOptionalMemberAccess]  # it matches nothing, too
+        if buffer[at : at + 1] == "]":
+            return
+        try:
+            entry, at = decoder.raw_decode(buffer, at)
+        except json.JSONDecodeError as error:
+            more = text.read(_BLOCK)
+            if not more or len(buffer) - at > _BLOCK:
+                problem = "it ends amid the list" if not more else f"it is no JSON ({error.msg})"
+                raise file.error(f"{problem}; download it again") from None
+            buffer, at = buffer[at:] + more, 0
+        else:
+            yield entry
+
+
+# --- Parquet and feather ---
+
+
+def _of_arrow(file: CandleFile) -> Table:
+    position = _Position()
+    batches = iter(_by_pyarrow(file) if find_spec("pyarrow") else _by_polars(file))
+    first = next(batches, None)
+    if first is None:
+        raise file.error("it is empty")
+    position.total = first.count
+
+    def rows() -> Iterator[Row]:
+        for batch in itertools.chain([first], batches):
+            for row in zip(*batch.columns, strict=True):
+                position.done += 1
+                yield position.done, row
+
+    return Table(
+        file.kind,
+        first.names,
+        rows(),
+        lambda: round(file.size * position.done / max(position.total, 1)),
+        "row",
+        in_ms=first.in_ms,
+    )
+
+
+@dataclass
+class _Position:
+    total: int = 0
+    done: int = 0
+
+
+@dataclass(frozen=True)
+class _Batch:
+    names: tuple[str, ...]
+    columns: list[list[Any]]
+    in_ms: frozenset[str]
+    count: int
+    """The rows of the whole file."""
+
+
+def _by_pyarrow(file: CandleFile) -> Iterator[_Batch]:
+    pyarrow = import_module("pyarrow")
+    try:
+        if file.kind is Kind.PARQUET:
+            parquet = import_module("pyarrow.parquet").ParquetFile(file.path)
+            count, batches = parquet.metadata.num_rows, parquet.iter_batches(batch_size=BATCH)
+        else:
+            table = import_module("pyarrow.feather").read_table(file.path, memory_map=True)
+            count, batches = table.num_rows, table.to_batches(max_chunksize=BATCH)
+        for batch in batches:
+            names = tuple(batch.schema.names)
+            columns: list[list[Any]] = []
+            in_ms: set[str] = set()
+            for name, column in zip(names, batch.columns, strict=True):
+                if pyarrow.types.is_timestamp(column.type):
+                    unit = "us" if column.type.tz is None else "ms"
+                    column = column.cast(pyarrow.timestamp(unit, column.type.tz), safe=False)
+                    if unit == "ms":
+                        column = column.cast(pyarrow.int64())
+                        in_ms.add(name)
+                columns.append(column.to_pylist())
+            yield _Batch(names, columns, frozenset(in_ms), count)
+    except (pyarrow.ArrowException, KeyError) as error:
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: CandleFile, error: Exception) -> InvalidPayloadError:
+    problem = " ".join(str(error).split()).rstrip(".")
+    return file.error(f"it is damaged or cut off ({problem:.100}); download it again")
+
+
+def _by_polars(file: CandleFile) -> Iterator[_Batch]:
+    try:
+        polars = import_module("polars")
+    except ModuleNotFoundError:
+        raise SettingsError(
+            f'{file.path} needs a library for {file.kind}; run: pip install "backtest-persist[polars]"'
+        ) from None
+    try:
+        frame = polars.read_parquet(file.path) if file.kind is Kind.PARQUET else polars.read_ipc(file.path)
+    except (polars.exceptions.PolarsError, OSError) as error:
+        raise _damaged(file, error) from None
+    zoned = {
+        name for name, kind in frame.schema.items() if isinstance(kind, polars.Datetime) and kind.time_zone is not None
+    }
+    frame = frame.with_columns(polars.col(name).dt.epoch("ms") for name in zoned)
+    for part in frame.iter_slices(BATCH):
+        columns = [column.to_list() for column in part.get_columns()]
+        yield _Batch(tuple(frame.columns), columns, frozenset(zoned), frame.height)
