@@ -19,10 +19,13 @@ from backtest_persist import (
     JsonBackend,
     Mode,
     Registry,
+    Settings,
     SettingsError,
 )
 from backtest_persist.core import mongo_candles
+from backtest_persist.core.unit_of_work import joined_unit
 from backtest_persist.domains.candle import CandleDbService
+from tests.own_domain.funding import FUNDING, FundingDbService
 
 pandas, polars, pyarrow = (import_module(name) for name in ("pandas", "polars", "pyarrow"))
 MINUTE, DAY = 60_000, 86_400_000
@@ -159,6 +162,53 @@ async def test_in_a_run_a_frame_ends_at_the_bar(container: Container, tmp_path: 
                 assert len(await bar.candle("1m").db.find_frame("BTC", "1m", "binance")) == (
                     1 if backend == "dummy" else 6
                 )
+
+
+async def test_lists_and_pages_of_rows_are_frames(settings: Settings, tmp_path: Path) -> None:
+    """Those of every backend, of a unit of work, and of a domain of a user's own; a slice of one is one, too."""
+    async with Container(settings, domains=[FUNDING]) as ioc:
+        persist = Registry(ioc)
+        await ioc.storage_db_service.upsert_many(True, [{"id": "t-1", "pnl": {"usd": 1.5}}, {"id": "t-2"}])
+        await ioc.notification_db_service.upsert_many(False, [{"id": "n-1", "text": "x"}])
+        await ioc.log_db_service.create_many([{"id": "l-1", "level": "info", "at": datetime(2024, 1, 1, tzinfo=UTC)}])
+        await ioc.recent_db_service.upsert("BTC", "s", "e", "f", True, {"symbol": "BTC", "close": 2.0}, START)
+        await ioc.state_db_service.upsert("s-1", "b", {"n": 1}, START)
+        await ioc.session_db_service.upsert("s", "e", "f", "BTC", True, {"n": 1}, START)
+        await (await persist.entry(FUNDING)("BTC", "e")).write_funding_data({"rate": 0.1}, START)
+        await ioc.candle_db_service.store(*KEY, [candle(0)])
+        page = await ioc.storage_db_service.paginate(limit=1)
+        async with persist.checkpoint():
+            unit: Any = joined_unit(ioc)
+            buffered = await unit.db_service(type(ioc.storage_db_service)).list_by_mode(True)
+        persist.use_json(tmp_path)
+        await (await persist.storage(True)).write_storage_data([{"id": "t-1", "pnl": {"usd": 1.5}}])
+        files: Any = JsonBackend(tmp_path)["storage"](True)
+        lists: list[tuple[Any, list[str]]] = [
+            (await ioc.storage_db_service.list_by_mode(True), ["backtest", "signal_id", "id", "pnl.usd"]),
+            (await ioc.storage_db_service.find_all(newest=1), ["backtest", "signal_id", "id"]),
+            (page, ["backtest", "signal_id", "id", "pnl.usd"]),
+            (buffered, ["backtest", "signal_id", "id", "pnl.usd"]),
+            (await files.db.list_by_mode(True), ["backtest", "signal_id", "id", "pnl.usd"]),
+            (await ioc.notification_db_service.list_by_mode(False), ["backtest", "notification_id", "id", "text"]),
+            (await ioc.log_db_service.list_all(), ["entry_id", "id", "level", "at"]),
+            (
+                await ioc.recent_db_service.find_all(),
+                ["symbol", "strategy_name", "exchange_name", "frame_name", "backtest", "close", "when"],
+            ),
+            (await ioc.state_db_service.find_all(), ["signal_id", "bucket_name", "n", "when"]),
+            (await ioc.db_service(FundingDbService).store.select({}), ["symbol", "exchange_name", "rate", "when"]),
+            (await ioc.candle_db_service.find_range(*KEY, START, 5), ["exchange_name", "symbol", "interval", *NAMES]),
+            ((await ioc.candle_db_service.find_last(*KEY, 5))[:1], ["exchange_name", "symbol", "interval", *NAMES]),
+        ]
+        for rows, names in lists:
+            frame = rows.to_frame()
+            assert [*frame.columns] == [*names, "create_date", "updated_date"]
+            for instant in {"when", "timestamp", "at", "create_date"} & {*frame.columns}:
+                assert frame.to_polars()[instant].dtype == polars.Datetime("ms", "UTC")
+                assert str(frame.to_pandas()[instant].dtype) == "datetime64[ms, UTC]"
+            assert pyarrow.table(frame).num_rows == len(frame) > 0
+        session = (await ioc.session_db_service.find_all()).to_frame().to_pandas()
+        assert session["when"][0] == datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def frame_of(count: int = 4) -> CandleFrame:
