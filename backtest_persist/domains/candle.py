@@ -152,6 +152,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         *,
         as_of: When | None = None,
         errors: Literal["raise", "skip"] = "raise",
+        allow_outliers: bool = False,
     ) -> CandleReport:
         """Store the candles that had closed at `as_of`, and tell what became of each; the first write of a time wins.
 
@@ -163,11 +164,15 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         number that is not finite, a high or low inside the body, a negative volume, and different candles of one time.
         Prices may be negative, as some futures have been. A high or low that misses the body by no more than 1e-9 of
         the price is set to it.
+
+        An outlier, with a price in another unit than those around it, is not stored unless `allow_outliers` is set: one
+        of its prices is at least 10^5 times, or at most 10^-5 of, the median close of up to ten candles of the call
+        before it, up to ten after it, and itself. Only positive prices are compared, and only with two others or more.
         """
         series = Series(symbol, interval, exchange_name)
         if errors not in ("raise", "skip"):
             raise InvalidPayloadError(f"errors must be 'raise' or 'skip', not {errors!r:.40}.")
-        checked = self._checked(series, candles, as_of, skip=errors == "skip")
+        checked = self._checked(series, candles, as_of, skip=errors == "skip", allow_outliers=allow_outliers)
         report = CandleReport.of(checked)
         await self._store_candles(series, checked.valid, report)
         self._log.tell(series, report)
@@ -183,6 +188,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         candles: CandlesInput,
         *,
         as_of: When | None = None,
+        allow_outliers: bool = False,
     ) -> CandleReport:
         """Replace what is stored in [since, until) by these candles, such as after a split or a wrong import.
 
@@ -191,7 +197,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         """
         series = Series(symbol, interval, exchange_name)
         start, end = self._instant(since, "since"), self._instant(until, "until")
-        checked = self._checked(series, candles, as_of)
+        checked = self._checked(series, candles, as_of, allow_outliers=allow_outliers)
         if outside := [at for at in checked.valid if not start <= at < end]:
             raise series.error(
                 f"{len(outside)} candles lie outside of the range [{start}, {end}), such as {outside[0]}"
@@ -237,11 +243,19 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         ]
 
     def _checked(
-        self, series: Series, candles: CandlesInput, as_of: When | None = None, *, skip: bool = False
+        self,
+        series: Series,
+        candles: CandlesInput,
+        as_of: When | None = None,
+        *,
+        skip: bool = False,
+        allow_outliers: bool = False,
     ) -> CheckedCandles:
         now = _now()
         asked = now if as_of is None else min(now, self._instant(as_of, "as_of"))
-        checked = check_candles(series, candles, as_of=asked, early=self.allows_early_times)
+        checked = check_candles(
+            series, candles, as_of=asked, early=self.allows_early_times, allow_outliers=allow_outliers
+        )
         if checked.invalid and not skip:
             raise checked.error(series)
         return checked
