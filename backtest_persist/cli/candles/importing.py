@@ -2,9 +2,10 @@
 
 import asyncio
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from backtest_persist.operations import CandlesImported
 
 __all__ = ("import_candles",)
 
+_LENGTH = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?", re.ASCII)
 SHOWN = 20
 """The number of rows that a report names."""
 
@@ -36,6 +38,7 @@ async def import_candles(
     date_order: Literal["dmy", "mdy"] | None = None,
     decimal: Literal[".", ","] | None = None,
     no_volume: Flag = False,
+    session_length: str | None = None,
     as_of: str | None = None,
     dry_run: Flag = False,
     json: Flag = False,
@@ -70,6 +73,9 @@ async def import_candles(
         What separates the decimals of a number.
     no_volume
         Store 0 as the volume.
+    session_length
+        How long a session lasts, such as 6h30m or 24h, where days do not begin at 00:00 UTC: each is stored under the
+        UTC day in which it closes.
     as_of
         When the exchange was asked, in ISO 8601 with a zone: what had not closed then is not stored. By default, the
         last candle is left out if it had not closed when the file was last modified.
@@ -97,6 +103,7 @@ async def import_candles(
                         date_order=date_order,
                         decimal=decimal,
                         no_volume=no_volume,
+                        session_length=None if session_length is None else _length(session_length),
                         as_of=None if as_of is None else _instant(as_of),
                         dry_run=dry_run,
                         progress=bar,
@@ -123,6 +130,13 @@ def _instant(text: str) -> datetime | int:
         return int(text) if text.isdigit() else datetime.fromisoformat(text)
     except ValueError:
         raise InvalidKeyError(f"--as-of must be a time such as 2024-05-01T12:00:00Z, not {text!r:.40}.") from None
+
+
+def _length(text: str) -> timedelta:
+    found = _LENGTH.fullmatch(text)
+    if not found or not text:
+        raise InvalidKeyError(f"--session-length must be hours and minutes, such as 6h30m or 24h, not {text!r:.40}.")
+    return timedelta(hours=int(found[1] or 0), minutes=int(found[2] or 0))
 
 
 def _plain(report: CandlesImported) -> dict[str, Any]:

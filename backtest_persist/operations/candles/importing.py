@@ -8,6 +8,7 @@ from array import array
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 
 from anyio.to_thread import run_sync
@@ -18,7 +19,9 @@ from backtest_persist.core.keys import checked_timestamp
 from backtest_persist.core.mongo_store import Restored
 from backtest_persist.core.ohlcv import Series
 from backtest_persist.core.persist_instance import Services
+from backtest_persist.core.session_days import session_day
 from backtest_persist.domains.candle import CandleDbService, CandleReport
+from backtest_persist.errors import InvalidKeyError
 from backtest_persist.operations.candles.detection import Options, open_reading
 from backtest_persist.operations.candles.files import CandleFile
 from backtest_persist.operations.candles.reading import Chunk, SkippedRow, in_ms
@@ -93,6 +96,7 @@ async def import_candles(
     date_order: DateOrder | None = None,
     decimal: Literal[".", ","] | None = None,
     no_volume: bool = False,
+    session_length: timedelta | int | None = None,
     as_of: When | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -108,7 +112,8 @@ async def import_candles(
 
     `unit` is that of times as numbers, `columns` are the names of the columns in their order, `tz` is the zone of times
     that have none, `date_order` says whether 02.03.2024 begins with the day or the month, and `decimal` is what
-    separates decimals. With `no_volume` 0 is stored as the volume.
+    separates decimals. With `no_volume` 0 is stored as the volume. `session_length`, a timedelta or an int in ms, is
+    for daily candles of sessions that do not open at 00:00 UTC: each is stored under the UTC day in which it closes.
 
     A candle that had not closed at `as_of`, when the exchange was asked, is not stored. By default, that is the last
     one if it had not closed when the file was last modified.
@@ -116,7 +121,11 @@ async def import_candles(
     started = time.perf_counter()
     series = Series(symbol, interval, exchange_name)
     db = ioc.db_service(CandleDbService)
-    options = Options(unit, columns, tz, date_order, decimal, no_volume)
+    if session_length is not None:
+        session_day(0, session_length)
+        if interval != "1d":
+            raise InvalidKeyError(f"session_length is for candles of 1d, not {interval}.")
+    options = Options(unit, columns, tz, date_order, decimal, no_volume, session_length)
     progress = progress or NoProgress()
     source = await run_sync(CandleFile, file)
     report = CandlesImported(str(source.path))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args
 
 from backtest_persist.contracts import CandleInterval
 from backtest_persist.core.ohlcv import COLUMNS, NUMBERS, Series, interval_step_ms
+from backtest_persist.core.session_days import session_day
 from backtest_persist.operations.candles.files import CandleFile
 from backtest_persist.operations.candles.layouts import Places
 from backtest_persist.operations.candles.tables import BATCH, Row, Table, plain
@@ -59,12 +60,13 @@ class Reading:
         times: Times,
         comma: bool,
         symbol: Any,
+        session: timedelta | int | None,
     ) -> None:
         self._file, self._table, self._series = file, table, series
         self._rows = itertools.chain(sample, table.rows)
         self._layout, self._names, self._places, self._times, self._comma = layout, names, places, times, comma
         self._numbers = [*places.prices, *(() if places.volume is None else (places.volume,))]
-        self._symbol = symbol
+        self._symbol, self._session = symbol, session
 
     @property
     def noun(self) -> str:
@@ -117,6 +119,8 @@ class Reading:
         if self._symbol is not None and row[self._places.symbol] != self._symbol:  # pyright: ignore[reportArgumentType, reportCallIssue]
             raise ValueError(f"it is of another symbol than the first row, which is of {self._symbol!r:.40}")
         timestamp = self._times.read(row, line)
+        if self._session is not None:
+            timestamp = session_day(timestamp, self._session)
         values = [row[place] for place in self._numbers]
         try:
             numbers = [self._number(value) for value in values]

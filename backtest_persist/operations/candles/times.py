@@ -68,8 +68,8 @@ class Form:
     """One of them whose day and month can be exchanged."""
     orders: set[DateOrder] = field(default_factory=set[DateOrder])
     """The orders of day and month in those that cannot be read otherwise."""
-    dates: bool = False
-    """Whether there are days without a time of day."""
+    day: str | None = None
+    """A day without a time of day."""
 
 
 def parse_zone(name: str) -> tzinfo:
@@ -105,11 +105,11 @@ def find_form(values: Iterable[Any]) -> Form:
             if value.utcoffset() is not None:
                 form.zoned = form.zoned or str(value)
             elif value.time() == time():
-                form.dates = True
+                form.day = form.day or str(value)
             else:
                 form.naive = form.naive or str(value)
         elif isinstance(value, date):
-            form.dates = True
+            form.day = form.day or str(value)
         elif isinstance(value, str) and (parsed := _parse(value)) is not None:
             _add(form, value, parsed)
     if units:
@@ -130,7 +130,7 @@ def _add(form: Form, value: str, parsed: _Parsed) -> None:
     if parsed.zone is not None:
         form.zoned = form.zoned or value
     elif parsed.at is None or parsed.at == time():
-        form.dates = True
+        form.day = form.day or value
     else:
         form.naive = form.naive or value
 
