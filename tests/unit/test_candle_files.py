@@ -233,7 +233,7 @@ def test_a_row_of_another_symbol_or_length_is_skipped(tmp_path: Path) -> None:
     assert [tuple(row) for row in chunk.skipped] == [
         (3, "it is of another symbol than the first row, which is of 'A'"),
         (4, "its open is '1_0', not a number"),
-        (5, "it has 4 fields, not 7"),
+        (5, "the number of its fields is 4, not 7"),
     ]
     assert len(chunk.candles) == 2
 

@@ -40,6 +40,7 @@ async def import_candles(
     no_volume: Flag = False,
     session_length: str | None = None,
     as_of: str | None = None,
+    replace: Flag = False,
     dry_run: Flag = False,
     json: Flag = False,
 ) -> int:
@@ -79,6 +80,9 @@ async def import_candles(
     as_of
         When the exchange was asked, in ISO 8601 with a zone: what had not closed then is not stored. By default, the
         last candle is left out if it had not closed when the file was last modified.
+    replace
+        Where the file differs from what is stored, delete what is stored in its range first. The file is read as a
+        whole before, and nothing is deleted if a row of it cannot be stored.
     dry_run
         Read and check everything, write nothing.
     json
@@ -105,6 +109,7 @@ async def import_candles(
                         no_volume=no_volume,
                         session_length=None if session_length is None else _length(session_length),
                         as_of=None if as_of is None else _instant(as_of),
+                        replace=replace,
                         dry_run=dry_run,
                         progress=bar,
                     )
@@ -118,7 +123,7 @@ async def import_candles(
                     raise
             reports.append(report)
             if not json:
-                _show(report, (symbol, interval, exchange), dry_run=dry_run)
+                _show(report, dry_run=dry_run)
     if json:
         found: list[dict[str, Any]] = [_plain(report) for report in reports]
         print_json(found if files else found[0])
@@ -146,7 +151,7 @@ def _plain(report: CandlesImported) -> dict[str, Any]:
     return plain
 
 
-def _show(report: CandlesImported, series: tuple[str, str, str], *, dry_run: bool) -> None:
+def _show(report: CandlesImported, *, dry_run: bool) -> None:
     console = Console(highlight=False)
 
     def show(text: str) -> None:
@@ -171,13 +176,7 @@ def _show(report: CandlesImported, series: tuple[str, str, str], *, dry_run: boo
     if report.different:
         show(f"\n{len(report.different):,} are stored with other numbers, which were kept:")
         _show_rows([f"line {row.line:,}: {_time(row.timestamp)}" for row in report.different], show)
-        first = min(row.timestamp for row in report.different)
-        last = max(row.timestamp for row in report.different)
-        names = ", ".join(map(repr, series))
-        show(
-            "  If the file is right, delete them and import it again:\n"
-            f"  await ioc.candle_db_service.delete_range({names}, {first}, {last + 1})"
-        )
+        show("  If the file is right, --replace deletes what is stored in its range and stores the file.")
     if report.skipped:
         show(f"\n{len(report.skipped):,} rows were skipped:")
         _show_rows([f"line {row.line:,}: {row.reason}" for row in report.skipped], show)

@@ -120,7 +120,7 @@ class _Detection:
         if self.table.names is not None:
             names = self.table.names
             known = set(map(plain, names))
-            layouts = [layout for layout in LAYOUTS if layout.header and layout.header <= known]
+            layouts = [layout for layout in LAYOUTS if layout.has_header(known)]
             if self.table.kind is not Kind.CSV or not layouts:
                 return Layout(f"{self.table.kind} with names of columns"), names
             return layouts[0], names

@@ -107,7 +107,7 @@ class Reading:
             if wrong := other_interval((candle["timestamp"] for candle in chunk.candles), self._series.step):
                 raise self._file.error(
                     f"from {self.noun} {chunk.lines[0]:,} on its rows are {wrong} apart, not {self._series.interval}; "
-                    "what was before is stored"
+                    "split it there"
                 )
             chunk.position = self._table.position()
             yield chunk
@@ -115,7 +115,7 @@ class Reading:
     def read(self, line: int, row: Sequence[Any]) -> dict[str, Any]:
         """Return one candle; `ValueError` says why the row is none."""
         if len(row) != len(self._names) and any(row[len(self._names) :]) | (len(row) < len(self._names)):
-            raise ValueError(f"it has {len(row)} fields, not {len(self._names)}")
+            raise ValueError(f"the number of its fields is {len(row)}, not {len(self._names)}")
         if self._symbol is not None and row[self._places.symbol] != self._symbol:  # pyright: ignore[reportArgumentType, reportCallIssue]
             raise ValueError(f"it is of another symbol than the first row, which is of {self._symbol!r:.40}")
         timestamp = self._times.read(row, line)

@@ -91,11 +91,14 @@ def _of_csv(file: CandleFile, text: TextIO) -> Table:
         next(reader, None)
         next(reader, None)
 
+    repeated = first if header else None
+    """The header, which files that were joined have again."""
+
     def rows() -> Iterator[Row]:
         if header is None:
             yield number, first
         for row in reader:
-            if row and row != first:
+            if row and row != repeated:
                 yield reader.line_num, row
 
     return Table(

@@ -9,13 +9,13 @@ from zoneinfo import ZoneInfo
 
 from backtest_persist.errors import InvalidKeyError
 
-__all__ = ("EPOCH", "UNIT_NAMES", "DateOrder", "Form", "Times", "Unit", "find_form", "parse_zone")
+__all__ = ("EPOCH", "MS", "UNIT_NAMES", "DateOrder", "Form", "Times", "Unit", "find_form", "parse_zone")
 
 Unit = Literal["s", "ms", "us", "ns"]
 DateOrder = Literal["dmy", "mdy"]
 
 EPOCH = datetime.fromtimestamp(0, UTC)
-_MS = timedelta(milliseconds=1)
+MS = timedelta(milliseconds=1)
 UNIT_NAMES: dict[Unit, str] = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _PER_UNIT: dict[Unit, tuple[int, int]] = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
 """What a number is multiplied and divided by to be in ms."""
@@ -94,7 +94,8 @@ def find_form(values: Iterable[Any]) -> Form:
     """Tell the form of times by those of a sample, each of one column or joined of two."""
     form = Form()
     units: dict[Unit, int] = {}
-    for value in values:
+    for given in values:
+        value = _as_text(given) if type(given) is int else given
         number = _to_number(value)
         if number is not None:
             form.number = number
@@ -170,8 +171,10 @@ class Times:
     def read(self, row: Sequence[Any], line: int) -> int | datetime:
         """Return an opening time in ms, or as a datetime where an int could be misread; `ValueError` says why not."""
         value = self.joined(row)
-        if self._in_ms and isinstance(value, int):
-            return _certain(value)
+        if type(value) is int:
+            if self._in_ms:
+                return _certain(value)
+            value = _as_text(value)
         number = _to_number(value)
         if number is not None:
             return self._of_number(number, line)
@@ -241,6 +244,11 @@ class Times:
         return _to_ms(moment.replace(tzinfo=UTC) - offset)
 
 
+def _as_text(number: int) -> int | str:
+    """Return the digits of a date, such as 20240102, which is no number since the epoch."""
+    return str(number) if 19_000_000 < number < 21_000_000 and _COMPACT.fullmatch(str(number)) else number
+
+
 def _to_number(value: Any) -> int | float | None:
     if isinstance(value, str):
         if _NUMBER.fullmatch(value := value.strip()) is None or _COMPACT.fullmatch(value):
@@ -256,11 +264,11 @@ def _likely_unit(number: int | float) -> Unit | None:
 
 
 def _certain(timestamp: int) -> int | datetime:
-    return EPOCH + timestamp * _MS if 0 < timestamp < _EARLY else timestamp
+    return EPOCH + timestamp * MS if 0 < timestamp < _EARLY else timestamp
 
 
 def _to_ms(moment: datetime) -> int | datetime:
-    return _certain((moment - EPOCH) // _MS)
+    return _certain((moment - EPOCH) // MS)
 
 
 def _parse(text: str) -> _Parsed | None:
