@@ -423,6 +423,7 @@ async def test_nothing_is_stored_of_a_file_of_another_interval(container: Contai
     assert await container.candle_db_service.count() == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("backtest_persist.operations.candles.reading.BATCH", 10)
+        patch.setattr("backtest_persist.operations.candles.reading._MANY", 9)
         patch.setattr("backtest_persist.operations.candles.detection.SAMPLE", 10)
         file.write_text("".join(kline(n) for n in (*range(20), *range(20, 70, 5))))
         with pytest.raises(InvalidPayloadError, match=r"from line 21 on its rows are 5m apart, not 1m; split it there"):

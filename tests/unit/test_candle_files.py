@@ -196,6 +196,35 @@ def test_json_lines_are_read_as_csv_is(tmp_path: Path) -> None:
         assert chunk.skipped == [(2, "its high is 'None', not a number")]
 
 
+def test_a_time_that_no_calendar_has_is_named(tmp_path: Path) -> None:
+    """A row whose time is far off, or whose zone there is not, is skipped, and the others are read."""
+    file = tmp_path / "candles.csv"
+    odd = [
+        "9999-12-31 23:59",
+        "0001-01-01 00:00",
+        "2024-13-01 00:00",
+        "2024-01-01 00:03+77:00",
+        "2024-01-01T00:04Z",
+        "",
+    ]
+    file.write_bytes(rows("2024-01-01 00:00", "2024-01-01 00:01", *odd))
+    for zone, lines in (("Asia/Tokyo", [4, 5, 6, 7, 9]), ("America/New_York", [4, 6, 7, 9])):
+        chunk = read(file, tz=zone)
+        assert [skipped.line for skipped in chunk.skipped] == lines
+        assert chunk.skipped[-1] == (9, "it has no time")
+    file.write_bytes(rows(START, START + 86_400_000, 9_000_000_000_000_000_000))
+    with pytest.raises(InvalidPayloadError, match="apart"):
+        read(file, "1h", unit="ms")
+    assert [row.line for row in read(file, "1d", unit="ms", session=86_400_000).skipped] == [4]
+
+
+def test_rare_trades_do_not_make_another_interval(tmp_path: Path) -> None:
+    """Minutes without a trade are missing, and the others are still candles of a minute."""
+    file = tmp_path / "candles.csv"
+    file.write_bytes(rows(*(START + minute * MINUTE for minute in (0, 2, 4, 11, 18, 20)), header=HEADER))
+    assert len(read(file).candles) == 6
+
+
 def test_times_near_1970_are_not_taken_for_another_unit(tmp_path: Path) -> None:
     """Only --unit tells them; in a file of ms, what looks like seconds is skipped rather than read wrong."""
     file = tmp_path / "candles.csv"

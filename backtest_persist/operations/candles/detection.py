@@ -101,7 +101,7 @@ class _Detection:
             symbol,
             self.options.session,
         )
-        self._check(reading, times)
+        self._check(reading)
         times.units.clear()
         return reading
 
@@ -154,8 +154,9 @@ class _Detection:
             return False
         if "trades" in layout.fields:
             return all(str(row[-1]).strip().isdigit() for row in self.rows)
-        closes = [row[layout.fields.index("close_time")] for row in self.rows] if "close_time" in layout.fields else []
-        return find_form(closes).unit == form.unit if closes else True
+        if "close_time" in layout.fields:
+            return find_form(row[layout.fields.index("close_time")] for row in self.rows).unit == form.unit
+        return True
 
     def _places(self, layout: Layout, names: Sequence[str]) -> Places:
         symbols = [self.series.symbol]
@@ -205,7 +206,8 @@ class _Detection:
         daily = self.series.step == _DAY and self.options.session is None
         joined = Times(places.time, unit=None).joined
         form = find_form(joined(row) for row in self.rows)
-        unit, words = self._unit(form, places)
+        unit = self._unit(form, places)
+        words: list[str] = []
         zone = self.options.tz or layout.zone
         local = form.naive or (None if daily else form.day)
         if local and zone is None:
@@ -236,7 +238,8 @@ class _Detection:
         )
         return times, words
 
-    def _unit(self, form: Form, places: Places) -> tuple[Unit | None, list[str]]:
+    def _unit(self, form: Form, places: Places) -> Unit | None:
+        """Return the unit of times that are numbers; None if there are none."""
         given = self.options.unit
         if form.number is None:
             if given is not None:
@@ -249,7 +252,7 @@ class _Detection:
                 f"its time {form.number} is near 1970 in every unit; say which: --unit s, ms, us or ns, or name the "
                 "columns (--columns) if this is no time"
             )
-        return given or form.unit, []
+        return given or form.unit
 
     def _order(self, form: Form, joined: Any) -> DateOrder:
         """Return the order of day and month, by all rows if those of the sample do not show it."""
@@ -274,7 +277,7 @@ class _Detection:
 
     # --- the fit ---
 
-    def _check(self, reading: Reading, times: Times) -> None:
+    def _check(self, reading: Reading) -> None:
         """Refuse a file of which hardly a row is a candle of the series."""
         found: list[int] = []
         problem = ""
@@ -299,9 +302,8 @@ class _Detection:
         if self.series.step == _DAY:
             opening = str(timedelta(milliseconds=off[0] % _DAY))
             raise self.file.error(
-                f"its days begin at {opening} UTC, and a candle of 1d is that "
-                "of a UTC day; say how long a session lasts, and each is stored under the day in which it closes: "
-                "session_length (--session-length 6h30m)"
+                f"its days begin at {opening} UTC, and a candle of 1d is that of a UTC day; say how long a session "
+                "lasts, and each is stored under the day in which it closes: session_length (--session-length 6h30m)"
             )
         try:
             opening_time(off[0], self.series.interval, lambda: True)

@@ -45,8 +45,6 @@ class Table:
     """What is counted by the numbers of the rows: lines, or the rows themselves."""
     header: int = 0
     """The line of the header; 0 for none."""
-    is_spread: bool = False
-    """Whether the rows are read by semicolons or tabs, so that a comma can be that of decimals."""
     in_ms: frozenset[str] = frozenset()
     """The names of columns that hold instants as ms for certain, because they were datetimes."""
 
@@ -101,9 +99,7 @@ def _of_csv(file: CandleFile, text: TextIO) -> Table:
             if row and row != repeated:
                 yield reader.line_num, row
 
-    return Table(
-        file.kind, header, rows(), lambda: file.position, header=number if header else 0, is_spread=delimiter != ","
-    )
+    return Table(file.kind, header, rows(), lambda: file.position, header=number if header else 0)
 
 
 def _delimiter(lines: Iterable[str]) -> str:
@@ -232,7 +228,7 @@ def _by_pyarrow(file: CandleFile) -> Iterator[_Batch]:
                         in_ms.add(name)
                 columns.append(column.to_pylist())
             yield _Batch(names, columns, frozenset(in_ms), count)
-    except (pyarrow.ArrowException, KeyError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(file, error) from None
 
 

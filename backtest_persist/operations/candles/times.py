@@ -201,8 +201,8 @@ class Times:
         if usual == "s" and found is None:
             return usual  # before March 1973
         if found is None or usual is None or (found == "s" and usual != "s"):
-            others = "" if usual is None else f", as those of other rows, in {UNIT_NAMES[usual]}"
-            raise ValueError(f"its time {number} is not a time{others}")
+            problem = "near 1970" if usual is None else f"not in {UNIT_NAMES[usual]}, as those of the other rows are"
+            raise ValueError(f"its time {number} is {problem}")
         return found
 
     def _of_text(self, value: str) -> int | datetime:
