@@ -17,9 +17,10 @@ from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.instants import EarlyTimes, checked_int64
 from backtest_persist.core.keys import STORED, Name, Timestamp, checked_limit, checked_name, checked_timestamp, join_key
 from backtest_persist.core.mongo_store import Restored
-from backtest_persist.core.ohlcv import Series, checked_window, interval_step_ms
+from backtest_persist.core.ohlcv import INTERVALS, Series, checked_window, interval_step_ms
 from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
+from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.errors import InvalidPayloadError
 
 if TYPE_CHECKING:
@@ -335,6 +336,18 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         start, end = (checked_int64(-(-bound // series.step) * series.step, "a bound") for bound in bounds)
         return await self.candles.find_gaps(series, start, end)
 
+    async def list_series(
+        self, symbol: str | None = None, interval: str | None = None, exchange_name: str | None = None
+    ) -> list[SeriesSummary]:
+        """List the stored series, or those with these names, by exchange, symbol and interval, each with its gaps.
+
+        No document is read: in MongoDB series are found and counted by the unique index, each command with its own
+        deadline. Those of intervals that another program has stored and this one does not know have no gaps.
+        """
+        given = {"symbol": symbol, "interval": interval, "exchange_name": exchange_name}
+        names = {name: checked_name(value, name) for name, value in given.items() if value is not None}
+        return sorted(await self.candles.list_series(names), key=_by_names)
+
     def default_until(self) -> int | None:
         """Return the instant, in ms UTC, that a reader who names none may see: that of the bar in a run, or none."""
         return self.candles.default_when()
@@ -420,6 +433,12 @@ class PersistCandleInstance(PersistInstance[CandleDbService]):
 
 def _parts(times: Sequence[int]) -> Iterator[Sequence[int]]:
     return (times[start : start + PART] for start in range(0, len(times), PART))
+
+
+def _by_names(summary: SeriesSummary) -> tuple[str, str, int, str]:
+    known = summary.interval in INTERVALS
+    place = INTERVALS.index(summary.interval) if known else len(INTERVALS)
+    return summary.exchange_name, summary.symbol, place, summary.interval
 
 
 def _now() -> int:
