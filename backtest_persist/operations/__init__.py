@@ -3,6 +3,7 @@
 from backtest_persist.operations.cache.comparison import IdCounts
 from backtest_persist.operations.cache.rebuilding import Rebuilt, rebuild
 from backtest_persist.operations.cache.verification import Verified, verify
+from backtest_persist.operations.candles.filling import CandlesFilled, fill_candles
 from backtest_persist.operations.candles.importing import CandlesImported, import_candles
 from backtest_persist.operations.doctor import examine
 from backtest_persist.operations.doctor.diagnosis import Diagnosis, Finding, Level
@@ -12,6 +13,7 @@ from backtest_persist.operations.progress import Progress
 from backtest_persist.operations.replica_set import ReplicaSet, initiate
 
 __all__ = (
+    "CandlesFilled",
     "CandlesImported",
     "Diagnosis",
     "Duplicates",
@@ -25,6 +27,7 @@ __all__ = (
     "StoredDocument",
     "Verified",
     "examine",
+    "fill_candles",
     "find_duplicates",
     "find_narrow_indexes",
     "import_candles",

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from backtest_persist.connections import uncancelled
 from backtest_persist.contracts import When
 from backtest_persist.core.keys import checked_timestamp
-from backtest_persist.core.ohlcv import Series
+from backtest_persist.core.ohlcv import Series, interval_step_ms
 from backtest_persist.core.persist_instance import Services
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import ErrorReason, ExchangeError, InvalidKeyError
@@ -19,7 +19,7 @@ from backtest_persist.operations.candles.missing import MissingCandles
 from backtest_persist.operations.candles.ranges import Range, Ranges, count_candles
 from backtest_persist.operations.progress import NoProgress, Progress
 
-__all__ = ("CandlesFilled", "fill_candles")
+__all__ = ("RETRY_SECONDS", "CandlesFilled", "FillProgress", "fill_candles")
 
 RETRY_SECONDS = 300.0
 """How long an exchange that does not answer is asked again."""
@@ -62,6 +62,16 @@ class CandlesFilled:
     """How often the exchange was asked for candles, retries included."""
     retries: int = 0
     seconds: float = 0.0
+
+    @property
+    def step(self) -> int:
+        """The length of its interval in ms."""
+        return interval_step_ms(self.interval)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all gaps that are left are those in which the exchange has no candles."""
+        return not self.remaining
 
 
 class FillProgress(Progress, Protocol):
