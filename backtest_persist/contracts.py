@@ -98,8 +98,8 @@ CandlesInput = Any
 - rows: mappings, pydantic models, dataclasses, named tuples, ``[ms, open, high, low, close, volume]`` as ccxt gives
   them, klines of Binance of twelve fields
 - columns: a mapping of names to lists or arrays, as `CandleColumns.read_candle_columns` gives them
-- frames: of pandas (with a DatetimeIndex, or a column called timestamp, open time, datetime, date or time), of polars,
-  or anything that exports an Arrow stream (``__arrow_c_stream__``)
+- frames: of pandas (with a column called timestamp, open time, datetime, date or time, or an index that is called so or
+  holds dates or datetimes), of polars, or anything that exports an Arrow stream (``__arrow_c_stream__``)
 
 The opening time is an instant or its ms as digits. For an interval of a day it may be a date, or a naive datetime at
 midnight, which mean that UTC day. Numbers are of any type that is a number, or its digits as str.

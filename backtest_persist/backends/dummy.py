@@ -15,6 +15,7 @@ from backtest_persist.core.lease_document import LeaseContext
 from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
 from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.row import Context, Row
+from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.domains import DOMAINS
 from backtest_persist.domains.candle import CANDLE, CandleContext, CandleRow
 from backtest_persist.errors import LeaseLostError
@@ -122,6 +123,10 @@ class DummyCandleStore(DummyStore[CandleContext, CandleRow]):
     async def find_gaps(self, series: Series, start: int, end: int) -> list[tuple[int, int]]:
         """Return the whole range."""
         return [(start, end)] if start < end else []
+
+    async def list_series(self, names: Mapping[str, str]) -> list[SeriesSummary]:
+        """Find nothing."""
+        return []
 
     async def find_numbers(
         self, series: Series, times: Sequence[int], *, prepare: bool = True

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from backtest_persist.contracts import CandleData
 from backtest_persist.core.ohlcv import Series
 from backtest_persist.core.row import Context, Row
+from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.core.store import Store
 from backtest_persist.logger import LoggerService
 
@@ -59,6 +60,10 @@ class CandleStore(Store[C, R], Protocol[C, R]):
 
     async def find_gaps(self, series: Series, start: int, end: int) -> list[tuple[int, int]]:
         """Find the gaps in [start, end), two starts of candles: each its first missing time, and the time after it."""
+        ...
+
+    async def list_series(self, names: Mapping[str, str]) -> list[SeriesSummary]:
+        """Summarise each series that is stored and whose names, by the fields of the context, are these."""
         ...
 
     async def find_numbers(

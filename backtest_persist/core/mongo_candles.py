@@ -13,10 +13,12 @@ from backtest_persist.connections import Collection, Document, aggregate, aggreg
 from backtest_persist.contracts import CandleData
 from backtest_persist.core.candle_store import PART
 from backtest_persist.core.listing import Batches
+from backtest_persist.core.mongo_series import MongoSeries
 from backtest_persist.core.mongo_store import MongoStore, as_operation
 from backtest_persist.core.ohlcv import COLUMNS, NUMBERS, Series, candle_columns
 from backtest_persist.core.raw_columns import CONVERSION, converted_columns, joined_columns, raw_columns
 from backtest_persist.core.row import Context, Row, utc_now
+from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.core.write_queue import by_unique_index
 from backtest_persist.logger import LoggerService
 
@@ -107,6 +109,10 @@ class MongoCandleStore(MongoStore[C, R]):
                     gaps.append((covered, following))
             query["timestamp"] = {**query["timestamp"], "$gt": documents[-1]["timestamp"]}
         return [*gaps, (covered, end)] if covered < end else gaps
+
+    async def list_series(self, names: Mapping[str, str]) -> list[SeriesSummary]:
+        """Summarise each series whose names, by the fields of the context, are these."""
+        return await MongoSeries(self).summarise(names)
 
     @as_operation("find")
     async def find_numbers(

@@ -9,6 +9,7 @@ from backtest_persist.core.candle_report import CandleReport, ReportLog
 from backtest_persist.core.candle_store import CandleStore
 from backtest_persist.core.change import Change, ChangeKind
 from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
+from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.core.unit_of_work import BufferedStore, Layer, UnitOfWork
 from backtest_persist.domains.candle import CandleContext, CandleDbService, CandleRow
 from backtest_persist.errors import BacktestPersistError, SettingsError
@@ -112,6 +113,10 @@ class BufferedCandleStore(BufferedStore[CandleContext, CandleRow]):
             if first < after:
                 gaps.append((first, after))
         return gaps
+
+    async def list_series(self, names: Mapping[str, str]) -> list[SeriesSummary]:
+        """Raise a `SettingsError`: the last time of a series lies in the future of a backtest."""
+        raise SettingsError("Series are not listed in a unit of work; do it outside of the run or the checkpoint.")
 
     async def find_numbers(
         self, series: Series, times: Sequence[int], *, prepare: bool = True

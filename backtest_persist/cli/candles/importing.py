@@ -36,6 +36,7 @@ async def import_candles(
     date_order: Literal["dmy", "mdy"] | None = None,
     decimal: Literal[".", ","] | None = None,
     no_volume: Flag = False,
+    allow_outliers: Flag = False,
     as_of: str | None = None,
     dry_run: Flag = False,
     json: Flag = False,
@@ -70,6 +71,8 @@ async def import_candles(
         What separates the decimals of a number.
     no_volume
         Store 0 as the volume.
+    allow_outliers
+        Store rows with a price that is 100,000 times off those around it, too.
     as_of
         When the exchange was asked, in ISO 8601 with a zone: what had not closed then is not stored. By default, the
         last candle is left out if it had not closed when the file was last modified.
@@ -97,6 +100,7 @@ async def import_candles(
                         date_order=date_order,
                         decimal=decimal,
                         no_volume=no_volume,
+                        allow_outliers=allow_outliers,
                         as_of=None if as_of is None else _instant(as_of),
                         dry_run=dry_run,
                         progress=bar,

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -48,7 +49,11 @@ def open_reading(file: CandleFile, series: Series, options: Options) -> Generato
             sample = list(itertools.islice(table.rows, SAMPLE))
         if not sample:
             raise file.error("it has a header, but no rows" if table.names else "it has no rows")
-        yield _Detection(file, series, options, table, sample).reading()
+        width = len(table.names or ()) or Counter(len(row) for _, row in sample).most_common(1)[0][0]
+        rows = [row for _, row in sample if len(row) >= width]
+        if not rows:
+            raise file.error(f"its header names {width} columns, and its rows have {len(sample[0][1])}")
+        yield _Detection(file, series, options, table, sample, width, rows).reading()
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,10 @@ class _Detection:
     options: Options
     table: Table
     sample: Sequence[Row]
+    width: int
+    """How many values a row has."""
+    rows: Sequence[Sequence[Any]]
+    """The rows of the sample that have so many."""
 
     def reading(self) -> Reading:
         layout, names = self._layout()
@@ -74,8 +83,9 @@ class _Detection:
             words.append("0 as volume")
         if comma:
             words.append("decimal commas")
+        symbol = None if places.symbol is None else self.rows[0][places.symbol]
         reading = Reading(
-            self.file, self.table, self.sample, self.series, [*words, *described], names, places, times, comma
+            self.file, self.table, self.sample, self.series, [*words, *described], names, places, times, comma, symbol
         )
         self._check(reading, times)
         times.units.clear()
@@ -85,7 +95,7 @@ class _Detection:
 
     def _layout(self) -> tuple[Layout, Sequence[str]]:
         """Return the layout and the names of the columns."""
-        given, width = self.options.columns, len(self.sample[0][1])
+        given, width = self.options.columns, self.width
         if given is not None:
             names = [name.strip() for name in given]
             if len(names) != width:
@@ -116,7 +126,7 @@ class _Detection:
         """Whether nearly all rows of the sample are candles in a layout without header."""
         at = layout.fields.index("open")
         fits, count = 0, 0
-        for _, row in self.sample:
+        for row in self.rows:
             try:
                 open, high, low, close = (float(value) for value in row[at : at + 4])
             except (TypeError, ValueError):
@@ -125,17 +135,19 @@ class _Detection:
                 continue
             count += 1
             fits += low <= open <= high and low <= close <= high
-        form = find_form(row[0] for _, row in self.sample)
-        if (form.number is None) != (layout.first == "date"):
+        form = find_form(row[0] for row in self.rows)
+        if (form.number is None) != (layout.first == "date") or fits < 0.95 * count:
             return False
-        whole = "trades" not in layout.fields or all(str(row[-1]).strip().isdigit() for _, row in self.sample)
-        return whole and fits >= 0.95 * count
+        if "trades" in layout.fields:
+            return all(str(row[-1]).strip().isdigit() for row in self.rows)
+        closes = [row[layout.fields.index("close_time")] for row in self.rows] if "close_time" in layout.fields else []
+        return find_form(closes).unit == form.unit if closes else True
 
     def _places(self, layout: Layout, names: Sequence[str]) -> Places:
         symbols = [self.series.symbol]
         known = {plain(name): place for place, name in enumerate(names)}
         if "symbol" in known:
-            symbols.append(str(self.sample[0][1][known["symbol"]]))
+            symbols.append(str(self.rows[0][known["symbol"]]))
         try:
             places = find_places(names, symbols, no_volume=self.options.no_volume)
         except ValueError as problem:
@@ -150,13 +162,13 @@ class _Detection:
 
     def _is_zero(self, place: int | None) -> bool:
         assert place is not None
-        return all(str(row[place]).strip() in ("0", "0.0", "") for _, row in self.sample if len(row) > place)
+        return all(str(row[place]).strip() in ("0", "0.0", "") for row in self.rows)
 
     def _is_comma(self, places: Sequence[int]) -> bool:
         """Whether decimals follow a comma."""
         if self.options.decimal is not None:
             return self.options.decimal == ","
-        texts = [str(row[place]) for _, row in self.sample for place in places if len(row) > place]
+        texts = [str(row[place]) for row in self.rows for place in places]
         commas = [text for text in texts if "," in text]
         if not commas:
             return False
@@ -177,9 +189,8 @@ class _Detection:
     def _times(self, layout: Layout, names: Sequence[str], places: Places) -> tuple[Times, list[str]]:
         """Return what reads the times, and what it reads in words."""
         daily = self.series.step == _DAY
-        width = max(places.time) + 1
         joined = Times(places.time, unit=None).joined
-        form = find_form(joined(row) for _, row in self.sample if len(row) >= width)
+        form = find_form(joined(row) for row in self.rows)
         unit, words = self._unit(form, places)
         zone = self.options.tz or layout.zone
         if form.naive or (form.dates and not daily):
@@ -216,8 +227,7 @@ class _Detection:
             if given is not None:
                 raise self.file.error("unit (--unit) is for times as numbers since 1970, and it has others")
             if not (form.naive or form.zoned or form.dates or form.is_unordered):
-                _, row = self.sample[0]
-                shown = row[places.time[0]] if len(row) > places.time[0] else ""
+                shown = self.rows[0][places.time[0]]
                 raise self.file.error(f"its times, such as {shown!r:.40}, are in no known form")
         elif given is None and form.unit is None:
             raise self.file.error(
@@ -232,7 +242,9 @@ class _Detection:
         if not orders:
             with open_table(self.file) as table, self.file.errors():
                 for _, row in table.rows:
-                    found = find_form([joined(row)]) if row else form
+                    if len(row) < self.width:
+                        continue
+                    found = find_form([joined(row)])
                     form.undecided = form.undecided or found.undecided
                     if orders := found.orders:
                         break
@@ -263,7 +275,9 @@ class _Detection:
                 f"none of its first {len(self.sample):,} rows can be read as {reading.layout}; {problem}"
             )
         if wrong := other_interval(found, self.series.step):
-            raise self.file.error(f"its rows are {wrong} apart, and the interval is {self.series.interval}")
+            raise self.file.error(
+                f"its rows are {wrong} apart, and the interval (--interval) is {self.series.interval}"
+            )
         off = [at for at in found if at % self.series.step]
         if len(off) > len(found) // 2:
             try:

@@ -31,6 +31,7 @@ __all__ = ("CandlesImported", "RowOfFile", "import_candles")
 _EARLIEST = 10**11
 """A file that was modified before this, in 1973, has no date."""
 _BLOCK = 4096
+_OUTLIER = "it has a price in another unit than the rows around it; to store it, give allow_outliers (--allow-outliers)"
 _CANDLE = re.compile(r"\bcandle (\d+)\b")
 
 Candle = dict[str, Any]
@@ -93,6 +94,7 @@ async def import_candles(
     date_order: DateOrder | None = None,
     decimal: Literal[".", ","] | None = None,
     no_volume: bool = False,
+    allow_outliers: bool = False,
     as_of: When | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -108,7 +110,8 @@ async def import_candles(
 
     `unit` is that of times as numbers, `columns` are the names of the columns in their order, `tz` is the zone of times
     that have none, `date_order` says whether 02.03.2024 begins with the day or the month, and `decimal` is what
-    separates decimals. With `no_volume` 0 is stored as the volume.
+    separates decimals. With `no_volume` 0 is stored as the volume. A row with a price in another unit than those around
+    it is skipped unless `allow_outliers` is set; see `CandleDbService.store`.
 
     A candle that had not closed at `as_of`, when the exchange was asked, is not stored. By default, that is the last
     one if it had not closed when the file was last modified.
@@ -121,7 +124,7 @@ async def import_candles(
     source = await run_sync(CandleFile, file)
     report = CandlesImported(str(source.path))
     asked = None if as_of is None else checked_timestamp(as_of, "as_of", db.allows_early_times)
-    importer = _Importer(db, series, report, dry_run, asked, source.modified)
+    importer = _Importer(db, series, report, dry_run, asked, source.modified, allow_outliers)
     progress.begin(source.size)
     position = 0
     with ExitStack() as stack:
@@ -171,10 +174,11 @@ class _Importer:
         dry_run: bool,
         as_of: int | None,
         modified: int,
+        allow_outliers: bool,
     ) -> None:
         self._db, self._series, self._report = db, series, report
         self._compared = _Compared(series.step) if dry_run else None
-        self._as_of = as_of
+        self._as_of, self._allow_outliers = as_of, allow_outliers
         self._modified = modified if as_of is None and modified > _EARLIEST else None
         self._open: list[tuple[int, Candle]] = []
         """The rows that had not closed when the file was modified: the last one, unless that time is another's."""
@@ -208,7 +212,9 @@ class _Importer:
         key = (self._series.symbol, self._series.interval, self._series.exchange_name)
         candles = [candle for _, candle in rows]
         if self._compared is None:
-            result = await self._db.store(*key, candles, as_of=as_of, errors="skip")
+            result = await self._db.store(
+                *key, candles, as_of=as_of, errors="skip", allow_outliers=self._allow_outliers
+            )
         else:
             result = await self._compare(candles, as_of)
         report, lines = self._report, [line for line, _ in rows]
@@ -217,9 +223,11 @@ class _Importer:
         report.rounded += len(result.rounded)
         report.widened += len(result.widened)
         report.skipped += [SkippedRow(lines[at], _in_lines(problem, noun, lines)) for at, problem in result.invalid]
-        if not result.different and not result.open:
+        outliers = [] if self._allow_outliers else result.outliers
+        if not result.different and not result.open and not outliers:
             return []
         line_of = {in_ms(candle["timestamp"]): line for line, candle in rows}
+        report.skipped += [SkippedRow(line_of[at], _OUTLIER) for at in outliers]
         report.different += [RowOfFile(line_of[at], at) for at in result.different]
         if self._modified is None:
             report.open += [RowOfFile(line_of[at], at) for at in result.open]
@@ -235,6 +243,7 @@ class _Importer:
             candles,
             as_of=now if as_of is None else min(now, as_of),
             early=self._db.allows_early_times,
+            allow_outliers=self._allow_outliers,
         )
         result = CandleReport.of(checked)
         key = (self._series.symbol, self._series.interval, self._series.exchange_name)

@@ -42,6 +42,7 @@ LAYOUTS = (
     Layout("MetaTrader 5", frozenset({"date", "tickvol", "spread"}), hint=_BROKER),
     Layout("Stooq", frozenset({"ticker", "per", "date"}), hint=" Stooq writes the time of the exchange, or of Warsaw."),
     Layout("Yahoo Finance", frozenset({"date", "adj_close"})),
+    Layout("yfinance", frozenset({"price"})),
     Layout("CryptoDataDownload", frozenset({"unix", "date", "symbol"}), zone="UTC"),
     Layout("CryptoDataDownload", frozenset({"date", "symbol"}), zone="UTC"),
     Layout("Dukascopy", frozenset({"gmt_time"}), zone="UTC", order="dmy"),
@@ -55,8 +56,14 @@ LAYOUTS = (
 
 _TIMES = ("timestamp", "open_time", "opentime", "unix", "unix_time", "unix_timestamp", "epoch", "t")
 """The names of an opening time that need no second column; the first that is there counts."""
-_OTHER_TIMES = ("datetime", "date_time", "gmt_time", "utc_time", "date", "time", "__index_level_0__", "index", "")
-"""The names of what is an opening time if none of the others is there; an index of pandas may have no name."""
+_OTHER_TIMES = (
+    *("datetime", "date_time", "gmt_time", "utc_time", "date", "time"),
+    *("__index_level_0__", "index", "", "unnamed:_0", "price"),
+)
+"""The names of what is an opening time if none of the others is there.
+
+An index of pandas may have no name, and yfinance calls it Price.
+"""
 _SYMBOLS = ("symbol", "ticker")
 _SHORT = {"o": "open", "h": "high", "l": "low", "c": "close", "v": "volume"}
 _BASE_VOLUMES = ("volume", "base_volume", "basevolume", "volume_base", "vol", "v", "tickvol", "tick_volume")

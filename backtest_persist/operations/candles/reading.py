@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple, get_args
 
 from backtest_persist.contracts import CandleInterval
@@ -58,12 +58,13 @@ class Reading:
         places: Places,
         times: Times,
         comma: bool,
+        symbol: Any,
     ) -> None:
         self._file, self._table, self._series = file, table, series
         self._rows = itertools.chain(sample, table.rows)
         self._layout, self._names, self._places, self._times, self._comma = layout, names, places, times, comma
         self._numbers = [*places.prices, *(() if places.volume is None else (places.volume,))]
-        self._symbol = None if places.symbol is None else sample[0][1][places.symbol]
+        self._symbol = symbol
 
     @property
     def noun(self) -> str:
@@ -159,7 +160,7 @@ def other_interval(times: Iterable[int | datetime], step: int) -> str:
     is_gap = total < _FEW and commonest not in _INTERVALS and commonest % step == 0
     if commonest == step or count < total / 2 or is_gap:
         return ""
-    return _INTERVALS.get(commonest, f"{commonest / 60_000:g} minutes")
+    return _INTERVALS.get(commonest) or str(timedelta(milliseconds=commonest))
 
 
 def in_ms(timestamp: int | datetime) -> int:

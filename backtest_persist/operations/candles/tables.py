@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any, TextIO, cast
 
 from backtest_persist.core.candle_columns import plain_name
-from backtest_persist.errors import SettingsError
+from backtest_persist.errors import InvalidPayloadError, SettingsError
 from backtest_persist.operations.candles.files import CandleFile, Kind
 
 __all__ = ("BATCH", "Row", "Table", "open_table", "plain")
@@ -84,11 +84,12 @@ def _of_csv(file: CandleFile, text: TextIO) -> Table:
     if first is None:
         raise file.error("it has no lines of five or more fields, as candles are; it is no CSV file of candles")
     header = None if any(map(_is_number, first)) else tuple(name.strip() for name in first)
-    if header and header[0].lower() == "price":
-        header = ("date", *header[1:])
-        for _ in range(2):
-            next(reader, None)
     number = reader.line_num
+    if (
+        header and header[0] == "Price"
+    ):  # yfinance writes its two levels of names and the name of its index in a line each
+        next(reader, None)
+        next(reader, None)
 
     def rows() -> Iterator[Row]:
         if header is None:
@@ -226,7 +227,12 @@ def _by_pyarrow(file: CandleFile) -> Iterator[_Batch]:
                 columns.append(column.to_pylist())
             yield _Batch(names, columns, frozenset(in_ms), count)
     except (pyarrow.ArrowException, KeyError) as error:
-        raise file.error(f"it is damaged or cut off ({error!s:.100}); download it again") from None
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: CandleFile, error: Exception) -> InvalidPayloadError:
+    problem = " ".join(str(error).split()).rstrip(".")
+    return file.error(f"it is damaged or cut off ({problem:.100}); download it again")
 
 
 def _by_polars(file: CandleFile) -> Iterator[_Batch]:
@@ -237,12 +243,9 @@ def _by_polars(file: CandleFile) -> Iterator[_Batch]:
             f'{file.path} needs a library for {file.kind}; run: pip install "backtest-persist[polars]"'
         ) from None
     try:
-        if file.kind is Kind.PARQUET:
-            frame = polars.read_parquet(file.path)
-        else:
-            frame = polars.read_ipc(file.path, memory_map=False)
+        frame = polars.read_parquet(file.path) if file.kind is Kind.PARQUET else polars.read_ipc(file.path)
     except (polars.exceptions.PolarsError, OSError) as error:
-        raise file.error(f"it is damaged or cut off ({error!s:.100}); download it again") from None
+        raise _damaged(file, error) from None
     zoned = {
         name for name, kind in frame.schema.items() if isinstance(kind, polars.Datetime) and kind.time_zone is not None
     }

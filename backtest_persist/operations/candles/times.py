@@ -103,11 +103,11 @@ def find_form(values: Iterable[Any]) -> Form:
                 units[unit] = units.get(unit, 0) + 1
         elif isinstance(value, datetime):
             if value.utcoffset() is not None:
-                form.zoned = str(value)
+                form.zoned = form.zoned or str(value)
             elif value.time() == time():
                 form.dates = True
             else:
-                form.naive = str(value)
+                form.naive = form.naive or str(value)
         elif isinstance(value, date):
             form.dates = True
         elif isinstance(value, str) and (parsed := _parse(value)) is not None:
