@@ -54,6 +54,7 @@ async def fill_candles(
     exchange_name: str | None = None,
     ccxt_symbols: Flag = False,
     session_length: timedelta | None = None,
+    allow_outliers: Flag = False,
     ask_again: Flag = False,
     retry_seconds: float = RETRY_SECONDS,
     dry_run: Flag = False,
@@ -83,6 +84,8 @@ async def fill_candles(
     session_length
         For days that do not open at 00:00 UTC: the time from the opening of a session to its close, such as 24h or
         6h30m. They are stored under the UTC day in which they close.
+    allow_outliers
+        Store also candles with a price in another unit than those around it.
     ask_again
         Ask again for what the exchange did not have before.
     retry_seconds
@@ -106,6 +109,7 @@ async def fill_candles(
                     exchange_name=exchange_name,
                     ccxt_symbols=ccxt_symbols,
                     session_length=session_length,
+                    allow_outliers=allow_outliers,
                     ask_again=ask_again,
                     retry_seconds=retry_seconds,
                     dry_run=dry_run,
@@ -166,6 +170,11 @@ def _show(report: CandlesFilled, *, dry_run: bool) -> None:
     if report.invalid:
         show(f"\n{len(report.invalid):,} cannot be real, and were not stored:")
         _show_lines([f"{format_time(at)}: {problem}" for at, problem in report.invalid], show)
+    if report.outliers:
+        show(
+            f"\n{len(report.outliers):,} have a price in another unit than others (stored only with --allow-outliers):"
+        )
+        _show_lines([format_time(at) for at in report.outliers], show)
     if report.remaining:
         show(f"\n{count_candles(report.remaining, step):,} are still missing:")
         _show_ranges(report.remaining, step, show)

@@ -52,12 +52,14 @@ class CandlesFilled:
     """The times of those that are stored with other numbers, which were kept."""
     invalid: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     """The times of those that cannot be real and were not stored, each with what is wrong with it."""
+    outliers: list[int] = field(default_factory=list[int])
+    """The times of those with a price in another unit than those around it, stored only with `allow_outliers`."""
     missing: list[Range] = field(default_factory=list[Range])
     """The gaps in which the exchange has no candles, which it said now or in an earlier fill."""
     late: list[Range] = field(default_factory=list[Range])
     """The gaps of the last hours in which it has none yet; the next fill asks again."""
     remaining: list[Range] = field(default_factory=list[Range])
-    """The other gaps that are left, which nothing explains but `invalid`."""
+    """The other gaps that are left, which nothing explains but `invalid` and `outliers`."""
     requests: int = 0
     """How often the exchange was asked for candles, retries included."""
     retries: int = 0
@@ -98,6 +100,7 @@ async def fill_candles(
     exchange_name: str | None = None,
     ccxt_symbols: bool = False,
     session_length: timedelta | int | None = None,
+    allow_outliers: bool = False,
     ask_again: bool = False,
     dry_run: bool = False,
     retry_seconds: float = RETRY_SECONDS,
@@ -147,7 +150,7 @@ async def fill_candles(
     report.asked = count_candles(gaps, series.step)
     report.planned = sum(1 for _ in _pages(gaps, market.page * series.step))
     if not dry_run:
-        await _Filler(market, series, candles, missing, gaps, report, progress).run()
+        await _Filler(market, series, candles, missing, gaps, report, progress, allow_outliers).run()
     report.requests, report.retries = market.requests, market.retries
     report.seconds = time.perf_counter() - started
     return report
@@ -202,6 +205,7 @@ class _Filler:
     """Those for which the exchange has not been asked yet."""
     report: CandlesFilled
     progress: FillProgress
+    allow_outliers: bool
     late: Ranges = field(default_factory=Ranges)
     """Those that are too young to count as missing."""
     skips: bool = True
@@ -264,10 +268,17 @@ class _Filler:
         series, report, step = self.series, self.report, self.series.step
         rows = {opening: row for opening, row in answer.rows.items() if at <= opening < end}
         self._check_openings(rows)
-        stored = await self.candles.store(*_names(series), list(rows.values()), as_of=answer.asked_at, errors="skip")
+        stored = await self.candles.store(
+            *_names(series),
+            list(rows.values()),
+            as_of=answer.asked_at,
+            errors="skip",
+            allow_outliers=self.allow_outliers,
+        )
         report.new += stored.new
         report.same += stored.same
         report.different += stored.different
+        report.outliers += stored.outliers
         openings = list(rows)
         report.invalid += [(openings[position], problem) for position, problem in stored.invalid]
         gaps = self.gaps.within(at, end)
