@@ -49,7 +49,7 @@ Instances are cheap, hold no value, and may be built many times for one context,
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 from pydantic import BaseModel
@@ -57,6 +57,7 @@ from pydantic import BaseModel
 __all__ = (
     "Adapter",
     "Backend",
+    "Bound",
     "BreakevenAdapter",
     "CandleAdapter",
     "CandleColumns",
@@ -86,6 +87,9 @@ __all__ = (
 When = datetime | int
 """An instant in simulation time: a timezone-aware datetime, or an int in ms since the epoch."""
 
+Bound = datetime | int | date | str
+"""An end of a range: an instant, a date, which is the beginning of its UTC day, or either in ISO format."""
+
 Payload = dict[str, Any]
 """A stored payload, as plain data."""
 
@@ -98,8 +102,8 @@ CandlesInput = Any
 - rows: mappings, pydantic models, dataclasses, named tuples, ``[ms, open, high, low, close, volume]`` as ccxt gives
   them, klines of Binance of twelve fields
 - columns: a mapping of names to lists or arrays, as `CandleColumns.read_candle_columns` gives them
-- frames: of pandas (with a DatetimeIndex, or a column called timestamp, open time, datetime, date or time), of polars,
-  or anything that exports an Arrow stream (``__arrow_c_stream__``)
+- frames: of pandas (with a column called timestamp, open time, datetime, date or time, or an index that is called so or
+  holds dates or datetimes), of polars, or anything that exports an Arrow stream (``__arrow_c_stream__``)
 
 The opening time is an instant or its ms as digits. For an interval of a day it may be a date, or a naive datetime at
 midnight, which mean that UTC day. Numbers are of any type that is a number, or its digits as str.

@@ -12,6 +12,7 @@
     ├── IndexConflictError        a unique index cannot be relied on; how to repair it
     ├── LeaseHeldError            another writer holds the lease of this context
     ├── LeaseLostError            another writer has taken the lease; this one may not write any more
+    ├── ExchangeError             an exchange gave no candles; what it gave before is stored
     ├── ClosedError               the container was closed
     └── SettingsError             a setting, or the installation, cannot work
 
@@ -30,6 +31,7 @@ __all__ = (
     "BacktestPersistError",
     "ClosedError",
     "ErrorReason",
+    "ExchangeError",
     "IndexConflictError",
     "InvalidKeyError",
     "InvalidPayloadError",
@@ -44,7 +46,7 @@ __all__ = (
 
 
 class ErrorReason(StrEnum):
-    """Why a server could not be used, or an index not be relied on."""
+    """Why a server or an exchange could not be used, or an index not be relied on."""
 
     TIMEOUT = "timeout"
     """The server did not answer within the deadline, or could not be reached in it."""
@@ -63,11 +65,15 @@ class ErrorReason(StrEnum):
     CIRCUIT_OPEN = "circuit open"
     """Others found that the server does not answer while this call waited for its turn; nothing was sent."""
     UNSUPPORTED = "unsupported"
-    """The server is a node of a Redis Cluster or a Sentinel, which this package does not use."""
+    """The server is a node of a Redis Cluster or a Sentinel, or the exchange has no candles of this kind."""
     EVENT_LOOP = "event loop"
     """The client that the container was given belongs to another event loop; nothing was sent."""
     DRIVER = "driver"
     """The driver failed with an error that is not about the server."""
+    RATE_LIMIT = "rate limit"
+    """The exchange was asked too often, and asks to wait."""
+    RESTRICTED_LOCATION = "restricted location"
+    """The exchange does not serve the country of this computer."""
     NARROW_INDEX = "narrow index"
     """A unique index covers only a part of the context, so that two contexts cannot both be stored."""
     CONFLICTING_INDEX = "conflicting index"
@@ -97,7 +103,7 @@ class BacktestPersistError(Exception):
     setting: str | None = None
     """The name of the setting that the address comes from, or that cannot work."""
     reason: ErrorReason | None = None
-    """Why a server could not be used, or an index not be relied on."""
+    """Why a server or an exchange could not be used, or an index not be relied on."""
 
     def __init__(
         self,
@@ -219,6 +225,24 @@ class LeaseLostError(_LeaseError):
 
     Host, pid and time are those of the process that has taken it since, if there is one.
     """
+
+
+class ExchangeError(BacktestPersistError):
+    """An exchange refused a request for candles, or did not answer for long; what it gave before is stored.
+
+    Where it is `retryable`, running the same fill again goes on from there.
+    """
+
+    exchange: str | None = None
+    """The id of the exchange, such as ``binance``."""
+    retry_after: float | None = None
+    """The seconds for which the exchange asks to wait, if it does."""
+
+    def __init__(
+        self, message: str = "", *, exchange: str | None = None, retry_after: float | None = None, **data: Any
+    ) -> None:
+        super().__init__(message, **data)
+        self.exchange, self.retry_after = exchange, retry_after
 
 
 class ClosedError(BacktestPersistError):

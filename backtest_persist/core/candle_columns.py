@@ -14,6 +14,8 @@ CERTAIN_NAMES = ("timestamp", "open_time", "opentime")
 """The names of an opening time, as `plain_name` returns them; the first that there is counts."""
 TIME_NAMES = frozenset((*CERTAIN_NAMES, "datetime", "date", "time"))
 """The names of what is an opening time if no other of them is there."""
+_TIMES = frozenset(("date", "datetime", "datetime64"))
+"""The kinds, as pandas calls them, of what an index holds that has the opening times."""
 
 
 class Columns:
@@ -92,7 +94,8 @@ def _of_pandas(frame: Any, pandas: Any) -> Columns:
     columns = Columns("row of a DataFrame")
     names = [_first_level(name) for name in frame.columns]
     series = [frame.iloc[:, place] for place in range(len(names))]
-    if isinstance(frame.index, pandas.DatetimeIndex) and not TIME_NAMES.intersection(map(plain_name, names)):
+    has_times = frame.index.inferred_type in _TIMES or plain_name(frame.index.name) in TIME_NAMES
+    if has_times and not TIME_NAMES.intersection(map(plain_name, names)):
         names, series = ["timestamp", *names], [frame.index.to_series(), *series]
     for name, values in zip(names, series, strict=True):
         if isinstance(values.dtype, pandas.DatetimeTZDtype) and not values.hasnans:

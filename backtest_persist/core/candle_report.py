@@ -32,6 +32,8 @@ class CandleReport:
     """The times of those with a number of more digits than a float holds, which is stored as the nearest float."""
     widened: list[int] = field(default_factory=list[int])
     """The times of those whose high or low missed the body by a rounding error, and was set to it."""
+    outliers: list[int] = field(default_factory=list[int])
+    """The times of those with a price in another unit than the prices around it, stored only if that is allowed."""
 
     @classmethod
     def of(cls, checked: CheckedCandles) -> "CandleReport":
@@ -43,6 +45,7 @@ class CandleReport:
             ignored=tuple(sorted(checked.ignored)),
             rounded=sorted(checked.rounded),
             widened=sorted(checked.widened),
+            outliers=checked.outliers,
         )
 
     def compare(self, candles: Mapping[int, CandleData], stored: Mapping[int, Mapping[str, Any]]) -> None:
@@ -64,12 +67,12 @@ class ReportLog:
 
     def tell(self, series: Series, report: CandleReport) -> None:
         """Log a report, if there is anything to tell."""
-        counts = {name: len(getattr(report, name)) for name in ("different", "open", "invalid", "rounded")}
+        counts = {name: len(getattr(report, name)) for name in ("different", "open", "invalid", "rounded", "outliers")}
         fields: dict[str, Any] = {name: count for name, count in counts.items() if count}
         if report.ignored and (series, report.ignored) not in self._told:
             self._told.add((series, report.ignored))
             fields["ignored"] = ",".join(report.ignored)
-        for name in ("different", "open", "rounded"):
+        for name in ("different", "open", "rounded", "outliers"):
             if times := getattr(report, name):
                 fields[f"first_{name}"] = times[0]
         if report.invalid:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = (
     "CANDLES",
     "COLUMNS",
+    "INTERVALS",
     "NUMBERS",
     "ImpossibleCandleError",
     "Series",
@@ -42,6 +43,8 @@ COLUMNS = ("timestamp", *NUMBERS)
 """The fields of a candle beside its series."""
 _UNIT_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _STEP_MS: Mapping[str, int] = {name: int(name[:-1]) * _UNIT_MS[name[-1]] for name in get_args(CandleInterval)}
+INTERVALS = tuple(_STEP_MS)
+"""The intervals of candles, shortest first."""
 _TOLERANCE = 1e-9
 """The part of a price by which a high or a low may miss the body: what scaling of prices leaves."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)

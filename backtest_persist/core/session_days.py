@@ -16,9 +16,10 @@ _MIN_LENGTH, _MAX_LENGTH = 60_000, 7 * _DAY
 def session_day(opening: When, length: timedelta | int) -> int:
     """Return the start, in ms UTC, of the UTC day in which a session closes that opens at `opening`.
 
-    `length` is a timedelta or an int in ms, such as ``timedelta(hours=6, minutes=30)`` for New York. On a half day the
-    usual length is as good: a length that is too long shows a candle too late, never too soon. A session that closes at
-    00:00 UTC belongs to the day that ends then.
+    `opening` is when trading begins, not the midnight by which a source may name the day. `length` is a timedelta or an
+    int in ms, such as ``timedelta(hours=6, minutes=30)`` for New York. On a half day the usual length is as good: a
+    length that is too long shows a candle too late, never too soon. A session that closes at 00:00 UTC belongs to the
+    day that ends then.
 
     A candle of ``1d`` is seen once its UTC day has ended. Under this day it is therefore never seen before its session
     has closed, and less than 24 hours after that. `InvalidKeyError` for what is no instant, and for a length below a

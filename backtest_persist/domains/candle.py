@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, ValidationInfo
 from pymongo import ASCENDING
 
-from backtest_persist.contracts import CandleData, CandleInterval, CandlesInput, When
+from backtest_persist.contracts import Bound, CandleData, CandleInterval, CandlesInput, When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.candle_input import CheckedCandles, check_candles
 from backtest_persist.core.candle_report import CandleReport, ReportLog, has_same_numbers
 from backtest_persist.core.candle_store import PART, CandleStore
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
-from backtest_persist.core.instants import EarlyTimes, checked_int64
+from backtest_persist.core.frame import CandleFrame
+from backtest_persist.core.instants import EarlyTimes, checked_bound, checked_int64
 from backtest_persist.core.keys import STORED, Name, Timestamp, checked_limit, checked_name, checked_timestamp, join_key
 from backtest_persist.core.mongo_store import Restored
-from backtest_persist.core.ohlcv import Series, checked_window, interval_step_ms
+from backtest_persist.core.ohlcv import INTERVALS, Series, checked_window, interval_step_ms
 from backtest_persist.core.persist_instance import PersistInstance, Services
+from backtest_persist.core.resampling import checked_resample, resample_columns
 from backtest_persist.core.row import Context, Row
+from backtest_persist.core.row_list import RowList
+from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.errors import InvalidPayloadError
 
 if TYPE_CHECKING:
@@ -151,6 +155,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         *,
         as_of: When | None = None,
         errors: Literal["raise", "skip"] = "raise",
+        allow_outliers: bool = False,
     ) -> CandleReport:
         """Store the candles that had closed at `as_of`, and tell what became of each; the first write of a time wins.
 
@@ -162,11 +167,15 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         number that is not finite, a high or low inside the body, a negative volume, and different candles of one time.
         Prices may be negative, as some futures have been. A high or low that misses the body by no more than 1e-9 of
         the price is set to it.
+
+        An outlier, with a price in another unit than those around it, is not stored unless `allow_outliers` is set: one
+        of its prices is at least 10^5 times, or at most 10^-5 of, the median close of up to ten candles of the call
+        before it, up to ten after it, and itself. Only positive prices are compared, and only with two others or more.
         """
         series = Series(symbol, interval, exchange_name)
         if errors not in ("raise", "skip"):
             raise InvalidPayloadError(f"errors must be 'raise' or 'skip', not {errors!r:.40}.")
-        checked = self._checked(series, candles, as_of, skip=errors == "skip")
+        checked = self._checked(series, candles, as_of, skip=errors == "skip", allow_outliers=allow_outliers)
         report = CandleReport.of(checked)
         await self._store_candles(series, checked.valid, report)
         self._log.tell(series, report)
@@ -182,6 +191,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         candles: CandlesInput,
         *,
         as_of: When | None = None,
+        allow_outliers: bool = False,
     ) -> CandleReport:
         """Replace what is stored in [since, until) by these candles, such as after a split or a wrong import.
 
@@ -190,7 +200,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         """
         series = Series(symbol, interval, exchange_name)
         start, end = self._instant(since, "since"), self._instant(until, "until")
-        checked = self._checked(series, candles, as_of)
+        checked = self._checked(series, candles, as_of, allow_outliers=allow_outliers)
         if outside := [at for at in checked.valid if not start <= at < end]:
             raise series.error(
                 f"{len(outside)} candles lie outside of the range [{start}, {end}), such as {outside[0]}"
@@ -236,11 +246,19 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         ]
 
     def _checked(
-        self, series: Series, candles: CandlesInput, as_of: When | None = None, *, skip: bool = False
+        self,
+        series: Series,
+        candles: CandlesInput,
+        as_of: When | None = None,
+        *,
+        skip: bool = False,
+        allow_outliers: bool = False,
     ) -> CheckedCandles:
         now = _now()
         asked = now if as_of is None else min(now, self._instant(as_of, "as_of"))
-        checked = check_candles(series, candles, as_of=asked, early=self.allows_early_times)
+        checked = check_candles(
+            series, candles, as_of=asked, early=self.allows_early_times, allow_outliers=allow_outliers
+        )
         if checked.invalid and not skip:
             raise checked.error(series)
         return checked
@@ -272,7 +290,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
 
     async def find_range(
         self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
-    ) -> list[CandleRow]:
+    ) -> RowList[CandleRow]:
         """Find what is stored of the window of `limit` candles from `since` on, oldest first."""
         series = Series(symbol, interval, exchange_name)
         return await self.candles.find_rows(series, *self._bounds(series, since, limit))
@@ -294,9 +312,43 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         series = Series(symbol, interval, exchange_name)
         return await self.candles.find_columns(series, *self._bounds(series, since, limit))
 
+    async def find_frame(
+        self,
+        symbol: str,
+        interval: str,
+        exchange_name: str,
+        since: Bound | None = None,
+        until: Bound | None = None,
+        *,
+        resample: str | None = None,
+    ) -> CandleFrame:
+        """Find the candles that open in [since, until), without bounds the whole series, for DataFrames.
+
+        A bound is an instant, a date, which is the beginning of its UTC day, or either in ISO format, such as
+        ``"2024-01-31"`` or ``"2024-01-31T09:30+01:00"``. In a run, candles that close after the instant of the bar are
+        left out. So are those of other programs at times that are no multiple of the interval.
+
+        With `resample`, such as ``"1w"``, they are made longer candles; see `core.resampling`. Needs numpy;
+        `SettingsError` without it.
+        """
+        series = Series(symbol, interval, exchange_name)
+        interval = series.interval if resample is None else checked_resample(series.interval, resample)
+        start = None if since is None else self._bound(since, "since")
+        end = None if until is None else self._bound(until, "until")
+        closed = self.default_until()
+        last = None if closed is None else closed - series.step + 1
+        ends = [bound for bound in (end, last) if bound is not None]
+        found = await self.candles.find_columns(series, start, min(ends, default=None))
+        on_grid = found["timestamp"] % series.step == 0
+        columns = found if on_grid.all() else {name: column[on_grid] for name, column in found.items()}
+        if resample is not None:
+            ends = [bound for bound in (end, _now() if closed is None else closed) if bound is not None]
+            columns = resample_columns(columns, series.interval, resample, since=start, until=min(ends))
+        return CandleFrame(series.symbol, interval, series.exchange_name, columns)
+
     async def find_last(
         self, symbol: str, interval: str, exchange_name: str, limit: int, until: When | None = None
-    ) -> list[CandleRow]:
+    ) -> RowList[CandleRow]:
         """Find the last `limit` stored candles that have closed by `until`, by default now, oldest first.
 
         Missing ones are passed over, such as those of days without a session or minutes without a trade. In a run the
@@ -321,6 +373,18 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         start, end = (checked_int64(-(-bound // series.step) * series.step, "a bound") for bound in bounds)
         return await self.candles.find_gaps(series, start, end)
 
+    async def list_series(
+        self, symbol: str | None = None, interval: str | None = None, exchange_name: str | None = None
+    ) -> list[SeriesSummary]:
+        """List the stored series, or those with these names, by exchange, symbol and interval, each with its gaps.
+
+        No document is read: in MongoDB series are found and counted by the unique index, each command with its own
+        deadline. Those of intervals that another program has stored and this one does not know have no gaps.
+        """
+        given = {"symbol": symbol, "interval": interval, "exchange_name": exchange_name}
+        names = {name: checked_name(value, name) for name, value in given.items() if value is not None}
+        return sorted(await self.candles.list_series(names), key=_by_names)
+
     def default_until(self) -> int | None:
         """Return the instant, in ms UTC, that a reader who names none may see: that of the bar in a run, or none."""
         return self.candles.default_when()
@@ -336,6 +400,9 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
 
     def _context(self, symbol: str, interval: str, exchange_name: str, timestamp: When) -> CandleContext:
         return _context(symbol, interval, exchange_name, timestamp, self.allows_early_times)
+
+    def _bound(self, value: Bound, what: str) -> int:
+        return checked_bound(value, what, self.allows_early_times)
 
     def _instant(self, value: When, what: str) -> int:
         return checked_timestamp(value, what, self.allows_early_times)
@@ -406,6 +473,12 @@ class PersistCandleInstance(PersistInstance[CandleDbService]):
 
 def _parts(times: Sequence[int]) -> Iterator[Sequence[int]]:
     return (times[start : start + PART] for start in range(0, len(times), PART))
+
+
+def _by_names(summary: SeriesSummary) -> tuple[str, str, int, str]:
+    known = summary.interval in INTERVALS
+    place = INTERVALS.index(summary.interval) if known else len(INTERVALS)
+    return summary.exchange_name, summary.symbol, place, summary.interval
 
 
 def _now() -> int:

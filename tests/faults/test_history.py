@@ -84,14 +84,14 @@ def check(events: list[Event], faults: Counter[str], *, least: int) -> None:
     counts = Counter(f"{event.kind} {event.outcome}" for event in events)
     print(dict(counts), dict(faults))
     assert min(counts["write ok"], counts["read ok"]) > least, counts
-    assert counts["write unknown"] > 10
+    assert counts["write unknown"] > least / 100
     assert len(faults) >= 3
     assert violations(events) == []
 
 
 async def test_a_short_history(tmp_path: Path, driver: str) -> None:
     """Two processes for five seconds."""
-    check(*await run(tmp_path, driver, processes=2, seconds=5), least=100)
+    check(*await run(tmp_path, driver, processes=2, seconds=5), least=20)
 
 
 @pytest.mark.soak

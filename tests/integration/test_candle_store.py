@@ -18,6 +18,7 @@ from backtest_persist import (
     InvalidKeyError,
     InvalidPayloadError,
     JsonBackend,
+    Mode,
     PersistCandleInstance,
     Registry,
     Settings,
@@ -94,6 +95,44 @@ async def test_a_report_tells_what_became_of_each_candle(db: CandleDbService, ca
     for bad in ("ignore", None):
         with pytest.raises(InvalidPayloadError, match="errors must be"):
             await db.store(*KEY, [candle(8)], errors=bad)
+
+
+async def test_a_price_in_another_unit_is_reported(
+    db: CandleDbService, container: Container, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is stored only if that is allowed; adapters, runs and the dummy leave it out as well, with one line each."""
+    caplog.set_level(logging.INFO, "backtest_persist")
+    million: dict[str, Any] = {"open": 10e6, "high": 12e6, "low": 9e6, "close": 11e6}
+    given = [candle(0), candle(1), candle(2, **million), candle(3), candle(4, low=0.003)]
+    report = await db.store(*KEY, [*given, candle(3)])
+    assert report == CandleReport(new=4, same=1, outliers=at(2))
+    (line,) = caplog.records
+    assert (vars(line)["event"], line.levelname) == ("candles.not_as_given", "WARNING")
+    assert (vars(line)["bp_outliers"], vars(line)["bp_first_outliers"]) == (1, at(2)[0])
+    assert await db.store(*KEY, given, allow_outliers=True) == CandleReport(new=1, same=4, outliers=at(2))
+    assert await closes(db) == [11.0, 11.0, 11e6, 11.0, 11.0]
+    assert (await db.create(*KEY, candle(5, **million))).close == 11e6
+    start, end = at(0, 3)
+    right = [candle(number) for number in range(3)]
+    assert await db.replace_range(*KEY, start, end, right) == CandleReport(new=3)
+    wrong = [*right[:2], candle(2, **million)]
+    assert (await db.replace_range(*KEY, start, end, wrong)).outliers == at(2)
+    assert await db.find_by_context(*KEY, at(2)[0]) is None
+    assert (await db.replace_range(*KEY, start, end, wrong, allow_outliers=True)).new == 3
+
+    caplog.clear()
+    adapter = PersistCandleInstance("other", *KEY[1:], ioc=container)
+    await adapter.write_candles_data(given)
+    assert await adapter.read_last_candles(9) == [*given[:2], *given[3:]]
+    dummy: Any = DummyBackend()["candle"](*KEY)
+    assert (await dummy.db.store(*KEY, given)).new == 4
+    run = Registry(container).run(
+        strategy="s", exchange="e", symbol="run", frame="f", mode=Mode.BACKTEST, session=dict[str, Any]
+    )
+    async with run, run.bar(at(9)[0]) as bar:
+        await bar.candle("1m").write_candles_data(given)
+        assert [one["timestamp"] for one in await bar.candles("1m", 9)] == at(0, 1, 3, 4)
+    assert [vars(record)["bp_outliers"] for record in caplog.records if "bp_outliers" in vars(record)] == [1, 1, 1]
 
 
 async def test_fields_that_are_left_out_are_told_once(db: CandleDbService, caplog: pytest.LogCaptureFixture) -> None:

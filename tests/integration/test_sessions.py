@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from backtest_persist import Container, Mode, PersistCandleInstance, Registry, session_day
+from backtest_persist.operations import import_candles
 
 DAY = 86_400_000
 
@@ -85,3 +86,21 @@ async def test_a_bar_sees_a_session_when_its_day_has_ended(container: Container)
         for number, instant in enumerate((candles[0]["timestamp"] + DAY - 1, candles[0]["timestamp"] + DAY)):
             async with run.bar(instant) as bar:
                 assert await bar.candles("1d", 5) == candles[:number]
+
+
+async def test_a_price_in_another_unit_is_a_skipped_row_of_a_file(container: Container, tmp_path: Path) -> None:
+    """With its line, in a dry run as well; it is stored only if that is allowed."""
+    file = tmp_path / "AAPL.csv"
+    prices = {2: "504", 3: "505", 4: "50600000000", 5: "507", 8: "508"}
+    rows = [f"2024-01-{day:02},{price},{price},{price},{price},100\n" for day, price in prices.items()]
+    file.write_text("Date,Open,High,Low,Close,Volume\n" + "".join(rows))
+    key = ("AAPL", "1d", "nasdaq")
+    for dry_run in (True, False):
+        report = await import_candles(container, file, *key, dry_run=dry_run)
+        assert (report.new, report.is_complete) == (4, False)
+        ((line, reason),) = report.skipped
+        assert line == 4
+        assert "in another unit" in reason
+    for dry_run in (True, False):
+        report = await import_candles(container, file, *key, dry_run=dry_run, allow_outliers=True)
+        assert (report.new, report.same, report.skipped) == (1, 4, [])

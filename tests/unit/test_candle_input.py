@@ -163,6 +163,28 @@ def test_an_array_of_days_means_utc_days_in_every_unit() -> None:
     assert "timestamp must be a timezone-aware" in refused({**days, "timestamp": nothing}, DAILY)
 
 
+def test_an_index_has_the_times_if_it_is_called_so_or_holds_dates() -> None:
+    """Dates, datetimes as objects and in Arrow, and ms; no other values, and none beside a column of times."""
+    pyarrow: Any = pytest.importorskip("pyarrow")
+    days = pd.DatetimeIndex([date(2020, 9, 14 + n) for n in range(3)])
+    frame = FRAME.drop(columns="timestamp")
+    in_ms = pd.Index([START + n * DAY for n in range(3)], name="timestamp")
+    in_utc, of_arrow = days.tz_localize("UTC"), pd.ArrowDtype
+    indexes = [
+        *(in_ms, pd.Index(days.date), days.astype(object), in_utc.astype(object)),
+        *(days.astype(of_arrow(pyarrow.timestamp("ns"))), in_utc.astype(of_arrow(pyarrow.timestamp("ms", "UTC")))),
+        pd.Index(pd.array(days.date, dtype=of_arrow(pyarrow.date32()))),
+    ]
+    for index in indexes:
+        assert [*check(frame.set_axis(index), DAILY).valid] == [*in_ms]
+        assert [*check(frame.assign(timestamp=in_ms.to_numpy()).set_axis(index), DAILY).valid] == [*in_ms]
+    as_text = pd.Index(["2020-09-14", "2020-09-15", "2020-09-16"], name="Date")
+    assert "an int in ms since the epoch, not the str '2020-09-14'" in refused(frame.set_axis(as_text), DAILY)
+    symbols = pd.MultiIndex.from_arrays([["AAPL"] * 3, days], names=["symbol", "date"])
+    for other in (pd.Index([5, 6, 7]), pd.Index(["a", "b", "c"]), symbols):
+        assert "it lacks timestamp" in refused(frame.set_axis(other), DAILY)
+
+
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 def test_the_hour_that_a_clock_repeats_is_two_candles(unit: str) -> None:
     """Of a frame, its rows and plain datetimes; a local time that names none or both is told by the time it shares."""

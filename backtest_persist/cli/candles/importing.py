@@ -39,6 +39,7 @@ async def import_candles(
     decimal: Literal[".", ","] | None = None,
     no_volume: Flag = False,
     session_length: str | None = None,
+    allow_outliers: Flag = False,
     as_of: str | None = None,
     replace: Flag = False,
     dry_run: Flag = False,
@@ -77,6 +78,8 @@ async def import_candles(
     session_length
         How long a session lasts, such as 6h30m or 24h, where days do not begin at 00:00 UTC: each is stored under the
         UTC day in which it closes.
+    allow_outliers
+        Store rows with a price that is 100,000 times off those around it, too.
     as_of
         When the exchange was asked, in ISO 8601 with a zone: what had not closed then is not stored. By default, the
         last candle is left out if it had not closed when the file was last modified.
@@ -108,6 +111,7 @@ async def import_candles(
                         decimal=decimal,
                         no_volume=no_volume,
                         session_length=None if session_length is None else _length(session_length),
+                        allow_outliers=allow_outliers,
                         as_of=None if as_of is None else _instant(as_of),
                         replace=replace,
                         dry_run=dry_run,

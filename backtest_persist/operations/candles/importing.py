@@ -34,6 +34,7 @@ __all__ = ("CandlesImported", "RowOfFile", "import_candles")
 _EARLIEST = 10**11
 """A file that was modified before this, in 1973, has no date."""
 _BLOCK = 4096
+_OUTLIER = "it has a price in another unit than the rows around it; to store it, give allow_outliers (--allow-outliers)"
 _CANDLE = re.compile(r"\bcandle (\d+)\b")
 
 Candle = dict[str, Any]
@@ -97,6 +98,7 @@ async def import_candles(
     decimal: Literal[".", ","] | None = None,
     no_volume: bool = False,
     session_length: timedelta | int | None = None,
+    allow_outliers: bool = False,
     as_of: When | None = None,
     replace: bool = False,
     dry_run: bool = False,
@@ -116,7 +118,9 @@ async def import_candles(
     `unit` is that of times as numbers, `columns` are the names of the columns in their order, `tz` is the zone of times
     that have none, `date_order` says whether 02.03.2024 begins with the day or the month, and `decimal` is what
     separates decimals. With `no_volume` 0 is stored as the volume. `session_length`, a timedelta or an int in ms, is
-    for daily candles of sessions that do not open at 00:00 UTC: each is stored under the UTC day in which it closes.
+    for daily candles of sessions that do not open at 00:00 UTC: each is stored under the UTC day in which it closes. A
+    row with a price in another unit than those around it is skipped unless `allow_outliers` is set; see
+    `CandleDbService.store`.
 
     A candle that had not closed at `as_of`, when the exchange was asked, is not stored. By default, that is the last
     one if it had not closed when the file was last modified.
@@ -135,7 +139,8 @@ async def import_candles(
 
     async def read(dry: bool) -> CandlesImported:
         report = CandlesImported(str(source.path))
-        await _import(source, series, options, _Importer(db, series, report, dry, asked, source.modified), progress)
+        importer = _Importer(db, series, report, dry, asked, source.modified, allow_outliers)
+        await _import(source, series, options, importer, progress)
         return report
 
     progress.begin(source.size * (2 if replace and not dry_run else 1))
@@ -209,10 +214,11 @@ class _Importer:
         dry_run: bool,
         as_of: int | None,
         modified: int,
+        allow_outliers: bool,
     ) -> None:
         self._db, self._series, self.report = db, series, report
         self._compared = _Compared(series.step) if dry_run else None
-        self._as_of = as_of
+        self._as_of, self._allow_outliers = as_of, allow_outliers
         self._modified = modified if as_of is None and modified > _EARLIEST else None
         self._open: list[tuple[int, Candle]] = []
         """The rows that had not closed when the file was modified: the last one, unless that time is another's."""
@@ -242,7 +248,9 @@ class _Importer:
         key = (self._series.symbol, self._series.interval, self._series.exchange_name)
         candles = [candle for _, candle in rows]
         if self._compared is None:
-            result = await self._db.store(*key, candles, as_of=as_of, errors="skip")
+            result = await self._db.store(
+                *key, candles, as_of=as_of, errors="skip", allow_outliers=self._allow_outliers
+            )
         else:
             result = await self._compare(candles, as_of)
         report, lines = self.report, [line for line, _ in rows]
@@ -252,12 +260,15 @@ class _Importer:
         report.widened += len(result.widened)
         report.skipped += [SkippedRow(lines[at], _in_lines(problem, noun, lines)) for at, problem in result.invalid]
         times = [in_ms(candle["timestamp"]) for candle in candles]
+        line_of = dict(zip(times, lines, strict=True))
+        outliers = set(() if self._allow_outliers else result.outliers)
+        report.skipped += [SkippedRow(line_of[at], _OUTLIER) for at in outliers]
         unclosed, invalid = set(result.open), {at for at, _ in result.invalid}
-        closed = [at for place, at in enumerate(times) if at not in unclosed and place not in invalid]
+        left_out = unclosed | outliers
+        closed = [at for place, at in enumerate(times) if at not in left_out and place not in invalid]
         if closed:
             report.first = min(closed if report.first is None else (report.first, *closed))
             report.last = max(closed if report.last is None else (report.last, *closed))
-        line_of = dict(zip(times, lines, strict=True)) if result.different or unclosed else {}
         report.different += [RowOfFile(line_of[at], at) for at in result.different]
         if self._modified is None:
             report.open += [RowOfFile(line_of[at], at) for at in result.open]
@@ -272,6 +283,7 @@ class _Importer:
             candles,
             as_of=now if as_of is None else min(now, as_of),
             early=self._db.allows_early_times,
+            allow_outliers=self._allow_outliers,
         )
         result = CandleReport.of(checked)
         key = (self._series.symbol, self._series.interval, self._series.exchange_name)

@@ -1,0 +1,223 @@
+"""`export_candles`: a series written to a file, and every candle that is not written named with the reason."""
+
+import os
+import time
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+from anyio.to_thread import run_sync
+
+from backtest_persist.backends.json.atomic import sync_directory, sync_file
+from backtest_persist.contracts import CandleData, When
+from backtest_persist.core.candle_store import PART
+from backtest_persist.core.ohlcv import CANDLES, NUMBERS, ImpossibleCandleError, Series, candle_numbers, opening_time
+from backtest_persist.core.persist_instance import Services
+from backtest_persist.domains.candle import CandleDbService
+from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError
+from backtest_persist.operations.candles.writers import CandleFormat, find_format, open_writer
+from backtest_persist.operations.progress import NoProgress, Progress
+
+__all__ = ("CandlesExported", "SkippedCandle", "export_candles")
+
+
+class SkippedCandle(NamedTuple):
+    """A stored candle that was not written."""
+
+    timestamp: int
+    """Its opening time in ms UTC."""
+    reason: str
+
+
+@dataclass
+class CandlesExported:
+    """The report of an export of candles; times are opening times in ms UTC."""
+
+    file: str
+    format: str
+    rows: int = 0
+    """How many candles were written."""
+    first: int | None = None
+    last: int | None = None
+    bytes: int = 0
+    """The size of the file."""
+    skipped: list[SkippedCandle] = field(default_factory=list[SkippedCandle])
+    """Those that an import would refuse, such as one that another program has stored at a time of no candle."""
+    seconds: float = 0.0
+
+
+async def export_candles(
+    ioc: Services,
+    file: str | os.PathLike[str],
+    symbol: str,
+    interval: str,
+    exchange_name: str,
+    since: When | None = None,
+    until: When | None = None,
+    *,
+    format: Literal["csv", "parquet", "feather"] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> CandlesExported:
+    """Write the candles of a series that open in [since, until), without bounds all of them, to a file.
+
+    The format is that of the name of the file unless `format` is given; a name that ends in ``.csv.gz`` is CSV,
+    compressed. CSV has the columns timestamp (in ms UTC), open, high, low, close, volume; Parquet and feather have
+    freqtrade's, which are the same but for `date`, in UTC. Parquet and feather need pyarrow or polars. What is exported
+    and imported again is the same.
+
+    The file is written under another name and renamed when it is complete. An existing one is a `SettingsError`, unless
+    it is replaced by `force`. No candles in the range is an `InvalidKeyError`.
+    """
+    started = time.perf_counter()
+    series, path = Series(symbol, interval, exchange_name), Path(file)
+    file_format = find_format(path) if format is None else _checked_format(format)
+    await run_sync(_check_target, path, force)
+    db = ioc.db_service(CandleDbService)
+    start, end = await _bounds(db, series, since, until)
+    progress = progress or NoProgress()
+    progress.begin(-(-(end - start) // series.step))
+    report = CandlesExported(str(path), file_format.value)
+    target = await run_sync(_Target, path, file_format)
+    try:
+        async with aclosing(_parts(db, series, start, end, progress)) as parts:
+            async for candles, damaged in parts:
+                report.skipped += damaged
+                await run_sync(target.write, _select(series, candles, report))
+        if not report.rows and not report.skipped:
+            raise _nothing(series, start, end)
+        report.bytes = await run_sync(target.finish, force)
+    finally:
+        await run_sync(target.close)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+class _Target:
+    """The file that is written, under another name until it is complete."""
+
+    def __init__(self, path: Path, file_format: CandleFormat) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with _file_errors(path):
+            self._writer = open_writer(self._temporary, file_format, packed=path.suffix.lower() == ".gz")
+
+    def write(self, candles: Sequence[CandleData]) -> None:
+        with _file_errors(self._path):
+            self._writer.write(candles)
+
+    def finish(self, force: bool) -> int:
+        """Give the complete file its name; returns its size."""
+        with _file_errors(self._path):
+            self._writer.finish()
+            sync_file(self._temporary)
+            _check_target(self._path, force)
+            self._temporary.rename(self._path)
+            sync_directory(self._path.parent)
+            return self._path.stat().st_size
+
+    def close(self) -> None:
+        """Remove what is not complete."""
+        with suppress(OSError):
+            self._writer.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _file_errors(path: Path) -> Generator[None]:
+    """Raise the errors of the operating system as those of this package."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written: {error.strerror or error}.") from None
+
+
+def _check_target(path: Path, force: bool) -> None:
+    with _file_errors(path):
+        if path.is_dir():
+            raise SettingsError(f"{path} is a directory; name a file in it.")
+        if not path.parent.is_dir():
+            raise SettingsError(f"There is no directory {path.parent}; make it first.")
+        if path.exists() and not force:
+            raise SettingsError(f"{path} exists; name another file, or replace it by force.")
+
+
+def _checked_format(given: str) -> CandleFormat:
+    try:
+        return CandleFormat(given)
+    except ValueError:
+        raise SettingsError(f"format must be csv, parquet or feather, not {given!r:.40}.") from None
+
+
+async def _bounds(db: CandleDbService, series: Series, since: When | None, until: When | None) -> tuple[int, int]:
+    """Return the range in ms UTC, which begins at the first stored candle and ends after the last one, unless given."""
+    stored = await db.list_series(series.symbol, series.interval, series.exchange_name)
+    start, end = (None if bound is None else db.to_millis(bound) for bound in (since, until))
+    if not stored:
+        raise _nothing(series, start, end)
+    first, after = stored[0].first, stored[0].last + 1
+    start, end = first if start is None else max(start, first), after if end is None else min(end, after)
+    if start >= end:
+        raise _nothing(series, start, end)
+    return start, end
+
+
+def _nothing(series: Series, start: int | None, end: int | None) -> InvalidKeyError:
+    where = "" if start is None and end is None else " in this range"
+    return InvalidKeyError(
+        f"{series.describe()}: no candles are stored{where}; list_series, or `candles ls`, says which are.",
+        collection=CANDLES,
+        context=series.parts(),
+    )
+
+
+async def _parts(
+    db: CandleDbService, series: Series, start: int, end: int, progress: Progress
+) -> AsyncGenerator[tuple[list[CandleData], list[SkippedCandle]]]:
+    """Iterate over what is stored in [start, end), with what is damaged there."""
+    while start < end:
+        stop = min(end, start + PART * series.step)
+        damaged: list[SkippedCandle] = []
+        yield await _read(db, series, start, stop, damaged), damaged
+        progress.advance(-(-(stop - start) // series.step))
+        start = stop
+
+
+async def _read(
+    db: CandleDbService, series: Series, start: int, end: int, damaged: list[SkippedCandle]
+) -> list[CandleData]:
+    """Read what is stored in [start, end), and divide that until what is damaged is alone."""
+    try:
+        return await db.candles.find_data(series, start, end)
+    except InvalidPayloadError as error:
+        if end - start == 1:
+            damaged.append(SkippedCandle(start, str(error)))
+            return []
+        middle = (start + end) // 2
+        return [
+            *await _read(db, series, start, middle, damaged),
+            *await _read(db, series, middle, end, damaged),
+        ]
+
+
+def _select(series: Series, candles: Sequence[CandleData], report: CandlesExported) -> list[CandleData]:
+    """Return the candles that an import takes, and add to the report."""
+    selected: list[CandleData] = []
+    for candle in candles:
+        try:
+            at = opening_time(candle["timestamp"], series.interval, _always)
+            candle_numbers(at, [cast("dict[str, float]", candle)[name] for name in NUMBERS], rounded=[], widened=[])
+            selected.append(candle)
+        except ImpossibleCandleError as problem:
+            report.skipped.append(SkippedCandle(candle["timestamp"], str(problem)))
+    if selected:
+        report.rows += len(selected)
+        report.first = selected[0]["timestamp"] if report.first is None else report.first
+        report.last = selected[-1]["timestamp"]
+    return selected
+
+
+def _always() -> bool:
+    return True
