@@ -97,8 +97,8 @@ async def import_candles(
     date_order: DateOrder | None = None,
     decimal: Literal[".", ","] | None = None,
     no_volume: bool = False,
-    allow_outliers: bool = False,
     session_length: timedelta | int | None = None,
+    allow_outliers: bool = False,
     as_of: When | None = None,
     replace: bool = False,
     dry_run: bool = False,
@@ -117,9 +117,10 @@ async def import_candles(
 
     `unit` is that of times as numbers, `columns` are the names of the columns in their order, `tz` is the zone of times
     that have none, `date_order` says whether 02.03.2024 begins with the day or the month, and `decimal` is what
-    separates decimals. With `no_volume` 0 is stored as the volume. A row with a price in another unit than those around
-    it is skipped unless `allow_outliers` is set; see `CandleDbService.store`. `session_length`, a timedelta or ms, is
-    for daily candles of sessions that do not open at 00:00 UTC: each is stored under the UTC day in which it closes.
+    separates decimals. With `no_volume` 0 is stored as the volume. `session_length`, a timedelta or an int in ms, is
+    for daily candles of sessions that do not open at 00:00 UTC: each is stored under the UTC day in which it closes. A
+    row with a price in another unit than those around it is skipped unless `allow_outliers` is set; see
+    `CandleDbService.store`.
 
     A candle that had not closed at `as_of`, when the exchange was asked, is not stored. By default, that is the last
     one if it had not closed when the file was last modified.
@@ -259,14 +260,15 @@ class _Importer:
         report.widened += len(result.widened)
         report.skipped += [SkippedRow(lines[at], _in_lines(problem, noun, lines)) for at, problem in result.invalid]
         times = [in_ms(candle["timestamp"]) for candle in candles]
-        outliers = [] if self._allow_outliers else result.outliers
-        unclosed, unstored = {*result.open, *outliers}, {at for at, _ in result.invalid}
-        closed = [at for place, at in enumerate(times) if at not in unclosed and place not in unstored]
+        line_of = dict(zip(times, lines, strict=True))
+        outliers = set(() if self._allow_outliers else result.outliers)
+        report.skipped += [SkippedRow(line_of[at], _OUTLIER) for at in outliers]
+        unclosed, invalid = set(result.open), {at for at, _ in result.invalid}
+        left_out = unclosed | outliers
+        closed = [at for place, at in enumerate(times) if at not in left_out and place not in invalid]
         if closed:
             report.first = min(closed if report.first is None else (report.first, *closed))
             report.last = max(closed if report.last is None else (report.last, *closed))
-        line_of = dict(zip(times, lines, strict=True)) if result.different or unclosed else {}
-        report.skipped += [SkippedRow(line_of[at], _OUTLIER) for at in outliers]
         report.different += [RowOfFile(line_of[at], at) for at in result.different]
         if self._modified is None:
             report.open += [RowOfFile(line_of[at], at) for at in result.open]
