@@ -260,12 +260,13 @@ class _Importer:
         report.skipped += [SkippedRow(lines[at], _in_lines(problem, noun, lines)) for at, problem in result.invalid]
         times = [in_ms(candle["timestamp"]) for candle in candles]
         outliers = [] if self._allow_outliers else result.outliers
-        unclosed, unstored = {*result.open, *outliers}, {at for at, _ in result.invalid}
-        closed = [at for place, at in enumerate(times) if at not in unclosed and place not in unstored]
+        unclosed, left_out = set(result.open), {*result.open, *outliers}
+        invalid = {place for place, _ in result.invalid}
+        closed = [at for place, at in enumerate(times) if at not in left_out and place not in invalid]
         if closed:
             report.first = min(closed if report.first is None else (report.first, *closed))
             report.last = max(closed if report.last is None else (report.last, *closed))
-        line_of = dict(zip(times, lines, strict=True)) if result.different or unclosed else {}
+        line_of = dict(zip(times, lines, strict=True)) if result.different or left_out else {}
         report.skipped += [SkippedRow(line_of[at], _OUTLIER) for at in outliers]
         report.different += [RowOfFile(line_of[at], at) for at in result.different]
         if self._modified is None:
