@@ -173,6 +173,9 @@ async def test_a_price_in_another_unit_is_a_skipped_row_of_a_file(container: Con
     for dry_run in (True, False):
         report = await import_candles(container, file, *key, dry_run=dry_run, allow_outliers=True)
         assert (report.new, report.same, report.skipped) == (2, 4, [])
+    for dry_run in (True, False):
+        report = await import_candles(container, file, *key, dry_run=dry_run)
+        assert (report.new, report.same, report.is_complete) == (0, 6, True)
 
 
 LOCAL_MIDNIGHTS = {

@@ -284,8 +284,12 @@ class _Importer:
             early=self._db.allows_early_times,
             allow_outliers=self._allow_outliers,
         )
-        result = CandleReport.of(checked)
         key = (self._series.symbol, self._series.interval, self._series.exchange_name)
+        outliers = list(checked.outliers.values())
+        for candle, outcome in zip(outliers, await self._db.restore_series(*key, outliers, dry_run=True), strict=True):
+            if outcome is Restored.SAME:
+                checked.valid[candle["timestamp"]] = checked.outliers.pop(candle["timestamp"])
+        result = CandleReport.of(checked)
         valid = list(checked.valid.values())
         for candle, outcome in zip(valid, await self._db.restore_series(*key, valid, dry_run=True), strict=True):
             if outcome is Restored.NEW:
