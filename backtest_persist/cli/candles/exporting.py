@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from backtest_persist import operations
-from backtest_persist.cli.candles.times import parse_instant, shown_time
+from backtest_persist.cli.candles.times import shown_time
 from backtest_persist.cli.command import INCOMPLETE, Flag, open_container, print_json
 from backtest_persist.cli.progress import Bar, show_progress
 from backtest_persist.operations import CandlesExported
@@ -60,7 +60,6 @@ async def export_candles(
         Print the whole report as JSON on standard output, with times in ms.
 
     """
-    bounds = parse_instant(since, "--since"), parse_instant(until, "--until")
     async with open_container() as container:
         with show_progress("Exporting") as progress:
             report = await operations.export_candles(
@@ -69,7 +68,8 @@ async def export_candles(
                 symbol,
                 interval,
                 exchange,
-                *bounds,
+                since,
+                until,
                 format=format,
                 force=force,
                 progress=Bar(progress, "candles"),

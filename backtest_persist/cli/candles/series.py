@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from backtest_persist.cli.candles.times import parse_instant, shown_time
+from backtest_persist.cli.candles.times import shown_time
 from backtest_persist.cli.command import Flag, open_container, print_json
 from backtest_persist.operations import CandleGaps, SeriesSummary, find_candle_gaps
 
@@ -61,9 +61,8 @@ async def find_gaps(
         Print the list as JSON on standard output, with times in ms.
 
     """
-    bounds = parse_instant(since, "--since"), parse_instant(until, "--until")
     async with open_container() as container:
-        report = await find_candle_gaps(container, symbol, interval, exchange, *bounds)
+        report = await find_candle_gaps(container, symbol, interval, exchange, since, until)
     if json:
         print_json({**dataclasses.asdict(report), "gaps": [gap._asdict() for gap in report.gaps]})
     else:
