@@ -9,8 +9,10 @@ from backtest_persist.contracts import CandleData, CandleInterval, When
 from backtest_persist.core.base_map import DEFAULT_TTL_EXPIRE_SECONDS, ITERATOR_BATCH_SIZE, BaseMap, base_map
 from backtest_persist.core.candle_report import CandleReport
 from backtest_persist.core.db_service import Page
+from backtest_persist.core.frame import CandleFrame, RowFrame
 from backtest_persist.core.lease import Lease
 from backtest_persist.core.row import utc_now
+from backtest_persist.core.row_list import RowList
 from backtest_persist.core.session_days import session_day
 from backtest_persist.defaults import ioc, persist, setup
 from backtest_persist.domains.breakeven import (
@@ -105,6 +107,7 @@ __all__ = (
     "CandleCacheService",
     "CandleData",
     "CandleDbService",
+    "CandleFrame",
     "CandleInterval",
     "CandleReport",
     "CandleRow",
@@ -170,6 +173,8 @@ __all__ = (
     "RiskCacheService",
     "RiskDbService",
     "RiskRow",
+    "RowFrame",
+    "RowList",
     "Run",
     "ScheduleCacheService",
     "ScheduleDbService",

@@ -49,7 +49,7 @@ Instances are cheap, hold no value, and may be built many times for one context,
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 from pydantic import BaseModel
@@ -57,6 +57,7 @@ from pydantic import BaseModel
 __all__ = (
     "Adapter",
     "Backend",
+    "Bound",
     "BreakevenAdapter",
     "CandleAdapter",
     "CandleColumns",
@@ -85,6 +86,9 @@ __all__ = (
 
 When = datetime | int
 """An instant in simulation time: a timezone-aware datetime, or an int in ms since the epoch."""
+
+Bound = datetime | int | date | str
+"""An end of a range: an instant, a date, which is the beginning of its UTC day, or either in ISO format."""
 
 Payload = dict[str, Any]
 """A stored payload, as plain data."""

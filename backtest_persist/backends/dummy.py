@@ -15,6 +15,7 @@ from backtest_persist.core.lease_document import LeaseContext
 from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
 from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.row import Context, Row
+from backtest_persist.core.row_list import RowList
 from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.domains import DOMAINS
 from backtest_persist.domains.candle import CANDLE, CandleContext, CandleRow
@@ -85,9 +86,9 @@ class DummyStore(Generic[C, R]):
         """Find nothing to remove."""
         return False
 
-    async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
+    async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> RowList[R]:
         """Find nothing."""
-        return []
+        return RowList((), self._row_type)
 
 
 class DummyCandleStore(DummyStore[CandleContext, CandleRow]):
@@ -100,21 +101,21 @@ class DummyCandleStore(DummyStore[CandleContext, CandleRow]):
         super().__init__(row_type, settings)
         self.logger = LoggerService()
 
-    async def find_rows(self, series: Series, start: int, end: int) -> list[CandleRow]:
+    async def find_rows(self, series: Series, start: int, end: int) -> RowList[CandleRow]:
         """Find nothing."""
-        return []
+        return RowList((), CandleRow)
 
     async def find_data(self, series: Series, start: int, end: int) -> list[CandleData]:
         """Find nothing."""
         return []
 
-    async def find_columns(self, series: Series, start: int, end: int) -> "dict[str, NDArray[Any]]":
+    async def find_columns(self, series: Series, start: int | None, end: int | None) -> "dict[str, NDArray[Any]]":
         """Find nothing."""
         return candle_columns([])
 
-    async def find_last_rows(self, series: Series, limit: int, latest: int) -> list[CandleRow]:
+    async def find_last_rows(self, series: Series, limit: int, latest: int) -> RowList[CandleRow]:
         """Find nothing."""
-        return []
+        return RowList((), CandleRow)
 
     async def find_last_data(self, series: Series, limit: int, latest: int) -> list[CandleData]:
         """Find nothing."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from backtest_persist.contracts import CandleData
 from backtest_persist.core.ohlcv import Series
 from backtest_persist.core.row import Context, Row
+from backtest_persist.core.row_list import RowList
 from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.core.store import Store
 from backtest_persist.logger import LoggerService
@@ -38,7 +39,7 @@ class CandleStore(Store[C, R], Protocol[C, R]):
         """Whether Redis is told the ids of new candles."""
         ...
 
-    async def find_rows(self, series: Series, start: int, end: int) -> list[R]:
+    async def find_rows(self, series: Series, start: int, end: int) -> RowList[R]:
         """Find what is stored in [start, end)."""
         ...
 
@@ -46,11 +47,11 @@ class CandleStore(Store[C, R], Protocol[C, R]):
         """Find the same as plain data."""
         ...
 
-    async def find_columns(self, series: Series, start: int, end: int) -> "dict[str, NDArray[Any]]":
-        """Find the same as numpy arrays by field: `timestamp` int64, the others float64."""
+    async def find_columns(self, series: Series, start: int | None, end: int | None) -> "dict[str, NDArray[Any]]":
+        """Find the same as numpy arrays by field: `timestamp` int64, the others float64; None is no bound."""
         ...
 
-    async def find_last_rows(self, series: Series, limit: int, latest: int) -> list[R]:
+    async def find_last_rows(self, series: Series, limit: int, latest: int) -> RowList[R]:
         """Find the last `limit` candles that open at `latest` or before."""
         ...
 

@@ -10,6 +10,7 @@ from bson.int64 import Int64
 from pymongo import ASCENDING
 
 from backtest_persist.contracts import PayloadInput, When
+from backtest_persist.core.frame import RowFrame
 from backtest_persist.core.indexes import Index
 from backtest_persist.core.keys import checked_limit, to_object_id
 from backtest_persist.core.lookup import Stats
@@ -17,6 +18,7 @@ from backtest_persist.core.mongo_store import MongoStore
 from backtest_persist.core.payload import Deferred, encode_or_defer, encode_payload
 from backtest_persist.core.query import Filter, Sort
 from backtest_persist.core.row import Context, Row, to_horizon, to_millis
+from backtest_persist.core.row_list import RowList
 from backtest_persist.core.schema import Schema
 from backtest_persist.core.store import Store
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError
@@ -34,8 +36,12 @@ Content = tuple[C, dict[str, Any]]
 class Page(Generic[R]):
     """One page of rows, and how many rows there are in all."""
 
-    rows: list[R]
+    rows: RowList[R]
     total: int
+
+    def to_frame(self) -> RowFrame:
+        """Return the rows of this page as flat columns; see `RowList.to_frame`."""
+        return self.rows.to_frame()
 
 
 class DbService(Generic[C, R]):
@@ -117,7 +123,7 @@ class DbService(Generic[C, R]):
         sort: Sort | None = None,
         limit: int | None = None,
         newest: int | None = None,
-    ) -> list[R]:
+    ) -> RowList[R]:
         """Return all rows that match, oldest first unless sorted otherwise.
 
         `limit` is how many of them from the beginning, so without a `sort` the oldest. `newest` is how many of the

@@ -2,12 +2,21 @@
 
 import operator
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from backtest_persist.errors import BacktestPersistError, InvalidKeyError
 
-__all__ = ("INT64_MAX", "INT64_MIN", "EarlyTimes", "checked_instant", "checked_int64", "refused", "to_int")
+__all__ = (
+    "INT64_MAX",
+    "INT64_MIN",
+    "EarlyTimes",
+    "checked_bound",
+    "checked_instant",
+    "checked_int64",
+    "refused",
+    "to_int",
+)
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 EarlyTimes = Callable[[], bool]
@@ -60,6 +69,36 @@ def checked_instant(
             "of 1970 to 1973 give a datetime, or set CC_ALLOW_EARLY_TIMES=true."
         )
     return millis
+
+
+def checked_bound(value: Any, what: str, early: EarlyTimes = refused) -> int:
+    """Return an end of a range as ms since the epoch (UTC); `InvalidKeyError` for what is none.
+
+    It is an instant, see `checked_instant`, a date, which is the beginning of its UTC day, or either in ISO format.
+    """
+    given = value
+    if isinstance(value, str):
+        value = _from_iso(value, what)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime.combine(value, time(), UTC)
+    if isinstance(given, str) and value.utcoffset() is None:
+        raise InvalidKeyError(
+            f"{what} {given!r:.40} is a time without an offset; write {value.isoformat()}Z for UTC, or end it with the "
+            "offset, such as +01:00."
+        )
+    return checked_instant(value, what, early)
+
+
+def _from_iso(text: str, what: str) -> date | datetime:
+    for parse in (date.fromisoformat, datetime.fromisoformat):
+        try:
+            return parse(text.strip())
+        except ValueError:
+            continue
+    raise InvalidKeyError(
+        f"{what} {text!r:.40} is neither a date, such as '2024-01-31', nor a date and time with an offset, such as "
+        "'2024-01-31T09:30Z'."
+    )
 
 
 def checked_int64(value: int, what: str) -> int:

@@ -1,11 +1,12 @@
 """Key components: what may be part of a context, and how components become one Redis key."""
 
 from contextlib import suppress
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_args
 
 from bson import ObjectId
 from bson.errors import InvalidId
 from pydantic import BeforeValidator, ValidationInfo
+from pydantic.fields import FieldInfo
 
 from backtest_persist.core.instants import (
     INT64_MAX,
@@ -31,6 +32,7 @@ __all__ = (
     "checked_limit",
     "checked_name",
     "checked_timestamp",
+    "is_instant",
     "join_key",
     "mode_word",
     "to_flag",
@@ -120,7 +122,16 @@ FrameName = Annotated[str, _by_field(_checked_frame)]
 
 Name = Annotated[str, _by_field(checked_name)]
 Flag = Annotated[bool, _by_field(checked_flag)]
-Timestamp = Annotated[int, BeforeValidator(_instant)]
+_INSTANT = BeforeValidator(_instant)
+Timestamp = Annotated[int, _INSTANT]
+
+
+def is_instant(field: FieldInfo) -> bool:
+    """Whether a field of a row is a `Timestamp`, or one that may be None."""
+    options = [option for kind in get_args(field.annotation) for option in getattr(kind, "__metadata__", ())]
+    return _INSTANT in field.metadata or _INSTANT in options
+
+
 """An instant: an aware datetime, or an int in ms since the epoch; see `instants.checked_instant`."""
 
 

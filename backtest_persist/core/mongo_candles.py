@@ -12,12 +12,14 @@ from pymongo import ASCENDING, DESCENDING
 from backtest_persist.connections import Collection, Document, aggregate, aggregate_raw
 from backtest_persist.contracts import CandleData
 from backtest_persist.core.candle_store import PART
+from backtest_persist.core.instants import INT64_MAX, INT64_MIN
 from backtest_persist.core.listing import Batches
 from backtest_persist.core.mongo_series import MongoSeries
 from backtest_persist.core.mongo_store import MongoStore, as_operation
 from backtest_persist.core.ohlcv import COLUMNS, NUMBERS, Series, candle_columns
 from backtest_persist.core.raw_columns import CONVERSION, converted_columns, joined_columns, raw_columns
 from backtest_persist.core.row import Context, Row, utc_now
+from backtest_persist.core.row_list import RowList
 from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.core.write_queue import by_unique_index
 from backtest_persist.logger import LoggerService
@@ -51,9 +53,9 @@ class MongoCandleStore(MongoStore[C, R]):
 
     # --- reading ---
 
-    async def find_rows(self, series: Series, start: int, end: int) -> list[R]:
+    async def find_rows(self, series: Series, start: int, end: int) -> RowList[R]:
         """Find what is stored in [start, end)."""
-        rows: list[R] = []
+        rows: RowList[R] = RowList((), self.schema.row_type)
         async for documents in self._window(series, start, end):
             rows += self.schema.row_type.from_documents(documents)
         return rows
@@ -67,8 +69,9 @@ class MongoCandleStore(MongoStore[C, R]):
             candles += map(_to_data, documents)
         return candles
 
-    async def find_columns(self, series: Series, start: int, end: int) -> "dict[str, NDArray[Any]]":
-        """Find the same as numpy arrays; no object is built for a candle."""
+    async def find_columns(self, series: Series, start: int | None, end: int | None) -> "dict[str, NDArray[Any]]":
+        """Find the same as numpy arrays; no object is built for a candle. None is no bound."""
+        start, end = INT64_MIN if start is None else start, INT64_MAX if end is None else end
         parts = [candle_columns([])]
         since = start
         while since < end:
@@ -81,9 +84,10 @@ class MongoCandleStore(MongoStore[C, R]):
             parts.append(found)
         return joined_columns(parts)
 
-    async def find_last_rows(self, series: Series, limit: int, latest: int) -> list[R]:
+    async def find_last_rows(self, series: Series, limit: int, latest: int) -> RowList[R]:
         """Find the last `limit` candles that open at `latest` or before."""
-        return self.schema.row_type.from_documents(await self._last(series, limit, latest))
+        documents = await self._last(series, limit, latest)
+        return RowList(self.schema.row_type.from_documents(documents), self.schema.row_type)
 
     async def find_last_data(self, series: Series, limit: int, latest: int) -> list[CandleData]:
         """Find the same as plain data."""

@@ -26,6 +26,7 @@ from backtest_persist.core.off_loop import by_size
 from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.query import Filter, Sort, to_query, to_sort
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
+from backtest_persist.core.row_list import RowList
 from backtest_persist.core.schema import Schema
 from backtest_persist.core.updates import claiming, inserting, removing, replacing, setting, was_removed
 from backtest_persist.core.write_queue import Write, WriteQueue, partly_done
@@ -278,13 +279,13 @@ class MongoStore(Generic[C, R]):
         document = await writes.submit(write, since)
         return document is not None and document.get("removed") is True
 
-    async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
+    async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> RowList[R]:
         """Return the rows of a part of the collection, without tombstones, oldest first."""
         filter: dict[str, Any] = {to_wire(name): value for name, value in selection.items()}
         if "removed" not in self.schema.row_type.model_fields:
             return await self.find_newest(filter, newest)
         rows = await self.find_newest({**filter, "removed": {"$ne": True}}, newest)
-        return [row for row in rows if not getattr(row, "removed", False)]
+        return RowList((row for row in rows if not getattr(row, "removed", False)), self.schema.row_type)
 
     # --- queries ---
 
@@ -299,14 +300,14 @@ class MongoStore(Generic[C, R]):
 
     async def find_all(
         self, filter: Filter | None, sort: Sort | None = None, *, limit: int | None = None, skip: int = 0
-    ) -> list[R]:
+    ) -> RowList[R]:
         """Return all rows that a filter matches, or the first `limit` of them."""
         async with aclosing(self.rows(filter, sort, limit=limit or 0, skip=skip)) as batches:
             if limit == 0:  # which means no limit to MongoDB
-                return []
-            return [row async for rows in batches for row in rows]
+                return RowList((), self.schema.row_type)
+            return RowList([row async for rows in batches for row in rows], self.schema.row_type)
 
-    async def find_newest(self, filter: Filter | None, newest: int | None) -> list[R]:
+    async def find_newest(self, filter: Filter | None, newest: int | None) -> RowList[R]:
         """Return the last `newest` rows of the default order that a filter matches, or all of them, in this order."""
         if newest is None:
             return await self.find_all(filter)

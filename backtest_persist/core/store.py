@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from backtest_persist.core.row import Context, Row
+from backtest_persist.core.row_list import RowList
 
 __all__ = ("Store",)
 
@@ -56,7 +57,7 @@ class Store(Protocol[C, R]):
         """Turn the row of a context into a tombstone; False when there is no row."""
         ...
 
-    async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
+    async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> RowList[R]:
         """Return the rows whose fields of the context equal `selection`, by Python names, or the newest of them.
 
         Oldest first either way; tombstones are left out.

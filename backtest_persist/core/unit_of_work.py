@@ -17,6 +17,7 @@ from backtest_persist.core.change import Change, ChangeKind, Committer, Part
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.row import Context, Row
+from backtest_persist.core.row_list import RowList
 from backtest_persist.core.store import Store
 from backtest_persist.errors import ClosedError
 
@@ -315,7 +316,7 @@ class BufferedStore(Generic[C, R]):
             return self.row_of(change) if stored is None else stored.copied()
         return None if stored is None else _removed(stored)
 
-    async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
+    async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> RowList[R]:
         """Return the rows whose fields of the context equal `selection`, oldest first, or the newest of them.
 
         Tombstones are left out.
@@ -344,7 +345,7 @@ class BufferedStore(Generic[C, R]):
             rows.sort(key=lambda item: item[0])  # stable
         new = [self.row_of(change) for key, change in others.items() if key not in placed]
         living = [row for row in [*(row for _, row in rows), *new] if not getattr(row, "removed", False)]
-        return living if newest is None else living[max(0, len(living) - newest) :]
+        return RowList(living if newest is None else living[max(0, len(living) - newest) :], self._row_type)
 
     async def _stored(self, context: C, key: str) -> R | None:
         if key in self._reads:

@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, ValidationInfo
 from pymongo import ASCENDING
 
-from backtest_persist.contracts import CandleData, CandleInterval, CandlesInput, When
+from backtest_persist.contracts import Bound, CandleData, CandleInterval, CandlesInput, When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.candle_input import CheckedCandles, check_candles
 from backtest_persist.core.candle_report import CandleReport, ReportLog, has_same_numbers
 from backtest_persist.core.candle_store import PART, CandleStore
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
-from backtest_persist.core.instants import EarlyTimes, checked_int64
+from backtest_persist.core.frame import CandleFrame
+from backtest_persist.core.instants import EarlyTimes, checked_bound, checked_int64
 from backtest_persist.core.keys import STORED, Name, Timestamp, checked_limit, checked_name, checked_timestamp, join_key
 from backtest_persist.core.mongo_store import Restored
 from backtest_persist.core.ohlcv import INTERVALS, Series, checked_window, interval_step_ms
 from backtest_persist.core.persist_instance import PersistInstance, Services
+from backtest_persist.core.resampling import checked_resample, resample_columns
 from backtest_persist.core.row import Context, Row
+from backtest_persist.core.row_list import RowList
 from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.errors import InvalidPayloadError
 
@@ -287,7 +290,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
 
     async def find_range(
         self, symbol: str, interval: str, exchange_name: str, since: When, limit: int
-    ) -> list[CandleRow]:
+    ) -> RowList[CandleRow]:
         """Find what is stored of the window of `limit` candles from `since` on, oldest first."""
         series = Series(symbol, interval, exchange_name)
         return await self.candles.find_rows(series, *self._bounds(series, since, limit))
@@ -309,9 +312,44 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         series = Series(symbol, interval, exchange_name)
         return await self.candles.find_columns(series, *self._bounds(series, since, limit))
 
+    async def find_frame(
+        self,
+        symbol: str,
+        interval: str,
+        exchange_name: str,
+        since: Bound | None = None,
+        until: Bound | None = None,
+        *,
+        resample: str | None = None,
+    ) -> CandleFrame:
+        """Find the candles that open in [since, until), without bounds the whole series, for DataFrames.
+
+        A bound is an instant, a date, which is the beginning of its UTC day, or either in ISO format, such as
+        ``"2024-01-31"`` or ``"2024-01-31T09:30+01:00"``. In a run, candles that close after the instant of the bar are
+        left out. So are those of other programs at times that are no multiple of the interval.
+
+        With `resample`, such as ``"12h"``, ``"1w"`` or ``"1M"``, longer candles are made of them: those that lie in
+        [since, until) as a whole and have closed; see `resample_columns`. `InvalidKeyError` for an interval that is no
+        multiple of the stored one. Needs numpy; `SettingsError` without it.
+        """
+        series = Series(symbol, interval, exchange_name)
+        interval = series.interval if resample is None else checked_resample(series.interval, resample)
+        start = None if since is None else self._bound(since, "since")
+        end = None if until is None else self._bound(until, "until")
+        closed = self.default_until()
+        last = None if closed is None else closed - series.step + 1
+        ends = [bound for bound in (end, last) if bound is not None]
+        found = await self.candles.find_columns(series, start, min(ends, default=None))
+        on_grid = found["timestamp"] % series.step == 0
+        columns = found if on_grid.all() else {name: column[on_grid] for name, column in found.items()}
+        if resample is not None:
+            ends = [bound for bound in (end, _now() if closed is None else closed) if bound is not None]
+            columns = resample_columns(columns, series.interval, resample, since=start, until=min(ends))
+        return CandleFrame(series.symbol, interval, series.exchange_name, columns)
+
     async def find_last(
         self, symbol: str, interval: str, exchange_name: str, limit: int, until: When | None = None
-    ) -> list[CandleRow]:
+    ) -> RowList[CandleRow]:
         """Find the last `limit` stored candles that have closed by `until`, by default now, oldest first.
 
         Missing ones are passed over, such as those of days without a session or minutes without a trade. In a run the
@@ -363,6 +401,9 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
 
     def _context(self, symbol: str, interval: str, exchange_name: str, timestamp: When) -> CandleContext:
         return _context(symbol, interval, exchange_name, timestamp, self.allows_early_times)
+
+    def _bound(self, value: Bound, what: str) -> int:
+        return checked_bound(value, what, self.allows_early_times)
 
     def _instant(self, value: When, what: str) -> int:
         return checked_timestamp(value, what, self.allows_early_times)

@@ -12,6 +12,7 @@ from backtest_persist.core.keys import Name, checked_limit, join_key
 from backtest_persist.core.payload import Payload, encode_entries
 from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
+from backtest_persist.core.row_list import RowList
 
 __all__ = ("LOG", "LogCacheService", "LogContext", "LogDbService", "LogRow", "PersistLogInstance")
 
@@ -67,7 +68,7 @@ class LogDbService(DbService[LogContext, LogRow]):
         writes = [(LogContext(entry_id=entry_id), {"payload": payload}) for entry_id, payload in encoded.items()]
         return await self.store.upsert_many(writes, replace=False)
 
-    async def list_all(self, limit: int | None = None) -> list[LogRow]:
+    async def list_all(self, limit: int | None = None) -> RowList[LogRow]:
         """All entries, or the newest `limit`; oldest first."""
         return await self.store.select({}, newest=None if limit is None else checked_limit(limit))
 

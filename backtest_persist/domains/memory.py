@@ -12,6 +12,7 @@ from backtest_persist.core.keys import Name, Timestamp, checked_name, join_key
 from backtest_persist.core.payload import Payload
 from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context
+from backtest_persist.core.row_list import RowList
 from backtest_persist.core.soft_delete import RemovableRow, SoftDeleteDbService, living_payload
 
 __all__ = (
@@ -93,7 +94,7 @@ class MemoryDbService(SoftDeleteDbService[MemoryContext, MemoryRow]):
             MemoryContext(signal_id=signal_id, bucket_name=bucket_name, memory_id=memory_id)
         )
 
-    async def list_entries(self, signal_id: str, bucket_name: str) -> list[MemoryRow]:
+    async def list_entries(self, signal_id: str, bucket_name: str) -> RowList[MemoryRow]:
         """The rows of a bucket that are not removed, oldest first."""
         return await self.store.select(
             {"signal_id": checked_name(signal_id, "signal_id"), "bucket_name": checked_name(bucket_name, "bucket_name")}

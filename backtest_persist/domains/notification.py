@@ -12,6 +12,7 @@ from backtest_persist.core.keys import Flag, Name, checked_flag, checked_limit, 
 from backtest_persist.core.payload import Payload, encode_entries
 from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
+from backtest_persist.core.row_list import RowList
 from backtest_persist.mode import Mode
 
 __all__ = (
@@ -84,7 +85,7 @@ class NotificationDbService(DbService[NotificationContext, NotificationRow]):
         ]
         return await self.store.upsert_many(writes, replace=True)
 
-    async def list_by_mode(self, backtest: bool | Mode, limit: int | None = None) -> list[NotificationRow]:
+    async def list_by_mode(self, backtest: bool | Mode, limit: int | None = None) -> RowList[NotificationRow]:
         """All rows of a mode, or the newest `limit`; oldest first."""
         newest = None if limit is None else checked_limit(limit)
         return await self.store.select({"backtest": checked_flag(backtest, "backtest")}, newest=newest)

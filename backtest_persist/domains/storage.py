@@ -12,6 +12,7 @@ from backtest_persist.core.keys import Flag, Name, checked_flag, checked_limit, 
 from backtest_persist.core.payload import Payload, encode_entries
 from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
+from backtest_persist.core.row_list import RowList
 from backtest_persist.mode import Mode
 
 __all__ = (
@@ -80,7 +81,7 @@ class StorageDbService(DbService[StorageContext, StorageRow]):
         ]
         return await self.store.upsert_many(writes, replace=True)
 
-    async def list_by_mode(self, backtest: bool | Mode, limit: int | None = None) -> list[StorageRow]:
+    async def list_by_mode(self, backtest: bool | Mode, limit: int | None = None) -> RowList[StorageRow]:
         """All rows of a mode, or the newest `limit`; oldest first."""
         newest = None if limit is None else checked_limit(limit)
         return await self.store.select({"backtest": checked_flag(backtest, "backtest")}, newest=newest)

@@ -9,11 +9,13 @@ from backtest_persist.core.candle_report import CandleReport, ReportLog
 from backtest_persist.core.candle_store import CandleStore
 from backtest_persist.core.change import Change, ChangeKind
 from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
+from backtest_persist.core.row_list import RowList
 from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.core.unit_of_work import BufferedStore, Layer, UnitOfWork
 from backtest_persist.domains.candle import CandleContext, CandleDbService, CandleRow
 from backtest_persist.errors import BacktestPersistError, SettingsError
 from backtest_persist.logger import LoggerService
+from backtest_persist.run.candle_chunks import merged_columns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,7 +75,7 @@ class BufferedCandleStore(BufferedStore[CandleContext, CandleRow]):
 
     # --- reading: what is pending is looked up before what is stored is read, as a commit lets it go ---
 
-    async def find_rows(self, series: Series, start: int, end: int) -> list[CandleRow]:
+    async def find_rows(self, series: Series, start: int, end: int) -> RowList[CandleRow]:
         """Find what is stored or pending in [start, end)."""
         written = self._between(series, start, end)
         return self._merged_rows(series, await self._stored_candles.find_rows(series, start, end), written)
@@ -83,17 +85,17 @@ class BufferedCandleStore(BufferedStore[CandleContext, CandleRow]):
         written = self._between(series, start, end)
         return _merged(await self._stored_candles.find_data(series, start, end), written)
 
-    async def find_columns(self, series: Series, start: int, end: int) -> "dict[str, NDArray[Any]]":
-        """Find the same as numpy arrays by field: `timestamp` int64, the others float64."""
-        if not self._between(series, start, end):
-            return await self._stored_candles.find_columns(series, start, end)
-        return candle_columns(await self.find_data(series, start, end))
+    async def find_columns(self, series: Series, start: int | None, end: int | None) -> "dict[str, NDArray[Any]]":
+        """Find the same as numpy arrays by field: `timestamp` int64, the others float64; None is no bound."""
+        written = self._between(series, start, end)
+        stored = await self._stored_candles.find_columns(series, start, end)
+        return merged_columns(stored, candle_columns(written)) if written else stored
 
-    async def find_last_rows(self, series: Series, limit: int, latest: int) -> list[CandleRow]:
+    async def find_last_rows(self, series: Series, limit: int, latest: int) -> RowList[CandleRow]:
         """Find the last `limit` candles that open at `latest` or before."""
         written = self._between(series, None, latest + 1)
         rows = await self._stored_candles.find_last_rows(series, limit, latest)
-        return self._merged_rows(series, rows, written)[-limit:] if limit else []
+        return self._merged_rows(series, rows, written)[-limit:] if limit else RowList((), CandleRow)
 
     async def find_last_data(self, series: Series, limit: int, latest: int) -> list[CandleData]:
         """Find the same as plain data."""
@@ -126,13 +128,17 @@ class BufferedCandleStore(BufferedStore[CandleContext, CandleRow]):
         changes = {at: self.unit.change_of(self, key) for at, key in keys.items()}
         return {at: _data(change) for at, change in changes.items() if change is not None}
 
-    def _between(self, series: Series, start: int | None, end: int) -> list[CandleData]:
-        return [candle for at, candle in self._pending(series).items() if (start is None or start <= at) and at < end]
+    def _between(self, series: Series, start: int | None, end: int | None) -> list[CandleData]:
+        return [
+            candle
+            for at, candle in self._pending(series).items()
+            if (start is None or start <= at) and (end is None or at < end)
+        ]
 
-    def _merged_rows(self, series: Series, rows: list[CandleRow], written: list[CandleData]) -> list[CandleRow]:
+    def _merged_rows(self, series: Series, rows: list[CandleRow], written: list[CandleData]) -> RowList[CandleRow]:
         stored = {row.timestamp for row in rows}
         new = [self.row_of(_change(series, candle)) for candle in written if candle["timestamp"] not in stored]
-        return sorted([*rows, *new], key=lambda row: row.timestamp)
+        return RowList(sorted([*rows, *new], key=lambda row: row.timestamp), CandleRow)
 
     # --- writing ---
 

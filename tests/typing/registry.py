@@ -12,6 +12,7 @@ from backtest_persist import (
     Page,
     PersistSignalInstance,
     Registry,
+    RowList,
     SignalCacheService,
     SignalRow,
     base_map,
@@ -56,7 +57,7 @@ async def services() -> None:
     assert_type(ioc.signal_cache_service, SignalCacheService)
     assert_type(await ioc.signal_cache_service.get_signal_id("s", "t", "e"), str | None)
     assert_type(await ioc.signal_db_service.find_by_context("s", "t", "e"), SignalRow | None)
-    assert_type(await ioc.candle_db_service.find_range("s", "1m", "e", 0, 1), list[CandleRow])
+    assert_type(await ioc.candle_db_service.find_range("s", "1m", "e", 0, 1), RowList[CandleRow])
     assert_type(await ioc.candle_db_service.store("s", "1m", "e", []), CandleReport)
     assert_type(await ioc.signal_db_service.paginate({}, limit=1, offset=0), Page[SignalRow])
     assert_type(base_map("x"), type[BaseMap])

@@ -18,6 +18,7 @@ from backtest_persist.core.candle_input import checked_candle
 from backtest_persist.core.domain import Domain
 from backtest_persist.core.instants import checked_int64
 from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
+from backtest_persist.core.row_list import RowList
 from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.domains.candle import CANDLE, CandleContext, CandleRow
 from backtest_persist.errors import InvalidPayloadError
@@ -65,24 +66,28 @@ class JsonCandleStore(JsonStore[CandleContext, CandleRow]):
         series = Series(context.symbol, context.interval, context.exchange_name)
         return await self._open(series).find(context.timestamp)
 
-    async def find_rows(self, series: Series, start: int, end: int) -> list[CandleRow]:
+    async def find_rows(self, series: Series, start: int, end: int) -> RowList[CandleRow]:
         """Find what is stored in [start, end)."""
         files = self._open(series)
-        return [files.row(at, stored) for at, stored in await files.read(start, end)]
+        return RowList([files.row(at, stored) for at, stored in await files.read(start, end)], CandleRow)
 
     async def find_data(self, series: Series, start: int, end: int) -> list[CandleData]:
         """Find the same as plain data."""
         files = self._open(series)
         return [files.candle(at, stored) for at, stored in await files.read(start, end)]
 
-    async def find_columns(self, series: Series, start: int, end: int) -> "dict[str, NDArray[Any]]":
-        """Find the same as numpy arrays by field: `timestamp` int64, the others float64."""
-        return candle_columns(await self.find_data(series, start, end))
+    async def find_columns(self, series: Series, start: int | None, end: int | None) -> "dict[str, NDArray[Any]]":
+        """Find the same as numpy arrays by field: `timestamp` int64, the others float64; None is no bound."""
+        if start is not None and end is not None:
+            return candle_columns(await self.find_data(series, start, end))
+        files = self._open(series)
+        stored = await files.read_times(await files.stored_times(start, end))
+        return candle_columns([files.candle(at, value) for at, value in stored])
 
-    async def find_last_rows(self, series: Series, limit: int, latest: int) -> list[CandleRow]:
+    async def find_last_rows(self, series: Series, limit: int, latest: int) -> RowList[CandleRow]:
         """Find the last `limit` candles that open at `latest` or before."""
         files = self._open(series)
-        return [files.row(at, stored) for at, stored in await files.read_last(limit, latest)]
+        return RowList([files.row(at, stored) for at, stored in await files.read_last(limit, latest)], CandleRow)
 
     async def find_last_data(self, series: Series, limit: int, latest: int) -> list[CandleData]:
         """Find the same as plain data."""
@@ -180,10 +185,12 @@ class _SeriesFiles:
 
     async def delete(self, start: int | None, end: int | None) -> int:
         """Delete what is stored from `start` on and before `end`; returns how many files."""
-        times = [
-            at for at in await self._stored_times() if (start is None or start <= at) and (end is None or at < end)
-        ]
-        return await self._folder.delete([str(at) for at in sorted(times)])
+        return await self._folder.delete([str(at) for at in await self.stored_times(start, end)])
+
+    async def stored_times(self, start: int | None, end: int | None) -> list[int]:
+        """List the opening times in [start, end) that are stored, in order; None is no bound."""
+        times = await self._stored_times()
+        return sorted(at for at in times if (start is None or start <= at) and (end is None or at < end))
 
     async def _stored_times(self) -> set[int]:
         return _times_in(await self._folder.names())

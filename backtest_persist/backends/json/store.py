@@ -12,6 +12,7 @@ from backtest_persist.backends.json.value_file import Stored, Write
 from backtest_persist.core.domain import Domain
 from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.row import Context, Row
+from backtest_persist.core.row_list import RowList
 from backtest_persist.errors import InvalidPayloadError, SettingsError
 from backtest_persist.logger import LoggerService
 from backtest_persist.settings import Settings
@@ -115,7 +116,7 @@ class JsonStore(Generic[C, R]):
         parts = context.parts()
         return await self.folder(parts).remove(self._layout.name(parts))
 
-    async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> list[R]:
+    async def select(self, selection: Mapping[str, Any], *, newest: int | None = None) -> RowList[R]:
         """Return the rows of a directory, without tombstones, oldest first, or the newest of them.
 
         What is damaged is left out, and named in a warning.
@@ -127,7 +128,7 @@ class JsonStore(Generic[C, R]):
                 f"JSON files of {self._domain.name} are listed by {', '.join(self._layout.directory_fields)}; "
                 f"select {', '.join(missing)} as well."
             )
-        rows: list[R] = []
+        rows: RowList[R] = RowList((), self._domain.row_type)
         found, damaged = await self.folder(selection).read_all()
         for name, stored in found:
             fields = self._layout.parse_name(name)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from backtest_persist import operations
-from backtest_persist.cli.candles.times import format_time, parse_time
+from backtest_persist.cli.candles.times import parse_instant, shown_time
 from backtest_persist.cli.command import INCOMPLETE, Flag, open_container, print_json
 from backtest_persist.cli.progress import Bar, show_progress
 from backtest_persist.contracts import CandleInterval
@@ -74,9 +74,9 @@ async def fill_candles(
     interval
         The interval of the candles.
     since
-        The start: a date or time in ISO 8601, in UTC without a zone; ms since 1970; or a time ago, such as 30d or 12h.
+        Where to begin, such as 2024-05-01, 2024-05-01T12:00Z, or 30d (ago).
     until
-        The end, which is not included. The default is now.
+        Where to end, exclusive. The default is now.
     exchange_name
         The name under which the series is stored. The default is that of ccxt.
     ccxt_symbols
@@ -96,7 +96,7 @@ async def fill_candles(
         Print the whole report as JSON on standard output.
 
     """
-    bounds = parse_time("--since", since), None if until is None else parse_time("--until", until)
+    bounds = parse_instant(since, "--since"), parse_instant(until, "--until")
     async with open_container() as container, _open_exchange(exchange) as opened:
         with show_progress(f"Filling {symbol} {interval}") as progress:
             try:
@@ -144,7 +144,7 @@ def _show(report: CandlesFilled, *, dry_run: bool) -> None:
 
     step = report.step
     name = f"{report.symbol} {report.interval} {report.exchange_name}"
-    show(f"{name}, {format_time(report.since)} to {format_time(report.until)} UTC")
+    show(f"{name}, {shown_time(report.since)} to {shown_time(report.until)} UTC")
     if dry_run:
         show(
             f"{report.asked:,} candles to ask for in {len(report.gaps):,} gaps, by {report.planned:,} requests or more:"
@@ -166,15 +166,15 @@ def _show(report: CandlesFilled, *, dry_run: bool) -> None:
         show(f"{count:,} of the last hours it does not have yet; run the command again later.")
     if report.different:
         show(f"\n{len(report.different):,} are stored with other numbers than the exchange gives, which were kept:")
-        _show_lines([format_time(at) for at in report.different], show)
+        _show_lines([shown_time(at) for at in report.different], show)
     if report.invalid:
         show(f"\n{len(report.invalid):,} cannot be real, and were not stored:")
-        _show_lines([f"{format_time(at)}: {problem}" for at, problem in report.invalid], show)
+        _show_lines([f"{shown_time(at)}: {problem}" for at, problem in report.invalid], show)
     if report.outliers:
         show(
             f"\n{len(report.outliers):,} have a price in another unit than others (stored only with --allow-outliers):"
         )
-        _show_lines([format_time(at) for at in report.outliers], show)
+        _show_lines([shown_time(at) for at in report.outliers], show)
     if report.remaining:
         show(f"\n{count_candles(report.remaining, step):,} are still missing:")
         _show_ranges(report.remaining, step, show)
@@ -182,7 +182,7 @@ def _show(report: CandlesFilled, *, dry_run: bool) -> None:
 
 def _show_ranges(ranges: Sequence[Range], step: int, show: Any) -> None:
     lines = [
-        f"{format_time(start)} to {format_time(end)}: {count_candles([(start, end)], step):,}" for start, end in ranges
+        f"{shown_time(start)} to {shown_time(end)}: {count_candles([(start, end)], step):,}" for start, end in ranges
     ]
     _show_lines(lines, show)
 

@@ -1,34 +1,52 @@
-"""Times as arguments of the commands on candles."""
+"""The times of candles on the command line: how they are given, and how they are shown."""
 
 import re
 from datetime import UTC, datetime, timedelta
+from typing import overload
 
 from backtest_persist.core.row import utc_now
 from backtest_persist.errors import InvalidKeyError
 
-__all__ = ("format_time", "parse_time")
+__all__ = ("parse_instant", "shown_time")
 
 _AGO = re.compile(r"(\d{1,5})([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_MS = re.compile(r"-?\d{9,}")
 
 
-def parse_time(option: str, text: str) -> datetime | int:
-    """Return the instant that an option names: ISO 8601, in UTC without a zone, ms, or a time ago such as ``30d``."""
+@overload
+def parse_instant(text: str, option: str) -> datetime | int: ...
+@overload
+def parse_instant(text: str | None, option: str) -> datetime | int | None: ...
+def parse_instant(text: str | None, option: str) -> datetime | int | None:
+    """Return the instant of an option: a date, which is the start of that day in UTC, a time with its zone, or ms.
+
+    A number with a unit is a time ago, such as ``30d``, ``12h`` or ``2w``. None if the option was not given;
+    `InvalidKeyError` for anything else.
+    """
+    if text is None:
+        return None
     if ago := _AGO.fullmatch(text):
         return utc_now() - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
-        if _MS.fullmatch(text):
+        if text.removeprefix("-").isdecimal() and len(text) > len("20240101"):
             return int(text)
-        moment = datetime.fromisoformat(text)
+        instant = datetime.fromisoformat(text)
     except ValueError:
         raise InvalidKeyError(
-            f"{option} must be a time such as 2024-05-01, 2024-05-01T12:00Z or 30d (ago), or ms since 1970, not "
+            f"{option} must be a date such as 2024-05-01, or a time such as 2024-05-01T12:00Z or 30d (ago), not "
             f"{text!r:.40}."
         ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if instant.tzinfo is not None:
+        return instant
+    if len(text) > len("2024-05-01"):
+        raise InvalidKeyError(f"{option} is a time without a zone; for UTC write {text.replace(' ', 'T'):.40}Z.")
+    return instant.replace(tzinfo=UTC)
 
 
-def format_time(timestamp: int) -> str:
+def shown_time(timestamp: int) -> str:
     """Return an instant in ms as text, in UTC."""
-    return f"{datetime.fromtimestamp(timestamp / 1000, UTC):%Y-%m-%d %H:%M}"
+    try:
+        text = datetime.fromtimestamp(timestamp / 1000, UTC).isoformat(" ", "milliseconds")
+    except (OSError, OverflowError, ValueError):
+        return str(timestamp)
+    return text.removesuffix("+00:00").removesuffix(".000").removesuffix(":00")

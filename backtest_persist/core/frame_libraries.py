@@ -1,0 +1,157 @@
+"""Frame libraries: columns as a frame of pandas or polars, and as an Arrow stream of whichever library there is."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, cast
+
+from backtest_persist.core.frame_columns import Column, Kind, texts_of
+from backtest_persist.errors import SettingsError
+
+__all__ = ("arrow_stream", "import_library", "pandas_column", "pandas_frame", "pandas_instants", "polars_frame")
+
+_NOT_A_TIME = -(2**63)
+"""What datetime64 has for None."""
+
+
+def import_library(name: str) -> Any:
+    """Return pandas or polars; `SettingsError` where it is not installed."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        message = f'This needs {name}; run: pip install "backtest-persist[{name}]"'
+        raise SettingsError(message) from None
+
+
+# --- pandas ---
+
+
+def pandas_frame(columns: Mapping[str, Column], length: int) -> Any:
+    """Return a frame of pandas."""
+    pandas = import_library("pandas")
+    series = {name: pandas_column(column, pandas) for name, column in columns.items()}
+    return pandas.DataFrame(series, index=pandas.RangeIndex(length), copy=False)
+
+
+def pandas_instants(values: Any, pandas: Any) -> Any:
+    """Return ms UTC, of which some may be None, as a `DatetimeIndex` in UTC of the same resolution."""
+    if isinstance(values, list):
+        numpy = import_module("numpy")
+        known = [_NOT_A_TIME if value is None else value for value in cast("list[Any]", values)]
+        values = numpy.array(known, dtype="int64")
+    return pandas.DatetimeIndex(values.view("datetime64[ms]")).tz_localize("UTC")
+
+
+def pandas_column(column: Column, pandas: Any) -> Any:
+    """Return a column as pandas takes it for a frame; of one that is a numpy array nothing is copied."""
+    if column.kind is Kind.INSTANT:
+        return pandas.Series(pandas_instants(column.values, pandas))
+    if column.is_array:
+        return column.values
+    nullable = {Kind.BOOL: ("bool", "boolean"), Kind.INT: ("int64", "Int64"), Kind.FLOAT: ("float64", "float64")}
+    if column.kind in nullable:
+        return pandas.Series(column.values, dtype=nullable[column.kind][column.has_none])
+    if column.kind is Kind.TEXT:
+        return pandas.Series(column.values, dtype=None if column.values else "str")
+    return pandas.Series(column.values, dtype="object")
+
+
+# --- polars ---
+
+
+def polars_frame(columns: Mapping[str, Column]) -> Any:
+    """Return a frame of polars."""
+    polars = import_library("polars")
+    return polars.DataFrame([_polars_column(name, column, polars) for name, column in columns.items()])
+
+
+def _polars_column(name: str, column: Column, polars: Any) -> Any:
+    if column.kind is Kind.INSTANT:
+        return polars.Series(name, column.values, dtype=polars.Int64).cast(polars.Datetime("ms", "UTC"))
+    types = {
+        Kind.NULL: polars.Null,
+        Kind.BOOL: polars.Boolean,
+        Kind.INT: polars.Int64,
+        Kind.FLOAT: polars.Float64,
+        Kind.DECIMAL: polars.Decimal(None, column.scale),
+        Kind.TEXT: polars.String,
+        Kind.BYTES: polars.Binary,
+    }
+    if column.kind is Kind.LIST:
+        return polars.Series(name, column.values)
+    values = texts_of(column.values) if column.kind is Kind.MIXED else column.values
+    return polars.Series(name, values, dtype=types.get(column.kind, polars.String))
+
+
+# --- Arrow ---
+
+
+def arrow_stream(columns: Mapping[str, Column], requested_schema: object | None) -> object:
+    """Return a capsule with an Arrow stream, made by pyarrow, polars or arro3; `SettingsError` without any of them."""
+    for build in (_by_pyarrow, _by_polars, _by_arro3):
+        try:
+            table = build(columns)
+        except ModuleNotFoundError:
+            continue
+        return table.__arrow_c_stream__(requested_schema)
+    raise SettingsError('An Arrow stream needs a library for Arrow; run: pip install "backtest-persist[arrow]"')
+
+
+def _by_pyarrow(columns: Mapping[str, Column]) -> Any:
+    pyarrow = import_module("pyarrow")
+    arrays = {name: _pyarrow_column(column, pyarrow) for name, column in columns.items()}
+    return pyarrow.table(arrays)
+
+
+def _pyarrow_column(column: Column, pyarrow: Any) -> Any:
+    instant = pyarrow.timestamp("ms", "UTC")
+    if column.is_array:
+        is_instant = column.kind is Kind.INSTANT
+        array = pyarrow.array(column.values.view("datetime64[ms]") if is_instant else column.values)
+        return array.view(instant) if is_instant else array
+    types = {
+        Kind.NULL: pyarrow.null(),
+        Kind.BOOL: pyarrow.bool_(),
+        Kind.INT: pyarrow.int64(),
+        Kind.FLOAT: pyarrow.float64(),
+        Kind.DECIMAL: pyarrow.decimal128(38, column.scale),
+        Kind.INSTANT: instant,
+        Kind.TEXT: pyarrow.string(),
+        Kind.BYTES: pyarrow.binary(),
+    }
+    if column.kind is Kind.LIST:
+        return pyarrow.array(column.values)
+    values = texts_of(column.values) if column.kind is Kind.MIXED else column.values
+    return pyarrow.array(values, type=types.get(column.kind, pyarrow.string()))
+
+
+def _by_polars(columns: Mapping[str, Column]) -> Any:
+    import_module("polars")
+    return polars_frame(columns)
+
+
+def _by_arro3(columns: Mapping[str, Column]) -> Any:
+    arro3 = import_module("arro3.core")
+    arrays = [_arro3_column(column, arro3) for column in columns.values()]
+    return arro3.Table.from_arrays(arrays, names=[*columns])
+
+
+def _arro3_column(column: Column, arro3: Any) -> Any:
+    """Return a column; arro3 builds no lists, which become JSON."""
+    types = arro3.DataType
+    if column.is_array:
+        array = arro3.Array(column.values)
+        return array.cast(types.timestamp("ms", tz="UTC")) if column.kind is Kind.INSTANT else array
+    if column.kind is Kind.INSTANT:
+        return arro3.Array(column.values, type=types.int64()).cast(types.timestamp("ms", tz="UTC"))
+    if column.kind is Kind.DECIMAL:
+        texts = arro3.Array([None if value is None else f"{value:f}" for value in column.values], type=types.string())
+        return texts.cast(types.decimal128(38, column.scale))
+    simple = {
+        Kind.BOOL: types.bool(),
+        Kind.INT: types.int64(),
+        Kind.FLOAT: types.float64(),
+        Kind.BYTES: types.binary(),
+    }
+    if column.kind in simple:
+        return arro3.Array(column.values, type=simple[column.kind])
+    return arro3.Array(texts_of(column.values), type=types.string())
