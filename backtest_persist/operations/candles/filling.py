@@ -143,9 +143,7 @@ async def fill_candles(
     await missing.load()
     if ask_again:
         missing.forget(start, end)
-    gaps = Ranges(await candles.find_gaps(*_names(series), start, end))
-    for known in missing.within(start, end):
-        gaps.remove(*known)
+    _, gaps = Ranges(await candles.find_gaps(*_names(series), start, end)).split(missing.within(start, end))
     report = CandlesFilled(series.symbol, series.interval, series.exchange_name, start, end, gaps=list(gaps))
     report.asked = count_candles(gaps, series.step)
     report.planned = sum(1 for _ in _pages(gaps, market.page * series.step))
@@ -313,13 +311,9 @@ class _Filler:
     async def _look_at_rest(self) -> None:
         report = self.report
         gaps = Ranges(await self.candles.find_gaps(*_names(self.series), report.since, report.until))
-        for start, end in self.missing.within(report.since, report.until):
-            report.missing += gaps.within(start, end)
-            gaps.remove(start, end)
-        for start, end in self.late:
-            report.late += gaps.within(start, end)
-            gaps.remove(start, end)
-        report.remaining = list(gaps)
+        missing, gaps = gaps.split(self.missing.within(report.since, report.until))
+        late, gaps = gaps.split(self.late)
+        report.missing, report.late, report.remaining = list(missing), list(late), list(gaps)
 
 
 def _now() -> int:
