@@ -127,6 +127,22 @@ async def test_an_exchange_that_answers_by_windows(container: Container, page: i
         assert not (await fill(container, server, since, until)).requests
 
 
+async def test_an_exchange_that_gives_its_newest_candles(container: Container) -> None:
+    """As many as it gives are stored, also where few are missing; what is older counts as missing."""
+    now = int(time.time() * 1000) // MINUTE * MINUTE
+    gap = (now - 10 * HOUR, now - 10 * HOUR + 5 * MINUTE)
+    async with ExchangeServer(gives_newest=True) as server:
+        odd = [row for row in server.candles(now - 12 * HOUR, now) if not gap[0] <= row[0] < gap[1]]
+        await container.candle_db_service.store(*SERIES, odd)
+        report = await fill(container, server, now - 12 * HOUR, now)
+        assert (report.new, report.missing, report.requests) == (5, [], 2)
+        report = await fill(container, server, now - 30 * HOUR, now)
+        first = (await container.candle_db_service.find_data(*SERIES, now - 30 * HOUR, 1800))[0]["timestamp"]
+        assert now - 1000 * MINUTE <= first <= now - 998 * MINUTE
+        assert report.missing == [(now - 30 * HOUR, first)]
+        assert not report.remaining
+
+
 async def test_the_end_of_a_series(container: Container) -> None:
     """An open candle is not stored; one that has closed and may still come is asked for again, older ones are not."""
     now = int(time.time() * 1000) // MINUTE * MINUTE

@@ -230,15 +230,17 @@ class _Filler:
     async def _read(self, at: int, end: int, interval: str, step: int, *, is_known_void: bool = False) -> Answer:
         """Read from `at` on; what an answer leaves out at its beginning is asked for again before it counts as missing.
 
-        That is not necessary where the exchange has jumped to the next candle that it has. Otherwise it may give fewer
-        candles than it was asked for, the last ones of the time, or none for once.
+        That is not necessary where the exchange has jumped to the next candle that it has. Otherwise it may give the
+        newest candles whatever it was asked for, fewer than that, the last ones of the time, or none for once.
         """
         answer = await self.market.read(at, end, interval, step)
-        if answer.rows:
-            first = min(answer.rows)
-            doubt = at if answer.is_full or first >= end else first
-        else:
+        if not answer.rows:
             doubt = at if is_known_void else end
+        elif (first := min(answer.rows)) < end:
+            doubt = at if answer.is_full else first
+        else:
+            has_jumped = max(answer.rows) < answer.asked_at - 2 * step
+            doubt = at if has_jumped else answer.asked_at
         while at < doubt and at < answer.asked_at - LATE_MS:
             again = await self.market.read(at - step, doubt, interval, step)
             found = {opening: row for opening, row in again.rows.items() if opening >= at}
