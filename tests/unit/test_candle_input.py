@@ -269,7 +269,7 @@ def test_an_arrow_stream_needs_a_library(monkeypatch: pytest.MonkeyPatch) -> Non
     """Without one it is a SettingsError that says which."""
     for library in ("polars", "pyarrow", "arro3.core"):
         monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(SettingsError, match="pip install pyarrow"):
+    with pytest.raises(SettingsError, match=r'pip install "backtest-persist\[arrow\]"'):
         check(Stream(None))
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from backtest_persist import operations
+from backtest_persist.cli.candles.times import parse_instant
 from backtest_persist.cli.command import INCOMPLETE, Flag, open_container, print_json
 from backtest_persist.cli.progress import Bar, show_byte_progress
 from backtest_persist.errors import InvalidKeyError
@@ -112,7 +113,7 @@ async def import_candles(
                         no_volume=no_volume,
                         allow_outliers=allow_outliers,
                         session_length=None if session_length is None else _length(session_length),
-                        as_of=None if as_of is None else _instant(as_of),
+                        as_of=None if as_of is None else parse_instant(as_of, "--as-of"),
                         replace=replace,
                         dry_run=dry_run,
                         progress=bar,
@@ -132,13 +133,6 @@ async def import_candles(
         found: list[dict[str, Any]] = [_plain(report) for report in reports]
         print_json(found if files else found[0])
     return 0 if all(report.is_complete for report in reports) else INCOMPLETE
-
-
-def _instant(text: str) -> datetime | int:
-    try:
-        return int(text) if text.isdigit() else datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidKeyError(f"--as-of must be a time such as 2024-05-01T12:00:00Z, not {text!r:.40}.") from None
 
 
 def _length(text: str) -> timedelta:

@@ -18,7 +18,7 @@ from backtest_persist.core.ohlcv import NUMBERS, ImpossibleCandleError, Series, 
 from backtest_persist.core.persist_instance import Services
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import InvalidPayloadError, SettingsError
-from backtest_persist.operations.candles.gaps import nothing_stored, stored_series
+from backtest_persist.operations.candles.gaps import nothing_stored, stored_bounds
 from backtest_persist.operations.candles.writers import CandleFormat, find_format, open_writer
 from backtest_persist.operations.progress import NoProgress, Progress
 
@@ -158,9 +158,9 @@ async def _bounds(db: CandleDbService, series: Series, since: When | None, until
     """Return the range of what is stored in [since, until), in ms UTC."""
     start = None if since is None else checked_timestamp(since, "since", db.allows_early_times)
     end = None if until is None else checked_timestamp(until, "until", db.allows_early_times)
-    stored = await stored_series(db, series)
-    first, after = stored.first, stored.last + 1
-    start, end = first if start is None else max(start, first), after if end is None else min(end, after)
+    first, last = await stored_bounds(db, series)
+    start = first if start is None else max(start, first)
+    end = last + 1 if end is None else min(end, last + 1)
     if start >= end:
         raise nothing_stored(series, " in this range")
     return start, end

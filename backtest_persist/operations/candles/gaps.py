@@ -8,11 +8,10 @@ from backtest_persist.contracts import When
 from backtest_persist.core.keys import checked_timestamp
 from backtest_persist.core.ohlcv import CANDLES, Series
 from backtest_persist.core.persist_instance import Services
-from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import InvalidKeyError
 
-__all__ = ("CandleGaps", "Gap", "find_candle_gaps", "nothing_stored", "stored_series")
+__all__ = ("CandleGaps", "Gap", "find_candle_gaps", "nothing_stored", "stored_bounds")
 
 
 class Gap(NamedTuple):
@@ -57,9 +56,9 @@ async def find_candle_gaps(
     start = None if since is None else checked_timestamp(since, "since", db.allows_early_times)
     end = None if until is None else checked_timestamp(until, "until", db.allows_early_times)
     if start is None or end is None:
-        stored = await stored_series(db, series)
-        start = stored.first if start is None else start
-        end = stored.last + 1 if end is None else end
+        first, last = await stored_bounds(db, series)
+        start = first if start is None else start
+        end = last + 1 if end is None else end
     start, end = (-(-bound // series.step) * series.step for bound in (start, end))
     now = int(time.time() * 1000)
     end = max(start, min(end, now - now % series.step))
@@ -70,12 +69,12 @@ async def find_candle_gaps(
     )
 
 
-async def stored_series(db: CandleDbService, series: Series) -> SeriesSummary:
-    """Return what is stored of a series; `InvalidKeyError` when nothing is."""
-    found = await db.list_series(series.symbol, series.interval, series.exchange_name)
-    if not found:
+async def stored_bounds(db: CandleDbService, series: Series) -> tuple[int, int]:
+    """Return the first and the last time of a series; `InvalidKeyError` when nothing is stored of it."""
+    bounds = await db.candles.find_bounds(series)
+    if bounds is None:
         raise nothing_stored(series)
-    return found[0]
+    return bounds
 
 
 def nothing_stored(series: Series, where: str = "") -> InvalidKeyError:
