@@ -66,7 +66,7 @@ async def test_a_series_is_filled(settings: Settings) -> None:
     hole, bad = (LISTED + 5 * MINUTE, LISTED + 8 * MINUTE), LISTED + 50 * MINUTE
     async with ExchangeServer(holes=[hole]) as server:
         command = Command(settings, server)
-        bounds = ("--since", "2022-12-31", "--until", "2023-01-01T20:00")
+        bounds = ("--since", "2022-12-31", "--until", "2023-01-01T20:00Z")
         status, shown, _ = await command.run(*bounds, "--dry-run")
         assert status == 0
         assert shown.splitlines() == [
