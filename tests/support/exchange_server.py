@@ -60,6 +60,7 @@ class ExchangeServer:
         holes: Iterable[Range] = (),
         delisted: int | None = None,
         is_windowed: bool = False,
+        gives_newest: bool = False,
         offset: int = 0,
         page: int = 1000,
     ) -> None:
@@ -67,6 +68,8 @@ class ExchangeServer:
         self.delisted = delisted
         self.is_windowed = is_windowed
         """Whether an answer ends `limit` candles after its start, instead of jumping to those that there are."""
+        self.gives_newest = gives_newest
+        """Whether an answer is the newest candles, whatever its start."""
         self.offset = offset
         """By how many ms its days begin later than 00:00 UTC."""
         self.page = page
@@ -136,6 +139,8 @@ class ExchangeServer:
         step = STEPS[asked.interval]
         now = self._now()
         opening = -(-(asked.start - self.offset) // step) * step + self.offset
+        if self.gives_newest:
+            opening = now // step * step - (asked.limit - 1) * step
         stop = min(now, opening + limit * step) if self.is_windowed else now
         if not self.is_windowed and opening < LISTED:
             opening = LISTED // step * step + self.offset

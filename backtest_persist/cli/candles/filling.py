@@ -74,9 +74,9 @@ async def fill_candles(
     interval
         The interval of the candles.
     since
-        The start: a date or time in ISO 8601, in UTC without a zone; ms since 1970; or a time ago, such as 30d or 12h.
+        Where to begin, such as 2024-05-01, 2024-05-01T12:00Z, or 30d (ago).
     until
-        The end, which is not included. The default is now.
+        Where to end, exclusive. The default is now.
     exchange_name
         The name under which the series is stored. The default is that of ccxt.
     ccxt_symbols
@@ -96,7 +96,11 @@ async def fill_candles(
         Print the whole report as JSON on standard output.
 
     """
+<<<<<<< HEAD
+    bounds = parse_instant(since, "--since"), parse_instant(until, "--until")
+=======
     bounds = parse_instant(since, "--since"), None if until is None else parse_instant(until, "--until")
+>>>>>>> main
     async with open_container() as container, _open_exchange(exchange) as opened:
         with show_progress(f"Filling {symbol} {interval}") as progress:
             try:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar, cast, get_args
 
 from backtest_persist.contracts import CandleInterval
+from backtest_persist.core.keys import checked_name
 from backtest_persist.core.ohlcv import interval_step_ms
 from backtest_persist.core.session_days import session_day
 from backtest_persist.errors import BacktestPersistError, ErrorReason, ExchangeError, InvalidKeyError, SettingsError
@@ -105,6 +106,7 @@ class ExchangeMarket:
         without candles.
         """
         interval_step_ms(interval)
+        checked_name(symbol, "symbol")
         exchange = self._exchange
         await self._send(exchange.load_markets)
         has = exchange.has.get("fetchOHLCV")
@@ -136,7 +138,7 @@ class ExchangeMarket:
 
         Those of sessions are read under the days in which these close.
         """
-        begin = since - self._earlier
+        begin = max(0, since - self._earlier)
         limit = min(self.page, -(-(until - begin) // step) + _MARGIN)
         self.requests += 1
         rows, asked_at = await self._send(partial(self._fetch, interval, begin, limit), counted=True)
@@ -236,7 +238,7 @@ class ExchangeMarket:
         if symbol in exchange.markets or symbol in exchange.markets_by_id:
             return exchange.market(symbol)
         names = [*exchange.markets, *exchange.markets_by_id]
-        near = get_close_matches(str(symbol).upper(), map(str, names), 3)
+        near = get_close_matches(symbol.upper(), map(str, names), 3)
         hint = f"; did you mean {' or '.join(near)}?" if near else f", which has {len(exchange.markets):,} markets."
         raise InvalidKeyError(f"There is no symbol {symbol!r:.40} on {self.exchange_id}{hint}")
 

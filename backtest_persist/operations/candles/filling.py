@@ -143,9 +143,7 @@ async def fill_candles(
     await missing.load()
     if ask_again:
         missing.forget(start, end)
-    gaps = Ranges(await candles.find_gaps(*_names(series), start, end))
-    for known in missing.within(start, end):
-        gaps.remove(*known)
+    _, gaps = Ranges(await candles.find_gaps(*_names(series), start, end)).split(missing.within(start, end))
     report = CandlesFilled(series.symbol, series.interval, series.exchange_name, start, end, gaps=list(gaps))
     report.asked = count_candles(gaps, series.step)
     report.planned = sum(1 for _ in _pages(gaps, market.page * series.step))
@@ -232,15 +230,17 @@ class _Filler:
     async def _read(self, at: int, end: int, interval: str, step: int, *, is_known_void: bool = False) -> Answer:
         """Read from `at` on; what an answer leaves out at its beginning is asked for again before it counts as missing.
 
-        That is not necessary where the exchange has jumped to the next candle that it has. Otherwise it may give fewer
-        candles than it was asked for, the last ones of the time, or none for once.
+        That is not necessary where the exchange has jumped to the next candle that it has. Otherwise it may give the
+        newest candles whatever it was asked for, fewer than that, the last ones of the time, or none for once.
         """
         answer = await self.market.read(at, end, interval, step)
-        if answer.rows:
-            first = min(answer.rows)
-            doubt = at if answer.is_full or first >= end else first
-        else:
+        if not answer.rows:
             doubt = at if is_known_void else end
+        elif (first := min(answer.rows)) < end:
+            doubt = at if answer.is_full else first
+        else:
+            has_jumped = max(answer.rows) < answer.asked_at - 2 * step
+            doubt = at if has_jumped else answer.asked_at
         while at < doubt and at < answer.asked_at - LATE_MS:
             again = await self.market.read(at - step, doubt, interval, step)
             found = {opening: row for opening, row in again.rows.items() if opening >= at}
@@ -313,13 +313,9 @@ class _Filler:
     async def _look_at_rest(self) -> None:
         report = self.report
         gaps = Ranges(await self.candles.find_gaps(*_names(self.series), report.since, report.until))
-        for start, end in self.missing.within(report.since, report.until):
-            report.missing += gaps.within(start, end)
-            gaps.remove(start, end)
-        for start, end in self.late:
-            report.late += gaps.within(start, end)
-            gaps.remove(start, end)
-        report.remaining = list(gaps)
+        missing, gaps = gaps.split(self.missing.within(report.since, report.until))
+        late, gaps = gaps.split(self.late)
+        report.missing, report.late, report.remaining = list(missing), list(late), list(gaps)
 
 
 def _now() -> int:
