@@ -301,7 +301,9 @@ async def test_frames_in_files_are_read_by_their_types(container: Container, tmp
                 await import_candles(container, file, *key)
         report = await import_candles(container, file, *key, tz="UTC" if file.stem == "naive" else None)
         assert (report.new, report.skipped, report.first) == (3, [], START), file
-        assert report.layout.startswith("feather" if file.suffix == ".feather" else "Parquet")
+        kind = "feather" if file.suffix == ".feather" else "Parquet"
+        start = f"freqtrade {kind}" if file.stem == "freqtrade" else f"{kind} with names of columns"
+        assert report.layout.startswith(start)
         [last] = await container.candle_db_service.find_last_data(*key, 1)
         assert tuple(last.values()) == (START + 2 * HOUR, 3.0, 4.5, 2.0, 3.5, 9.0), file
 

@@ -69,6 +69,7 @@ REFUSED: list[tuple[str, bytes, str, dict[str, Any], str]] = [
     ("spreadsheet", packed("[Content_Types].xml", "xl/workbook.xml"), "1m", {}, "it is a spreadsheet; save it as CSV"),
     ("Parquet", b"PAR1" + bytes(40), "1m", {}, "it is damaged or cut off"),
     ("feather", b"ARROW1" + bytes(40), "1m", {}, "it is damaged or cut off"),
+    ("old feather", b"FEA1" + bytes(40), "1m", {}, "it is of the first version of feather"),
     ("interval", KLINES.encode(), "1h", {}, r"its rows are 1m apart, and the interval \(--interval\) is 1h"),
     ("weeks", rows("2024-03-04", "2024-03-11"), "1d", {}, "its rows are 1w apart"),
     ("days", rows("2024-03-04", "2024-03-05"), "1h", {}, "its rows are days, and the interval is 1h"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
 
-from backtest_persist.core.ohlcv import COLUMNS, ImpossibleCandleError, Series, opening_time
+from backtest_persist.core.ohlcv import COLUMNS, NUMBERS, ImpossibleCandleError, Series, opening_time
 from backtest_persist.operations.candles.files import CandleFile, Kind
 from backtest_persist.operations.candles.layouts import KLINE, LAYOUTS, Layout, Places, find_places
 from backtest_persist.operations.candles.reading import Reading, in_ms, other_interval
@@ -121,6 +121,8 @@ class _Detection:
             names = self.table.names
             known = set(map(plain, names))
             layouts = [layout for layout in LAYOUTS if layout.has_header(known)]
+            if "date" in self.table.in_ms and set(names) == {"date", *NUMBERS}:
+                return Layout(f"freqtrade {self.table.kind}"), names
             if self.table.kind is not Kind.CSV or not layouts:
                 return Layout(f"{self.table.kind} with names of columns"), names
             return layouts[0], names
