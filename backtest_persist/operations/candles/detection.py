@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from backtest_persist.core.ohlcv import COLUMNS, NUMBERS, ImpossibleCandleError, Series, opening_time
 from backtest_persist.operations.candles.files import CandleFile, Kind
-from backtest_persist.operations.candles.layouts import KLINE, LAYOUTS, Layout, Places, find_places
+from backtest_persist.operations.candles.layouts import KLINE, LAYOUTS, UTC_TIMES, Layout, Places, find_places
 from backtest_persist.operations.candles.reading import Reading, in_ms, other_interval
 from backtest_persist.operations.candles.tables import Row, Table, open_table, plain
 from backtest_persist.operations.candles.times import DateOrder, Form, Times, Unit, find_form, parse_zone
@@ -210,7 +210,7 @@ class _Detection:
         form = find_form(joined(row) for row in self.rows)
         unit = self._unit(form, places)
         words: list[str] = []
-        zone = self.options.tz or layout.zone
+        zone = self.options.tz or layout.zone or ("UTC" if plain(names[places.time[0]]) in UTC_TIMES else None)
         local = form.naive or (None if daily else form.day)
         if local and zone is None:
             if form.naive is None and self.options.session is None:
