@@ -120,8 +120,8 @@ async def import_candles(
                 except asyncio.CancelledError:
                     progress.stop()
                     print(
-                        f"Stopped at {bar.share:.0%} of {path}. What was read is stored; run the same command again to "
-                        "go on.",
+                        f"Stopped at {bar.share:.0%} of {path}. Run the same command again to go on; what is stored is "
+                        "not stored twice.",
                         file=sys.stderr,
                     )
                     raise
@@ -175,15 +175,15 @@ def _show(report: CandlesImported, *, dry_run: bool) -> None:
     if report.widened:
         show(f"{report.widened:,} have a high or low that missed the body by a rounding error, and was set to it.")
     if report.open:
-        times = ", ".join(_time(row.timestamp) for row in report.open[:SHOWN])
-        show(f"Not closed yet when the file was written (see --as-of), and not stored: {times}.")
+        count, first = len(report.open), _time(min(row.timestamp for row in report.open))
+        show(f"Not closed when the file was written (see --as-of), and not stored: {count:,}, from {first} on.")
     if report.different:
-        show(f"\n{len(report.different):,} are stored with other numbers, which were kept:")
-        _show_rows([f"line {row.line:,}: {_time(row.timestamp)}" for row in report.different], show)
+        show(f"\nStored with other numbers, which were kept: {len(report.different):,}")
+        _show_rows([f"{report.noun} {row.line:,}: {_time(row.timestamp)}" for row in report.different], show)
         show("  If the file is right, --replace deletes what is stored in its range and stores the file.")
     if report.skipped:
-        show(f"\n{len(report.skipped):,} rows were skipped:")
-        _show_rows([f"line {row.line:,}: {row.reason}" for row in report.skipped], show)
+        show(f"\nSkipped rows: {len(report.skipped):,}")
+        _show_rows([f"{report.noun} {row.line:,}: {row.reason}" for row in report.skipped], show)
     if dry_run:
         show("Nothing was written (--dry-run).")
 
