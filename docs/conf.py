@@ -19,10 +19,13 @@ author = "the backtest-persist contributors"
 copyright = author  # the name that Sphinx reads
 release = version = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "domain_tables"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "domain_tables"]
 exclude_patterns = ["_build", "_diagrams", "_ext", "examples"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120  # s
 
 default_role = "py:obj"
 add_module_names = False

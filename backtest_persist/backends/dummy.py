@@ -125,6 +125,10 @@ class DummyCandleStore(DummyStore[CandleContext, CandleRow]):
         """Return the whole range."""
         return [(start, end)] if start < end else []
 
+    async def find_bounds(self, series: Series) -> tuple[int, int] | None:
+        """Find nothing."""
+        return None
+
     async def list_series(self, names: Mapping[str, str]) -> list[SeriesSummary]:
         """Find nothing."""
         return []

@@ -63,6 +63,10 @@ class CandleStore(Store[C, R], Protocol[C, R]):
         """Find the gaps in [start, end), two starts of candles: each its first missing time, and the time after it."""
         ...
 
+    async def find_bounds(self, series: Series) -> tuple[int, int] | None:
+        """Find the first and the last time that is stored; None when nothing is."""
+        ...
+
     async def list_series(self, names: Mapping[str, str]) -> list[SeriesSummary]:
         """Summarise each series that is stored and whose names, by the fields of the context, are these."""
         ...

@@ -116,9 +116,13 @@ class BufferedCandleStore(BufferedStore[CandleContext, CandleRow]):
                 gaps.append((first, after))
         return gaps
 
-    async def list_series(self, names: Mapping[str, str]) -> list[SeriesSummary]:
+    async def find_bounds(self, series: Series) -> tuple[int, int] | None:
         """Raise a `SettingsError`: the last time of a series lies in the future of a backtest."""
-        raise SettingsError("Series are not listed in a unit of work; do it outside of the run or the checkpoint.")
+        raise _not_listed()
+
+    async def list_series(self, names: Mapping[str, str]) -> list[SeriesSummary]:
+        """Raise a `SettingsError`, as `find_bounds` does."""
+        raise _not_listed()
 
     async def find_numbers(
         self, series: Series, times: Sequence[int], *, prepare: bool = True
@@ -164,6 +168,10 @@ class BufferedCandleStore(BufferedStore[CandleContext, CandleRow]):
             f"{series.describe()}: candles are not deleted or replaced in a unit of work; do it outside of the run or "
             "the checkpoint."
         )
+
+
+def _not_listed() -> SettingsError:
+    return SettingsError("Series are not listed in a unit of work; do it outside of the run or the checkpoint.")
 
 
 def unit_over(backend: AtomicBackend) -> UnitOfWork:

@@ -360,6 +360,8 @@ async def test_rows_of_one_time_are_found_across_chunks(
     lines[25] = kline(3).replace("12.34567", "99.0")  # differs from line 4, of another chunk
     lines[26] = kline(4)
     lines[8] = kline(7).replace("12.34567", "98.0")  # differs from line 8, of the same chunk
+    fields = kline(15).split(",")
+    lines[15] = ",".join([fields[0], *4 * ["42000000000"], *fields[5:]])
     lines[28] = kline(28).replace("42100.50000000", "x")
     file = tmp_path / "klines.csv"
     file.write_text("".join(lines))
@@ -367,17 +369,19 @@ async def test_rows_of_one_time_are_found_across_chunks(
     assert await container.candle_db_service.count() == 0
     report = await import_candles(container, file, *KEY)
     for each in (dry, report):
-        assert (each.rows, each.new, each.same) == (30, 25, 1)
+        assert (each.rows, each.new, each.same, each.open) == (30, 24, 1, [])
         assert each.different == [(26, START + 3 * MINUTE)]
-        assert [row.line for row in each.skipped] == [8, 9, 29]
+        assert [row.line for row in each.skipped] == [8, 9, 16, 29]
         assert [row.reason for row in each.skipped] == [
             f"its timestamp {START + 7 * MINUTE} is also that of line 9, which differs",
             f"its timestamp {START + 7 * MINUTE} is also that of line 8, which differs",
+            "it has a price in another unit than the rows around it; to store it, give allow_outliers "
+            "(--allow-outliers)",
             "its high is 'x', not a number",
         ]
         assert not each.is_complete
     again = await import_candles(container, file, *KEY, dry_run=True)
-    assert (again.new, again.same, again.different) == (0, 26, [(26, START + 3 * MINUTE)])
+    assert (again.new, again.same, again.different) == (0, 25, [(26, START + 3 * MINUTE)])
 
 
 async def test_the_open_candle_at_the_end_of_a_file_is_not_stored(container: Container, tmp_path: Path) -> None:
@@ -493,7 +497,7 @@ async def test_the_command_prints_a_report(container: Container, settings: Setti
     assert "one.csv: Binance spot klines, no header, times in milliseconds.\n" in output
     assert [each in output for each in ("39 would be stored, 0 there", "40 would be stored, 0 there")] == [True, True]
     assert "Not closed when the file was written (see --as-of), and not stored: 1, from 2024-01-01 00:39 on." in output
-    assert "They reach from 2024-01-01 00:40 to 2024-01-01 01:19." in output
+    assert "They reach from 2024-01-01 00:40 to 2024-01-01 01:19, in UTC." in output
     assert "Nothing was written" in output
     assert "Reading one.csv" in errors  # the progress bar
     status, output, errors = await run("one.csv", "two.csv", "--json")

@@ -114,10 +114,12 @@ async def test_what_other_programs_have_stored_hides_no_series(container: Contai
 async def test_gaps_are_counted_as_they_are_found(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     """However they lie across the parts in which a series is counted."""
     monkeypatch.setattr(mongo_series, "PART", 7)
+    monkeypatch.setattr(mongo_series, "_FEW", 2)
+    monkeypatch.setattr(mongo_series, "_MAX_HALVES", 3)
     chance = random.Random(5)
     db = container.candle_db_service
-    for number, share in enumerate((0.02, 0.2, 0.5, 0.9, 0.97)):
-        times = [START + n * MINUTE for n in range(120) if chance.random() > share]
+    for number, share in enumerate((0.02, 0.2, 0.5, 0.8, 0.9, 0.95, 0.97)):
+        times = [START + n * MINUTE for n in range(400) if chance.random() > share]
         await db.create_many(f"S{number}", "1m", "e", candles(times))
     for summary in await db.list_series():
         found = await db.find_gaps(summary.symbol, "1m", "e", summary.first, summary.last + 1)

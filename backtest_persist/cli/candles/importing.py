@@ -5,7 +5,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from backtest_persist import operations
+from backtest_persist.cli.candles.times import parse_instant, shown_time
 from backtest_persist.cli.command import INCOMPLETE, Flag, open_container, print_json
 from backtest_persist.cli.progress import Bar, show_byte_progress
 from backtest_persist.errors import InvalidKeyError
@@ -38,8 +39,8 @@ async def import_candles(
     date_order: Literal["dmy", "mdy"] | None = None,
     decimal: Literal[".", ","] | None = None,
     no_volume: Flag = False,
-    session_length: str | None = None,
     allow_outliers: Flag = False,
+    session_length: str | None = None,
     as_of: str | None = None,
     replace: Flag = False,
     dry_run: Flag = False,
@@ -75,11 +76,11 @@ async def import_candles(
         What separates the decimals of a number.
     no_volume
         Store 0 as the volume.
+    allow_outliers
+        Store rows with a price that is 100,000 times off those around it, too.
     session_length
         How long a session lasts, such as 6h30m or 24h, where days do not begin at 00:00 UTC: each is stored under the
         UTC day in which it closes.
-    allow_outliers
-        Store rows with a price that is 100,000 times off those around it, too.
     as_of
         When the exchange was asked, in ISO 8601 with a zone: what had not closed then is not stored. By default, the
         last candle is left out if it had not closed when the file was last modified.
@@ -110,9 +111,9 @@ async def import_candles(
                         date_order=date_order,
                         decimal=decimal,
                         no_volume=no_volume,
-                        session_length=None if session_length is None else _length(session_length),
                         allow_outliers=allow_outliers,
-                        as_of=None if as_of is None else _instant(as_of),
+                        session_length=None if session_length is None else _length(session_length),
+                        as_of=None if as_of is None else parse_instant(as_of, "--as-of"),
                         replace=replace,
                         dry_run=dry_run,
                         progress=bar,
@@ -132,13 +133,6 @@ async def import_candles(
         found: list[dict[str, Any]] = [_plain(report) for report in reports]
         print_json(found if files else found[0])
     return 0 if all(report.is_complete for report in reports) else INCOMPLETE
-
-
-def _instant(text: str) -> datetime | int:
-    try:
-        return int(text) if text.isdigit() else datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidKeyError(f"--as-of must be a time such as 2024-05-01T12:00:00Z, not {text!r:.40}.") from None
 
 
 def _length(text: str) -> timedelta:
@@ -167,7 +161,7 @@ def _show(report: CandlesImported, *, dry_run: bool) -> None:
     rate = f"{report.rows / report.seconds:,.0f} rows/s"
     show(f"{report.rows:,} rows in {report.seconds:,.1f} s, {rate}; {report.new:,} {new}, {kept}.")
     if report.first is not None and report.last is not None:
-        show(f"They reach from {_time(report.first)} to {_time(report.last)}.")
+        show(f"They reach from {shown_time(report.first)} to {shown_time(report.last)}, in UTC.")
     if report.ignored:
         show(f"Columns that are not stored: {', '.join(report.ignored)}.")
     if report.rounded:
@@ -175,11 +169,11 @@ def _show(report: CandlesImported, *, dry_run: bool) -> None:
     if report.widened:
         show(f"{report.widened:,} have a high or low that missed the body by a rounding error, and was set to it.")
     if report.open:
-        count, first = len(report.open), _time(min(row.timestamp for row in report.open))
+        count, first = len(report.open), shown_time(min(row.timestamp for row in report.open))
         show(f"Not closed when the file was written (see --as-of), and not stored: {count:,}, from {first} on.")
     if report.different:
         show(f"\nStored with other numbers, which were kept: {len(report.different):,}")
-        _show_rows([f"{report.noun} {row.line:,}: {_time(row.timestamp)}" for row in report.different], show)
+        _show_rows([f"{report.noun} {row.line:,}: {shown_time(row.timestamp)}" for row in report.different], show)
         show("  If the file is right, --replace deletes what is stored in its range and stores the file.")
     if report.skipped:
         show(f"\nSkipped rows: {len(report.skipped):,}")
@@ -193,10 +187,3 @@ def _show_rows(rows: Sequence[str], show: Any) -> None:
         show(f"  {row}")
     if len(rows) > SHOWN:
         show(f"  {len(rows) - SHOWN:,} more; --json names them all.")
-
-
-def _time(timestamp: int) -> str:
-    try:
-        return datetime.fromtimestamp(timestamp / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-    except (OSError, OverflowError, ValueError):
-        return str(timestamp)

@@ -13,10 +13,12 @@ from anyio.to_thread import run_sync
 from backtest_persist.backends.json.atomic import sync_directory, sync_file
 from backtest_persist.contracts import CandleData, When
 from backtest_persist.core.candle_store import PART
-from backtest_persist.core.ohlcv import CANDLES, NUMBERS, ImpossibleCandleError, Series, candle_numbers, opening_time
+from backtest_persist.core.keys import checked_timestamp
+from backtest_persist.core.ohlcv import NUMBERS, ImpossibleCandleError, Series, candle_numbers, opening_time
 from backtest_persist.core.persist_instance import Services
 from backtest_persist.domains.candle import CandleDbService
-from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError
+from backtest_persist.errors import InvalidPayloadError, SettingsError
+from backtest_persist.operations.candles.gaps import nothing_stored, stored_bounds
 from backtest_persist.operations.candles.writers import CandleFormat, find_format, open_writer
 from backtest_persist.operations.progress import NoProgress, Progress
 
@@ -86,8 +88,9 @@ async def export_candles(
             async for candles, damaged in parts:
                 report.skipped += damaged
                 await run_sync(target.write, _select(series, candles, report))
+        report.skipped.sort()
         if not report.rows and not report.skipped:
-            raise _nothing(series, start, end)
+            raise nothing_stored(series, " in this range")
         report.bytes = await run_sync(target.finish, force)
     finally:
         await run_sync(target.close)
@@ -152,25 +155,15 @@ def _checked_format(given: str) -> CandleFormat:
 
 
 async def _bounds(db: CandleDbService, series: Series, since: When | None, until: When | None) -> tuple[int, int]:
-    """Return the range in ms UTC, which begins at the first stored candle and ends after the last one, unless given."""
-    stored = await db.list_series(series.symbol, series.interval, series.exchange_name)
-    start, end = (None if bound is None else db.to_millis(bound) for bound in (since, until))
-    if not stored:
-        raise _nothing(series, start, end)
-    first, after = stored[0].first, stored[0].last + 1
-    start, end = first if start is None else max(start, first), after if end is None else min(end, after)
+    """Return the range of what is stored in [since, until), in ms UTC."""
+    start = None if since is None else checked_timestamp(since, "since", db.allows_early_times)
+    end = None if until is None else checked_timestamp(until, "until", db.allows_early_times)
+    first, last = await stored_bounds(db, series)
+    start = first if start is None else max(start, first)
+    end = last + 1 if end is None else min(end, last + 1)
     if start >= end:
-        raise _nothing(series, start, end)
+        raise nothing_stored(series, " in this range")
     return start, end
-
-
-def _nothing(series: Series, start: int | None, end: int | None) -> InvalidKeyError:
-    where = "" if start is None and end is None else " in this range"
-    return InvalidKeyError(
-        f"{series.describe()}: no candles are stored{where}; list_series, or `candles ls`, says which are.",
-        collection=CANDLES,
-        context=series.parts(),
-    )
 
 
 async def _parts(

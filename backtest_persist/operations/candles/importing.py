@@ -99,8 +99,8 @@ async def import_candles(
     date_order: DateOrder | None = None,
     decimal: Literal[".", ","] | None = None,
     no_volume: bool = False,
-    session_length: timedelta | int | None = None,
     allow_outliers: bool = False,
+    session_length: timedelta | int | None = None,
     as_of: When | None = None,
     replace: bool = False,
     dry_run: bool = False,
@@ -119,10 +119,9 @@ async def import_candles(
 
     `unit` is that of times as numbers, `columns` are the names of the columns in their order, `tz` is the zone of times
     that have none, `date_order` says whether 02.03.2024 begins with the day or the month, and `decimal` is what
-    separates decimals. With `no_volume` 0 is stored as the volume. `session_length`, a timedelta or an int in ms, is
-    for daily candles of sessions that do not open at 00:00 UTC: each is stored under the UTC day in which it closes. A
-    row with a price in another unit than those around it is skipped unless `allow_outliers` is set; see
-    `CandleDbService.store`.
+    separates decimals. With `no_volume` 0 is stored as the volume. A row with a price in another unit than those around
+    it is skipped unless `allow_outliers` is set; see `CandleDbService.store`. `session_length`, a timedelta or ms, is
+    for daily candles of sessions that do not open at 00:00 UTC: each is stored under the UTC day in which it closes.
 
     A candle that had not closed at `as_of`, when the exchange was asked, is not stored. By default, that is the last
     one if it had not closed when the file was last modified.

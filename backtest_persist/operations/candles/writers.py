@@ -141,7 +141,8 @@ class _PyarrowWriter:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if not self._file.closed:
+            self.finish()
 
 
 class _PolarsWriter:
