@@ -96,11 +96,7 @@ async def fill_candles(
         Print the whole report as JSON on standard output.
 
     """
-<<<<<<< HEAD
-    bounds = parse_instant(since, "--since"), parse_instant(until, "--until")
-=======
     bounds = parse_instant(since, "--since"), None if until is None else parse_instant(until, "--until")
->>>>>>> main
     async with open_container() as container, _open_exchange(exchange) as opened:
         with show_progress(f"Filling {symbol} {interval}") as progress:
             try:
