@@ -387,7 +387,7 @@ async def test_the_open_candle_at_the_end_of_a_file_is_not_stored(container: Con
     assert (report.new, report.open, report.is_complete) == (19, [(20, START + 19 * MINUTE)], True)
     given = await import_candles(container, file, *KEY, as_of=datetime(2024, 1, 1, 0, 20, tzinfo=UTC))
     assert (given.new, given.same, given.open) == (1, 19, [])
-    for name, date in (("of an archive", 315_532_800), ("none", 0)):
+    for name, date in (("of an archive", 315_532_800), ("of a build", 1)):
         os.utime(file, (date, date))
         kept = await import_candles(container, file, "BTCUSDT", "1m", name)
         assert (kept.new, kept.open) == (20, [])

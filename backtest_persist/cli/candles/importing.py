@@ -39,8 +39,8 @@ async def import_candles(
     date_order: Literal["dmy", "mdy"] | None = None,
     decimal: Literal[".", ","] | None = None,
     no_volume: Flag = False,
-    allow_outliers: Flag = False,
     session_length: str | None = None,
+    allow_outliers: Flag = False,
     as_of: str | None = None,
     replace: Flag = False,
     dry_run: Flag = False,
@@ -76,11 +76,11 @@ async def import_candles(
         What separates the decimals of a number.
     no_volume
         Store 0 as the volume.
-    allow_outliers
-        Store rows with a price that is 100,000 times off those around it, too.
     session_length
         How long a session lasts, such as 6h30m or 24h, where days do not begin at 00:00 UTC: each is stored under the
         UTC day in which it closes.
+    allow_outliers
+        Store rows with a price that is 100,000 times off those around it, too.
     as_of
         When the exchange was asked, in ISO 8601 with a zone: what had not closed then is not stored. By default, the
         last candle is left out if it had not closed when the file was last modified.
@@ -111,8 +111,8 @@ async def import_candles(
                         date_order=date_order,
                         decimal=decimal,
                         no_volume=no_volume,
-                        allow_outliers=allow_outliers,
                         session_length=None if session_length is None else _length(session_length),
+                        allow_outliers=allow_outliers,
                         as_of=None if as_of is None else parse_instant(as_of, "--as-of"),
                         replace=replace,
                         dry_run=dry_run,

@@ -97,8 +97,8 @@ async def import_candles(
     date_order: DateOrder | None = None,
     decimal: Literal[".", ","] | None = None,
     no_volume: bool = False,
-    allow_outliers: bool = False,
     session_length: timedelta | int | None = None,
+    allow_outliers: bool = False,
     as_of: When | None = None,
     replace: bool = False,
     dry_run: bool = False,
@@ -117,9 +117,10 @@ async def import_candles(
 
     `unit` is that of times as numbers, `columns` are the names of the columns in their order, `tz` is the zone of times
     that have none, `date_order` says whether 02.03.2024 begins with the day or the month, and `decimal` is what
-    separates decimals. With `no_volume` 0 is stored as the volume. A row with a price in another unit than those around
-    it is skipped unless `allow_outliers` is set; see `CandleDbService.store`. `session_length`, a timedelta or ms, is
-    for daily candles of sessions that do not open at 00:00 UTC: each is stored under the UTC day in which it closes.
+    separates decimals. With `no_volume` 0 is stored as the volume. `session_length`, a timedelta or an int in ms, is
+    for daily candles of sessions that do not open at 00:00 UTC: each is stored under the UTC day in which it closes. A
+    row with a price in another unit than those around it is skipped unless `allow_outliers` is set; see
+    `CandleDbService.store`.
 
     A candle that had not closed at `as_of`, when the exchange was asked, is not stored. By default, that is the last
     one if it had not closed when the file was last modified.
@@ -260,12 +261,13 @@ class _Importer:
         report.skipped += [SkippedRow(lines[at], _in_lines(problem, noun, lines)) for at, problem in result.invalid]
         times = [in_ms(candle["timestamp"]) for candle in candles]
         outliers = [] if self._allow_outliers else result.outliers
-        unclosed, unstored = {*result.open, *outliers}, {at for at, _ in result.invalid}
-        closed = [at for place, at in enumerate(times) if at not in unclosed and place not in unstored]
+        unclosed, left_out = set(result.open), {*result.open, *outliers}
+        invalid = {place for place, _ in result.invalid}
+        closed = [at for place, at in enumerate(times) if at not in left_out and place not in invalid]
         if closed:
             report.first = min(closed if report.first is None else (report.first, *closed))
             report.last = max(closed if report.last is None else (report.last, *closed))
-        line_of = dict(zip(times, lines, strict=True)) if result.different or unclosed else {}
+        line_of = dict(zip(times, lines, strict=True)) if result.different or left_out else {}
         report.skipped += [SkippedRow(line_of[at], _OUTLIER) for at in outliers]
         report.different += [RowOfFile(line_of[at], at) for at in result.different]
         if self._modified is None:
@@ -283,8 +285,12 @@ class _Importer:
             early=self._db.allows_early_times,
             allow_outliers=self._allow_outliers,
         )
-        result = CandleReport.of(checked)
         key = (self._series.symbol, self._series.interval, self._series.exchange_name)
+        outliers = list(checked.outliers.values())
+        for candle, outcome in zip(outliers, await self._db.restore_series(*key, outliers, dry_run=True), strict=True):
+            if outcome is Restored.SAME:
+                checked.valid[candle["timestamp"]] = checked.outliers.pop(candle["timestamp"])
+        result = CandleReport.of(checked)
         valid = list(checked.valid.values())
         for candle, outcome in zip(valid, await self._db.restore_series(*key, valid, dry_run=True), strict=True):
             if outcome is Restored.NEW:

@@ -4,9 +4,9 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TextIO, cast
@@ -45,8 +45,8 @@ class Table:
     """What is counted by the numbers of the rows: lines, or the rows themselves."""
     header: int = 0
     """The line of the header; 0 for none."""
-    in_ms: frozenset[str] = frozenset()
-    """The names of columns that hold instants as ms for certain, because they were datetimes."""
+    in_ms: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The names of columns that hold instants as ms for certain, because they were datetimes, and their time zones."""
 
 
 def plain(name: str) -> str:
@@ -201,7 +201,7 @@ class _Position:
 class _Batch:
     names: tuple[str, ...]
     columns: list[list[Any]]
-    in_ms: frozenset[str]
+    in_ms: Mapping[str, str]
     count: int
     """The rows of the whole file."""
 
@@ -218,16 +218,17 @@ def _by_pyarrow(file: CandleFile) -> Iterator[_Batch]:
         for batch in batches:
             names = tuple(batch.schema.names)
             columns: list[list[Any]] = []
-            in_ms: set[str] = set()
+            in_ms: dict[str, str] = {}
             for name, column in zip(names, batch.columns, strict=True):
                 if pyarrow.types.is_timestamp(column.type):
-                    unit = "us" if column.type.tz is None else "ms"
-                    column = column.cast(pyarrow.timestamp(unit, column.type.tz), safe=False)
-                    if unit == "ms":
+                    column_zone: str | None = column.type.tz
+                    unit = "us" if column_zone is None else "ms"
+                    column = column.cast(pyarrow.timestamp(unit, column_zone), safe=False)
+                    if column_zone is not None:
                         column = column.cast(pyarrow.int64())
-                        in_ms.add(name)
+                        in_ms[name] = column_zone
                 columns.append(column.to_pylist())
-            yield _Batch(names, columns, frozenset(in_ms), count)
+            yield _Batch(names, columns, in_ms, count)
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(file, error) from None
 
@@ -248,10 +249,12 @@ def _by_polars(file: CandleFile) -> Iterator[_Batch]:
         frame = polars.read_parquet(file.path) if file.kind is Kind.PARQUET else polars.read_ipc(file.path)
     except (polars.exceptions.PolarsError, OSError) as error:
         raise _damaged(file, error) from None
-    zoned = {
-        name for name, kind in frame.schema.items() if isinstance(kind, polars.Datetime) and kind.time_zone is not None
+    zoned: dict[str, str] = {
+        name: kind.time_zone
+        for name, kind in frame.schema.items()
+        if isinstance(kind, polars.Datetime) and kind.time_zone is not None
     }
     frame = frame.with_columns(polars.col(name).dt.epoch("ms") for name in zoned)
     for part in frame.iter_slices(BATCH):
         columns = [column.to_list() for column in part.get_columns()]
-        yield _Batch(tuple(frame.columns), columns, frozenset(zoned), frame.height)
+        yield _Batch(tuple(frame.columns), columns, zoned, frame.height)
