@@ -71,18 +71,19 @@ async def test_a_series_is_filled(settings: Settings) -> None:
         assert status == 0
         assert shown.splitlines() == [
             "BTCUSDT 1m binance, 2022-12-31 00:00 to 2023-01-01 20:00 UTC",
-            "2,640 candles to ask for in 1 gaps, by 3 requests or more:",
+            "2,640 candles to ask for, in 1 gap.",
             "  2022-12-31 00:00 to 2023-01-01 20:00: 2,640",
+            "They take 3 requests or more.",
             "Nothing was fetched or written (--dry-run).",
         ]
         server.changed[bad] = [5.0, 4.0, 6.0, 5.0, 1.0]
         server.faults.append("503")
         status, shown, errors = await command.run(*bounds)
         assert status == 3
-        assert "2,640 candles were asked for; 1,196 are new. 3 requests, 1 of them repeated" in shown
-        assert "1,443 the exchange does not have, in 2 gaps; --ask-again asks for them again." in shown
-        assert "1 cannot be real, and were not stored:\n  2023-01-01 00:50: high is below" in shown
-        assert "1 are still missing:\n  2023-01-01 00:50 to 2023-01-01 00:51: 1" in shown
+        assert "2,640 candles were asked for, 1,196 are new. 3 requests (1 repeated), " in shown
+        assert "The exchange does not have 1,443, in 2 gaps; --ask-again asks for them again." in shown
+        assert "Cannot be real, and not stored: 1\n  2023-01-01 00:50: high is below" in shown
+        assert "Still missing: 1\n  2023-01-01 00:50 to 2023-01-01 00:51: 1" in shown
         assert "Again in 0.5 s: server error: ExchangeNotAvailable" in errors
         assert "Filling BTCUSDT 1m" in errors  # the progress bar
 

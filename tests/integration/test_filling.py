@@ -303,9 +303,14 @@ async def test_candles_that_cannot_be_stored(container: Container) -> None:
     since, until = LISTED, LISTED + 10 * MINUTE
     bad = since + 4 * MINUTE
     async with ExchangeServer() as server:
-        server.changed[bad] = [5.0, 4.0, 6.0, 5.0, 1.0]
+        server.doubles.add(bad)
         report = await fill(container, server, since, until)
         assert (report.new, report.missing, report.remaining) == (9, [], [(bad, bad + MINUTE)])
+        assert [at for at, _ in report.invalid] == [bad, bad]
+        server.doubles.clear()
+        server.changed[bad] = [5.0, 4.0, 6.0, 5.0, 1.0]
+        report = await fill(container, server, since, until)
+        assert (report.new, report.missing, report.remaining) == (0, [], [(bad, bad + MINUTE)])
         assert report.invalid[0][0] == bad
         assert "high is below" in report.invalid[0][1]
         server.changed[bad] = [9e8, 9e8, 9e8, 9e8, 1.0]

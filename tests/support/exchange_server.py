@@ -83,6 +83,8 @@ class ExchangeServer:
         """By how many ms its clock is ahead of that of this computer."""
         self.changed: dict[int, list[Any]] = {}
         """Numbers of candles that differ from `number_of`."""
+        self.doubles: set[int] = set()
+        """The times of candles that it gives twice, with different numbers."""
         self.url = ""
 
     async def __aenter__(self) -> Self:
@@ -153,6 +155,8 @@ class ExchangeServer:
                 rows.append(
                     [opening, *(f"{number:.8f}" for number in numbers), opening + step - 1, "1", 1, "1", "1", "0"]
                 )
+                if opening in self.doubles:
+                    rows.append([*rows[-1][:5], "1", *rows[-1][6:]])
             elif self.delisted is not None and opening >= self.delisted:
                 break
             opening += step

@@ -35,11 +35,3 @@ def test_a_time_is_shown_in_utc_as_exactly_as_it_has_to_be() -> None:
     assert shown_time(1_704_067_201_000) == "2024-01-01 00:00:01"
     assert shown_time(1_704_067_200_001) == "2024-01-01 00:00:00.001"
     assert shown_time(-(10**15)) == "-1000000000000000"
-
-
-def test_a_time_ago() -> None:
-    """A number with a unit is counted back from now."""
-    for text, ago in (("30d", timedelta(days=30)), ("12h", timedelta(hours=12)), ("2w", timedelta(weeks=2))):
-        found = parse_instant(text, "--since")
-        assert isinstance(found, datetime)
-        assert timedelta() <= datetime.now(UTC) - ago - found < timedelta(seconds=5)

@@ -11,14 +11,7 @@ __all__ = ("candles",)
 
 candles = App(name="candles", help="Series of candles: import, export, fill from an exchange, list, find gaps.")
 candles.command(import_candles, name="import")
-<<<<<<< HEAD
-candles.command(fill_candles, name="fill")
-candles.command(export_candles, name="export")
-candles.command(list_series, name="ls")
-candles.command(find_gaps, name="gaps")
-=======
 candles.command(export_candles, name="export")
 candles.command(list_series, name="ls")
 candles.command(find_gaps, name="gaps")
 candles.command(fill_candles, name="fill")
->>>>>>> main

@@ -2,35 +2,10 @@
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import overload
 
 from backtest_persist.core.row import utc_now
 from backtest_persist.errors import InvalidKeyError
 
-<<<<<<< HEAD
-__all__ = ("parse_instant", "shown_time")
-
-_AGO = re.compile(r"(\d{1,5})([mhdw])")
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-@overload
-def parse_instant(text: str, option: str) -> datetime | int: ...
-@overload
-def parse_instant(text: str | None, option: str) -> datetime | int | None: ...
-def parse_instant(text: str | None, option: str) -> datetime | int | None:
-    """Return the instant of an option: a date, which is the start of that day in UTC, a time with its zone, or ms.
-
-    A number with a unit is a time ago, such as ``30d``, ``12h`` or ``2w``. None if the option was not given;
-    `InvalidKeyError` for anything else.
-    """
-    if text is None:
-        return None
-    if ago := _AGO.fullmatch(text):
-        return utc_now() - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    try:
-        if text.removeprefix("-").isdecimal() and len(text) > len("20240101"):
-=======
 __all__ = ("parse_instant", "parse_period", "shown_time")
 
 _AGO = re.compile(r"(\d{1,5})([mhdw])")
@@ -47,16 +22,11 @@ def parse_instant(text: str, option: str) -> datetime | int:
         return utc_now() - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
         if _MS.fullmatch(text):
->>>>>>> main
             return int(text)
         instant = datetime.fromisoformat(text)
     except ValueError:
         raise InvalidKeyError(
-<<<<<<< HEAD
-            f"{option} must be a date such as 2024-05-01, or a time such as 2024-05-01T12:00Z or 30d (ago), not "
-=======
             f"{option} must be a time such as 2024-05-01, 2024-05-01T12:00Z or 30d (ago), or ms since 1970, not "
->>>>>>> main
             f"{text!r:.40}."
         ) from None
     if instant.tzinfo is not None:

@@ -40,8 +40,8 @@ _RATE_LIMIT_PAUSE = 5.0
 class Answer:
     """What an exchange has answered to one request."""
 
-    rows: dict[int, Sequence[Any]]
-    """The rows by their times, in ms UTC, from the time on that was asked."""
+    rows: dict[int, list[Sequence[Any]]]
+    """The rows of each time, in ms UTC, from the time on that was asked; it should be one."""
     asked_at: int
     """When it was asked, in ms UTC, by the earlier of both clocks: a candle that was open then may still change."""
     is_full: bool
@@ -145,7 +145,10 @@ class ExchangeMarket:
         is_full = len(rows) >= limit
         if self._session_length is not None:
             rows = self._by_session_days(rows, self._session_length)
-        found = {row[0]: row for row in rows if row[0] >= since}
+        found: dict[int, list[Sequence[Any]]] = {}
+        for row in rows:
+            if row[0] >= since:
+                found.setdefault(row[0], []).append(row)
         if is_full and not found:
             raise ExchangeError(
                 f"{self.exchange_id} answers with candles of {self.symbol} before the time that it was asked for, so "
@@ -171,13 +174,13 @@ class ExchangeMarket:
         return given, asked_at if answered_at is None else min(asked_at, answered_at)
 
     def _by_session_days(self, rows: list[Sequence[Any]], length: timedelta | int) -> list[Sequence[Any]]:
-        days = {session_day(row[0], length): row for row in rows}
-        if len(days) < len({row[0] for row in rows}):
+        days = [session_day(row[0], length) for row in rows]
+        if len({*days}) < len({row[0] for row in rows}):
             raise InvalidKeyError(
                 f"session_length is {length}, but then two sessions of {self.symbol} on {self.exchange_id} close on "
                 "one UTC day. Give the time from the opening of its sessions to their close."
             )
-        return [[day, *row[1:]] for day, row in days.items()]
+        return [[day, *row[1:]] for day, row in zip(days, rows, strict=True)]
 
     @property
     def _headers(self) -> Mapping[str, Any] | None:

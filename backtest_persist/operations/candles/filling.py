@@ -243,7 +243,7 @@ class _Filler:
             doubt = at if has_jumped else answer.asked_at
         while at < doubt and at < answer.asked_at - LATE_MS:
             again = await self.market.read(at - step, doubt, interval, step)
-            found = {opening: row for opening, row in again.rows.items() if opening >= at}
+            found = {opening: rows for opening, rows in again.rows.items() if opening >= at}
             answer.rows |= found
             first = min(found, default=doubt)
             if first >= doubt:
@@ -266,11 +266,12 @@ class _Filler:
     async def _store(self, at: int, end: int, answer: Answer) -> None:
         """Store the rows of [at, end) and remember the gaps in between, in this order."""
         series, report, step = self.series, self.report, self.series.step
-        rows = {opening: row for opening, row in answer.rows.items() if at <= opening < end}
-        self._check_openings(rows)
+        rows = [row for opening, given in answer.rows.items() if at <= opening < end for row in given]
+        openings: list[int] = [row[0] for row in rows]
+        self._check_openings(openings)
         stored = await self.candles.store(
             *_names(series),
-            list(rows.values()),
+            rows,
             as_of=answer.asked_at,
             errors="skip",
             allow_outliers=self.allow_outliers,
@@ -279,11 +280,10 @@ class _Filler:
         report.same += stored.same
         report.different += stored.different
         report.outliers += stored.outliers
-        openings = list(rows)
         report.invalid += [(openings[position], problem) for position, problem in stored.invalid]
         gaps = self.gaps.within(at, end)
         lacking = Ranges(gaps)
-        for opening in rows:
+        for opening in openings:
             lacking.remove(opening // step * step, opening // step * step + step)
         for opening in stored.open:
             self.late.add(opening, opening + step)
@@ -295,10 +295,10 @@ class _Filler:
         self.gaps.remove(at, end)
         self.progress.advance(count_candles(gaps, step))
 
-    def _check_openings(self, rows: Iterable[int]) -> None:
+    def _check_openings(self, openings: Iterable[int]) -> None:
         """Raise `ExchangeError` for candles of an exchange whose day does not begin at 00:00 UTC."""
         step = self.series.step
-        offsets = {opening % step for opening in rows}
+        offsets = {opening % step for opening in openings}
         if len(offsets) == 1 and (offset := offsets.pop()):
             hours, minutes = divmod(offset // 60_000, 60)
             advice = "Give session_length (--session-length)" if step == _DAY else "Fill a shorter interval"
