@@ -23,9 +23,8 @@ from backtest_persist import (
     Registry,
     Settings,
 )
-from backtest_persist.core import mongo_candles
+from backtest_persist.core import candle_writer, mongo_candles
 from backtest_persist.core.mongo_store import MongoStore
-from backtest_persist.domains import candle as candle_module
 from backtest_persist.domains.candle import CandleDbService
 from tests.support.commands import monitored_container
 from tests.support.dumps import files_of
@@ -254,7 +253,7 @@ async def test_another_writer_is_not_counted_as_new(container: Container, monkey
 
 async def test_the_last_candles_are_found_over_gaps(db: CandleDbService, monkeypatch: pytest.MonkeyPatch) -> None:
     """As rows, oldest first, in parts; `until` is the time by which they have closed."""
-    monkeypatch.setattr(candle_module, "PART", 3)
+    monkeypatch.setattr(candle_writer, "PART", 3)
     stored = [candle(n) for n in (0, 1, 2, 5, 6, 7, 8, 30)]
     await db.create_many(*KEY, stored)
     for limit in range(10):
