@@ -11,7 +11,14 @@ from backtest_persist.errors import BacktestPersistError
 
 __all__ = ("main",)
 
-_EXTRAS = {"attrs": "cli", "basana": "demo", "bokeh_sampledata": "demo", "cyclopts": "cli", "rich": "cli"}
+_EXTRAS = {
+    "attrs": "cli",
+    "basana": "demo",
+    "bokeh_sampledata": "demo",
+    "ccxt": "ccxt",
+    "cyclopts": "cli",
+    "rich": "cli",
+}
 """The extra that brings a package, by the name under which the package is imported."""
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, cast
 
+from backtest_persist.core.frame import CandleFrame
 from backtest_persist.core.ohlcv import ImpossibleCandleError
 from backtest_persist.errors import SettingsError
 
@@ -62,6 +63,8 @@ def find_columns(candles: Any) -> Columns | None:
     `ImpossibleCandleError` for a mapping that holds no columns; `SettingsError` for an Arrow stream that no installed
     library reads.
     """
+    if isinstance(candles, CandleFrame):
+        return _of_mapping(candles.columns)
     pandas, polars = sys.modules.get("pandas"), sys.modules.get("polars")
     if pandas is not None and isinstance(candles, pandas.DataFrame):
         return _of_pandas(candles, pandas)
@@ -126,7 +129,9 @@ def _of_arrow(stream: Any) -> Columns:
             return read(stream)
         except ModuleNotFoundError:
             continue
-    raise SettingsError(f"Candles in a {type(stream).__name__} need a library for Arrow; run: pip install pyarrow")
+    raise SettingsError(
+        f'Candles in a {type(stream).__name__} need a library for Arrow; run: pip install "backtest-persist[arrow]"'
+    )
 
 
 def _by_pyarrow(stream: Any) -> Columns:

@@ -161,8 +161,10 @@ def _offset(timestamp: int, interval: str) -> str:
     problem = f"it is {offset} later than the start of a UTC {unit}"
     if ms:
         return problem
-    name = ", which session_day(opening, length) returns" if interval == "1d" else ""
-    return f"{problem}; a session with this offset is stored under the UTC {unit} in which it closes{name}"
+    advice = f"{problem}; a session with this offset is stored under the UTC {unit} in which it closes"
+    if interval != "1d":
+        return advice
+    return f"{advice}, session_day(opening, length), and a day that is named by its local midnight under its date"
 
 
 def opening_time(value: Any, interval: str, early: EarlyTimes) -> int:

@@ -16,7 +16,7 @@ _HOUR, _DAY = 3_600_000, 86_400_000
 _MONTH = "1M"
 _STORED = {name: interval_step_ms(name) for name in get_args(CandleInterval)}
 _STEPS = dict(sorted((_STORED | {"12h": 12 * _HOUR, "3d": 3 * _DAY, "1w": 7 * _DAY}).items(), key=itemgetter(1)))
-"""The lengths of buckets in ms; those of months differ."""
+"""The lengths of periods in ms; those of months differ."""
 _FIRST_MONDAY = 4 * _DAY
 
 
@@ -35,21 +35,21 @@ def resample_columns(
 ) -> "dict[str, NDArray[Any]]":
     """Resample the columns of one series, which are in order of time, from `interval` to `resample`.
 
-    A candle of the result has the first open, the highest high, the lowest low and the last close of its bucket, and
-    the sum of the volumes, added as float64. Its timestamp is the beginning of the bucket, in ms UTC: hours and days
+    A candle of the result has the first open, the highest high, the lowest low and the last close of its period, and
+    the sum of the volumes, added as float64. Its timestamp is the beginning of the period, in ms UTC: hours and days
     are counted from 1970-01-01, a week (``1w``) begins on Monday and a month (``1M``) on its first day, at 00:00 UTC.
 
-    A bucket is in the result if it lies in [since, until) as a whole, in ms UTC: one that has not closed by `until`
+    A period is in the result if it lies in [since, until) as a whole, in ms UTC: one that has not closed by `until`
     would still change, and one that begins before `since` lacks its beginning. It is made of the candles that there
     are, so that a week may have five days; without any there is none. A candle that is not on the grid of its interval
-    is left out, because it may close after its bucket. Needs numpy; `SettingsError` without it.
+    is left out, because it may close after its period. Needs numpy; `SettingsError` without it.
     """
     checked_resample(interval, resample)
     numpy = import_numpy()
     on_grid = columns["timestamp"] % interval_step_ms(interval) == 0
     if not on_grid.all():
         columns = {name: columns[name][on_grid] for name in COLUMNS}
-    starts, ends = _buckets(columns["timestamp"], resample)
+    starts, ends = _periods(columns["timestamp"], resample)
     firsts = numpy.flatnonzero(numpy.diff(starts, prepend=starts[:1] - 1))
     if not len(firsts):
         return {name: columns[name][:0] for name in COLUMNS}
@@ -68,8 +68,8 @@ def resample_columns(
     return {name: column[is_whole] for name, column in resampled.items()}
 
 
-def _buckets(times: "NDArray[Any]", resample: str) -> "tuple[NDArray[Any], NDArray[Any]]":
-    """Return the beginning of the bucket of each opening time, and its end."""
+def _periods(times: "NDArray[Any]", resample: str) -> "tuple[NDArray[Any], NDArray[Any]]":
+    """Return the beginning of the period of each opening time, and its end."""
     if resample == _MONTH:
         months = times.astype("datetime64[ms]").astype("datetime64[M]")
         return _millis(months), _millis(months + 1)

@@ -88,9 +88,11 @@ def _columns(rows: Sequence[Row]) -> dict[str, Column]:
         for path, column in columns.items():
             column.extend([_ABSENT] * (len(rows) - len(column)))
             plain = [None if value is _ABSENT else value for value in column]
+            inner = len(columns) > 1 if path == name else any(other.startswith(f"{path}.") for other in columns)
+            if inner and all(value is None for value in plain):
+                continue  # of a mapping that some rows do not have
             if path == name:
-                if len(columns) == 1 or any(value is not None for value in plain):
-                    named[name] = Column(Kind.INSTANT, plain) if is_instant(field) else column_of(plain)
+                named[name] = Column(Kind.INSTANT, plain) if is_instant(field) else column_of(plain)
             elif path not in values:
                 named[f"{name}.{path}" if path in named else path] = column_of(plain)
             elif any(value not in (_ABSENT, getattr(row, path)) for value, row in zip(column, rows, strict=True)):

@@ -328,8 +328,9 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         ``"2024-01-31"`` or ``"2024-01-31T09:30+01:00"``. In a run, candles that close after the instant of the bar are
         left out. So are those of other programs at times that are no multiple of the interval.
 
-        With `resample`, such as ``"1w"``, they are made longer candles; see `core.resampling`. Needs numpy;
-        `SettingsError` without it.
+        With `resample`, such as ``"12h"``, ``"1w"`` or ``"1M"``, longer candles are made of them: those that lie in
+        [since, until) as a whole and have closed; see `resample_columns`. `InvalidKeyError` for an interval that is no
+        multiple of the stored one. Needs numpy; `SettingsError` without it.
         """
         series = Series(symbol, interval, exchange_name)
         interval = series.interval if resample is None else checked_resample(series.interval, resample)

@@ -5,6 +5,7 @@ from backtest_persist.operations.cache.comparison import IdCounts
 from backtest_persist.operations.cache.rebuilding import Rebuilt, rebuild
 from backtest_persist.operations.cache.verification import Verified, verify
 from backtest_persist.operations.candles.exporting import CandlesExported, SkippedCandle, export_candles
+from backtest_persist.operations.candles.filling import CandlesFilled, fill_candles
 from backtest_persist.operations.candles.gaps import CandleGaps, Gap, find_candle_gaps
 from backtest_persist.operations.candles.importing import CandlesImported, import_candles
 from backtest_persist.operations.doctor import examine
@@ -17,6 +18,7 @@ from backtest_persist.operations.replica_set import ReplicaSet, initiate
 __all__ = (
     "CandleGaps",
     "CandlesExported",
+    "CandlesFilled",
     "CandlesImported",
     "Diagnosis",
     "Duplicates",
@@ -34,6 +36,7 @@ __all__ = (
     "Verified",
     "examine",
     "export_candles",
+    "fill_candles",
     "find_candle_gaps",
     "find_duplicates",
     "find_narrow_indexes",

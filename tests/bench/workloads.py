@@ -85,6 +85,29 @@ class Bench:
         async for figure in self.year(10_000 if quick else 525_600):
             yield figure
 
+    async def frames(self, quick: bool) -> AsyncGenerator[Figure]:
+        """The minutes of a year as a frame, by the bare driver and as plain data."""
+        size, key = 10_000 if quick else 525_600, ("FRAME", "1m", "b")
+        db = self.container.candle_db_service
+        await db.create_many(*key, _candles(size))
+        yield await compare(
+            f"frame of {size:,} candles",
+            {
+                "rows": lambda: _rate(size, db.find_data(*key, START, size)),
+                "ours": lambda: _rate(size, db.find_frame(*key)),
+                "floor": lambda: _rate(size, self.floor.read_columns("FRAME", "b", START, START + size * MINUTE)),
+            },
+            unit="/s",
+            rounds=self.rounds,
+            target=">= 0.67 of the bare driver",
+        )
+        gc.collect()
+        tracemalloc.start()
+        await db.find_frame(*key)
+        peak = tracemalloc.get_traced_memory()[1] / 2**20
+        tracemalloc.stop()
+        yield Figure(f"peak memory of it, {size:,} candles", "MiB", "lower", {"ours": [peak]}, "< 200")
+
     async def bars(self, quick: bool) -> AsyncGenerator[Figure]:
         """Bars of a strategy in a run, and windows from memory."""
         async for figure in self.windows_from_memory(100):
@@ -518,6 +541,7 @@ GROUPS: Mapping[str, Callable[[Bench, bool], AsyncGenerator[Figure]]] = {
     "adapters": Bench.adapters,
     "drivers": Bench.both_drivers,
     "candles": Bench.candles,
+    "frames": Bench.frames,
     "bars": Bench.bars,
     "lists": Bench.lists,
     "sizes": Bench.sizes,

@@ -161,7 +161,7 @@ LAYOUTS: list[tuple[str, str, dict[str, Any], str, tuple[Any, ...], int, int, li
         "stooq.csv",
         "1d",
         {},
-        "Date, Open, High, Low, Close, Volume (Stooq and others), header in line 1, days of UTC",
+        "Stooq, or other days by names of columns, header in line 1, days of UTC",
         (JANUARY_2, 187.15, 188.44, 183.885, 185.64, 82488674.0),
         JANUARY_2 + DAY,
         2,
@@ -238,7 +238,7 @@ LAYOUTS: list[tuple[str, str, dict[str, Any], str, tuple[Any, ...], int, int, li
         "decimal-comma.csv",
         "1d",
         {},
-        "Date, Open, High, Low, Close, Volume (Stooq and others), header in line 1, decimal commas, days of UTC, dates "
+        "Stooq, or other days by names of columns, header in line 1, decimal commas, days of UTC, dates "
         "as day, month, year",
         (START + 43 * DAY, 1234.5, 1240.25, 1230.0, 1239.75, 1000.0),
         START + 44 * DAY,
@@ -332,7 +332,7 @@ async def test_packed_and_encoded_files_are_read(container: Container, tmp_path:
     for file in files_in(tmp_path):
         report = await import_candles(container, file, "BTCUSDT", "1m", file.name)
         assert {name: getattr(report, name) for name in expected} == expected, file
-        assert [row for row in report.skipped if row.reason != "it has 1 fields, not 12"] == [], file
+        assert [row for row in report.skipped if row.reason != "the number of its fields is 1, not 12"] == [], file
 
 
 async def test_a_unit_that_changes_within_a_file_is_read_right(container: Container, tmp_path: Path) -> None:
@@ -387,12 +387,32 @@ async def test_the_open_candle_at_the_end_of_a_file_is_not_stored(container: Con
     assert (report.new, report.open, report.is_complete) == (19, [(20, START + 19 * MINUTE)], True)
     given = await import_candles(container, file, *KEY, as_of=datetime(2024, 1, 1, 0, 20, tzinfo=UTC))
     assert (given.new, given.same, given.open) == (1, 19, [])
-    for name, date in (("of an archive", 315_532_800), ("none", 0)):
+    for name, date in (("of an archive", 315_532_800), ("of a build", 1)):
         os.utime(file, (date, date))
         kept = await import_candles(container, file, "BTCUSDT", "1m", name)
         assert (kept.new, kept.open) == (20, [])
     early = await import_candles(container, file, "BTCUSDT", "1m", "early", as_of=START + 10 * MINUTE)
     assert (early.new, len(early.open)) == (10, 10)
+
+
+async def test_an_adjusted_history_replaces_what_is_stored(container: Container, tmp_path: Path) -> None:
+    """With `replace`, the range becomes that of the file; a row that cannot be stored leaves it as it is."""
+    file = write_klines(tmp_path / "klines.csv", 40)
+    await import_candles(container, file, *KEY)
+    adjusted = write_klines(tmp_path / "adjusted.csv", 20, first=10)
+    lines = adjusted.read_text().replace("41900.1", "20950.05").splitlines(keepends=True)
+    adjusted.write_text("".join([*lines, "x\n"]))
+    with pytest.raises(InvalidPayloadError, match=r"1 rows cannot be stored, such as 21: .* Nothing was replaced"):
+        await import_candles(container, adjusted, *KEY, replace=True)
+    adjusted.write_text("".join(lines[:5] + lines[6:]))
+    dry = await import_candles(container, adjusted, *KEY, replace=True, dry_run=True)
+    assert (dry.new, len(dry.different), await container.candle_db_service.count()) == (0, 19, 40)
+    report = await import_candles(container, adjusted, *KEY, replace=True)
+    assert (report.rows, report.new, report.different) == (19, 19, [])
+    stored = await container.candle_db_service.find_data(*KEY, START, 40)
+    assert [candle["low"] for candle in stored] == [41900.1] * 10 + [20950.05] * 19 + [41900.1] * 10
+    again = await import_candles(container, adjusted, *KEY, replace=True)
+    assert (again.new, again.same) == (0, 19)
 
 
 async def test_nothing_is_stored_of_a_file_of_another_interval(container: Container, tmp_path: Path) -> None:
@@ -403,9 +423,10 @@ async def test_nothing_is_stored_of_a_file_of_another_interval(container: Contai
     assert await container.candle_db_service.count() == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("backtest_persist.operations.candles.reading.BATCH", 10)
+        patch.setattr("backtest_persist.operations.candles.reading._MANY", 9)
         patch.setattr("backtest_persist.operations.candles.detection.SAMPLE", 10)
         file.write_text("".join(kline(n) for n in (*range(20), *range(20, 70, 5))))
-        with pytest.raises(InvalidPayloadError, match=r"from line 21 on its rows are 5m apart, not 1m; what was"):
+        with pytest.raises(InvalidPayloadError, match=r"from line 21 on its rows are 5m apart, not 1m; split it there"):
             await import_candles(container, file, *KEY)
     assert await container.candle_db_service.count() == 20
 
@@ -480,11 +501,14 @@ async def test_the_command_prints_a_report(container: Container, settings: Setti
     status, output, errors = await run("one.csv")
     assert status == 3, errors
     assert "2 are stored with other numbers, which were kept:\n  line 1: 2024-01-01 00:00\n" in output
-    assert f"delete_range('BTCUSDT', '1m', 'binance', {START}, {START + MINUTE + 1})" in output
-    assert "30 rows were skipped:\n  line 41: it has 3 fields, not 12\n" in output
+    assert "If the file is right, --replace deletes what is stored in its range" in output
+    assert "30 rows were skipped:\n  line 41: the number of its fields is 3, not 12\n" in output
     assert "  10 more; --json names them all." in output
     status, output, errors = await run("one.csv", "--json")
     assert status == 3, errors
     report = json.loads(output)
     assert report["different"] == [{"line": 1, "timestamp": START}, {"line": 2, "timestamp": START + MINUTE}]
-    assert (len(report["skipped"]), report["skipped"][29]) == (30, {"line": 70, "reason": "it has 3 fields, not 12"})
+    assert (len(report["skipped"]), report["skipped"][29]) == (
+        30,
+        {"line": 70, "reason": "the number of its fields is 3, not 12"},
+    )

@@ -292,8 +292,11 @@ async def test_candles_that_cannot_be_stored(container: Container) -> None:
         assert (report.new, report.missing, report.remaining) == (9, [], [(bad, bad + MINUTE)])
         assert report.invalid[0][0] == bad
         assert "high is below" in report.invalid[0][1]
-        del server.changed[bad]
-        assert explained(await fill(container, server, since, until))
+        server.changed[bad] = [9e8, 9e8, 9e8, 9e8, 1.0]
+        report = await fill(container, server, since, until)
+        assert (report.new, report.outliers, report.remaining) == (0, [bad], [(bad, bad + MINUTE)])
+        report = await fill(container, server, since, until, allow_outliers=True)
+        assert (report.new, report.outliers, report.remaining) == (1, [bad], [])
 
 
 async def test_days_that_open_elsewhere(container: Container) -> None:

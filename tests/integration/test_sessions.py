@@ -7,10 +7,23 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from backtest_persist import Container, Mode, PersistCandleInstance, Registry, session_day
+from backtest_persist import (
+    Container,
+    DummyBackend,
+    InvalidKeyError,
+    JsonBackend,
+    Mode,
+    PersistCandleInstance,
+    Registry,
+    session_day,
+)
+from backtest_persist.core.ohlcv import COLUMNS
 from backtest_persist.operations import import_candles
 
 DAY = 86_400_000
+START = 1_704_067_200_000
+"""Monday, 2024-01-01."""
+DAYS = ("AAPL", "1d", "nasdaq")
 
 MARKETS: dict[str, tuple[str, time, timedelta]] = {
     "tokyo": ("Asia/Tokyo", time(9), timedelta(hours=6, minutes=30)),
@@ -86,6 +99,62 @@ async def test_a_bar_sees_a_session_when_its_day_has_ended(container: Container)
         for number, instant in enumerate((candles[0]["timestamp"] + DAY - 1, candles[0]["timestamp"] + DAY)):
             async with run.bar(instant) as bar:
                 assert await bar.candles("1d", 5) == candles[:number]
+
+
+def days_of_2024(count: int) -> list[dict[str, Any]]:
+    """Return the candles of the first working days of 2024, of which the first is a Monday."""
+    days = [START + number * DAY for number in range(count) if number % 7 < 5]
+    return [
+        {"timestamp": at, "open": 10.0 + n, "high": 12.0 + n, "low": 9.0 + n, "close": 11.0 + n, "volume": 1.0}
+        for n, at in enumerate(days)
+    ]
+
+
+@pytest.mark.parametrize("backend", ["mongo", "json", "dummy"])
+async def test_weeks_are_seen_once_they_have_closed(backend: str, container: Container, tmp_path: Path) -> None:
+    """By every backend: whole weeks of five days in [since, until), and of months those that have ended."""
+    adapter: Any = {
+        "mongo": lambda: PersistCandleInstance(*DAYS, ioc=container),
+        "json": lambda: JsonBackend(tmp_path)["candle"](*DAYS),
+        "dummy": lambda: DummyBackend()["candle"](*DAYS),
+    }[backend]()
+    candles = days_of_2024(40)
+    await adapter.write_candles_data(candles)
+
+    async def found(resample: str, since: Any = None, until: Any = None) -> list[int]:
+        frame = await adapter.db.find_frame(*DAYS, since, until, resample=resample)
+        assert (frame.symbol, frame.interval, frame.exchange_name) == ("AAPL", resample, "nasdaq")
+        return [(at - START) // DAY for at in frame.columns["timestamp"].tolist()]
+
+    if backend == "dummy":
+        assert await found("1w") == []
+    else:
+        assert await found("1w") == [0, 7, 14, 21, 28, 35]
+        assert await found("1w", START, START + 14 * DAY) == [0, 7]
+        assert await found("1w", START, START + 14 * DAY - 1) == [0]
+        assert await found("1w", "2024-01-02", "2024-01-22") == [7, 14]
+        assert await found("1M", date(2024, 1, 1), date(2024, 2, 1)) == [0]
+        assert await found("1M", until=START + 31 * DAY - 1) == []
+        columns = (await adapter.db.find_frame(*DAYS, resample="1w")).columns
+        assert [columns[name][0] for name in COLUMNS] == [START, 10.0, 16.0, 9.0, 15.0, 5.0]
+    with pytest.raises(InvalidKeyError, match="Candles of 1d can be resampled to 1d 3d 1w 1M, not to '12h'"):
+        await found("12h")
+
+
+async def test_a_run_sees_no_week_that_has_not_closed(container: Container) -> None:
+    """Nor a part of one, whatever `until` says; the candles that a bar has written count."""
+    await container.candle_db_service.store(*DAYS, days_of_2024(12))
+    names: Any = {"strategy": "weeks", "exchange": "nasdaq", "symbol": "AAPL", "frame": "2024", "mode": Mode.BACKTEST}
+    async with Registry(container).run(**names, session=dict[str, Any]) as run:
+        for instant, weeks in ((START + 7 * DAY - 1, 0), (START + 7 * DAY, 1), (START + 14 * DAY, 2)):
+            async with run.bar(instant) as bar:
+                db = bar.candle("1d").db
+                for until in (None, instant, START + 60 * DAY):
+                    frame = await db.find_frame(*DAYS, until=until, resample="1w")
+                    assert len(frame) == weeks
+        async with run.bar(START + 21 * DAY) as bar:
+            await bar.candle("1d").write_candles_data([{**days_of_2024(1)[0], "timestamp": START + 14 * DAY}])
+            assert len(await bar.candle("1d").db.find_frame(*DAYS, resample="1w")) == 3
 
 
 async def test_a_price_in_another_unit_is_a_skipped_row_of_a_file(container: Container, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import tracemalloc
 import zipfile
 from contextlib import suppress
@@ -54,9 +55,9 @@ REFUSED: list[tuple[str, bytes, str, dict[str, Any], str]] = [
     ("text", b"Too many requests, please slow down.\n", "1m", {}, "it has no lines of five or more fields"),
     ("html", b"\n<!DOCTYPE html><html>404, a, b, c, d", "1m", {}, "it is a page of HTML or XML"),
     ("xml", b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', "1m", {}, "it is a page of HTML or XML"),
-    ("object", b'{"code":-1121,"msg":"Invalid symbol."}', "1m", {}, "it holds an object of JSON"),
+    ("object", b'{"code":-1121,"msg":"Invalid symbol."}', "1m", {}, "an object with code, msg, which is no candle"),
     ("strings", b'["a","b"]', "1m", {}, "it holds no list of candles"),
-    ("cut JSON", b"[[1704067200000,1,2,0.5,1.5,3],[17040", "1m", {}, "it ends amid the list; download it again"),
+    ("cut JSON", b"[[1704067200000,1,2,0.5,1.5,3],[17040", "1m", {}, "it is cut off; download it again"),
     ("Coinbase", b"[[1704067200,1,4,3,2,5],[1704067260,1,4,3,2,5]]", "1m", {}, "6 columns have no header.*--columns"),
     ("six", rows(START, START + MINUTE, header=""), "1m", {}, "6 columns have no header.*--columns timestamp,open"),
     ("too few", rows(START, header=""), "1m", {"columns": ["timestamp", "open"]}, "it has 6 columns, and .* names 2"),
@@ -71,7 +72,7 @@ REFUSED: list[tuple[str, bytes, str, dict[str, Any], str]] = [
     ("interval", KLINES.encode(), "1h", {}, r"its rows are 1m apart, and the interval \(--interval\) is 1h"),
     ("weeks", rows("2024-03-04", "2024-03-11"), "1d", {}, "its rows are 1w apart"),
     ("days", rows("2024-03-04", "2024-03-05"), "1h", {}, "its rows are days, and the interval is 1h"),
-    ("session", rows("2024-01-02T09:30-05:00", "2024-01-03T09:30-05:00"), "1d", {}, "14:30:00 later.*in which it clos"),
+    ("session", rows("2024-01-02T09:30-05:00", "2024-01-03T09:30-05:00"), "1d", {}, "at 14:30:00 UTC.*--session-l"),
     ("order", rows("02.03.2024", "03.03.2024", "04.03.2024"), "1d", {}, "'02.03.2024', can begin with.*--date-order d"),
     ("orders", rows("13.02.2024", "02.14.2024"), "1d", {}, "some of its dates begin with the day, others with"),
     ("naive", rows("2024-03-10 00:00", "2024-03-10 00:01"), "1m", {}, "-10 00:01', have no time zone.*--tz UTC"),
@@ -170,6 +171,60 @@ def test_local_times_that_do_not_exist_or_exist_twice_are_named(tmp_path: Path) 
     assert hours == [13, 14, 15, 16, 5724, 5727, 5728]
 
 
+def test_daily_candles_of_sessions_are_stored_under_the_day_in_which_they_close(tmp_path: Path) -> None:
+    """With the length of a session, days of New York, of FX and of a broker become those in which they are known."""
+    file, day = tmp_path / "candles.csv", 86_400_000
+    for times, options, expected in (
+        (["2024-03-08T09:30-05:00", "2024-03-11T09:30-04:00"], {"session": 23_400_000}, [67, 70]),  # the clocks are set
+        (["2024-03-07T21:00Z", "2024-03-10T21:00Z"], {"session": day}, [67, 70]),
+        (["2024.03.08", "2024.03.11"], {"session": day, "tz": "Europe/Athens"}, [67, 70]),
+    ):
+        file.write_bytes(rows(*times))
+        found = [candle["timestamp"] for candle in read(file, "1d", **options).candles]
+        assert found == [START + number * day for number in expected]
+
+
+def test_json_lines_are_read_as_csv_is(tmp_path: Path) -> None:
+    """Objects are candles by their names, in a list or a line each; what a line lacks is named."""
+    entries = [dict(zip(COLUMNS, (START + n * MINUTE, 1, 2, 0.5, 1.5, 3), strict=True)) for n in range(3)]
+    del entries[1]["high"]
+    lines, file = [json.dumps(entry) for entry in entries], tmp_path / "candles.ndjson"
+    for text in ("\n".join(lines), "[" + ", ".join(lines) + "]"):
+        file.write_text(text)
+        chunk = read(file)
+        assert [candle["timestamp"] for candle in chunk.candles] == [START, START + 2 * MINUTE]
+        assert chunk.skipped == [(2, "its high is 'None', not a number")]
+
+
+def test_a_time_that_no_calendar_has_is_named(tmp_path: Path) -> None:
+    """A row whose time is far off, or whose zone there is not, is skipped, and the others are read."""
+    file = tmp_path / "candles.csv"
+    odd = [
+        "9999-12-31 23:59",
+        "0001-01-01 00:00",
+        "2024-13-01 00:00",
+        "2024-01-01 00:03+77:00",
+        "2024-01-01T00:04Z",
+        "",
+    ]
+    file.write_bytes(rows("2024-01-01 00:00", "2024-01-01 00:01", *odd))
+    for zone, lines in (("Asia/Tokyo", [4, 5, 6, 7, 9]), ("America/New_York", [4, 6, 7, 9])):
+        chunk = read(file, tz=zone)
+        assert [skipped.line for skipped in chunk.skipped] == lines
+        assert chunk.skipped[-1] == (9, "it has no time")
+    file.write_bytes(rows(START, START + 86_400_000, 9_000_000_000_000_000_000))
+    with pytest.raises(InvalidPayloadError, match="apart"):
+        read(file, "1h", unit="ms")
+    assert [row.line for row in read(file, "1d", unit="ms", session=86_400_000).skipped] == [4]
+
+
+def test_rare_trades_do_not_make_another_interval(tmp_path: Path) -> None:
+    """Minutes without a trade are missing, and the others are still candles of a minute."""
+    file = tmp_path / "candles.csv"
+    file.write_bytes(rows(*(START + minute * MINUTE for minute in (0, 2, 4, 11, 18, 20)), header=HEADER))
+    assert len(read(file).candles) == 6
+
+
 def test_times_near_1970_are_not_taken_for_another_unit(tmp_path: Path) -> None:
     """Only --unit tells them; in a file of ms, what looks like seconds is skipped rather than read wrong."""
     file = tmp_path / "candles.csv"
@@ -207,7 +262,7 @@ def test_a_row_of_another_symbol_or_length_is_skipped(tmp_path: Path) -> None:
     assert [tuple(row) for row in chunk.skipped] == [
         (3, "it is of another symbol than the first row, which is of 'A'"),
         (4, "its open is '1_0', not a number"),
-        (5, "it has 4 fields, not 7"),
+        (5, "the number of its fields is 4, not 7"),
     ]
     assert len(chunk.candles) == 2
 

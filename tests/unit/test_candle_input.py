@@ -269,7 +269,7 @@ def test_an_arrow_stream_needs_a_library(monkeypatch: pytest.MonkeyPatch) -> Non
     """Without one it is a SettingsError that says which."""
     for library in ("polars", "pyarrow", "arro3.core"):
         monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(SettingsError, match="pip install pyarrow"):
+    with pytest.raises(SettingsError, match=r'pip install "backtest-persist\[arrow\]"'):
         check(Stream(None))
 
 
@@ -401,7 +401,7 @@ def test_a_start_that_is_misaligned_is_not_corrected() -> None:
     day = Series("BTC-USDT", "1d", "okx")
     text = refused([candle(0, timestamp=1_667_491_200_000)], day)
     assert "it is 16:00:00 later than the start of a UTC day" in text
-    assert "stored under the UTC day in which it closes, which session_day(opening, length) returns" in text
+    assert "stored under the UTC day in which it closes, session_day(opening, length), and a day that is" in text
     hourly = refused([candle(0, timestamp=1_667_491_200_000 + 30 * MINUTE)], Series("AAPL", "1h", "nasdaq"))
     assert "under the UTC 1h interval in which it closes (a dict" in hourly
     assert "1667433600000" not in text

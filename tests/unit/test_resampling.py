@@ -1,4 +1,4 @@
-"""Resampling: buckets of hours, days, weeks and months, compared with those of pandas and made of real quotes."""
+"""Resampling: periods of hours, days, weeks and months, compared with those of pandas and made of real quotes."""
 
 from datetime import UTC, datetime
 from typing import Any, cast, get_args
@@ -61,7 +61,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("interval", ["1m", "1h", "4h", "8h", "1d"])
-def test_buckets_are_those_of_pandas(interval: str) -> None:
+def test_periods_are_those_of_pandas(interval: str) -> None:
     """Every interval that can be made, with gaps and without, before 1970 and over leap days."""
     step = interval_step_ms(interval)
     spans = [(millis(2024, 2, 26), millis(2024, 3, 5) if step == MINUTE else millis(2024, 7, 1))]
@@ -95,7 +95,7 @@ def test_weeks_and_months_of_real_quotes() -> None:
     assert (weeks["open"][0], weeks["close"][0]) == (AAPL["open"][0], AAPL["close"][2])
 
 
-def test_a_bucket_is_whole_or_left_out() -> None:
+def test_a_period_is_whole_or_left_out() -> None:
     """It begins at `since` or later and has closed by `until`; a ms makes the difference."""
     monday = millis(2024, 1, 1)
     columns = series(monday, monday + 21 * DAY, HOUR)

@@ -3,6 +3,7 @@
 from cyclopts import App
 
 from backtest_persist.cli.candles.exporting import export_candles
+from backtest_persist.cli.candles.filling import fill_candles
 from backtest_persist.cli.candles.importing import import_candles
 from backtest_persist.cli.candles.series import find_gaps, list_series
 
@@ -13,3 +14,4 @@ candles.command(import_candles, name="import")
 candles.command(export_candles, name="export")
 candles.command(list_series, name="ls")
 candles.command(find_gaps, name="gaps")
+candles.command(fill_candles, name="fill")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from backtest_persist import operations
-from backtest_persist.cli.candles.times import shown_time
+from backtest_persist.cli.candles.times import parse_period, shown_time
 from backtest_persist.cli.command import INCOMPLETE, Flag, open_container, print_json
 from backtest_persist.cli.progress import Bar, show_progress
 from backtest_persist.operations import CandlesExported
@@ -60,6 +60,7 @@ async def export_candles(
         Print the whole report as JSON on standard output, with times in ms.
 
     """
+    bounds = parse_period(since, until)
     async with open_container() as container:
         with show_progress("Exporting") as progress:
             report = await operations.export_candles(
@@ -68,8 +69,7 @@ async def export_candles(
                 symbol,
                 interval,
                 exchange,
-                since,
-                until,
+                *bounds,
                 format=format,
                 force=force,
                 progress=Bar(progress, "candles"),

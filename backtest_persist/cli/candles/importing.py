@@ -2,9 +2,10 @@
 
 import asyncio
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from backtest_persist import operations
+from backtest_persist.cli.candles.times import parse_instant
 from backtest_persist.cli.command import INCOMPLETE, Flag, open_container, print_json
 from backtest_persist.cli.progress import Bar, show_byte_progress
 from backtest_persist.errors import InvalidKeyError
@@ -19,6 +21,7 @@ from backtest_persist.operations import CandlesImported
 
 __all__ = ("import_candles",)
 
+_LENGTH = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?", re.ASCII)
 SHOWN = 20
 """The number of rows that a report names."""
 
@@ -36,8 +39,10 @@ async def import_candles(
     date_order: Literal["dmy", "mdy"] | None = None,
     decimal: Literal[".", ","] | None = None,
     no_volume: Flag = False,
+    session_length: str | None = None,
     allow_outliers: Flag = False,
     as_of: str | None = None,
+    replace: Flag = False,
     dry_run: Flag = False,
     json: Flag = False,
 ) -> int:
@@ -71,11 +76,17 @@ async def import_candles(
         What separates the decimals of a number.
     no_volume
         Store 0 as the volume.
+    session_length
+        How long a session lasts, such as 6h30m or 24h, where days do not begin at 00:00 UTC: each is stored under the
+        UTC day in which it closes.
     allow_outliers
         Store rows with a price that is 100,000 times off those around it, too.
     as_of
         When the exchange was asked, in ISO 8601 with a zone: what had not closed then is not stored. By default, the
         last candle is left out if it had not closed when the file was last modified.
+    replace
+        Where the file differs from what is stored, delete what is stored in its range first. The file is read as a
+        whole before, and nothing is deleted if a row of it cannot be stored.
     dry_run
         Read and check everything, write nothing.
     json
@@ -100,8 +111,10 @@ async def import_candles(
                         date_order=date_order,
                         decimal=decimal,
                         no_volume=no_volume,
+                        session_length=None if session_length is None else _length(session_length),
                         allow_outliers=allow_outliers,
-                        as_of=None if as_of is None else _instant(as_of),
+                        as_of=None if as_of is None else parse_instant(as_of, "--as-of"),
+                        replace=replace,
                         dry_run=dry_run,
                         progress=bar,
                     )
@@ -115,18 +128,18 @@ async def import_candles(
                     raise
             reports.append(report)
             if not json:
-                _show(report, (symbol, interval, exchange), dry_run=dry_run)
+                _show(report, dry_run=dry_run)
     if json:
         found: list[dict[str, Any]] = [_plain(report) for report in reports]
         print_json(found if files else found[0])
     return 0 if all(report.is_complete for report in reports) else INCOMPLETE
 
 
-def _instant(text: str) -> datetime | int:
-    try:
-        return int(text) if text.isdigit() else datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidKeyError(f"--as-of must be a time such as 2024-05-01T12:00:00Z, not {text!r:.40}.") from None
+def _length(text: str) -> timedelta:
+    found = _LENGTH.fullmatch(text)
+    if not found or not text:
+        raise InvalidKeyError(f"--session-length must be hours and minutes, such as 6h30m or 24h, not {text!r:.40}.")
+    return timedelta(hours=int(found[1] or 0), minutes=int(found[2] or 0))
 
 
 def _plain(report: CandlesImported) -> dict[str, Any]:
@@ -136,7 +149,7 @@ def _plain(report: CandlesImported) -> dict[str, Any]:
     return plain
 
 
-def _show(report: CandlesImported, series: tuple[str, str, str], *, dry_run: bool) -> None:
+def _show(report: CandlesImported, *, dry_run: bool) -> None:
     console = Console(highlight=False)
 
     def show(text: str) -> None:
@@ -161,13 +174,7 @@ def _show(report: CandlesImported, series: tuple[str, str, str], *, dry_run: boo
     if report.different:
         show(f"\n{len(report.different):,} are stored with other numbers, which were kept:")
         _show_rows([f"line {row.line:,}: {_time(row.timestamp)}" for row in report.different], show)
-        first = min(row.timestamp for row in report.different)
-        last = max(row.timestamp for row in report.different)
-        names = ", ".join(map(repr, series))
-        show(
-            "  If the file is right, delete them and import it again:\n"
-            f"  await ioc.candle_db_service.delete_range({names}, {first}, {last + 1})"
-        )
+        show("  If the file is right, --replace deletes what is stored in its range and stores the file.")
     if report.skipped:
         show(f"\n{len(report.skipped):,} rows were skipped:")
         _show_rows([f"line {row.line:,}: {row.reason}" for row in report.skipped], show)

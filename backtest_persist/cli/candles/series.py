@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from backtest_persist.cli.candles.times import shown_time
+from backtest_persist.cli.candles.times import parse_period, shown_time
 from backtest_persist.cli.command import Flag, open_container, print_json
 from backtest_persist.operations import CandleGaps, SeriesSummary, find_candle_gaps
 
@@ -61,8 +61,9 @@ async def find_gaps(
         Print the list as JSON on standard output, with times in ms.
 
     """
+    bounds = parse_period(since, until)
     async with open_container() as container:
-        report = await find_candle_gaps(container, symbol, interval, exchange, since, until)
+        report = await find_candle_gaps(container, symbol, interval, exchange, *bounds)
     if json:
         print_json({**dataclasses.asdict(report), "gaps": [gap._asdict() for gap in report.gaps]})
     else:

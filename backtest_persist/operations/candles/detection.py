@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, Literal
 
 from backtest_persist.core.ohlcv import COLUMNS, ImpossibleCandleError, Series, opening_time
@@ -35,6 +36,7 @@ class Options:
     date_order: DateOrder | None = None
     decimal: Literal[".", ","] | None = None
     no_volume: bool = False
+    session: timedelta | int | None = None
 
 
 @contextmanager
@@ -83,11 +85,23 @@ class _Detection:
             words.append("0 as volume")
         if comma:
             words.append("decimal commas")
+        if self.options.session is not None:
+            words.append("sessions under the day in which they close")
         symbol = None if places.symbol is None else self.rows[0][places.symbol]
         reading = Reading(
-            self.file, self.table, self.sample, self.series, [*words, *described], names, places, times, comma, symbol
+            self.file,
+            self.table,
+            self.sample,
+            self.series,
+            [*words, *described],
+            names,
+            places,
+            times,
+            comma,
+            symbol,
+            self.options.session,
         )
-        self._check(reading, times)
+        self._check(reading)
         times.units.clear()
         return reading
 
@@ -106,7 +120,7 @@ class _Detection:
         if self.table.names is not None:
             names = self.table.names
             known = set(map(plain, names))
-            layouts = [layout for layout in LAYOUTS if layout.header and layout.header <= known]
+            layouts = [layout for layout in LAYOUTS if layout.has_header(known)]
             if self.table.kind is not Kind.CSV or not layouts:
                 return Layout(f"{self.table.kind} with names of columns"), names
             return layouts[0], names
@@ -140,8 +154,9 @@ class _Detection:
             return False
         if "trades" in layout.fields:
             return all(str(row[-1]).strip().isdigit() for row in self.rows)
-        closes = [row[layout.fields.index("close_time")] for row in self.rows] if "close_time" in layout.fields else []
-        return find_form(closes).unit == form.unit if closes else True
+        if "close_time" in layout.fields:
+            return find_form(row[layout.fields.index("close_time")] for row in self.rows).unit == form.unit
+        return True
 
     def _places(self, layout: Layout, names: Sequence[str]) -> Places:
         symbols = [self.series.symbol]
@@ -188,21 +203,23 @@ class _Detection:
 
     def _times(self, layout: Layout, names: Sequence[str], places: Places) -> tuple[Times, list[str]]:
         """Return what reads the times, and what it reads in words."""
-        daily = self.series.step == _DAY
+        daily = self.series.step == _DAY and self.options.session is None
         joined = Times(places.time, unit=None).joined
         form = find_form(joined(row) for row in self.rows)
-        unit, words = self._unit(form, places)
+        unit = self._unit(form, places)
+        words: list[str] = []
         zone = self.options.tz or layout.zone
-        if form.naive or (form.dates and not daily):
-            if zone is None and form.naive is None:
+        local = form.naive or (None if daily else form.day)
+        if local and zone is None:
+            if form.naive is None and self.options.session is None:
                 raise self.file.error(f"its rows are days, and the interval is {self.series.interval}")
-            if zone is None:
-                raise self.file.error(
-                    f"its times, such as {form.naive!r}, have no time zone.{layout.hint} Say it by tz: --tz UTC, "
-                    "--tz America/New_York, or an offset such as --tz=+02:00"
-                )
+            raise self.file.error(
+                f"its times, such as {local!r}, have no time zone.{layout.hint} Say it by tz: --tz UTC, "
+                "--tz America/New_York, or an offset such as --tz=+02:00"
+            )
+        if local:
             words.append(f"times in {zone}")
-        elif form.dates:
+        elif form.day:
             words.append("days of UTC")
         if form.zoned:
             words.append("times with their zone")
@@ -221,12 +238,13 @@ class _Detection:
         )
         return times, words
 
-    def _unit(self, form: Form, places: Places) -> tuple[Unit | None, list[str]]:
+    def _unit(self, form: Form, places: Places) -> Unit | None:
+        """Return the unit of times that are numbers; None if there are none."""
         given = self.options.unit
         if form.number is None:
             if given is not None:
                 raise self.file.error("unit (--unit) is for times as numbers since 1970, and it has others")
-            if not (form.naive or form.zoned or form.dates or form.is_unordered):
+            if not (form.naive or form.zoned or form.day or form.is_unordered):
                 shown = self.rows[0][places.time[0]]
                 raise self.file.error(f"its times, such as {shown!r:.40}, are in no known form")
         elif given is None and form.unit is None:
@@ -234,7 +252,7 @@ class _Detection:
                 f"its time {form.number} is near 1970 in every unit; say which: --unit s, ms, us or ns, or name the "
                 "columns (--columns) if this is no time"
             )
-        return given or form.unit, []
+        return given or form.unit
 
     def _order(self, form: Form, joined: Any) -> DateOrder:
         """Return the order of day and month, by all rows if those of the sample do not show it."""
@@ -259,7 +277,7 @@ class _Detection:
 
     # --- the fit ---
 
-    def _check(self, reading: Reading, times: Times) -> None:
+    def _check(self, reading: Reading) -> None:
         """Refuse a file of which hardly a row is a candle of the series."""
         found: list[int] = []
         problem = ""
@@ -279,8 +297,15 @@ class _Detection:
                 f"its rows are {wrong} apart, and the interval (--interval) is {self.series.interval}"
             )
         off = [at for at in found if at % self.series.step]
-        if len(off) > len(found) // 2:
-            try:
-                opening_time(off[0], self.series.interval, lambda: True)
-            except ImpossibleCandleError as error:
-                raise self.file.error(str(error)) from None
+        if len(off) <= len(found) // 2:
+            return
+        if self.series.step == _DAY:
+            opening = str(timedelta(milliseconds=off[0] % _DAY))
+            raise self.file.error(
+                f"its days begin at {opening} UTC, and a candle of 1d is that of a UTC day; say how long a session "
+                "lasts, and each is stored under the day in which it closes: session_length (--session-length 6h30m)"
+            )
+        try:
+            opening_time(off[0], self.series.interval, lambda: True)
+        except ImpossibleCandleError as error:
+            raise self.file.error(str(error)) from None

@@ -197,8 +197,9 @@ class ExchangeMarket:
                 failures += 1
                 now = time.monotonic()
                 deadline = deadline or now + self._retry_seconds
-                least = _RATE_LIMIT_PAUSE if fault.reason is ErrorReason.RATE_LIMIT and asked is None else 0.0
-                seconds = max(pause, least, asked or 0.0)
+                if fault.reason is ErrorReason.RATE_LIMIT and asked is None:
+                    pause = max(pause, _RATE_LIMIT_PAUSE)
+                seconds = max(pause, asked or 0.0)
                 if not fault.may_pass or now + seconds > deadline:
                     raise self._error(fault, failures, asked) from error
             self._on_wait(seconds, f"{fault.reason}: {fault.words}")

@@ -15,6 +15,7 @@ _SHOWN = 200
 _STATUS = re.compile(r"\S+ (?:[A-Z]+ \S+ )?([1-5]\d\d)\b")
 """The HTTP status in a message of ccxt: ``binance GET https://... 503 Service Unavailable``, ``binance 429 ...``."""
 _QUERY = re.compile(r"(https?://[^\s?]+)\?\S*")
+_SECONDS = re.compile(r"\d{1,9}(\.\d+)?")
 _RESTRICTED = ("restricted location", "from your country", "not available in your country", "restricted country")
 _LASTING = frozenset((400, 405, 410))
 """The statuses that ccxt takes for an outage, and that the same request gets again."""
@@ -79,11 +80,10 @@ def read_retry_after(headers: Mapping[str, Any], now: float) -> float | None:
     text = _find_header(headers, "retry-after")
     if text is None:
         return None
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        moment = _read_date(text)
-        return None if moment is None else max(0.0, moment - now)
+    if _SECONDS.fullmatch(text):
+        return float(text)
+    moment = _read_date(text)
+    return None if moment is None else max(0.0, moment - now)
 
 
 def read_server_time(headers: Mapping[str, Any]) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from backtest_persist.connections import uncancelled
 from backtest_persist.contracts import When
 from backtest_persist.core.keys import checked_timestamp
-from backtest_persist.core.ohlcv import Series
+from backtest_persist.core.ohlcv import Series, interval_step_ms
 from backtest_persist.core.persist_instance import Services
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import ErrorReason, ExchangeError, InvalidKeyError
@@ -19,7 +19,7 @@ from backtest_persist.operations.candles.missing import MissingCandles
 from backtest_persist.operations.candles.ranges import Range, Ranges, count_candles
 from backtest_persist.operations.progress import NoProgress, Progress
 
-__all__ = ("CandlesFilled", "fill_candles")
+__all__ = ("RETRY_SECONDS", "CandlesFilled", "FillProgress", "fill_candles")
 
 RETRY_SECONDS = 300.0
 """How long an exchange that does not answer is asked again."""
@@ -52,16 +52,28 @@ class CandlesFilled:
     """The times of those that are stored with other numbers, which were kept."""
     invalid: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     """The times of those that cannot be real and were not stored, each with what is wrong with it."""
+    outliers: list[int] = field(default_factory=list[int])
+    """The times of those with a price in another unit than those around it, stored only with `allow_outliers`."""
     missing: list[Range] = field(default_factory=list[Range])
     """The gaps in which the exchange has no candles, which it said now or in an earlier fill."""
     late: list[Range] = field(default_factory=list[Range])
     """The gaps of the last hours in which it has none yet; the next fill asks again."""
     remaining: list[Range] = field(default_factory=list[Range])
-    """The other gaps that are left, which nothing explains but `invalid`."""
+    """The other gaps that are left, which nothing explains but `invalid` and `outliers`."""
     requests: int = 0
     """How often the exchange was asked for candles, retries included."""
     retries: int = 0
     seconds: float = 0.0
+
+    @property
+    def step(self) -> int:
+        """The length of its interval in ms."""
+        return interval_step_ms(self.interval)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all gaps that are left are those in which the exchange has no candles."""
+        return not self.remaining
 
 
 class FillProgress(Progress, Protocol):
@@ -88,6 +100,7 @@ async def fill_candles(
     exchange_name: str | None = None,
     ccxt_symbols: bool = False,
     session_length: timedelta | int | None = None,
+    allow_outliers: bool = False,
     ask_again: bool = False,
     dry_run: bool = False,
     retry_seconds: float = RETRY_SECONDS,
@@ -137,7 +150,7 @@ async def fill_candles(
     report.asked = count_candles(gaps, series.step)
     report.planned = sum(1 for _ in _pages(gaps, market.page * series.step))
     if not dry_run:
-        await _Filler(market, series, candles, missing, gaps, report, progress).run()
+        await _Filler(market, series, candles, missing, gaps, report, progress, allow_outliers).run()
     report.requests, report.retries = market.requests, market.retries
     report.seconds = time.perf_counter() - started
     return report
@@ -192,6 +205,7 @@ class _Filler:
     """Those for which the exchange has not been asked yet."""
     report: CandlesFilled
     progress: FillProgress
+    allow_outliers: bool
     late: Ranges = field(default_factory=Ranges)
     """Those that are too young to count as missing."""
     skips: bool = True
@@ -254,10 +268,17 @@ class _Filler:
         series, report, step = self.series, self.report, self.series.step
         rows = {opening: row for opening, row in answer.rows.items() if at <= opening < end}
         self._check_openings(rows)
-        stored = await self.candles.store(*_names(series), list(rows.values()), as_of=answer.asked_at, errors="skip")
+        stored = await self.candles.store(
+            *_names(series),
+            list(rows.values()),
+            as_of=answer.asked_at,
+            errors="skip",
+            allow_outliers=self.allow_outliers,
+        )
         report.new += stored.new
         report.same += stored.same
         report.different += stored.different
+        report.outliers += stored.outliers
         openings = list(rows)
         report.invalid += [(openings[position], problem) for position, problem in stored.invalid]
         gaps = self.gaps.within(at, end)

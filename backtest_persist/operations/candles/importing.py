@@ -8,6 +8,7 @@ from array import array
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 
 from anyio.to_thread import run_sync
@@ -18,11 +19,13 @@ from backtest_persist.core.keys import checked_timestamp
 from backtest_persist.core.mongo_store import Restored
 from backtest_persist.core.ohlcv import Series
 from backtest_persist.core.persist_instance import Services
+from backtest_persist.core.session_days import session_day
 from backtest_persist.domains.candle import CandleDbService, CandleReport
+from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
 from backtest_persist.operations.candles.detection import Options, open_reading
 from backtest_persist.operations.candles.files import CandleFile
 from backtest_persist.operations.candles.reading import Chunk, SkippedRow, in_ms
-from backtest_persist.operations.candles.times import DateOrder, Unit
+from backtest_persist.operations.candles.times import EPOCH, MS, DateOrder, Unit
 from backtest_persist.operations.progress import NoProgress, Progress
 
 __all__ = ("CandlesImported", "RowOfFile", "import_candles")
@@ -70,9 +73,9 @@ class CandlesImported:
     widened: int = 0
     """How many have a high or low that missed the body by a rounding error, and was set to it."""
     first: int | None = None
-    """The first time of a candle."""
+    """The first time of a candle that had closed."""
     last: int | None = None
-    """The last time of a candle."""
+    """The last time of such a candle."""
     seconds: float = 0.0
 
     @property
@@ -94,8 +97,10 @@ async def import_candles(
     date_order: DateOrder | None = None,
     decimal: Literal[".", ","] | None = None,
     no_volume: bool = False,
+    session_length: timedelta | int | None = None,
     allow_outliers: bool = False,
     as_of: When | None = None,
+    replace: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> CandlesImported:
@@ -106,12 +111,16 @@ async def import_candles(
     cannot be opened. A single row that is no candle is reported and does not stop the import.
 
     A candle that is stored already is kept, so that an import can be repeated, or resumed after an interruption. With
-    `dry_run` nothing is written.
+    `replace`, what is stored in the range of the file is deleted before, if the file differs from it: the file is read
+    as a whole first, and one with a row that cannot be stored is an `InvalidPayloadError`. A reader meanwhile, or after
+    a failure, finds the range incomplete, but never a mixture. With `dry_run` nothing is written.
 
     `unit` is that of times as numbers, `columns` are the names of the columns in their order, `tz` is the zone of times
     that have none, `date_order` says whether 02.03.2024 begins with the day or the month, and `decimal` is what
-    separates decimals. With `no_volume` 0 is stored as the volume. A row with a price in another unit than those around
-    it is skipped unless `allow_outliers` is set; see `CandleDbService.store`.
+    separates decimals. With `no_volume` 0 is stored as the volume. `session_length`, a timedelta or an int in ms, is
+    for daily candles of sessions that do not open at 00:00 UTC: each is stored under the UTC day in which it closes. A
+    row with a price in another unit than those around it is skipped unless `allow_outliers` is set; see
+    `CandleDbService.store`.
 
     A candle that had not closed at `as_of`, when the exchange was asked, is not stored. By default, that is the last
     one if it had not closed when the file was last modified.
@@ -119,27 +128,58 @@ async def import_candles(
     started = time.perf_counter()
     series = Series(symbol, interval, exchange_name)
     db = ioc.db_service(CandleDbService)
-    options = Options(unit, columns, tz, date_order, decimal, no_volume)
-    progress = progress or NoProgress()
-    source = await run_sync(CandleFile, file)
-    report = CandlesImported(str(source.path))
+    if session_length is not None:
+        session_day(0, session_length)
+        if interval != "1d":
+            raise InvalidKeyError(f"session_length is for candles of 1d, not {interval}.")
+    options = Options(unit, columns, tz, date_order, decimal, no_volume, session_length)
     asked = None if as_of is None else checked_timestamp(as_of, "as_of", db.allows_early_times)
-    importer = _Importer(db, series, report, dry_run, asked, source.modified, allow_outliers)
-    progress.begin(source.size)
+    source = await run_sync(CandleFile, file)
+    progress = progress or NoProgress()
+
+    async def read(dry: bool) -> CandlesImported:
+        report = CandlesImported(str(source.path))
+        importer = _Importer(db, series, report, dry, asked, source.modified, allow_outliers)
+        await _import(source, series, options, importer, progress)
+        return report
+
+    progress.begin(source.size * (2 if replace and not dry_run else 1))
+    if replace and not dry_run:
+        await _delete_replaced(db, series, await read(True))
+    report = await read(dry_run)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+async def _import(
+    source: CandleFile, series: Series, options: Options, importer: "_Importer", progress: Progress
+) -> None:
+    """Read a file once."""
     position = 0
     with ExitStack() as stack:
         reading = await run_sync(stack.enter_context, open_reading(source, series, options))
-        report.ignored = reading.ignored
+        importer.report.ignored = reading.ignored
         async with aclosing(_read_ahead(reading.chunks())) as chunks:
             async for chunk in chunks:
                 await _undivided(importer.add(chunk, reading.noun))
                 progress.advance(chunk.position - position)
                 position = chunk.position
-        report.layout = reading.layout
+        importer.report.layout = reading.layout
     importer.end()
     progress.advance(source.size - position)
-    report.seconds = time.perf_counter() - started
-    return report
+
+
+async def _delete_replaced(db: CandleDbService, series: Series, checked: CandlesImported) -> None:
+    """Delete what is stored in the range of a file that was read, unless it is the same."""
+    if checked.skipped:
+        line, reason = checked.skipped[0]
+        raise InvalidPayloadError(
+            f"{checked.file}: {len(checked.skipped)} rows cannot be stored, such as {line:,}: {reason}. Nothing was "
+            "replaced; correct or remove them."
+        )
+    if checked.different and checked.first is not None and checked.last is not None:
+        key = (series.symbol, series.interval, series.exchange_name)
+        await db.delete_range(*key, EPOCH + checked.first * MS, EPOCH + (checked.last + 1) * MS)
 
 
 async def _read_ahead(chunks: Iterator[Chunk]) -> AsyncGenerator[Chunk]:
@@ -176,7 +216,7 @@ class _Importer:
         modified: int,
         allow_outliers: bool,
     ) -> None:
-        self._db, self._series, self._report = db, series, report
+        self._db, self._series, self.report = db, series, report
         self._compared = _Compared(series.step) if dry_run else None
         self._as_of, self._allow_outliers = as_of, allow_outliers
         self._modified = modified if as_of is None and modified > _EARLIEST else None
@@ -185,13 +225,9 @@ class _Importer:
 
     async def add(self, chunk: Chunk, noun: str) -> None:
         """Store the rows of a chunk."""
-        report = self._report
+        report = self.report
         report.rows += chunk.rows
         report.skipped += chunk.skipped
-        if chunk.candles:
-            times = [in_ms(candle["timestamp"]) for candle in chunk.candles]
-            report.first = min(times if report.first is None else (report.first, *times))
-            report.last = max(times if report.last is None else (report.last, *times))
         rows = list(zip(chunk.lines, chunk.candles, strict=True))
         if self._modified is None:
             await self._put(rows, self._as_of, noun)
@@ -203,9 +239,9 @@ class _Importer:
 
     def end(self) -> None:
         """Complete the report."""
-        self._report.open += [RowOfFile(line, in_ms(candle["timestamp"])) for line, candle in self._open]
-        self._report.skipped.sort()
-        self._report.different.sort()
+        self.report.open += [RowOfFile(line, in_ms(candle["timestamp"])) for line, candle in self._open]
+        self.report.skipped.sort()
+        self.report.different.sort()
 
     async def _put(self, rows: list[tuple[int, Candle]], as_of: int | None, noun: str) -> list[tuple[int, Candle]]:
         """Store rows and report them; returns those that are open, which are reported only if `as_of` is certain."""
@@ -217,22 +253,26 @@ class _Importer:
             )
         else:
             result = await self._compare(candles, as_of)
-        report, lines = self._report, [line for line, _ in rows]
+        report, lines = self.report, [line for line, _ in rows]
         report.new += result.new
         report.same += result.same
         report.rounded += len(result.rounded)
         report.widened += len(result.widened)
         report.skipped += [SkippedRow(lines[at], _in_lines(problem, noun, lines)) for at, problem in result.invalid]
-        outliers = [] if self._allow_outliers else result.outliers
-        if not result.different and not result.open and not outliers:
-            return []
-        line_of = {in_ms(candle["timestamp"]): line for line, candle in rows}
+        times = [in_ms(candle["timestamp"]) for candle in candles]
+        line_of = dict(zip(times, lines, strict=True))
+        outliers = set(() if self._allow_outliers else result.outliers)
         report.skipped += [SkippedRow(line_of[at], _OUTLIER) for at in outliers]
+        unclosed, invalid = set(result.open), {at for at, _ in result.invalid}
+        left_out = unclosed | outliers
+        closed = [at for place, at in enumerate(times) if at not in left_out and place not in invalid]
+        if closed:
+            report.first = min(closed if report.first is None else (report.first, *closed))
+            report.last = max(closed if report.last is None else (report.last, *closed))
         report.different += [RowOfFile(line_of[at], at) for at in result.different]
         if self._modified is None:
             report.open += [RowOfFile(line_of[at], at) for at in result.open]
-        unclosed = set(result.open)
-        return [row for row in rows if in_ms(row[1]["timestamp"]) in unclosed]
+        return [row for row, at in zip(rows, times, strict=True) if at in unclosed]
 
     async def _compare(self, candles: list[Candle], as_of: int | None) -> CandleReport:
         """Report what `store` would do with candles, and store none."""

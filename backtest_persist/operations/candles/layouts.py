@@ -1,6 +1,6 @@
 """The layouts of files of candles: one table of those that are known, and which column is what."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from backtest_persist.core.ohlcv import NUMBERS
@@ -22,6 +22,8 @@ class Layout:
     name: str
     header: frozenset[str] = frozenset()
     """The names that its header has, among others, in the form of `plain`."""
+    is_whole: bool = False
+    """Whether the header has no other names."""
     fields: tuple[str, ...] = ()
     """The fields of a layout without header."""
     first: str = "unix"
@@ -32,6 +34,10 @@ class Layout:
     """The order of day and month: dmy, mdy; None if the file has to show it."""
     hint: str = ""
     """What is known of the zone, for the question about it."""
+
+    def has_header(self, names: Set[str]) -> bool:
+        """Whether it is the layout of a file with these names, in the form of `plain`."""
+        return bool(self.header) and (self.header == names if self.is_whole else self.header <= names)
 
 
 _BROKER = " MetaTrader writes the time of the broker's server, often UTC+2 in winter and UTC+3 in summer."
@@ -47,7 +53,7 @@ LAYOUTS = (
     Layout("CryptoDataDownload", frozenset({"date", "symbol"}), zone="UTC"),
     Layout("Dukascopy", frozenset({"gmt_time"}), zone="UTC", order="dmy"),
     Layout("TradingView", frozenset({"time", "open", "high", "low", "close"})),
-    Layout("Date, Open, High, Low, Close, Volume (Stooq and others)", frozenset({"date"})),
+    Layout("Stooq, or other days by names of columns", frozenset({"date", *NUMBERS}), is_whole=True),
     Layout("Binance spot klines", fields=KLINE),
     Layout("Kraken OHLCVT", fields=("timestamp", *NUMBERS, "trades")),
     Layout("MetaTrader 4", fields=("date", "time", *NUMBERS), first="date", hint=_BROKER),
@@ -89,35 +95,41 @@ def find_places(names: Sequence[str], symbols: Sequence[str], *, no_volume: bool
     """
     known: dict[str, list[int]] = {}
     for place, name in enumerate(map(plain, names)):
-        known.setdefault(_SHORT.get(name, name), []).append(place)
-    for name in (*NUMBERS, *_TIMES, *_OTHER_TIMES):
-        if len(known.get(name, ())) > 1:
-            raise ValueError(f"several columns are called {name}")
+        known.setdefault(name, []).append(place)
+    for short, name in _SHORT.items():
+        if name not in known and short in known:
+            known[name] = known[short]
     prices = [name for name in NUMBERS[:4] if name not in known]
     if prices:
         raise ValueError(f"there is no column {', '.join(prices)}")
-    open, high, low, close = (known[name][0] for name in NUMBERS[:4])
+    open, high, low, close = (_only(known, name) for name in NUMBERS[:4])
     symbol = next((known[name][0] for name in _SYMBOLS if name in known), None)
     volume = None if no_volume else _volume(known, names, symbols)
     return Places(_time(known), (open, high, low, close), volume, symbol)
 
 
+def _only(known: dict[str, list[int]], name: str) -> int:
+    if len(known[name]) > 1:
+        raise ValueError(f"several columns are called {name}")
+    return known[name][0]
+
+
 def _time(known: dict[str, list[int]]) -> tuple[int, ...]:
     for name in _TIMES:
         if name in known:
-            return (known[name][0],)
+            return (_only(known, name),)
     if "date" in known and "time" in known:
-        return (known["date"][0], known["time"][0])
+        return (_only(known, "date"), _only(known, "time"))
     for name in _OTHER_TIMES:
         if name in known:
-            return (known[name][0],)
+            return (_only(known, name),)
     raise ValueError("there is no column of times")
 
 
 def _volume(known: dict[str, list[int]], names: Sequence[str], symbols: Sequence[str]) -> int:
     for name in _BASE_VOLUMES:
         if name in known:
-            return known[name][0]
+            return _only(known, name)
     by_asset = {
         name.removeprefix("volume_"): places[0]
         for name, places in known.items()

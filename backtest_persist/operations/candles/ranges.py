@@ -26,9 +26,9 @@ class Ranges:
 
     def add(self, start: int, end: int) -> None:
         """Add [start, end), merged with the ranges that it overlaps or touches."""
-        first, last = bisect_left(self._ends, start), bisect_right(self._starts, end)
         if start >= end:
             return
+        first, last = bisect_left(self._ends, start), bisect_right(self._starts, end)
         if first < last:
             start, end = min(start, self._starts[first]), max(end, self._ends[last - 1])
         self._replace(first, last, [(start, end)])
@@ -36,12 +36,14 @@ class Ranges:
     def remove(self, start: int, end: int) -> None:
         """Remove [start, end)."""
         first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
-        if first < last and start < end:
+        if start < end and first < last:
             left, right = (self._starts[first], start), (end, self._ends[last - 1])
             self._replace(first, last, [part for part in (left, right) if part[0] < part[1]])
 
     def within(self, start: int, end: int) -> list[Range]:
         """Return the parts of the ranges that lie in [start, end)."""
+        if start >= end:
+            return []
         first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
         found = list(zip(self._starts[first:last], self._ends[first:last], strict=True))
         if found:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, get_args
 
 from backtest_persist.contracts import CandleInterval
 from backtest_persist.core.ohlcv import COLUMNS, NUMBERS, Series, interval_step_ms
+from backtest_persist.core.session_days import session_day
+from backtest_persist.errors import InvalidKeyError
 from backtest_persist.operations.candles.files import CandleFile
 from backtest_persist.operations.candles.layouts import Places
 from backtest_persist.operations.candles.tables import BATCH, Row, Table, plain
@@ -18,8 +20,10 @@ __all__ = ("Chunk", "Reading", "SkippedRow", "in_ms", "other_interval")
 
 _EXACT_LENGTH = 15
 """A text of so many characters has no more digits than a float holds."""
-_FEW = 3
-"""Distances of rows that say nothing if they are no interval: from Friday to Monday, or over a gap."""
+_FEW = 20
+"""Distances of rows that say nothing if they are no interval: from Friday to Monday, or between rare trades."""
+_MANY = 100
+"""Rows that say that a file goes on with another interval."""
 _INTERVALS = {interval_step_ms(name): name for name in get_args(CandleInterval)} | {1000: "1s", 604_800_000: "1w"}
 _NULLS = frozenset({"", "null", "none", "nan", "n/a", "-"})
 
@@ -59,12 +63,13 @@ class Reading:
         times: Times,
         comma: bool,
         symbol: Any,
+        session: timedelta | int | None,
     ) -> None:
         self._file, self._table, self._series = file, table, series
         self._rows = itertools.chain(sample, table.rows)
         self._layout, self._names, self._places, self._times, self._comma = layout, names, places, times, comma
         self._numbers = [*places.prices, *(() if places.volume is None else (places.volume,))]
-        self._symbol = symbol
+        self._symbol, self._session = symbol, session
 
     @property
     def noun(self) -> str:
@@ -102,10 +107,11 @@ class Reading:
                         chunk.skipped.append(SkippedRow(line, str(problem)))
             if not chunk.rows:
                 return
-            if wrong := other_interval((candle["timestamp"] for candle in chunk.candles), self._series.step):
+            times = (candle["timestamp"] for candle in chunk.candles)
+            if len(chunk.candles) > _MANY and (wrong := other_interval(times, self._series.step)):
                 raise self._file.error(
                     f"from {self.noun} {chunk.lines[0]:,} on its rows are {wrong} apart, not {self._series.interval}; "
-                    "what was before is stored"
+                    "split it there"
                 )
             chunk.position = self._table.position()
             yield chunk
@@ -113,10 +119,15 @@ class Reading:
     def read(self, line: int, row: Sequence[Any]) -> dict[str, Any]:
         """Return one candle; `ValueError` says why the row is none."""
         if len(row) != len(self._names) and any(row[len(self._names) :]) | (len(row) < len(self._names)):
-            raise ValueError(f"it has {len(row)} fields, not {len(self._names)}")
+            raise ValueError(f"the number of its fields is {len(row)}, not {len(self._names)}")
         if self._symbol is not None and row[self._places.symbol] != self._symbol:  # pyright: ignore[reportArgumentType, reportCallIssue]
             raise ValueError(f"it is of another symbol than the first row, which is of {self._symbol!r:.40}")
-        timestamp = self._times.read(row, line)
+        try:
+            timestamp = self._times.read(row, line)
+            if self._session is not None:
+                timestamp = session_day(timestamp, self._session)
+        except (InvalidKeyError, OverflowError) as error:
+            raise ValueError(f"its time cannot be stored: {error}".rstrip(".")) from None
         values = [row[place] for place in self._numbers]
         try:
             numbers = [self._number(value) for value in values]

@@ -45,8 +45,6 @@ class Table:
     """What is counted by the numbers of the rows: lines, or the rows themselves."""
     header: int = 0
     """The line of the header; 0 for none."""
-    is_spread: bool = False
-    """Whether the rows are read by semicolons or tabs, so that a comma can be that of decimals."""
     in_ms: frozenset[str] = frozenset()
     """The names of columns that hold instants as ms for certain, because they were datetimes."""
 
@@ -91,16 +89,17 @@ def _of_csv(file: CandleFile, text: TextIO) -> Table:
         next(reader, None)
         next(reader, None)
 
+    repeated = first if header else None
+    """The header, which files that were joined have again."""
+
     def rows() -> Iterator[Row]:
         if header is None:
             yield number, first
         for row in reader:
-            if row and row != first:
+            if row and row != repeated:
                 yield reader.line_num, row
 
-    return Table(
-        file.kind, header, rows(), lambda: file.position, header=number if header else 0, is_spread=delimiter != ","
-    )
+    return Table(file.kind, header, rows(), lambda: file.position, header=number if header else 0)
 
 
 def _delimiter(lines: Iterable[str]) -> str:
@@ -125,6 +124,8 @@ def _of_json(file: CandleFile, text: TextIO) -> Table:
     first: Any = next(entries, None)
     if isinstance(first, dict):
         names = tuple(map(str, cast("dict[Any, Any]", first)))
+        if not {"close", "c"}.intersection(map(plain, names)):
+            raise file.error(f"it holds an object with {', '.join(names):.100}, which is no candle")
         found = ([entry.get(name) for name in names] for entry in itertools.chain([first], _only(dict, file, entries)))
         return Table(file.kind, names, enumerate(found, 1), lambda: file.position, "entry")
     if not isinstance(first, list):
@@ -141,21 +142,22 @@ def _only(kind: type, file: CandleFile, entries: Iterator[Any]) -> Iterator[Any]
 
 
 def _entries(file: CandleFile, text: TextIO) -> Iterator[Any]:
-    """Iterate over the entries of a list, of which only a block is in memory."""
+    """Iterate over the entries of a list, or the lines of JSON Lines, of which only a block is in memory."""
     decoder = json.JSONDecoder()
-    buffer, at = text.read(_BLOCK).lstrip("\ufeff \t\r\n"), 1
-    if buffer[:1] != "[":
-        raise file.error("it holds an object of JSON; a list of candles is expected, [[time, open, high, …], …]")
+    buffer = text.read(_BLOCK).lstrip("\ufeff \t\r\n")
+    at = int(is_list := buffer.startswith("["))
     while True:
         at = _BETWEEN.match(buffer, at).end()  # pyright: ignore[reportOptionalMemberAccess]  # it matches nothing, too
-        if buffer[at : at + 1] == "]":
+        if is_list and buffer[at : at + 1] == "]":
             return
         try:
             entry, at = decoder.raw_decode(buffer, at)
         except json.JSONDecodeError as error:
             more = text.read(_BLOCK)
+            if not more and not is_list and at == len(buffer):
+                return
             if not more or len(buffer) - at > _BLOCK:
-                problem = "it ends amid the list" if not more else f"it is no JSON ({error.msg})"
+                problem = "it is cut off" if not more else f"it is no JSON ({error.msg})"
                 raise file.error(f"{problem}; download it again") from None
             buffer, at = buffer[at:] + more, 0
         else:
@@ -226,7 +228,7 @@ def _by_pyarrow(file: CandleFile) -> Iterator[_Batch]:
                         in_ms.add(name)
                 columns.append(column.to_pylist())
             yield _Batch(names, columns, frozenset(in_ms), count)
-    except (pyarrow.ArrowException, KeyError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(file, error) from None
 
 

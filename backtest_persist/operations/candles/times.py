@@ -9,13 +9,13 @@ from zoneinfo import ZoneInfo
 
 from backtest_persist.errors import InvalidKeyError
 
-__all__ = ("EPOCH", "UNIT_NAMES", "DateOrder", "Form", "Times", "Unit", "find_form", "parse_zone")
+__all__ = ("EPOCH", "MS", "UNIT_NAMES", "DateOrder", "Form", "Times", "Unit", "find_form", "parse_zone")
 
 Unit = Literal["s", "ms", "us", "ns"]
 DateOrder = Literal["dmy", "mdy"]
 
 EPOCH = datetime.fromtimestamp(0, UTC)
-_MS = timedelta(milliseconds=1)
+MS = timedelta(milliseconds=1)
 UNIT_NAMES: dict[Unit, str] = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _PER_UNIT: dict[Unit, tuple[int, int]] = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
 """What a number is multiplied and divided by to be in ms."""
@@ -68,8 +68,8 @@ class Form:
     """One of them whose day and month can be exchanged."""
     orders: set[DateOrder] = field(default_factory=set[DateOrder])
     """The orders of day and month in those that cannot be read otherwise."""
-    dates: bool = False
-    """Whether there are days without a time of day."""
+    day: str | None = None
+    """A day without a time of day."""
 
 
 def parse_zone(name: str) -> tzinfo:
@@ -94,7 +94,8 @@ def find_form(values: Iterable[Any]) -> Form:
     """Tell the form of times by those of a sample, each of one column or joined of two."""
     form = Form()
     units: dict[Unit, int] = {}
-    for value in values:
+    for given in values:
+        value = _as_text(given) if type(given) is int else given
         number = _to_number(value)
         if number is not None:
             form.number = number
@@ -105,11 +106,11 @@ def find_form(values: Iterable[Any]) -> Form:
             if value.utcoffset() is not None:
                 form.zoned = form.zoned or str(value)
             elif value.time() == time():
-                form.dates = True
+                form.day = form.day or str(value)
             else:
                 form.naive = form.naive or str(value)
         elif isinstance(value, date):
-            form.dates = True
+            form.day = form.day or str(value)
         elif isinstance(value, str) and (parsed := _parse(value)) is not None:
             _add(form, value, parsed)
     if units:
@@ -130,7 +131,7 @@ def _add(form: Form, value: str, parsed: _Parsed) -> None:
     if parsed.zone is not None:
         form.zoned = form.zoned or value
     elif parsed.at is None or parsed.at == time():
-        form.dates = True
+        form.day = form.day or value
     else:
         form.naive = form.naive or value
 
@@ -170,8 +171,10 @@ class Times:
     def read(self, row: Sequence[Any], line: int) -> int | datetime:
         """Return an opening time in ms, or as a datetime where an int could be misread; `ValueError` says why not."""
         value = self.joined(row)
-        if self._in_ms and isinstance(value, int):
-            return _certain(value)
+        if type(value) is int:
+            if self._in_ms:
+                return _certain(value)
+            value = _as_text(value)
         number = _to_number(value)
         if number is not None:
             return self._of_number(number, line)
@@ -198,8 +201,8 @@ class Times:
         if usual == "s" and found is None:
             return usual  # before March 1973
         if found is None or usual is None or (found == "s" and usual != "s"):
-            others = "" if usual is None else f", as those of other rows, in {UNIT_NAMES[usual]}"
-            raise ValueError(f"its time {number} is not a time{others}")
+            problem = "near 1970" if usual is None else f"not in {UNIT_NAMES[usual]}, as those of the other rows are"
+            raise ValueError(f"its time {number} is {problem}")
         return found
 
     def _of_text(self, value: str) -> int | datetime:
@@ -241,6 +244,11 @@ class Times:
         return _to_ms(moment.replace(tzinfo=UTC) - offset)
 
 
+def _as_text(number: int) -> int | str:
+    """Return the digits of a date, such as 20240102, which is no number since the epoch."""
+    return str(number) if 19_000_000 < number < 21_000_000 and _COMPACT.fullmatch(str(number)) else number
+
+
 def _to_number(value: Any) -> int | float | None:
     if isinstance(value, str):
         if _NUMBER.fullmatch(value := value.strip()) is None or _COMPACT.fullmatch(value):
@@ -256,11 +264,11 @@ def _likely_unit(number: int | float) -> Unit | None:
 
 
 def _certain(timestamp: int) -> int | datetime:
-    return EPOCH + timestamp * _MS if 0 < timestamp < _EARLY else timestamp
+    return EPOCH + timestamp * MS if 0 < timestamp < _EARLY else timestamp
 
 
 def _to_ms(moment: datetime) -> int | datetime:
-    return _certain((moment - EPOCH) // _MS)
+    return _certain((moment - EPOCH) // MS)
 
 
 def _parse(text: str) -> _Parsed | None:

@@ -1,0 +1,191 @@
+"""Lists of rows as frames: flat columns, one type each, in pandas, polars and Arrow."""
+
+import json
+import pickle
+import sys
+from copy import copy, deepcopy
+from datetime import UTC, datetime
+from decimal import Decimal
+from importlib import import_module
+from typing import Any
+from uuid import UUID
+
+import pytest
+from bson import ObjectId
+
+from backtest_persist import CandleRow, MemoryRow, Page, RecentRow, RiskRow, RowList, SignalRow, StorageRow
+from tests.own_domain.funding import FundingRow
+
+pandas, polars, pyarrow = (import_module(name) for name in ("pandas", "polars", "pyarrow"))
+
+NOW = datetime(2024, 1, 1, 12, 0, 0, 5000, tzinfo=UTC)
+NOON = 1_704_110_400_000
+DATES: dict[str, Any] = {"id": "0" * 24, "create_date": NOW, "updated_date": NOW}
+UUID_ = UUID(int=7)
+TRADES: list[dict[str, Any]] = [
+    {
+        "id": "t-1",
+        "symbol": "BTCUSDT",
+        "priceOpen": 42_000,
+        "pnl": {"percentage": 1.5, "fees": {"in": 0.1}},
+        "partials": [{"price": 1, "at": NOW}, {"price": 2, "note": None}],
+        "amount": Decimal("0.10"),
+        "broker": UUID_,
+        "raw": b"\x00",
+        "closed": NOW,
+        "isLong": True,
+        "tag": "x",
+        "odd": [1, "a"],
+    },
+    {
+        "id": "t-2",
+        "symbol": "ETHUSDT",
+        "priceOpen": 2.5,
+        "pnl": None,
+        "partials": [],
+        "amount": Decimal("12.345"),
+        "bars": 2**60,
+        "tag": 3,
+        "account": ObjectId("1" * 24),
+        "nothing": None,
+    },
+]
+"""Trades with all that a payload can hold, of which no two columns are alike."""
+
+
+def trades() -> RowList[StorageRow]:
+    return RowList(
+        (StorageRow(backtest=True, signal_id=trade["id"], payload=trade, **DATES) for trade in TRADES), StorageRow
+    )
+
+
+def test_a_row_list_is_a_list() -> None:
+    """Equality, copies, pickles, JSON and slices are as of a list; a slice can be had as a frame, too."""
+    rows = trades()
+    plain = [*rows]
+    assert rows == plain
+    assert plain == rows
+    assert isinstance(rows, list)
+    assert repr(rows) == repr(plain)
+    for copied in (copy(rows), deepcopy(rows), pickle.loads(pickle.dumps(rows)), rows[:], rows[0:2]):
+        assert type(copied) is RowList
+        assert copied == plain
+        assert len(copied.to_frame()) == 2
+    assert json.dumps(RowList[Any]()) == "[]"
+    assert rows[1] is plain[1]
+    assert rows[1:].to_frame().columns["signal_id"] == ["t-2"]
+    assert rows[5:].to_frame().to_pandas().empty
+    assert [*rows[5:].to_frame().columns] == ["backtest", "signal_id", "create_date", "updated_date"]
+    assert [*Page(rows, total=9).to_frame().columns] == [*rows.to_frame().columns]
+
+
+def test_trades_are_flat_columns_of_one_type() -> None:
+    """The context comes first, the members of the payload as they are stored, the dates last."""
+    frame = trades().to_frame()
+    assert len(frame) == 2
+    names = "backtest, signal_id, id, symbol, priceOpen, pnl.percentage, …"
+    assert repr(frame) == f"<RowFrame: 2 rows, 20 columns: {names}>"
+    columns = frame.columns
+    assert [*columns][:7] == ["backtest", "signal_id", "id", "symbol", "priceOpen", "pnl.percentage", "pnl.fees.in"]
+    assert [*columns][-2:] == ["create_date", "updated_date"]
+    assert columns["priceOpen"] == [42_000.0, 2.5]
+    assert columns["pnl.percentage"] == [1.5, None]
+    found = frame.to_pandas()
+    kinds = {name: str(dtype) for name, dtype in found.dtypes.items()}
+    assert {name: kinds[name] for name in ("backtest", "priceOpen", "isLong", "bars", "closed", "create_date")} == {
+        "backtest": "bool",
+        "priceOpen": "float64",
+        "isLong": "boolean",
+        "bars": "Int64",
+        "closed": "datetime64[ms, UTC]",
+        "create_date": "datetime64[ms, UTC]",
+    }
+    assert found["bars"][1] == 2**60
+    assert found["closed"][0] == NOW
+    assert found["amount"].tolist() == [Decimal("0.10"), Decimal("12.345")]
+    assert found["partials"][1] == []
+    assert found["tag"].tolist() == ["x", 3]
+    assert found["broker"][0] == str(UUID_)
+    assert found["account"][1] == "1" * 24
+    assert found["raw"][0] == b"\x00"
+    assert found["odd"][0] == [1, "a"]
+
+
+@pytest.mark.parametrize("library", ["pyarrow", "polars", "arro3.core", "polars itself"])
+def test_arrow_has_the_same_columns(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no type in Arrow is text: values of several types, UUIDs, ids; arro3 alone makes text of lists."""
+    frame, read = trades().to_frame(), pyarrow.table
+    for other in {"pyarrow", "polars", "arro3.core"} - {library.split()[0]}:
+        monkeypatch.setitem(sys.modules, other, None)
+    table = read(frame.to_polars() if library == "polars itself" else frame)
+    assert table.column_names == [*frame.columns]
+    first, second = table.to_pylist()
+    assert (first["amount"], second["amount"]) == (Decimal("0.100"), Decimal("12.345"))
+    assert (first["isLong"], second["isLong"]) == (True, None)
+    assert (first["closed"], second["closed"]) == (NOW, None)
+    assert (first["create_date"], second["bars"]) == (NOW, 2**60)
+    assert (first["tag"], second["tag"], first["odd"]) == ("x", "3", '[1, "a"]')
+    assert (first["broker"], second["account"], first["raw"]) == (str(UUID_), "1" * 24, b"\x00")
+    if library == "arro3.core":
+        assert json.loads(first["partials"])[1] == {"price": 2, "note": None}
+    else:
+        assert [partial["price"] for partial in first["partials"]] == [1, 2]
+        assert first["partials"][0]["at"] == NOW
+        assert second["partials"] == []
+
+
+def test_decimals_that_no_type_holds_are_text() -> None:
+    """NaN, infinities, and numbers of more than 38 digits crash neither polars nor Arrow."""
+    for odd in (Decimal("NaN"), Decimal("Infinity"), Decimal("1e40"), Decimal("1E-39"), Decimal("1" * 39)):
+        rows = RowList(StorageRow(backtest=True, signal_id="s", payload={"n": n}, **DATES) for n in (odd, Decimal(1)))
+        frame = rows.to_frame()
+        assert frame.to_polars()["n"].to_list() == [str(odd), "1"]
+        assert pyarrow.table(frame)["n"].to_pylist() == [str(odd), "1"]
+        assert str(frame.to_pandas()["n"][0]) == str(odd)
+
+
+def test_names_that_two_columns_have_are_told_apart() -> None:
+    """A member that says what the context says is left out; one that differs is called after its field."""
+    payload = {"symbol": "BTC", "when": NOON, "backtest": True, "frameName": "f", "close": 1.0, "payload": 2}
+    context: dict[str, Any] = {"strategy_name": "s", "exchange_name": "e", "frame_name": "f", "backtest": True}
+    context["when"] = NOON
+    rows = RowList([RecentRow(symbol="BTC", payload=payload, **context, **DATES)])
+    assert rows.to_frame().columns.keys() == {
+        *("symbol", "strategy_name", "exchange_name", "frame_name", "backtest", "frameName", "close", "payload"),
+        *("when", "create_date", "updated_date"),
+    }
+    rows.append(RecentRow(symbol="BTC", payload={"symbol": "ETH"}, **context, **DATES))
+    frame = rows.to_frame()
+    assert frame.columns["payload.symbol"] == ["BTC", "ETH"]
+    assert frame.columns["symbol"] == ["BTC", "BTC"]
+    assert frame.to_pandas()["when"][0] == pandas.Timestamp(NOON, unit="ms", tz="UTC")
+
+
+def test_rows_of_other_domains_are_frames() -> None:
+    """Payloads that are null, lists, tombstones, candles, and the rows of a user's own domain."""
+    context = {"symbol": "BTC", "strategy_name": "s", "exchange_name": "e"}
+    signals = RowList(SignalRow(payload=payload, **context, **DATES) for payload in ({"id": "a"}, None))
+    assert [*signals.to_frame().columns] == [*context, "id", "create_date", "updated_date"]
+    empty = RowList([SignalRow(payload=None, **context, **DATES)])
+    assert [*empty.to_frame().to_polars().columns] == [*context, "payload", "create_date", "updated_date"]
+    risk = RowList([RiskRow(risk_name="r", exchange_name="e", positions=[{"symbol": "X"}], when=NOON, **DATES)])
+    assert risk.to_frame().to_polars()["positions"].to_list() == [[{"symbol": "X"}]]
+    memory: dict[str, Any] = {"signal_id": "s", "bucket_name": "b", "memory_id": "m", "when": NOON}
+    removed = RowList([MemoryRow(payload={"removed": True, "n": 1}, removed=True, **memory, **DATES)])
+    assert [*removed.to_frame().columns][3:6] == ["n", "removed", "when"]
+    own = RowList([FundingRow(symbol="X", exchange_name="e", payload={"rate": 0.1}, when=NOON, **DATES)])
+    assert [*own.to_frame().columns] == ["symbol", "exchange_name", "rate", "when", "create_date", "updated_date"]
+    prices: dict[str, Any] = dict.fromkeys(("open", "high", "low", "close", "volume"), 1.0)
+    candles = RowList([CandleRow(exchange_name="e", symbol="X", interval="1m", timestamp=NOON, **prices, **DATES)])
+    found = candles.to_frame().to_polars()
+    assert found.columns[:4] == ["exchange_name", "symbol", "interval", "timestamp"]
+    assert found["timestamp"].dtype == polars.Datetime("ms", "UTC")
+    none = RowList[CandleRow]([], CandleRow).to_frame()
+    assert none.to_polars().schema == found.schema
+    assert pyarrow.table(none).schema == pyarrow.table(candles.to_frame()).schema
+
+
+def test_pandas_reads_a_frame_by_narwhals() -> None:
+    """Whatever takes an Arrow stream takes a frame of rows."""
+    narwhals = import_module("narwhals")
+    assert narwhals.from_arrow(trades().to_frame(), backend="polars").shape == (2, 20)
