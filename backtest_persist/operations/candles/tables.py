@@ -168,33 +168,20 @@ def _entries(file: CandleFile, text: TextIO) -> Iterator[Any]:
 
 
 def _of_arrow(file: CandleFile) -> Table:
-    position = _Position()
     batches = iter(_by_pyarrow(file) if find_spec("pyarrow") else _by_polars(file))
     first = next(batches, None)
     if first is None:
         raise file.error("it is empty")
-    position.total = first.count
+    share = 0.0
 
     def rows() -> Iterator[Row]:
+        nonlocal share
+        number = itertools.count(1)
         for batch in itertools.chain([first], batches):
-            for row in zip(*batch.columns, strict=True):
-                position.done += 1
-                yield position.done, row
+            share = batch.share
+            yield from zip(number, zip(*batch.columns, strict=True), strict=False)
 
-    return Table(
-        file.kind,
-        first.names,
-        rows(),
-        lambda: round(file.size * position.done / max(position.total, 1)),
-        "row",
-        in_ms=first.in_ms,
-    )
-
-
-@dataclass
-class _Position:
-    total: int = 0
-    done: int = 0
+    return Table(file.kind, first.names, rows(), lambda: round(file.size * share), "row", in_ms=first.in_ms)
 
 
 @dataclass(frozen=True)
@@ -202,20 +189,14 @@ class _Batch:
     names: tuple[str, ...]
     columns: list[list[Any]]
     in_ms: Mapping[str, str]
-    count: int
-    """The rows of the whole file."""
+    share: float
+    """The part of the file that has been read with it, from 0 to 1."""
 
 
 def _by_pyarrow(file: CandleFile) -> Iterator[_Batch]:
     pyarrow = import_module("pyarrow")
     try:
-        if file.kind is Kind.PARQUET:
-            parquet = import_module("pyarrow.parquet").ParquetFile(file.path)
-            count, batches = parquet.metadata.num_rows, parquet.iter_batches(batch_size=BATCH)
-        else:
-            table = import_module("pyarrow.feather").read_table(file.path, memory_map=True)
-            count, batches = table.num_rows, table.to_batches(max_chunksize=BATCH)
-        for batch in batches:
+        for batch, share in _parquet_batches(file) if file.kind is Kind.PARQUET else _feather_batches(file, pyarrow):
             names = tuple(batch.schema.names)
             columns: list[list[Any]] = []
             in_ms: dict[str, str] = {}
@@ -228,9 +209,26 @@ def _by_pyarrow(file: CandleFile) -> Iterator[_Batch]:
                         column = column.cast(pyarrow.int64())
                         in_ms[name] = column_zone
                 columns.append(column.to_pylist())
-            yield _Batch(names, columns, in_ms, count)
+            yield _Batch(names, columns, in_ms, share)
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(file, error) from None
+
+
+def _parquet_batches(file: CandleFile) -> Iterator[tuple[Any, float]]:
+    parquet = import_module("pyarrow.parquet").ParquetFile(file.path)
+    done = 0
+    for batch in parquet.iter_batches(batch_size=BATCH):
+        done += batch.num_rows
+        yield batch, done / parquet.metadata.num_rows
+
+
+def _feather_batches(file: CandleFile, pyarrow: Any) -> Iterator[tuple[Any, float]]:
+    with pyarrow.memory_map(str(file.path)) as mapped:
+        reader = import_module("pyarrow.ipc").open_file(mapped)
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            for start in range(0, batch.num_rows, BATCH):
+                yield batch.slice(start, BATCH), (number + 1) / reader.num_record_batches
 
 
 def _damaged(file: CandleFile, error: Exception) -> InvalidPayloadError:
@@ -255,6 +253,8 @@ def _by_polars(file: CandleFile) -> Iterator[_Batch]:
         if isinstance(kind, polars.Datetime) and kind.time_zone is not None
     }
     frame = frame.with_columns(polars.col(name).dt.epoch("ms") for name in zoned)
+    done = 0
     for part in frame.iter_slices(BATCH):
+        done += part.height
         columns = [column.to_list() for column in part.get_columns()]
-        yield _Batch(tuple(frame.columns), columns, zoned, frame.height)
+        yield _Batch(tuple(frame.columns), columns, zoned, done / frame.height)
