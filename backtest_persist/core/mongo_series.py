@@ -89,22 +89,24 @@ class MongoSeries:
         names = {name: document[name] for name in _FIELDS}
         first = _floor(document["timestamp"])
         last = await self._find_time({**names, "timestamp": _TIME}, DESCENDING)
-        parts = (names["symbol"], names["interval"], names["exchangeName"], first, first if last is None else last)
-        series = known_series(*parts[:3])
+        last = first if last is None else last
+        parts = (names["symbol"], names["interval"], names["exchangeName"])
+        series = known_series(*parts)
         if series is None:
-            return SeriesSummary(*parts, await self._count({**names, "timestamp": _TIME}), None, None)
+            count = await self._count({**names, "timestamp": _TIME})
+            return SeriesSummary(*parts, first, last, count, None, None)
         step = series.step
-        stop = await self._find_time(_aligned(series), DESCENDING)
-        start = await self._find_time(_aligned(series), ASCENDING)
+        start = await self._find_time(_aligned(series), ASCENDING) if first % step else first
+        stop = await self._find_time(_aligned(series), DESCENDING) if last % step else last
         count, gaps = 0, Gaps(step)
         while start is not None and stop is not None:
             end = min(start + PART * step, stop + step)
             number = await self._count(_aligned(series, start, end))
             await self._add_gaps(series, _Part(start, end, number), gaps)
             count += number
-            start = await self._find_time(_aligned(series, end), ASCENDING)
+            start = await self._find_time(_aligned(series, end), ASCENDING) if end <= stop else None
             gaps.add(end, end if start is None else start)
-        return SeriesSummary(*parts, count, gaps.missing, gaps.count)
+        return SeriesSummary(*parts, first, last, count, gaps.missing, gaps.count)
 
     async def _add_gaps(self, series: Series, part: "_Part", gaps: Gaps) -> None:
         """Add the gaps of a part; what is complete, or holds nothing, is found by counting halves."""

@@ -13,7 +13,7 @@ from backtest_persist import Container, Registry, Settings, SettingsError, expor
 from backtest_persist.operations.transfer import exporting
 from tests.support.dumps import CANDLE_TEXT, CANDLE_TIME, MINUTE, file_totals, stored_documents, write_dump
 from tests.support.json_backend import open_dump
-from tests.support.processes import run_cli
+from tests.support.processes import command_runner
 
 pytestmark = pytest.mark.parametrize("driver", ["motor"], indirect=True)
 
@@ -40,9 +40,8 @@ async def test_import_of_an_export_by_series_gives_identical_documents(
     for name in NAMES:
         await candles.create_many(name, "1m", name, [candle(JANUARY + n * MINUTE, 10.0 + n) for n in range(4)])
     hard = [candle(n * 86_400_000, price, abs(price)) for n, price in enumerate(HARD, start=-4)]
-    await candles.create_many(
-        "hard", "1d", "e", [{**row, "timestamp": datetime.fromtimestamp(row["timestamp"] / 1000, UTC)} for row in hard]
-    )
+    days = [{**row, "timestamp": datetime.fromtimestamp(row["timestamp"] / 1000, UTC)} for row in hard]
+    await candles.store("hard", "1d", "e", days, allow_outliers=True)
     await container.signal_db_service.upsert("a", "s", "e", {"n": 1})
     foreign = {
         "exchangeName": "e",
@@ -192,7 +191,11 @@ async def test_an_import_of_series_files_that_was_cut_is_resumed(container: Cont
 
 
 async def test_many_candles_are_exported_by_series_and_few_as_files(
-    container: Container, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    container: Container,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Unless the caller decides; the command says which, why, and how to get the other form."""
     await container.candle_db_service.create_many("S", "1m", "e", [candle(CANDLE_TIME + n * MINUTE) for n in range(3)])
@@ -207,15 +210,17 @@ async def test_many_candles_are_exported_by_series_and_few_as_files(
         await export_dump(container, tmp_path / "none", candles="parquet")  # pyright: ignore[reportArgumentType]
     assert not (tmp_path / "none").exists()
 
-    shown = await run_cli("export-dump", "shown", "--candles", "series", settings=settings, cwd=tmp_path)
-    assert shown.returncode == 0, shown.stderr
-    assert "3 values in 1 files" in shown.stdout
-    assert "export with --candles files" in shown.stdout
-    by_default = await run_cli("export-dump", "default", settings=settings, cwd=tmp_path)
-    assert "Each candle is a file, as there are no more than 100,000; --candles series writes" in by_default.stdout
-    imported = await run_cli("import-dump", "shown", settings=settings, cwd=tmp_path)
-    assert imported.returncode == 0, imported.stderr
-    assert "1 files in" in imported.stdout
+    run = command_runner(settings, monkeypatch, capsys)
+    monkeypatch.chdir(tmp_path)
+    status, shown = await run("export-dump", "shown", "--candles", "series")
+    assert (status, "3 values in 1 files" in shown) == (0, True)
+    assert "export with --candles files" in shown
+    assert "as there are more than 2" in (await run("export-dump", "by-default"))[1]
+    monkeypatch.setattr(exporting, "CANDLE_FILES", 100_000)
+    status, shown = await run("export-dump", "few-by-default")
+    assert "Each candle is a file, as there are no more than 100,000; --candles series writes" in shown
+    status, shown = await run("import-dump", "shown")
+    assert (status, "1 files in" in shown) == (0, True)
 
 
 async def test_the_json_backend_warns_once_of_series_files(

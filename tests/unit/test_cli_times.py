@@ -5,12 +5,12 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from backtest_persist import InvalidKeyError
-from backtest_persist.cli.candles.times import parse_instant, shown_time
+from backtest_persist.cli.candles.times import parse_instant, parse_period, shown_time
 
 
 def test_an_instant_is_a_date_in_utc_a_time_with_its_zone_or_ms() -> None:
     """Anything else is refused, a time without a zone with what to write."""
-    assert parse_instant(None, "--since") is None
+    assert parse_period(None, "2024-05-01") == (None, datetime(2024, 5, 1, tzinfo=UTC))
     assert parse_instant("2024-05-01", "--since") == datetime(2024, 5, 1, tzinfo=UTC)
     assert parse_instant("20240501", "--since") == datetime(2024, 5, 1, tzinfo=UTC)
     assert parse_instant("2024-05-01T12:00Z", "--since") == datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -18,10 +18,14 @@ def test_an_instant_is_a_date_in_utc_a_time_with_its_zone_or_ms() -> None:
     assert parse_instant("2024-05-01 12:00+02:00", "--since") == datetime(2024, 5, 1, 12, tzinfo=offset)
     assert parse_instant("1704067200000", "--since") == 1_704_067_200_000
     assert parse_instant("-1704067200000", "--since") == -1_704_067_200_000
+    for text, ago in (("30d", timedelta(days=30)), ("12h", timedelta(hours=12)), ("2w", timedelta(weeks=2))):
+        found = parse_instant(text, "--since")
+        assert isinstance(found, datetime)
+        assert timedelta() <= datetime.now(UTC) - ago - found < timedelta(minutes=5)
     with pytest.raises(InvalidKeyError, match=r"--until is a time without a zone; for UTC write 2024-05-01T12:00Z\."):
         parse_instant("2024-05-01 12:00", "--until")
-    for text in ("", "yesterday", "2024-13-01", "1.5"):
-        with pytest.raises(InvalidKeyError, match="--until must be a date such as 2024-05-01"):
+    for text in ("", "yesterday", "2024-13-01", "1.5", "30", "1.5d"):
+        with pytest.raises(InvalidKeyError, match="--until must be a time such as 2024-05-01"):
             parse_instant(text, "--until")
 
 

@@ -229,6 +229,7 @@ class _Detection:
         if form.is_unordered:
             order = order or self._order(form, joined)
             words.append(f"dates as {_ORDERS[order]}")
+        column_zone = self.table.in_ms.get(names[places.time[0]])
         times = Times(
             places.time,
             unit=unit,
@@ -236,7 +237,9 @@ class _Detection:
             zone=None if zone is None else parse_zone(zone),
             order=order,
             daily=daily,
-            in_ms=names[places.time[0]] in self.table.in_ms,
+            in_ms=column_zone is not None,
+            sessions=self.options.session is not None,
+            column_zone=None if column_zone is None else parse_zone(column_zone),
         )
         return times, words
 

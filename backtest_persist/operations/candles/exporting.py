@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple, cast
 from anyio.to_thread import run_sync
 
 from backtest_persist.backends.json.atomic import sync_directory, sync_file
-from backtest_persist.contracts import CandleData, When
+from backtest_persist.contracts import Bound, CandleData
 from backtest_persist.core.candle_store import PART
-from backtest_persist.core.keys import checked_timestamp
+from backtest_persist.core.instants import checked_bound
 from backtest_persist.core.ohlcv import NUMBERS, ImpossibleCandleError, Series, candle_numbers, opening_time
 from backtest_persist.core.persist_instance import Services
 from backtest_persist.domains.candle import CandleDbService
@@ -56,14 +56,16 @@ async def export_candles(
     symbol: str,
     interval: str,
     exchange_name: str,
-    since: When | None = None,
-    until: When | None = None,
+    since: Bound | None = None,
+    until: Bound | None = None,
     *,
     format: Literal["csv", "parquet", "feather"] | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> CandlesExported:
     """Write the candles of a series that open in [since, until), without bounds all of them, to a file.
+
+    For the bounds see `CandleDbService.find_frame`.
 
     The format is that of the name of the file unless `format` is given; a name that ends in ``.csv.gz`` is CSV,
     compressed. CSV has the columns timestamp (in ms UTC), open, high, low, close, volume; Parquet and feather have
@@ -154,10 +156,10 @@ def _checked_format(given: str) -> CandleFormat:
         raise SettingsError(f"format must be csv, parquet or feather, not {given!r:.40}.") from None
 
 
-async def _bounds(db: CandleDbService, series: Series, since: When | None, until: When | None) -> tuple[int, int]:
+async def _bounds(db: CandleDbService, series: Series, since: Bound | None, until: Bound | None) -> tuple[int, int]:
     """Return the range of what is stored in [since, until), in ms UTC."""
-    start = None if since is None else checked_timestamp(since, "since", db.allows_early_times)
-    end = None if until is None else checked_timestamp(until, "until", db.allows_early_times)
+    start = None if since is None else checked_bound(since, "since", db.allows_early_times)
+    end = None if until is None else checked_bound(until, "until", db.allows_early_times)
     first, last = await stored_bounds(db, series)
     start = first if start is None else max(start, first)
     end = last + 1 if end is None else min(end, last + 1)

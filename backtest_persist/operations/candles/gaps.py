@@ -4,8 +4,8 @@ import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from backtest_persist.contracts import When
-from backtest_persist.core.keys import checked_timestamp
+from backtest_persist.contracts import Bound
+from backtest_persist.core.instants import checked_bound
 from backtest_persist.core.ohlcv import CANDLES, Series
 from backtest_persist.core.persist_instance import Services
 from backtest_persist.domains.candle import CandleDbService
@@ -45,16 +45,17 @@ async def find_candle_gaps(
     symbol: str,
     interval: str,
     exchange_name: str,
-    since: When | None = None,
-    until: When | None = None,
+    since: Bound | None = None,
+    until: Bound | None = None,
 ) -> CandleGaps:
     """Find the candles that are missing in [since, until), by default between the first and the last one stored.
 
-    A candle that has not closed yet is not missing. `InvalidKeyError` when a bound is needed and nothing is stored.
+    For the bounds see `CandleDbService.find_frame`. A candle that has not closed yet is not missing. `InvalidKeyError`
+    when a bound is needed and nothing is stored.
     """
     series, db = Series(symbol, interval, exchange_name), ioc.db_service(CandleDbService)
-    start = None if since is None else checked_timestamp(since, "since", db.allows_early_times)
-    end = None if until is None else checked_timestamp(until, "until", db.allows_early_times)
+    start = None if since is None else checked_bound(since, "since", db.allows_early_times)
+    end = None if until is None else checked_bound(until, "until", db.allows_early_times)
     if start is None or end is None:
         first, last = await stored_bounds(db, series)
         start = first if start is None else start

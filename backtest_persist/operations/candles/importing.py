@@ -263,15 +263,15 @@ class _Importer:
             SkippedRow(lines[at], _in_lines(problem, report.noun, lines)) for at, problem in result.invalid
         ]
         times = [in_ms(candle["timestamp"]) for candle in candles]
-        line_of = dict(zip(times, lines, strict=True))
-        outliers = set(() if self._allow_outliers else result.outliers)
-        report.skipped += [SkippedRow(line_of[at], _OUTLIER) for at in outliers]
-        unclosed, invalid = set(result.open), {at for at, _ in result.invalid}
-        left_out = unclosed | outliers
+        outliers = [] if self._allow_outliers else result.outliers
+        unclosed, left_out = set(result.open), {*result.open, *outliers}
+        invalid = {place for place, _ in result.invalid}
         closed = [at for place, at in enumerate(times) if at not in left_out and place not in invalid]
         if closed:
             report.first = min(closed if report.first is None else (report.first, *closed))
             report.last = max(closed if report.last is None else (report.last, *closed))
+        line_of = dict(zip(times, lines, strict=True)) if result.different or left_out else {}
+        report.skipped += [SkippedRow(line_of[at], _OUTLIER) for at in outliers]
         report.different += [RowOfFile(line_of[at], at) for at in result.different]
         if self._modified is None:
             report.open += [RowOfFile(line_of[at], at) for at in result.open]
@@ -288,8 +288,12 @@ class _Importer:
             early=self._db.allows_early_times,
             allow_outliers=self._allow_outliers,
         )
-        result = CandleReport.of(checked)
         key = (self._series.symbol, self._series.interval, self._series.exchange_name)
+        outliers = list(checked.outliers.values())
+        for candle, outcome in zip(outliers, await self._db.restore_series(*key, outliers, dry_run=True), strict=True):
+            if outcome is Restored.SAME:
+                checked.valid[candle["timestamp"]] = checked.outliers.pop(candle["timestamp"])
+        result = CandleReport.of(checked)
         valid = list(checked.valid.values())
         for candle, outcome in zip(valid, await self._db.restore_series(*key, valid, dry_run=True), strict=True):
             if outcome is Restored.NEW:

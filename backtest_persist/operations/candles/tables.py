@@ -4,9 +4,9 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TextIO, cast
@@ -47,8 +47,8 @@ class Table:
     """What is counted by the numbers of the rows: lines, or the rows themselves."""
     header: int = 0
     """The line of the header; 0 for none."""
-    in_ms: frozenset[str] = frozenset()
-    """The names of columns that hold instants as ms for certain, because they were datetimes."""
+    in_ms: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The names of columns that hold instants as ms for certain, because they were datetimes, and their time zones."""
 
 
 def plain(name: str) -> str:
@@ -192,7 +192,7 @@ def _of_arrow(file: CandleFile) -> Table:
 class _Batch:
     names: tuple[str, ...]
     columns: list[list[Any]]
-    in_ms: frozenset[str]
+    in_ms: Mapping[str, str]
     share: float
     """The part of the file that has been read with it, from 0 to 1."""
 
@@ -203,16 +203,17 @@ def _by_pyarrow(file: CandleFile) -> Iterator[_Batch]:
         for batch, share in _parquet_batches(file) if file.kind is Kind.PARQUET else _feather_batches(file, pyarrow):
             names = tuple(batch.schema.names)
             columns: list[list[Any]] = []
-            in_ms: set[str] = set()
+            in_ms: dict[str, str] = {}
             for name, column in zip(names, batch.columns, strict=True):
                 if pyarrow.types.is_timestamp(column.type):
-                    unit = "us" if column.type.tz is None else "ms"
-                    column = column.cast(pyarrow.timestamp(unit, column.type.tz), safe=False)
-                    if unit == "ms":
+                    column_zone: str | None = column.type.tz
+                    unit = "us" if column_zone is None else "ms"
+                    column = column.cast(pyarrow.timestamp(unit, column_zone), safe=False)
+                    if column_zone is not None:
                         column = column.cast(pyarrow.int64())
-                        in_ms.add(name)
+                        in_ms[name] = column_zone
                 columns.append(column.to_pylist())
-            yield _Batch(names, columns, frozenset(in_ms), share)
+            yield _Batch(names, columns, in_ms, share)
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(file, error) from None
 
@@ -250,12 +251,14 @@ def _by_polars(file: CandleFile) -> Iterator[_Batch]:
         frame = polars.read_parquet(file.path) if file.kind is Kind.PARQUET else polars.read_ipc(file.path)
     except (polars.exceptions.PolarsError, OSError) as error:
         raise _damaged(file, error) from None
-    zoned = {
-        name for name, kind in frame.schema.items() if isinstance(kind, polars.Datetime) and kind.time_zone is not None
+    zoned: dict[str, str] = {
+        name: kind.time_zone
+        for name, kind in frame.schema.items()
+        if isinstance(kind, polars.Datetime) and kind.time_zone is not None
     }
     frame = frame.with_columns(polars.col(name).dt.epoch("ms") for name in zoned)
     done = 0
     for part in frame.iter_slices(BATCH):
         done += part.height
         columns = [column.to_list() for column in part.get_columns()]
-        yield _Batch(tuple(frame.columns), columns, frozenset(zoned), done / frame.height)
+        yield _Batch(tuple(frame.columns), columns, zoned, done / frame.height)

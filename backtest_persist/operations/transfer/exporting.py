@@ -12,10 +12,11 @@ from anyio.to_thread import run_sync
 
 from backtest_persist.backends.json.folder import DumpFiles
 from backtest_persist.backends.json.value_file import Write
+from backtest_persist.connections import Document
 from backtest_persist.container import Container
 from backtest_persist.core.domain import Family
 from backtest_persist.core.row import Row
-from backtest_persist.domains.candle import CANDLE, CandleRow
+from backtest_persist.domains.candle import CANDLE
 from backtest_persist.errors import BacktestPersistError, SettingsError
 from backtest_persist.operations.domains import DomainServices, domain_services
 from backtest_persist.operations.progress import NoProgress, Progress
@@ -63,13 +64,14 @@ async def export_dump(
     exporter = _Exporter(DumpFiles(root, container.domains), report)
     progress.begin(sum(counts.values()))
     for domain in domains:
-        by_series = domain.name == CANDLE.name and report.candles == "series"
+        if domain.name == CANDLE.name and report.candles == "series":
+            await exporter.write_series(domain, progress)
+            continue
         async with aclosing(domain.db.mongo_store.sift(sort=_sort(domain))) as batches:
             async for rows, refused in batches:
-                await (exporter.write_series(domain, rows) if by_series else exporter.write(domain, rows))
+                await exporter.write(domain, rows)
                 exporter.skip(domain, refused)
                 progress.advance(len(rows) + len(refused))
-    await run_sync(exporter.close)
     await run_sync(os.sync)
     report.seconds = time.perf_counter() - started
     return report
@@ -81,9 +83,6 @@ class _Exporter:
     report: Exported
     created: int = 0
     """The time of the last file, in ns."""
-
-    def __post_init__(self) -> None:
-        self.series = SeriesWriter(self.dump.root)
 
     async def write(self, domain: DomainServices, rows: Sequence[Row]) -> None:
         layout = domain.layout
@@ -105,30 +104,32 @@ class _Exporter:
             folder = self.dump.folder(domain.name, **context)
             self.report.domains[domain.name] += await folder.write(writes, flush=False)
 
-    async def write_series(self, domain: DomainServices, rows: Sequence[CandleRow]) -> None:
-        written, refused = await run_sync(self._add, domain, rows)
-        self.report.domains[domain.name] += written
-        self.skip(domain, refused)
-
-    def _add(
-        self, domain: DomainServices, rows: Sequence[CandleRow]
-    ) -> tuple[int, list[tuple[str, BacktestPersistError]]]:
-        refused: list[tuple[str, BacktestPersistError]] = []
-        for row in rows:
-            series = {name: getattr(row, name) for name in domain.layout.directory_fields}
-            try:
-                self.series.add(series, row.timestamp, to_text(domain, row))
-            except BacktestPersistError as error:
-                refused.append((row.id, error))
-        return len(rows) - len(refused), refused
-
-    def close(self) -> None:
-        """Write what is not written yet; does I/O."""
-        self.series.close()
-        self.report.series_files = self.series.files
+    async def write_series(self, domain: DomainServices, progress: Progress) -> None:
+        """Write all candles to series files, without a row for each."""
+        writer = SeriesWriter(self.dump.root)
+        documents: Sequence[Document]
+        async with aclosing(domain.db.mongo_store.listing({}, _sort(domain) or [], tuple[Document, ...])) as batches:
+            async for documents in batches:
+                refused = await run_sync(_add_all, writer, documents)
+                self.skip(domain, refused)
+                self.report.domains[domain.name] += len(documents) - len(refused)
+                progress.advance(len(documents))
+        await run_sync(writer.close)
+        self.report.series_files = writer.files
 
     def skip(self, domain: DomainServices, refused: Iterable[tuple[str, BacktestPersistError]]) -> None:
         self.report.skipped += [Skipped(f"{domain.collection} {row_id}", str(error)) for row_id, error in refused]
+
+
+def _add_all(writer: SeriesWriter, documents: Sequence[Document]) -> list[tuple[str, BacktestPersistError]]:
+    """Add the candles of documents; returns id and error of those that no file can hold."""
+    refused: list[tuple[str, BacktestPersistError]] = []
+    for document in documents:
+        try:
+            writer.add(document)
+        except BacktestPersistError as error:
+            refused.append((str(document["_id"]), error))
+    return refused
 
 
 def _sort(domain: DomainServices) -> list[tuple[str, int]] | None:

@@ -9,20 +9,23 @@ import gzip
 import re
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, NamedTuple, cast
+
+from bson.int64 import Int64
 
 from backtest_persist.backends.json import codec
 from backtest_persist.backends.json.atomic import cause_of, read_file, replace_file
 from backtest_persist.backends.json.layout import SERIES_PATH, Layout
 from backtest_persist.backends.json.paths import ContextPaths
+from backtest_persist.connections import Document
 from backtest_persist.contracts import CandleData
 from backtest_persist.core.candle_input import checked_candle
-from backtest_persist.core.ohlcv import Series
-from backtest_persist.domains.candle import CANDLE
+from backtest_persist.core.ohlcv import NUMBERS, ImpossibleCandleError, Series, candle_numbers, opening_time
+from backtest_persist.domains.candle import CANDLE, CandleRow
 from backtest_persist.errors import BacktestPersistError, InvalidKeyError, InvalidPayloadError
 
 __all__ = ("SERIES_LAYOUT", "Lines", "Month", "SeriesFile", "SeriesWriter", "month_of_file", "read_lines")
@@ -87,25 +90,44 @@ class SeriesWriter:
         self.files = 0
         """How many files were written."""
         self._root = root
-        self._series: Mapping[str, Any] = {}
+        self._series: Series | None = None
         self._directory = root
         self._month = Month(1, 1)
         self._times = range(0)
         self._last: int | None = None
         self._lines: list[bytes] = []
 
-    def add(self, series: Mapping[str, Any], timestamp: int, text: bytes) -> None:
-        """Add a candle; `InvalidPayloadError` for one that has no place in any file."""
-        month = self._month if timestamp in self._times else Month.of(timestamp)
-        if series != self._series or month != self._month:
-            self.close()
-            if series != self._series:
-                self._directory = ContextPaths(self._root, SERIES_LAYOUT, series).claim()
-            self._series, self._month, self._times, self._last = series, month, month.times(), None
-        if timestamp == self._last:
-            raise InvalidPayloadError("another document is of the same candle, and was written.")
-        self._last = timestamp
-        self._lines.append(text)
+    def add(self, document: Document) -> None:
+        """Add the candle of a document; `InvalidKeyError` or `InvalidPayloadError` for one that no file can hold."""
+        names = [document.get(name) for name in ("symbol", "interval", "exchangeName")]
+        timestamp, numbers = document.get("timestamp"), [document.get(name) for name in NUMBERS]
+        if type(timestamp) is not Int64 or set(map(type, numbers)) != {float}:  # of another program
+            row = CandleRow.from_document(document)
+            names, timestamp = [row.symbol, row.interval, row.exchange_name], row.timestamp
+            numbers = [row.open, row.high, row.low, row.close, row.volume]
+        known = self._series
+        if known is None or names != [known.symbol, known.interval, known.exchange_name]:
+            known = Series(*cast("list[str]", names))
+        try:
+            at = opening_time(int(timestamp), known.interval, _always)
+            candle = candle_numbers(at, numbers, rounded=[], widened=[])
+        except ImpossibleCandleError as problem:
+            raise known.error(str(problem), int(timestamp)) from None
+        self._turn_to(known, at)
+        if at == self._last:
+            raise known.error("another document is of the same candle, and was written", at)
+        self._last = at
+        self._lines.append(_line(candle))
+
+    def _turn_to(self, series: Series, timestamp: int) -> None:
+        """Write the file that is complete if a candle belongs to another one."""
+        if series == self._series and timestamp in self._times:
+            return
+        month = Month.of(timestamp)
+        self.close()
+        if series != self._series:
+            self._directory = ContextPaths(self._root, SERIES_LAYOUT, series.parts()).claim()
+        self._series, self._month, self._times, self._last = series, month, month.times(), None
 
     def close(self) -> None:
         """Write the file that is not complete yet."""
@@ -117,6 +139,14 @@ class SeriesWriter:
         replace_file(path, earlier + gzip.compress(text, _LEVEL, mtime=0), flush=False)
         self.files += not earlier
         self._lines = []
+
+
+def _line(candle: CandleData) -> bytes:
+    """Return the text that `codec.dumps` gives a candle, in a third of the time."""
+    return (
+        f'{{"timestamp":{candle["timestamp"]},"open":{candle["open"]!r},"high":{candle["high"]!r},'
+        f'"low":{candle["low"]!r},"close":{candle["close"]!r},"volume":{candle["volume"]!r}}}'
+    ).encode()
 
 
 # --- reading ---
@@ -197,7 +227,7 @@ class _LineReader:
         if not line.strip():
             return
         try:
-            candle = checked_candle(self._series, codec.loads(line), lambda: True)
+            candle = checked_candle(self._series, codec.loads(line), _always)
         except (BacktestPersistError, ValueError) as error:
             lines.problems.append((number, str(error)))
             return
@@ -211,3 +241,7 @@ class _LineReader:
                 lines.problems.append((number, f"line {first} holds another candle of this time, which was taken"))
             elif first != number:
                 lines.repeated += 1
+
+
+def _always() -> bool:
+    return True
