@@ -56,8 +56,8 @@ class CheckedCandles:
     """The times of those whose high or low was set to the body, which it missed by a rounding error."""
     rounded: list[int] = field(default_factory=list[int])
     """The times of those with a number of which a float does not hold all digits."""
-    outliers: list[int] = field(default_factory=list[int])
-    """The times of those with a price in another unit than the prices around it; see `find_outliers`."""
+    outliers: dict[int, CandleData] = field(default_factory=dict[int, CandleData])
+    """By time, those with a price in another unit than the prices around it; see `find_outliers`."""
     ignored: set[str] = field(default_factory=set[str])
     """The names of what was given beside time and numbers."""
 
@@ -136,7 +136,7 @@ def check_candles(
             checked.invalid.append((position, _rivalry(timestamp, rival)))
     checked.repeated = sum(map(len, repeats.values()))
     checked.invalid.sort()
-    checked.outliers = find_outliers(checked.valid)
+    checked.outliers = {timestamp: checked.valid[timestamp] for timestamp in find_outliers(checked.valid)}
     for timestamp in () if allow_outliers else checked.outliers:
         del checked.valid[timestamp]
     return checked

@@ -45,7 +45,7 @@ class CandleReport:
             ignored=tuple(sorted(checked.ignored)),
             rounded=sorted(checked.rounded),
             widened=sorted(checked.widened),
-            outliers=checked.outliers,
+            outliers=[*checked.outliers],
         )
 
     def compare(self, candles: Mapping[int, CandleData], stored: Mapping[int, Mapping[str, Any]]) -> None:

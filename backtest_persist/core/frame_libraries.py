@@ -131,8 +131,9 @@ def _by_polars(columns: Mapping[str, Column]) -> Any:
 
 def _by_arro3(columns: Mapping[str, Column]) -> Any:
     arro3 = import_module("arro3.core")
-    arrays = [_arro3_column(column, arro3) for column in columns.values()]
-    return arro3.Table.from_arrays(arrays, names=[*columns])
+    arrays = {name: _arro3_column(column, arro3) for name, column in columns.items()}
+    fields = [arro3.Field(name, array.type, nullable=True) for name, array in arrays.items()]
+    return arro3.Table.from_arrays([*arrays.values()], schema=arro3.Schema(fields))
 
 
 def _arro3_column(column: Column, arro3: Any) -> Any:

@@ -171,11 +171,13 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         An outlier, with a price in another unit than those around it, is not stored unless `allow_outliers` is set: one
         of its prices is at least 10^5 times, or at most 10^-5 of, the median close of up to ten candles of the call
         before it, up to ten after it, and itself. Only positive prices are compared, and only with two others or more.
+        One that is stored already with the same numbers counts as `same`.
         """
         series = Series(symbol, interval, exchange_name)
         if errors not in ("raise", "skip"):
             raise InvalidPayloadError(f"errors must be 'raise' or 'skip', not {errors!r:.40}.")
         checked = self._checked(series, candles, as_of, skip=errors == "skip", allow_outliers=allow_outliers)
+        await self._admit_stored_outliers(series, checked)
         report = CandleReport.of(checked)
         await self._store_candles(series, checked.valid, report)
         self._log.tell(series, report)
@@ -262,6 +264,13 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         if checked.invalid and not skip:
             raise checked.error(series)
         return checked
+
+    async def _admit_stored_outliers(self, series: Series, checked: CheckedCandles) -> None:
+        """Treat outliers that are stored with the same numbers as other candles: somebody has allowed them."""
+        stored = await self.candles.find_numbers(series, [*checked.outliers]) if checked.outliers else {}
+        for timestamp in stored.keys() & checked.outliers.keys():
+            if has_same_numbers(stored[timestamp], checked.outliers[timestamp]):
+                checked.valid[timestamp] = checked.outliers.pop(timestamp)
 
     async def _store_candles(self, series: Series, candles: Mapping[int, CandleData], report: CandleReport) -> None:
         missing: list[CandleData] = []

@@ -301,7 +301,9 @@ async def test_frames_in_files_are_read_by_their_types(container: Container, tmp
                 await import_candles(container, file, *key)
         report = await import_candles(container, file, *key, tz="UTC" if file.stem == "naive" else None)
         assert (report.new, report.skipped, report.first) == (3, [], START), file
-        assert report.layout.startswith("feather" if file.suffix == ".feather" else "Parquet")
+        kind = "feather" if file.suffix == ".feather" else "Parquet"
+        start = f"freqtrade {kind}" if file.stem == "freqtrade" else f"{kind} with names of columns"
+        assert report.layout.startswith(start)
         [last] = await container.candle_db_service.find_last_data(*key, 1)
         assert tuple(last.values()) == (START + 2 * HOUR, 3.0, 4.5, 2.0, 3.5, 9.0), file
 
@@ -358,6 +360,8 @@ async def test_rows_of_one_time_are_found_across_chunks(
     lines[25] = kline(3).replace("12.34567", "99.0")  # differs from line 4, of another chunk
     lines[26] = kline(4)
     lines[8] = kline(7).replace("12.34567", "98.0")  # differs from line 8, of the same chunk
+    fields = kline(15).split(",")
+    lines[15] = ",".join([fields[0], *4 * ["42000000000"], *fields[5:]])
     lines[28] = kline(28).replace("42100.50000000", "x")
     file = tmp_path / "klines.csv"
     file.write_text("".join(lines))
@@ -365,17 +369,19 @@ async def test_rows_of_one_time_are_found_across_chunks(
     assert await container.candle_db_service.count() == 0
     report = await import_candles(container, file, *KEY)
     for each in (dry, report):
-        assert (each.rows, each.new, each.same) == (30, 25, 1)
+        assert (each.rows, each.new, each.same, each.open) == (30, 24, 1, [])
         assert each.different == [(26, START + 3 * MINUTE)]
-        assert [row.line for row in each.skipped] == [8, 9, 29]
+        assert [row.line for row in each.skipped] == [8, 9, 16, 29]
         assert [row.reason for row in each.skipped] == [
             f"its timestamp {START + 7 * MINUTE} is also that of line 9, which differs",
             f"its timestamp {START + 7 * MINUTE} is also that of line 8, which differs",
+            "it has a price in another unit than the rows around it; to store it, give allow_outliers "
+            "(--allow-outliers)",
             "its high is 'x', not a number",
         ]
         assert not each.is_complete
     again = await import_candles(container, file, *KEY, dry_run=True)
-    assert (again.new, again.same, again.different) == (0, 26, [(26, START + 3 * MINUTE)])
+    assert (again.new, again.same, again.different) == (0, 25, [(26, START + 3 * MINUTE)])
 
 
 async def test_the_open_candle_at_the_end_of_a_file_is_not_stored(container: Container, tmp_path: Path) -> None:
@@ -402,7 +408,7 @@ async def test_an_adjusted_history_replaces_what_is_stored(container: Container,
     adjusted = write_klines(tmp_path / "adjusted.csv", 20, first=10)
     lines = adjusted.read_text().replace("41900.1", "20950.05").splitlines(keepends=True)
     adjusted.write_text("".join([*lines, "x\n"]))
-    with pytest.raises(InvalidPayloadError, match=r"1 rows cannot be stored, such as 21: .* Nothing was replaced"):
+    with pytest.raises(InvalidPayloadError, match=r"nothing was replaced, .*\(1\), such as line 21: "):
         await import_candles(container, adjusted, *KEY, replace=True)
     adjusted.write_text("".join(lines[:5] + lines[6:]))
     dry = await import_candles(container, adjusted, *KEY, replace=True, dry_run=True)
@@ -456,7 +462,7 @@ async def test_an_import_goes_on_after_it_was_killed(container: Container, setti
         assert before < await db.count() < count
         if number == signal.SIGINT:
             assert await db.count() % 10_000 == 0  # whole chunks
-            assert b"What was read is stored; run the same command again to go on." in errors
+            assert b"Run the same command again to go on" in errors
     stored = await db.count()
     report = await import_candles(container, file, *KEY)
     assert (report.new, report.same, report.rows, report.different) == (count - stored, stored, count, [])
@@ -484,25 +490,26 @@ async def test_the_command_prints_a_report(container: Container, settings: Setti
         done = await run_cli("candles", "import", *arguments, *series, settings=settings, cwd=tmp_path)
         return done.returncode, done.stdout, done.stderr
 
-    write_klines(tmp_path / "one.csv", 40)
+    os.utime(write_klines(tmp_path / "one.csv", 40), (START / 1000 + 2390, START / 1000 + 2390))
     write_klines(tmp_path / "two.csv", 40, first=40)
     status, output, errors = await run("one.csv", "two.csv", "--dry-run")
     assert (status, await container.candle_db_service.count()) == (0, 0), errors
     assert "one.csv: Binance spot klines, no header, times in milliseconds.\n" in output
-    assert output.count("40 would be stored, 0 there already.") == 2
-    assert "They reach from 2024-01-01 00:40 to 2024-01-01 01:19." in output
+    assert [each in output for each in ("39 would be stored, 0 there", "40 would be stored, 0 there")] == [True, True]
+    assert "Not closed when the file was written (see --as-of), and not stored: 1, from 2024-01-01 00:39 on." in output
+    assert "They reach from 2024-01-01 00:40 to 2024-01-01 01:19, in UTC." in output
     assert "Nothing was written" in output
     assert "Reading one.csv" in errors  # the progress bar
     status, output, errors = await run("one.csv", "two.csv", "--json")
-    assert [each["new"] for each in json.loads(output)] == [40, 40], errors
+    assert [each["new"] for each in json.loads(output)] == [39, 40], errors
 
     text = (tmp_path / "one.csv").read_text().replace("41900.1", "41800.1", 2)
     (tmp_path / "one.csv").write_text(text + "".join(f"{line}\n" for line in ["1,2,3"] * 30))
     status, output, errors = await run("one.csv")
     assert status == 3, errors
-    assert "2 are stored with other numbers, which were kept:\n  line 1: 2024-01-01 00:00\n" in output
+    assert "Stored with other numbers, which were kept: 2\n  line 1: 2024-01-01 00:00\n" in output
     assert "If the file is right, --replace deletes what is stored in its range" in output
-    assert "30 rows were skipped:\n  line 41: the number of its fields is 3, not 12\n" in output
+    assert "Skipped rows: 30\n  line 41: the number of its fields is 3, not 12\n" in output
     assert "  10 more; --json names them all." in output
     status, output, errors = await run("one.csv", "--json")
     assert status == 3, errors

@@ -110,6 +110,13 @@ async def test_a_price_in_another_unit_is_reported(
     assert (vars(line)["event"], line.levelname) == ("candles.not_as_given", "WARNING")
     assert (vars(line)["bp_outliers"], vars(line)["bp_first_outliers"]) == (1, at(2)[0])
     assert await db.store(*KEY, given, allow_outliers=True) == CandleReport(new=1, same=4, outliers=at(2))
+    for allowed in (True, False):  # what is stored is not told again
+        assert await db.store(*KEY, given, allow_outliers=allowed) == CandleReport(same=5)
+    two = [candle(n, **(million if n in (22, 24) else {})) for n in range(20, 30)]
+    assert await db.store(*KEY, two, allow_outliers=True) == CandleReport(new=10, outliers=at(22, 24))
+    assert await db.store(*KEY, two) == CandleReport(same=10)
+    other = [*given[:2], candle(2, **{name: 2 * price for name, price in million.items()}), *given[3:]]
+    assert await db.store(*KEY, other) == CandleReport(same=4, outliers=at(2))
     assert await closes(db) == [11.0, 11.0, 11e6, 11.0, 11.0]
     assert (await db.create(*KEY, candle(5, **million))).close == 11e6
     start, end = at(0, 3)

@@ -127,6 +127,22 @@ async def test_an_exchange_that_answers_by_windows(container: Container, page: i
         assert not (await fill(container, server, since, until)).requests
 
 
+async def test_an_exchange_that_gives_its_newest_candles(container: Container) -> None:
+    """As many as it gives are stored, also where few are missing; what is older counts as missing."""
+    now = int(time.time() * 1000) // MINUTE * MINUTE
+    gap = (now - 10 * HOUR, now - 10 * HOUR + 5 * MINUTE)
+    async with ExchangeServer(gives_newest=True) as server:
+        odd = [row for row in server.candles(now - 12 * HOUR, now) if not gap[0] <= row[0] < gap[1]]
+        await container.candle_db_service.store(*SERIES, odd)
+        report = await fill(container, server, now - 12 * HOUR, now)
+        assert (report.new, report.missing, report.requests) == (5, [], 2)
+        report = await fill(container, server, now - 30 * HOUR, now)
+        first = (await container.candle_db_service.find_data(*SERIES, now - 30 * HOUR, 1800))[0]["timestamp"]
+        assert now - 1000 * MINUTE <= first <= now - 998 * MINUTE
+        assert report.missing == [(now - 30 * HOUR, first)]
+        assert not report.remaining
+
+
 async def test_the_end_of_a_series(container: Container) -> None:
     """An open candle is not stored; one that has closed and may still come is asked for again, older ones are not."""
     now = int(time.time() * 1000) // MINUTE * MINUTE
@@ -287,9 +303,14 @@ async def test_candles_that_cannot_be_stored(container: Container) -> None:
     since, until = LISTED, LISTED + 10 * MINUTE
     bad = since + 4 * MINUTE
     async with ExchangeServer() as server:
-        server.changed[bad] = [5.0, 4.0, 6.0, 5.0, 1.0]
+        server.doubles.add(bad)
         report = await fill(container, server, since, until)
         assert (report.new, report.missing, report.remaining) == (9, [], [(bad, bad + MINUTE)])
+        assert [at for at, _ in report.invalid] == [bad, bad]
+        server.doubles.clear()
+        server.changed[bad] = [5.0, 4.0, 6.0, 5.0, 1.0]
+        report = await fill(container, server, since, until)
+        assert (report.new, report.missing, report.remaining) == (0, [], [(bad, bad + MINUTE)])
         assert report.invalid[0][0] == bad
         assert "high is below" in report.invalid[0][1]
         server.changed[bad] = [9e8, 9e8, 9e8, 9e8, 1.0]
@@ -330,22 +351,24 @@ async def test_other_backends(container: Container, tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_fill_stores_the_page_at_hand(container: Container) -> None:
-    """Whenever it is cancelled, pages are stored whole, and the next fill goes on with the next page."""
-    since, until = LISTED, LISTED + 8000 * MINUTE
-    async with ExchangeServer() as server:
-        for _ in range(6):
-            before = len(await stored(container, since, until))
-            asked = len(server.asked)
+    """Whenever it is cancelled, a page is stored whole, with what is missing in it, or not at all."""
+    since, until = LISTED, LISTED + 12_000 * MINUTE
+    holes = [(at, at + MINUTE) for at in range(LISTED + 500 * MINUTE, until, 1000 * MINUTE)]
+    count, asked = 0, 0
+    async with ExchangeServer(holes=holes) as server:
+        for turn in range(6):
             filling = asyncio.create_task(fill(container, server, since, until))
-            while len(server.asked) == asked:
-                await asyncio.sleep(0.002)
-            await asyncio.sleep(0.01 * (_ + 1))
+            while len(server.asked) == asked or (turn % 2 and await container.candle_db_service.count() == count):
+                await asyncio.sleep(0)
             filling.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await filling
-            now = len(await stored(container, since, until))
-            assert now >= before
+            asked = len(server.asked)
+            now = await container.candle_db_service.count()
+            assert now >= count + 1000 * (turn % 2)
             assert now % 1000 == 0
-        assert len(server.asked) <= 8 + 6
+            rest = await fill(container, server, since, until, dry_run=True)
+            assert rest.gaps == [(since + (now + now // 1000) * MINUTE, until)]
+            count = now
         await fill(container, server, since, until)
         assert await stored(container, since, until) == server.candles(since, until)

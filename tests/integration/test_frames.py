@@ -19,10 +19,13 @@ from backtest_persist import (
     JsonBackend,
     Mode,
     Registry,
+    Settings,
     SettingsError,
 )
 from backtest_persist.core import mongo_candles
+from backtest_persist.core.unit_of_work import joined_unit
 from backtest_persist.domains.candle import CandleDbService
+from tests.own_domain.funding import FUNDING, FundingDbService
 
 pandas, polars, pyarrow = (import_module(name) for name in ("pandas", "polars", "pyarrow"))
 MINUTE, DAY = 60_000, 86_400_000
@@ -55,9 +58,9 @@ async def test_a_frame_has_the_candles_of_a_range_on_every_backend(
 ) -> None:
     """Without bounds it has the whole series; a bound is an instant, a date or a text; the parts of a read fit."""
     for db in (container.candle_db_service, db_of(JsonBackend(tmp_path))):
-        numbers = [n for n in range(1500) if n not in (0, 3, 700)]
+        numbers = [n for n in range(1400, 1500) if n not in (1400, 1403, 1470)]
         await db.store(*KEY, [candle(n) for n in numbers])
-        monkeypatch.setattr(mongo_candles, "PART", 400)
+        monkeypatch.setattr(mongo_candles, "PART", 30)
         frame = await db.find_frame(*KEY)
         assert (frame.symbol, frame.interval, frame.exchange_name, len(frame)) == (*KEY, len(numbers))
         assert minutes(frame) == numbers
@@ -69,15 +72,19 @@ async def test_a_frame_has_the_candles_of_a_range_on_every_backend(
         assert frame.columns["high"].tolist() == [12.0 + n for n in numbers]
         assert all(column.flags.writeable for column in frame.columns.values())
         assert repr(frame) == (
-            "<CandleFrame BTC/USDT:USDT 1m binance: 1,497 candles, 2024-01-01 00:01 to 2024-01-02 00:59 UTC>"
+            "<CandleFrame BTC/USDT:USDT 1m binance: 97 candles, 2024-01-01 23:21 to 2024-01-02 00:59 UTC>"
         )
         ranges: list[tuple[Any, Any, list[int]]] = [
-            (START + 2 * MINUTE, START + 5 * MINUTE, [2, 4]),
-            ("2024-01-01T00:02Z", "2024-01-01T01:05+01:00", [2, 4]),
-            (datetime(2024, 1, 1, 0, 2, tzinfo=UTC), pandas.Timestamp("2024-01-01 00:05", tz="UTC"), [2, 4]),
-            ("2024-01-02", None, [*range(1440, 1500)]),
-            (date(2024, 1, 2), "2024-01-03", [*range(1440, 1500)]),
-            (None, "2024-01-01T00:02:30Z", [1, 2]),
+            (START + 1402 * MINUTE, START + 1405 * MINUTE, [1402, 1404]),
+            ("2024-01-01T23:22Z", "2024-01-02T00:25+01:00", [1402, 1404]),
+            (
+                datetime(2024, 1, 1, 23, 22, tzinfo=UTC),
+                pandas.Timestamp("2024-01-01 23:25", tz="UTC"),
+                [1402, 1404],
+            ),
+            ("2024-01-02", None, [n for n in numbers if n >= 1440]),
+            (date(2024, 1, 2), "2024-01-03", [n for n in numbers if n >= 1440]),
+            (None, "2024-01-01T23:22:30Z", [1401, 1402]),
             ("2024-01-02", "2024-01-01", []),
         ]
         for since, until, expected in ranges:
@@ -159,6 +166,53 @@ async def test_in_a_run_a_frame_ends_at_the_bar(container: Container, tmp_path: 
                 assert len(await bar.candle("1m").db.find_frame("BTC", "1m", "binance")) == (
                     1 if backend == "dummy" else 6
                 )
+
+
+async def test_lists_and_pages_of_rows_are_frames(settings: Settings, tmp_path: Path) -> None:
+    """Those of every backend, of a unit of work, and of a domain of a user's own; a slice of one is one, too."""
+    async with Container(settings, domains=[FUNDING]) as ioc:
+        persist = Registry(ioc)
+        await ioc.storage_db_service.upsert_many(True, [{"id": "t-1", "pnl": {"usd": 1.5}}, {"id": "t-2"}])
+        await ioc.notification_db_service.upsert_many(False, [{"id": "n-1", "text": "x"}])
+        await ioc.log_db_service.create_many([{"id": "l-1", "level": "info", "at": datetime(2024, 1, 1, tzinfo=UTC)}])
+        await ioc.recent_db_service.upsert("BTC", "s", "e", "f", True, {"symbol": "BTC", "close": 2.0}, START)
+        await ioc.state_db_service.upsert("s-1", "b", {"n": 1}, START)
+        await ioc.session_db_service.upsert("s", "e", "f", "BTC", True, {"n": 1}, START)
+        await (await persist.entry(FUNDING)("BTC", "e")).write_funding_data({"rate": 0.1}, START)
+        await ioc.candle_db_service.store(*KEY, [candle(0)])
+        page = await ioc.storage_db_service.paginate(limit=1)
+        async with persist.checkpoint():
+            unit: Any = joined_unit(ioc)
+            buffered = await unit.db_service(type(ioc.storage_db_service)).list_by_mode(True)
+        persist.use_json(tmp_path)
+        await (await persist.storage(True)).write_storage_data([{"id": "t-1", "pnl": {"usd": 1.5}}])
+        files: Any = JsonBackend(tmp_path)["storage"](True)
+        lists: list[tuple[Any, list[str]]] = [
+            (await ioc.storage_db_service.list_by_mode(True), ["backtest", "signal_id", "id", "pnl.usd"]),
+            (await ioc.storage_db_service.find_all(newest=1), ["backtest", "signal_id", "id"]),
+            (page, ["backtest", "signal_id", "id", "pnl.usd"]),
+            (buffered, ["backtest", "signal_id", "id", "pnl.usd"]),
+            (await files.db.list_by_mode(True), ["backtest", "signal_id", "id", "pnl.usd"]),
+            (await ioc.notification_db_service.list_by_mode(False), ["backtest", "notification_id", "id", "text"]),
+            (await ioc.log_db_service.list_all(), ["entry_id", "id", "level", "at"]),
+            (
+                await ioc.recent_db_service.find_all(),
+                ["symbol", "strategy_name", "exchange_name", "frame_name", "backtest", "close", "when"],
+            ),
+            (await ioc.state_db_service.find_all(), ["signal_id", "bucket_name", "n", "when"]),
+            (await ioc.db_service(FundingDbService).store.select({}), ["symbol", "exchange_name", "rate", "when"]),
+            (await ioc.candle_db_service.find_range(*KEY, START, 5), ["exchange_name", "symbol", "interval", *NAMES]),
+            ((await ioc.candle_db_service.find_last(*KEY, 5))[:1], ["exchange_name", "symbol", "interval", *NAMES]),
+        ]
+        for rows, names in lists:
+            frame = rows.to_frame()
+            assert [*frame.columns] == [*names, "create_date", "updated_date"]
+            for instant in {"when", "timestamp", "at", "create_date"} & {*frame.columns}:
+                assert frame.to_polars()[instant].dtype == polars.Datetime("ms", "UTC")
+                assert str(frame.to_pandas()[instant].dtype) == "datetime64[ms, UTC]"
+            assert pyarrow.table(frame).num_rows == len(frame) > 0
+        session = (await ioc.session_db_service.find_all()).to_frame().to_pandas()
+        assert session["when"][0] == datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def frame_of(count: int = 4) -> CandleFrame:

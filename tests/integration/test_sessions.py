@@ -2,9 +2,10 @@
 
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zoneinfo import ZoneInfo
 
+import pandas
 import pytest
 
 from backtest_persist import (
@@ -158,18 +159,52 @@ async def test_a_run_sees_no_week_that_has_not_closed(container: Container) -> N
 
 
 async def test_a_price_in_another_unit_is_a_skipped_row_of_a_file(container: Container, tmp_path: Path) -> None:
-    """With its line, in a dry run as well; it is stored only if that is allowed."""
+    """With its line, in a dry run as well, and never taken for an open one; it is stored only if that is allowed."""
     file = tmp_path / "AAPL.csv"
-    prices = {2: "504", 3: "505", 4: "50600000000", 5: "507", 8: "508"}
+    prices = {2: "504", 3: "505", 4: "50600000000", 5: "507", 8: "508", 9: "50900000000"}
     rows = [f"2024-01-{day:02},{price},{price},{price},{price},100\n" for day, price in prices.items()]
     file.write_text("Date,Open,High,Low,Close,Volume\n" + "".join(rows))
     key = ("AAPL", "1d", "nasdaq")
     for dry_run in (True, False):
         report = await import_candles(container, file, *key, dry_run=dry_run)
-        assert (report.new, report.is_complete) == (4, False)
-        ((line, reason),) = report.skipped
-        assert line == 4
-        assert "in another unit" in reason
+        assert (report.new, report.is_complete, report.open) == (4, False, [])
+        assert [line for line, reason in report.skipped if "in another unit" in reason] == [4, 7]
+        assert len(report.skipped) == 2
     for dry_run in (True, False):
         report = await import_candles(container, file, *key, dry_run=dry_run, allow_outliers=True)
-        assert (report.new, report.same, report.skipped) == (1, 4, [])
+        assert (report.new, report.same, report.skipped) == (2, 4, [])
+    for dry_run in (True, False):
+        report = await import_candles(container, file, *key, dry_run=dry_run)
+        assert (report.new, report.same, report.is_complete) == (0, 6, True)
+
+
+LOCAL_MIDNIGHTS = {
+    "Asia/Tokyo": ["2024-03-08 00:00:00+09:00", "2024-03-11 00:00:00+09:00"],
+    "America/New_York": ["2024-03-08 00:00:00-05:00", "2024-03-11 00:00:00-04:00"],
+    "Europe/London": ["2024-03-08 00:00:00+00:00", "2024-03-11 00:00:00+00:00"],
+}
+
+
+@pytest.mark.parametrize("zone", LOCAL_MIDNIGHTS)
+async def test_a_day_that_is_named_by_its_local_midnight_is_never_stored_too_early(
+    zone: str, container: Container, tmp_path: Path
+) -> None:
+    """As yfinance writes it, in CSV and Parquet, and as a date with a zone: its session is not the day before."""
+    moments, pd = LOCAL_MIDNIGHTS[zone], cast("Any", pandas)
+    numbers = ",1,2,0.5,1.5,100\n"
+    frame = pd.DataFrame({name: [1.0, 1.0] for name in COLUMNS[1:]})
+    frame.insert(0, "Date", pd.to_datetime(moments, utc=True).tz_convert(zone))
+    frame.to_parquet(tmp_path / "zoned.parquet", index=False)
+    header = "Date,Open,High,Low,Close,Volume\n"
+    (tmp_path / "zoned.csv").write_text(header + "".join(moment + numbers for moment in moments))
+    (tmp_path / "dates.csv").write_text(header + "".join(moment[:10] + numbers for moment in moments))
+    expected = [datetime(2024, 3, day, tzinfo=UTC) for day in (8, 11)]
+    for name, tz in (("zoned.csv", None), ("zoned.parquet", None), ("dates.csv", zone)):
+        for length in (timedelta(hours=6, minutes=30), timedelta(hours=24)):
+            key = (f"{name} {length}", "1d", zone)
+            report = await import_candles(container, tmp_path / name, *key, session_length=length, tz=tz)
+            assert (report.new, report.skipped) == (2, [])
+            rows = await container.candle_db_service.find_last(*key, 5)
+            found = [datetime.fromtimestamp(row.timestamp / 1000, UTC) for row in rows]
+            late = zone == "America/New_York" and length == timedelta(hours=24)  # it lasts until 05:00 UTC
+            assert found == [day + timedelta(days=late) for day in expected]

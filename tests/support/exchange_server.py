@@ -60,6 +60,7 @@ class ExchangeServer:
         holes: Iterable[Range] = (),
         delisted: int | None = None,
         is_windowed: bool = False,
+        gives_newest: bool = False,
         offset: int = 0,
         page: int = 1000,
     ) -> None:
@@ -67,6 +68,8 @@ class ExchangeServer:
         self.delisted = delisted
         self.is_windowed = is_windowed
         """Whether an answer ends `limit` candles after its start, instead of jumping to those that there are."""
+        self.gives_newest = gives_newest
+        """Whether an answer is the newest candles, whatever its start."""
         self.offset = offset
         """By how many ms its days begin later than 00:00 UTC."""
         self.page = page
@@ -80,6 +83,8 @@ class ExchangeServer:
         """By how many ms its clock is ahead of that of this computer."""
         self.changed: dict[int, list[Any]] = {}
         """Numbers of candles that differ from `number_of`."""
+        self.doubles: set[int] = set()
+        """The times of candles that it gives twice, with different numbers."""
         self.url = ""
 
     async def __aenter__(self) -> Self:
@@ -136,6 +141,8 @@ class ExchangeServer:
         step = STEPS[asked.interval]
         now = self._now()
         opening = -(-(asked.start - self.offset) // step) * step + self.offset
+        if self.gives_newest:
+            opening = now // step * step - (asked.limit - 1) * step
         stop = min(now, opening + limit * step) if self.is_windowed else now
         if not self.is_windowed and opening < LISTED:
             opening = LISTED // step * step + self.offset
@@ -148,6 +155,8 @@ class ExchangeServer:
                 rows.append(
                     [opening, *(f"{number:.8f}" for number in numbers), opening + step - 1, "1", 1, "1", "1", "0"]
                 )
+                if opening in self.doubles:
+                    rows.append([*rows[-1][:5], "1", *rows[-1][6:]])
             elif self.delisted is not None and opening >= self.delisted:
                 break
             opening += step

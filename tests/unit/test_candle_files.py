@@ -17,6 +17,7 @@ from backtest_persist.core.ohlcv import COLUMNS, Series
 from backtest_persist.operations import import_candles
 from backtest_persist.operations.candles.detection import Options, open_reading
 from backtest_persist.operations.candles.files import CandleFile
+from backtest_persist.operations.candles.layouts import KLINE
 from backtest_persist.operations.candles.reading import Chunk, in_ms
 from tests.support.candle_files import FILES, MINUTE, START, kline, write_klines
 
@@ -53,6 +54,7 @@ REFUSED: list[tuple[str, bytes, str, dict[str, Any], str]] = [
     ("garbage", bytes(range(256)) * 9, "1m", {}, "it is no file of candles in a known format"),
     ("picture", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "1m", {}, "it is no file of candles in a known format"),
     ("text", b"Too many requests, please slow down.\n", "1m", {}, "it has no lines of five or more fields"),
+    ("one line", b"x," * 100_000, "1m", {}, "it has a line of 100,000 characters or more"),
     ("html", b"\n<!DOCTYPE html><html>404, a, b, c, d", "1m", {}, "it is a page of HTML or XML"),
     ("xml", b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', "1m", {}, "it is a page of HTML or XML"),
     ("object", b'{"code":-1121,"msg":"Invalid symbol."}', "1m", {}, "an object with code, msg, which is no candle"),
@@ -69,6 +71,7 @@ REFUSED: list[tuple[str, bytes, str, dict[str, Any], str]] = [
     ("spreadsheet", packed("[Content_Types].xml", "xl/workbook.xml"), "1m", {}, "it is a spreadsheet; save it as CSV"),
     ("Parquet", b"PAR1" + bytes(40), "1m", {}, "it is damaged or cut off"),
     ("feather", b"ARROW1" + bytes(40), "1m", {}, "it is damaged or cut off"),
+    ("old feather", b"FEA1" + bytes(40), "1m", {}, "it is of the first version of feather"),
     ("interval", KLINES.encode(), "1h", {}, r"its rows are 1m apart, and the interval \(--interval\) is 1h"),
     ("weeks", rows("2024-03-04", "2024-03-11"), "1d", {}, "its rows are 1w apart"),
     ("days", rows("2024-03-04", "2024-03-05"), "1h", {}, "its rows are days, and the interval is 1h"),
@@ -129,6 +132,7 @@ async def test_a_path_or_an_option_that_cannot_work_is_a_typed_error(tmp_path: P
         (rows("2024-03-10 00:00", "2024-03-10 00:01"), "1m", {"tz": "-05:00"}, 1_710_046_800_000),
         (rows("20240310 000000", "20240310 000100"), "1m", {"tz": "UTC"}, 1_710_028_800_000),
         (rows("2024-03-08", "2024-03-11"), "1d", {}, 1_709_856_000_000),
+        (rows("2024-03-10 00:00", "2024-03-10 00:01", header="Date(UTC),o,h,l,c,v\n"), "1m", {}, 1_710_028_800_000),
         (rows("1704067200.0", "1704067260.0"), "1m", {}, START),
         (rows("1.7040672e+12", "1.70406726e+12"), "1m", {}, START),
         (rows(1704067200000000000, 1704067260000000000), "1m", {}, START),
@@ -284,6 +288,28 @@ def test_a_long_file_is_read_in_bounded_memory(tmp_path: Path, monkeypatch: pyte
             tracemalloc.stop()
     for small, large in peaks.values():
         assert large < 1.3 * small
+
+
+async def test_progress_counts_the_bytes_of_the_file(tmp_path: Path) -> None:
+    """What is advanced adds up to what was announced, of a file that is packed or has columns as well."""
+
+    class Recorder:
+        def begin(self, total: int) -> None:
+            self.total, self.steps = total, list[int]()
+
+        def advance(self, done: int) -> None:
+            self.steps.append(done)
+
+    plain = write_klines(tmp_path / "klines.csv", 25_000)
+    (tmp_path / "klines.csv.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    frame: Any = pytest.importorskip("polars").read_csv(plain, has_header=False)
+    frame.rename(dict(zip(frame.columns, KLINE, strict=True))).write_parquet(tmp_path / "klines.parquet")
+    for name in ("klines.csv", "klines.csv.gz", "klines.parquet"):
+        recorder = Recorder()
+        await import_candles(DummyBackend().services, tmp_path / name, "BTCUSDT", "1m", "binance", progress=recorder)
+        assert recorder.total == sum(recorder.steps) == (tmp_path / name).stat().st_size
+        assert len([step for step in recorder.steps if step > 0]) >= 2
+        assert min(recorder.steps) >= 0
 
 
 async def test_every_error_of_a_damaged_file_is_of_this_package(tmp_path: Path) -> None:

@@ -18,12 +18,13 @@ def test_an_instant_is_a_date_in_utc_a_time_with_its_zone_or_ms() -> None:
     assert parse_instant("2024-05-01 12:00+02:00", "--since") == datetime(2024, 5, 1, 12, tzinfo=offset)
     assert parse_instant("1704067200000", "--since") == 1_704_067_200_000
     assert parse_instant("-1704067200000", "--since") == -1_704_067_200_000
-    ago = parse_instant("30d", "--since")
-    assert isinstance(ago, datetime)
-    assert timedelta(days=29) < datetime.now(UTC) - ago < timedelta(days=31)
+    for text, ago in (("30d", timedelta(days=30)), ("12h", timedelta(hours=12)), ("2w", timedelta(weeks=2))):
+        found = parse_instant(text, "--since")
+        assert isinstance(found, datetime)
+        assert timedelta() <= datetime.now(UTC) - ago - found < timedelta(minutes=5)
     with pytest.raises(InvalidKeyError, match=r"--until is a time without a zone; for UTC write 2024-05-01T12:00Z\."):
         parse_instant("2024-05-01 12:00", "--until")
-    for text in ("", "yesterday", "2024-13-01", "1.5"):
+    for text in ("", "yesterday", "2024-13-01", "1.5", "30", "1.5d"):
         with pytest.raises(InvalidKeyError, match="--until must be a time such as 2024-05-01"):
             parse_instant(text, "--until")
 

@@ -40,6 +40,16 @@ def test_ranges_are_a_set_of_instants(changes: list[tuple[bool, int, int]], star
         assert ranges.touching(start, end) == [(first, last) for first, last in found if first <= end and last >= start]
 
 
+@given(st.lists(st.tuples(BOUND, BOUND)), st.lists(st.tuples(BOUND, BOUND)))
+def test_ranges_are_split_by_others(given: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
+    """The parts are an intersection and a difference, also where the others touch or overlap each other."""
+    ranges = Ranges(given)
+    for sorted_others in (list(Ranges(others)), sorted((start, end) for start, end in others if start < end)):
+        inside, outside = ranges.split(sorted_others)
+        assert instants(list(inside)) == instants(given) & instants(others)
+        assert instants(list(outside)) == instants(given) - instants(others)
+
+
 def test_candles_in_ranges() -> None:
     """A candle that opens in a range counts, also where the range ends amid it."""
     assert count_candles([], 10) == 0

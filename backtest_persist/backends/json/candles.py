@@ -81,7 +81,7 @@ class JsonCandleStore(JsonStore[CandleContext, CandleRow]):
         if start is not None and end is not None:
             return candle_columns(await self.find_data(series, start, end))
         files = self._open(series)
-        stored = await files.read_times(await files.times_between(start, end))
+        stored = await files.read_times(await files.stored_times(start, end))
         return candle_columns([files.candle(at, value) for at, value in stored])
 
     async def find_last_rows(self, series: Series, limit: int, latest: int) -> RowList[CandleRow]:
@@ -103,7 +103,7 @@ class JsonCandleStore(JsonStore[CandleContext, CandleRow]):
     async def find_bounds(self, series: Series) -> tuple[int, int] | None:
         """Find the first and the last time that is stored; None when nothing is."""
         times = await self._open(series).stored_times()
-        return (min(times), max(times)) if times else None
+        return (times[0], times[-1]) if times else None
 
     async def list_series(self, names: Mapping[str, str]) -> list[SeriesSummary]:
         """Summarise each series whose names, by the fields of the context, are these."""
@@ -173,7 +173,7 @@ class _SeriesFiles:
         if count < len(times):
             left = times[count:]
             wanted = left if isinstance(left, range) else set(left)
-            rest = sorted(at for at in await self.stored_times() if at in wanted)
+            rest = sorted(at for at in await self._stored_times() if at in wanted)
             found += (await self._folder.read_many(map(str, rest), max_missing=len(rest)))[0]
         return [(int(name), value) for name, value in found]
 
@@ -183,27 +183,26 @@ class _SeriesFiles:
         last: Sequence[int] = range(newest - (limit - 1) * self.step, newest + 1, self.step)
         found, _ = await self._folder.read_many(map(str, reversed(last)), max_missing=0)
         if len(found) < limit:  # some of them are missing
-            times = [at for at in await self.stored_times() if at <= latest and not at % self.step]
+            times = [at for at in await self._stored_times() if at <= latest and not at % self.step]
             last = sorted(times)[-limit:]
             found, _ = await self._folder.read_many(map(str, reversed(last)), max_missing=len(last))
         return [(int(name), stored) for name, stored in reversed(found)]
 
     async def delete(self, start: int | None, end: int | None) -> int:
         """Delete what is stored from `start` on and before `end`; returns how many files."""
-        return await self._folder.delete([str(at) for at in await self.times_between(start, end)])
+        return await self._folder.delete([str(at) for at in await self.stored_times(start, end)])
 
-    async def times_between(self, start: int | None, end: int | None) -> list[int]:
+    async def stored_times(self, start: int | None = None, end: int | None = None) -> list[int]:
         """List the opening times in [start, end) that are stored, in order; None is no bound."""
-        times = await self.stored_times()
+        times = await self._stored_times()
         return sorted(at for at in times if (start is None or start <= at) and (end is None or at < end))
 
-    async def stored_times(self) -> set[int]:
-        """Return all opening times that are stored."""
+    async def _stored_times(self) -> set[int]:
         return _times_in(await self._folder.names())
 
     async def times(self, window: range) -> list[int]:
         """List the opening times in a window that are stored, in order."""
-        return sorted(at for at in await self.stored_times() if at in window)
+        return sorted(at for at in await self._stored_times() if at in window)
 
     def candle(self, timestamp: int, stored: Stored) -> CandleData:
         """Return the candle of a file; `InvalidPayloadError` for a damaged one."""

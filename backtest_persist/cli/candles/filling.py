@@ -74,9 +74,9 @@ async def fill_candles(
     interval
         The interval of the candles.
     since
-        The start: a date or time in ISO 8601, in UTC without a zone; ms since 1970; or a time ago, such as 30d or 12h.
+        Where to begin, such as 2024-05-01, 2024-05-01T12:00Z, or 30d (ago).
     until
-        The end, which is not included. The default is now.
+        Where to end, exclusive. The default is now.
     exchange_name
         The name under which the series is stored. The default is that of ccxt.
     ccxt_symbols
@@ -128,8 +128,8 @@ async def fill_candles(
 
 @asynccontextmanager
 async def _open_exchange(id: str) -> AsyncGenerator[Any]:
-    """Yield an exchange of ccxt with its limit of requests, and close it."""
-    exchange = getattr(import_module("ccxt.async_support"), id)()
+    """Yield an exchange of ccxt, which goes through the proxies of the environment, and close it."""
+    exchange = getattr(import_module("ccxt.async_support"), id)({"aiohttp_trust_env": True})
     try:
         yield exchange
     finally:
@@ -146,38 +146,39 @@ def _show(report: CandlesFilled, *, dry_run: bool) -> None:
     name = f"{report.symbol} {report.interval} {report.exchange_name}"
     show(f"{name}, {shown_time(report.since)} to {shown_time(report.until)} UTC")
     if dry_run:
-        show(
-            f"{report.asked:,} candles to ask for in {len(report.gaps):,} gaps, by {report.planned:,} requests or more:"
-        )
+        show(f"{report.asked:,} candles to ask for, in {_counted(len(report.gaps), 'gap')}.")
         _show_ranges(report.gaps, step, show)
+        if report.gaps:
+            show(f"They take {_counted(report.planned, 'request')} or more.")
         show("Nothing was fetched or written (--dry-run).")
         return
     if not report.gaps:
         show("There is nothing to ask for.")
     else:
-        repeated = f", {report.retries:,} of them repeated" if report.retries else ""
-        requests = f"{report.requests:,} requests{repeated}, {report.seconds:,.1f} s"
-        show(f"{report.asked:,} candles were asked for; {report.new:,} are new. {requests}.")
+        repeated = f" ({report.retries:,} repeated)" if report.retries else ""
+        requests = f"{_counted(report.requests, 'request')}{repeated}, {report.seconds:,.1f} s"
+        show(f"{report.asked:,} candles were asked for, {report.new:,} are new. {requests}.")
     if report.missing:
-        count = count_candles(report.missing, step)
-        show(f"{count:,} the exchange does not have, in {len(report.missing):,} gaps; --ask-again asks for them again.")
+        count, gaps = count_candles(report.missing, step), _counted(len(report.missing), "gap")
+        show(f"The exchange does not have {count:,}, in {gaps}; --ask-again asks for them again.")
     if report.late:
-        count = count_candles(report.late, step)
-        show(f"{count:,} of the last hours it does not have yet; run the command again later.")
+        show(f"It does not have {count_candles(report.late, step):,} of the last hours yet; run this again later.")
     if report.different:
-        show(f"\n{len(report.different):,} are stored with other numbers than the exchange gives, which were kept:")
+        show(f"\nStored with other numbers than the exchange gives, and kept: {len(report.different):,}")
         _show_lines([shown_time(at) for at in report.different], show)
     if report.invalid:
-        show(f"\n{len(report.invalid):,} cannot be real, and were not stored:")
+        show(f"\nCannot be real, and not stored: {len(report.invalid):,}")
         _show_lines([f"{shown_time(at)}: {problem}" for at, problem in report.invalid], show)
     if report.outliers:
-        show(
-            f"\n{len(report.outliers):,} have a price in another unit than others (stored only with --allow-outliers):"
-        )
+        show(f"\nPrice in another unit than others, stored only with --allow-outliers: {len(report.outliers):,}")
         _show_lines([shown_time(at) for at in report.outliers], show)
     if report.remaining:
-        show(f"\n{count_candles(report.remaining, step):,} are still missing:")
+        show(f"\nStill missing: {count_candles(report.remaining, step):,}")
         _show_ranges(report.remaining, step, show)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _show_ranges(ranges: Sequence[Range], step: int, show: Any) -> None:

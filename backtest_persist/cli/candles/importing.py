@@ -5,7 +5,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from backtest_persist import operations
-from backtest_persist.cli.candles.times import parse_instant
+from backtest_persist.cli.candles.times import parse_instant, shown_time
 from backtest_persist.cli.command import INCOMPLETE, Flag, open_container, print_json
 from backtest_persist.cli.progress import Bar, show_byte_progress
 from backtest_persist.errors import InvalidKeyError
@@ -39,8 +39,8 @@ async def import_candles(
     date_order: Literal["dmy", "mdy"] | None = None,
     decimal: Literal[".", ","] | None = None,
     no_volume: Flag = False,
-    session_length: str | None = None,
     allow_outliers: Flag = False,
+    session_length: str | None = None,
     as_of: str | None = None,
     replace: Flag = False,
     dry_run: Flag = False,
@@ -76,11 +76,11 @@ async def import_candles(
         What separates the decimals of a number.
     no_volume
         Store 0 as the volume.
+    allow_outliers
+        Store rows with a price that is 100,000 times off those around it, too.
     session_length
         How long a session lasts, such as 6h30m or 24h, where days do not begin at 00:00 UTC: each is stored under the
         UTC day in which it closes.
-    allow_outliers
-        Store rows with a price that is 100,000 times off those around it, too.
     as_of
         When the exchange was asked, in ISO 8601 with a zone: what had not closed then is not stored. By default, the
         last candle is left out if it had not closed when the file was last modified.
@@ -111,8 +111,8 @@ async def import_candles(
                         date_order=date_order,
                         decimal=decimal,
                         no_volume=no_volume,
-                        session_length=None if session_length is None else _length(session_length),
                         allow_outliers=allow_outliers,
+                        session_length=None if session_length is None else _length(session_length),
                         as_of=None if as_of is None else parse_instant(as_of, "--as-of"),
                         replace=replace,
                         dry_run=dry_run,
@@ -121,8 +121,8 @@ async def import_candles(
                 except asyncio.CancelledError:
                     progress.stop()
                     print(
-                        f"Stopped at {bar.share:.0%} of {path}. What was read is stored; run the same command again to "
-                        "go on.",
+                        f"Stopped at {bar.share:.0%} of {path}. Run the same command again to go on; what is stored is "
+                        "not stored twice.",
                         file=sys.stderr,
                     )
                     raise
@@ -161,7 +161,7 @@ def _show(report: CandlesImported, *, dry_run: bool) -> None:
     rate = f"{report.rows / report.seconds:,.0f} rows/s"
     show(f"{report.rows:,} rows in {report.seconds:,.1f} s, {rate}; {report.new:,} {new}, {kept}.")
     if report.first is not None and report.last is not None:
-        show(f"They reach from {_time(report.first)} to {_time(report.last)}.")
+        show(f"They reach from {shown_time(report.first)} to {shown_time(report.last)}, in UTC.")
     if report.ignored:
         show(f"Columns that are not stored: {', '.join(report.ignored)}.")
     if report.rounded:
@@ -169,15 +169,15 @@ def _show(report: CandlesImported, *, dry_run: bool) -> None:
     if report.widened:
         show(f"{report.widened:,} have a high or low that missed the body by a rounding error, and was set to it.")
     if report.open:
-        times = ", ".join(_time(row.timestamp) for row in report.open[:SHOWN])
-        show(f"Not closed yet when the file was written (see --as-of), and not stored: {times}.")
+        count, first = len(report.open), shown_time(min(row.timestamp for row in report.open))
+        show(f"Not closed when the file was written (see --as-of), and not stored: {count:,}, from {first} on.")
     if report.different:
-        show(f"\n{len(report.different):,} are stored with other numbers, which were kept:")
-        _show_rows([f"line {row.line:,}: {_time(row.timestamp)}" for row in report.different], show)
+        show(f"\nStored with other numbers, which were kept: {len(report.different):,}")
+        _show_rows([f"{report.noun} {row.line:,}: {shown_time(row.timestamp)}" for row in report.different], show)
         show("  If the file is right, --replace deletes what is stored in its range and stores the file.")
     if report.skipped:
-        show(f"\n{len(report.skipped):,} rows were skipped:")
-        _show_rows([f"line {row.line:,}: {row.reason}" for row in report.skipped], show)
+        show(f"\nSkipped rows: {len(report.skipped):,}")
+        _show_rows([f"{report.noun} {row.line:,}: {row.reason}" for row in report.skipped], show)
     if dry_run:
         show("Nothing was written (--dry-run).")
 
@@ -187,10 +187,3 @@ def _show_rows(rows: Sequence[str], show: Any) -> None:
         show(f"  {row}")
     if len(rows) > SHOWN:
         show(f"  {len(rows) - SHOWN:,} more; --json names them all.")
-
-
-def _time(timestamp: int) -> str:
-    try:
-        return datetime.fromtimestamp(timestamp / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-    except (OSError, OverflowError, ValueError):
-        return str(timestamp)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
 
-from backtest_persist.core.ohlcv import COLUMNS, ImpossibleCandleError, Series, opening_time
+from backtest_persist.core.ohlcv import COLUMNS, NUMBERS, ImpossibleCandleError, Series, opening_time
 from backtest_persist.operations.candles.files import CandleFile, Kind
-from backtest_persist.operations.candles.layouts import KLINE, LAYOUTS, Layout, Places, find_places
+from backtest_persist.operations.candles.layouts import KLINE, LAYOUTS, UTC_TIMES, Layout, Places, find_places
 from backtest_persist.operations.candles.reading import Reading, in_ms, other_interval
 from backtest_persist.operations.candles.tables import Row, Table, open_table, plain
 from backtest_persist.operations.candles.times import DateOrder, Form, Times, Unit, find_form, parse_zone
@@ -121,6 +121,8 @@ class _Detection:
             names = self.table.names
             known = set(map(plain, names))
             layouts = [layout for layout in LAYOUTS if layout.has_header(known)]
+            if "date" in self.table.in_ms and set(names) == {"date", *NUMBERS}:
+                return Layout(f"freqtrade {self.table.kind}"), names
             if self.table.kind is not Kind.CSV or not layouts:
                 return Layout(f"{self.table.kind} with names of columns"), names
             return layouts[0], names
@@ -208,7 +210,7 @@ class _Detection:
         form = find_form(joined(row) for row in self.rows)
         unit = self._unit(form, places)
         words: list[str] = []
-        zone = self.options.tz or layout.zone
+        zone = self.options.tz or layout.zone or ("UTC" if plain(names[places.time[0]]) in UTC_TIMES else None)
         local = form.naive or (None if daily else form.day)
         if local and zone is None:
             if form.naive is None and self.options.session is None:
@@ -227,6 +229,7 @@ class _Detection:
         if form.is_unordered:
             order = order or self._order(form, joined)
             words.append(f"dates as {_ORDERS[order]}")
+        column_zone = self.table.in_ms.get(names[places.time[0]])
         times = Times(
             places.time,
             unit=unit,
@@ -234,7 +237,9 @@ class _Detection:
             zone=None if zone is None else parse_zone(zone),
             order=order,
             daily=daily,
-            in_ms=names[places.time[0]] in self.table.in_ms,
+            in_ms=column_zone is not None,
+            sessions=self.options.session is not None,
+            column_zone=None if column_zone is None else parse_zone(column_zone),
         )
         return times, words
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar, cast, get_args
 
 from backtest_persist.contracts import CandleInterval
+from backtest_persist.core.keys import checked_name
 from backtest_persist.core.ohlcv import interval_step_ms
 from backtest_persist.core.session_days import session_day
 from backtest_persist.errors import BacktestPersistError, ErrorReason, ExchangeError, InvalidKeyError, SettingsError
@@ -39,8 +40,8 @@ _RATE_LIMIT_PAUSE = 5.0
 class Answer:
     """What an exchange has answered to one request."""
 
-    rows: dict[int, Sequence[Any]]
-    """The rows by their times, in ms UTC, from the time on that was asked."""
+    rows: dict[int, list[Sequence[Any]]]
+    """The rows of each time, in ms UTC, from the time on that was asked; it should be one."""
     asked_at: int
     """When it was asked, in ms UTC, by the earlier of both clocks: a candle that was open then may still change."""
     is_full: bool
@@ -105,6 +106,7 @@ class ExchangeMarket:
         without candles.
         """
         interval_step_ms(interval)
+        checked_name(symbol, "symbol")
         exchange = self._exchange
         await self._send(exchange.load_markets)
         has = exchange.has.get("fetchOHLCV")
@@ -136,14 +138,17 @@ class ExchangeMarket:
 
         Those of sessions are read under the days in which these close.
         """
-        begin = since - self._earlier
+        begin = max(0, since - self._earlier)
         limit = min(self.page, -(-(until - begin) // step) + _MARGIN)
         self.requests += 1
         rows, asked_at = await self._send(partial(self._fetch, interval, begin, limit), counted=True)
         is_full = len(rows) >= limit
         if self._session_length is not None:
             rows = self._by_session_days(rows, self._session_length)
-        found = {row[0]: row for row in rows if row[0] >= since}
+        found: dict[int, list[Sequence[Any]]] = {}
+        for row in rows:
+            if row[0] >= since:
+                found.setdefault(row[0], []).append(row)
         if is_full and not found:
             raise ExchangeError(
                 f"{self.exchange_id} answers with candles of {self.symbol} before the time that it was asked for, so "
@@ -169,13 +174,13 @@ class ExchangeMarket:
         return given, asked_at if answered_at is None else min(asked_at, answered_at)
 
     def _by_session_days(self, rows: list[Sequence[Any]], length: timedelta | int) -> list[Sequence[Any]]:
-        days = {session_day(row[0], length): row for row in rows}
-        if len(days) < len({row[0] for row in rows}):
+        days = [session_day(row[0], length) for row in rows]
+        if len({*days}) < len({row[0] for row in rows}):
             raise InvalidKeyError(
                 f"session_length is {length}, but then two sessions of {self.symbol} on {self.exchange_id} close on "
                 "one UTC day. Give the time from the opening of its sessions to their close."
             )
-        return [[day, *row[1:]] for day, row in days.items()]
+        return [[day, *row[1:]] for day, row in zip(days, rows, strict=True)]
 
     @property
     def _headers(self) -> Mapping[str, Any] | None:
@@ -212,9 +217,9 @@ class ExchangeMarket:
         name = self.exchange_id
         texts = {
             ErrorReason.RESTRICTED_LOCATION: f"{name} does not serve the location of this computer. Use another "
-            "exchange, or let ccxt go through a proxy where that is permitted (https_proxy of the exchange)",
-            ErrorReason.UNAUTHENTICATED: f"{name} refuses the credentials of the exchange. Correct its apiKey and "
-            "secret, or leave them out: candles are public on most exchanges",
+            "exchange, or a proxy where that is permitted (HTTPS_PROXY for the command, https_proxy of the exchange)",
+            ErrorReason.UNAUTHENTICATED: f"{name} refuses to answer without valid credentials. Give the exchange its "
+            "apiKey and secret, in Python; for candles, most exchanges need none",
             ErrorReason.UNSUPPORTED: f"{name} does not give candles of this market",
         }
         text = texts.get(fault.reason, f"{name} refuses the request")
@@ -236,7 +241,7 @@ class ExchangeMarket:
         if symbol in exchange.markets or symbol in exchange.markets_by_id:
             return exchange.market(symbol)
         names = [*exchange.markets, *exchange.markets_by_id]
-        near = get_close_matches(str(symbol).upper(), map(str, names), 3)
+        near = get_close_matches(symbol.upper(), map(str, names), 3)
         hint = f"; did you mean {' or '.join(near)}?" if near else f", which has {len(exchange.markets):,} markets."
         raise InvalidKeyError(f"There is no symbol {symbol!r:.40} on {self.exchange_id}{hint}")
 

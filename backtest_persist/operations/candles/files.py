@@ -23,7 +23,6 @@ _BINARY = bytes({*range(32)} - {*b"\t\n\v\f\r\x1a"})
 """Control characters that no text holds; MetaTrader and DOS end a file with \\x1a."""
 _MARKUP = (b"<!doctype", b"<html", b"<head>", b"<body", b"<?xml", b"<error", b"<!--")
 _ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-_ARROW = (b"ARROW1", b"FEA1")
 
 
 class Kind(StrEnum):
@@ -126,7 +125,9 @@ class CandleFile:
 
     def _find_kind(self) -> Kind:
         head, start = self._head, self._head.lstrip()
-        if head.startswith((b"PAR1", *_ARROW)):
+        if head.startswith(b"FEA1"):
+            raise self.error("it is of the first version of feather, which libraries give up; save it as Parquet")
+        if head.startswith((b"PAR1", b"ARROW1")):
             if self._packed:
                 raise self.error("it is packed; unpack it")
             return Kind.PARQUET if head.startswith(b"PAR1") else Kind.FEATHER

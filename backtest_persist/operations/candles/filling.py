@@ -143,9 +143,7 @@ async def fill_candles(
     await missing.load()
     if ask_again:
         missing.forget(start, end)
-    gaps = Ranges(await candles.find_gaps(*_names(series), start, end))
-    for known in missing.within(start, end):
-        gaps.remove(*known)
+    _, gaps = Ranges(await candles.find_gaps(*_names(series), start, end)).split(missing.within(start, end))
     report = CandlesFilled(series.symbol, series.interval, series.exchange_name, start, end, gaps=list(gaps))
     report.asked = count_candles(gaps, series.step)
     report.planned = sum(1 for _ in _pages(gaps, market.page * series.step))
@@ -232,18 +230,20 @@ class _Filler:
     async def _read(self, at: int, end: int, interval: str, step: int, *, is_known_void: bool = False) -> Answer:
         """Read from `at` on; what an answer leaves out at its beginning is asked for again before it counts as missing.
 
-        That is not necessary where the exchange has jumped to the next candle that it has. Otherwise it may give fewer
-        candles than it was asked for, the last ones of the time, or none for once.
+        That is not necessary where the exchange has jumped to the next candle that it has. Otherwise it may give the
+        newest candles whatever it was asked for, fewer than that, the last ones of the time, or none for once.
         """
         answer = await self.market.read(at, end, interval, step)
-        if answer.rows:
-            first = min(answer.rows)
-            doubt = at if answer.is_full or first >= end else first
-        else:
+        if not answer.rows:
             doubt = at if is_known_void else end
+        elif (first := min(answer.rows)) < end:
+            doubt = at if answer.is_full else first
+        else:
+            has_jumped = max(answer.rows) < answer.asked_at - 2 * step
+            doubt = at if has_jumped else answer.asked_at
         while at < doubt and at < answer.asked_at - LATE_MS:
             again = await self.market.read(at - step, doubt, interval, step)
-            found = {opening: row for opening, row in again.rows.items() if opening >= at}
+            found = {opening: rows for opening, rows in again.rows.items() if opening >= at}
             answer.rows |= found
             first = min(found, default=doubt)
             if first >= doubt:
@@ -266,11 +266,12 @@ class _Filler:
     async def _store(self, at: int, end: int, answer: Answer) -> None:
         """Store the rows of [at, end) and remember the gaps in between, in this order."""
         series, report, step = self.series, self.report, self.series.step
-        rows = {opening: row for opening, row in answer.rows.items() if at <= opening < end}
-        self._check_openings(rows)
+        rows = [row for opening, given in answer.rows.items() if at <= opening < end for row in given]
+        openings: list[int] = [row[0] for row in rows]
+        self._check_openings(openings)
         stored = await self.candles.store(
             *_names(series),
-            list(rows.values()),
+            rows,
             as_of=answer.asked_at,
             errors="skip",
             allow_outliers=self.allow_outliers,
@@ -279,11 +280,10 @@ class _Filler:
         report.same += stored.same
         report.different += stored.different
         report.outliers += stored.outliers
-        openings = list(rows)
         report.invalid += [(openings[position], problem) for position, problem in stored.invalid]
         gaps = self.gaps.within(at, end)
         lacking = Ranges(gaps)
-        for opening in rows:
+        for opening in openings:
             lacking.remove(opening // step * step, opening // step * step + step)
         for opening in stored.open:
             self.late.add(opening, opening + step)
@@ -295,10 +295,10 @@ class _Filler:
         self.gaps.remove(at, end)
         self.progress.advance(count_candles(gaps, step))
 
-    def _check_openings(self, rows: Iterable[int]) -> None:
+    def _check_openings(self, openings: Iterable[int]) -> None:
         """Raise `ExchangeError` for candles of an exchange whose day does not begin at 00:00 UTC."""
         step = self.series.step
-        offsets = {opening % step for opening in rows}
+        offsets = {opening % step for opening in openings}
         if len(offsets) == 1 and (offset := offsets.pop()):
             hours, minutes = divmod(offset // 60_000, 60)
             advice = "Give session_length (--session-length)" if step == _DAY else "Fill a shorter interval"
@@ -313,13 +313,9 @@ class _Filler:
     async def _look_at_rest(self) -> None:
         report = self.report
         gaps = Ranges(await self.candles.find_gaps(*_names(self.series), report.since, report.until))
-        for start, end in self.missing.within(report.since, report.until):
-            report.missing += gaps.within(start, end)
-            gaps.remove(start, end)
-        for start, end in self.late:
-            report.late += gaps.within(start, end)
-            gaps.remove(start, end)
-        report.remaining = list(gaps)
+        missing, gaps = gaps.split(self.missing.within(report.since, report.until))
+        late, gaps = gaps.split(self.late)
+        report.missing, report.late, report.remaining = list(missing), list(late), list(gaps)
 
 
 def _now() -> int:

@@ -54,6 +54,8 @@ class CandlesImported:
     file: str
     layout: str = ""
     """The layout that was detected, in words."""
+    noun: str = "line"
+    """What is counted by the numbers of rows: a line of CSV, a row of Parquet and feather, an entry of JSON."""
     rows: int = 0
     """How many rows the file has, without header and blank lines."""
     new: int = 0
@@ -97,8 +99,8 @@ async def import_candles(
     date_order: DateOrder | None = None,
     decimal: Literal[".", ","] | None = None,
     no_volume: bool = False,
-    session_length: timedelta | int | None = None,
     allow_outliers: bool = False,
+    session_length: timedelta | int | None = None,
     as_of: When | None = None,
     replace: bool = False,
     dry_run: bool = False,
@@ -117,10 +119,9 @@ async def import_candles(
 
     `unit` is that of times as numbers, `columns` are the names of the columns in their order, `tz` is the zone of times
     that have none, `date_order` says whether 02.03.2024 begins with the day or the month, and `decimal` is what
-    separates decimals. With `no_volume` 0 is stored as the volume. `session_length`, a timedelta or an int in ms, is
-    for daily candles of sessions that do not open at 00:00 UTC: each is stored under the UTC day in which it closes. A
-    row with a price in another unit than those around it is skipped unless `allow_outliers` is set; see
-    `CandleDbService.store`.
+    separates decimals. With `no_volume` 0 is stored as the volume. A row with a price in another unit than those around
+    it is skipped unless `allow_outliers` is set; see `CandleDbService.store`. `session_length`, a timedelta or ms, is
+    for daily candles of sessions that do not open at 00:00 UTC: each is stored under the UTC day in which it closes.
 
     A candle that had not closed at `as_of`, when the exchange was asked, is not stored. By default, that is the last
     one if it had not closed when the file was last modified.
@@ -158,10 +159,10 @@ async def _import(
     position = 0
     with ExitStack() as stack:
         reading = await run_sync(stack.enter_context, open_reading(source, series, options))
-        importer.report.ignored = reading.ignored
+        importer.report.ignored, importer.report.noun = reading.ignored, reading.noun
         async with aclosing(_read_ahead(reading.chunks())) as chunks:
             async for chunk in chunks:
-                await _undivided(importer.add(chunk, reading.noun))
+                await _undivided(importer.add(chunk))
                 progress.advance(chunk.position - position)
                 position = chunk.position
         importer.report.layout = reading.layout
@@ -174,8 +175,8 @@ async def _delete_replaced(db: CandleDbService, series: Series, checked: Candles
     if checked.skipped:
         line, reason = checked.skipped[0]
         raise InvalidPayloadError(
-            f"{checked.file}: {len(checked.skipped)} rows cannot be stored, such as {line:,}: {reason}. Nothing was "
-            "replaced; correct or remove them."
+            f"{checked.file}: nothing was replaced, because of rows that cannot be stored ({len(checked.skipped):,}), "
+            f"such as {checked.noun} {line:,}: {reason}. Correct or remove them."
         )
     if checked.different and checked.first is not None and checked.last is not None:
         key = (series.symbol, series.interval, series.exchange_name)
@@ -223,19 +224,19 @@ class _Importer:
         self._open: list[tuple[int, Candle]] = []
         """The rows that had not closed when the file was modified: the last one, unless that time is another's."""
 
-    async def add(self, chunk: Chunk, noun: str) -> None:
+    async def add(self, chunk: Chunk) -> None:
         """Store the rows of a chunk."""
         report = self.report
         report.rows += chunk.rows
         report.skipped += chunk.skipped
         rows = list(zip(chunk.lines, chunk.candles, strict=True))
         if self._modified is None:
-            await self._put(rows, self._as_of, noun)
+            await self._put(rows, self._as_of)
             return
-        self._open += await self._put(rows, self._modified, noun)
+        self._open += await self._put(rows, self._modified)
         if len({candle["timestamp"] for _, candle in self._open}) > 1:
             rows, self._open, self._modified = self._open, [], None  # it was modified, or copied, with another date
-            await self._put(rows, None, noun)
+            await self._put(rows, None)
 
     def end(self) -> None:
         """Complete the report."""
@@ -243,7 +244,7 @@ class _Importer:
         self.report.skipped.sort()
         self.report.different.sort()
 
-    async def _put(self, rows: list[tuple[int, Candle]], as_of: int | None, noun: str) -> list[tuple[int, Candle]]:
+    async def _put(self, rows: list[tuple[int, Candle]], as_of: int | None) -> list[tuple[int, Candle]]:
         """Store rows and report them; returns those that are open, which are reported only if `as_of` is certain."""
         key = (self._series.symbol, self._series.interval, self._series.exchange_name)
         candles = [candle for _, candle in rows]
@@ -258,17 +259,19 @@ class _Importer:
         report.same += result.same
         report.rounded += len(result.rounded)
         report.widened += len(result.widened)
-        report.skipped += [SkippedRow(lines[at], _in_lines(problem, noun, lines)) for at, problem in result.invalid]
+        report.skipped += [
+            SkippedRow(lines[at], _in_lines(problem, report.noun, lines)) for at, problem in result.invalid
+        ]
         times = [in_ms(candle["timestamp"]) for candle in candles]
-        line_of = dict(zip(times, lines, strict=True))
-        outliers = set(() if self._allow_outliers else result.outliers)
-        report.skipped += [SkippedRow(line_of[at], _OUTLIER) for at in outliers]
-        unclosed, invalid = set(result.open), {at for at, _ in result.invalid}
-        left_out = unclosed | outliers
+        outliers = [] if self._allow_outliers else result.outliers
+        unclosed, left_out = set(result.open), {*result.open, *outliers}
+        invalid = {place for place, _ in result.invalid}
         closed = [at for place, at in enumerate(times) if at not in left_out and place not in invalid]
         if closed:
             report.first = min(closed if report.first is None else (report.first, *closed))
             report.last = max(closed if report.last is None else (report.last, *closed))
+        line_of = dict(zip(times, lines, strict=True)) if result.different or left_out else {}
+        report.skipped += [SkippedRow(line_of[at], _OUTLIER) for at in outliers]
         report.different += [RowOfFile(line_of[at], at) for at in result.different]
         if self._modified is None:
             report.open += [RowOfFile(line_of[at], at) for at in result.open]
@@ -285,8 +288,12 @@ class _Importer:
             early=self._db.allows_early_times,
             allow_outliers=self._allow_outliers,
         )
-        result = CandleReport.of(checked)
         key = (self._series.symbol, self._series.interval, self._series.exchange_name)
+        outliers = list(checked.outliers.values())
+        for candle, outcome in zip(outliers, await self._db.restore_series(*key, outliers, dry_run=True), strict=True):
+            if outcome is Restored.SAME:
+                checked.valid[candle["timestamp"]] = checked.outliers.pop(candle["timestamp"])
+        result = CandleReport.of(checked)
         valid = list(checked.valid.values())
         for candle, outcome in zip(valid, await self._db.restore_series(*key, valid, dry_run=True), strict=True):
             if outcome is Restored.NEW:

@@ -7,7 +7,7 @@ from backtest_persist.core.ohlcv import NUMBERS
 from backtest_persist.operations.candles.tables import plain
 from backtest_persist.operations.candles.times import DateOrder
 
-__all__ = ("KLINE", "LAYOUTS", "Layout", "Places", "find_places")
+__all__ = ("KLINE", "LAYOUTS", "UTC_TIMES", "Layout", "Places", "find_places")
 
 KLINE = (
     *("open_time", *NUMBERS, "close_time", "quote_volume", "count", "taker_buy_volume", "taker_buy_quote_volume"),
@@ -51,7 +51,7 @@ LAYOUTS = (
     Layout("yfinance", frozenset({"price"})),
     Layout("CryptoDataDownload", frozenset({"unix", "date", "symbol"}), zone="UTC"),
     Layout("CryptoDataDownload", frozenset({"date", "symbol"}), zone="UTC"),
-    Layout("Dukascopy", frozenset({"gmt_time"}), zone="UTC", order="dmy"),
+    Layout("Dukascopy", frozenset({"gmt_time"}), order="dmy"),
     Layout("TradingView", frozenset({"time", "open", "high", "low", "close"})),
     Layout("Stooq, or other days by names of columns", frozenset({"date", *NUMBERS}), is_whole=True),
     Layout("Binance spot klines", fields=KLINE),
@@ -60,10 +60,12 @@ LAYOUTS = (
 )
 """The first one that fits counts. A header without any of these names is read by the names of its columns."""
 
-_TIMES = ("timestamp", "open_time", "opentime", "unix", "unix_time", "unix_timestamp", "epoch", "t")
+_TIMES = ("timestamp", "open_time", "opentime", "unix", "unix_time", "unix_timestamp", "epoch", "ts", "t", "start_time")
 """The names of an opening time that need no second column; the first that is there counts."""
+UTC_TIMES = frozenset({"gmt_time", "utc_time", "time_utc", "date_utc", "dateutc", "datetime_utc", "utc"})
+"""The names of times that are in UTC if they have no zone."""
 _OTHER_TIMES = (
-    *("datetime", "date_time", "gmt_time", "utc_time", "date", "time"),
+    *("datetime", "date_time", *sorted(UTC_TIMES), "date", "time"),
     *("__index_level_0__", "index", "", "unnamed:_0", "price"),
 )
 """The names of what is an opening time if none of the others is there.

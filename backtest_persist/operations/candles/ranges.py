@@ -51,6 +51,25 @@ class Ranges:
             found[-1] = (found[-1][0], min(found[-1][1], end))
         return found
 
+    def split(self, others: Iterable[Range]) -> "tuple[Ranges, Ranges]":
+        """Return the parts that lie in `others`, which are sorted, and those that do not."""
+        inside, outside = Ranges(), Ranges()
+        rest = iter(others)
+        other = next(rest, None)
+        for first, end in self:
+            start = first
+            while start < end:
+                while other is not None and other[1] <= start:
+                    other = next(rest, None)
+                if other is None or other[0] >= end:
+                    outside.add(start, end)
+                    break
+                stop = min(end, other[1])
+                outside.add(start, other[0])
+                inside.add(max(start, other[0]), stop)
+                start = stop
+        return inside, outside
+
     def touching(self, start: int, end: int) -> list[Range]:
         """Return the whole ranges that overlap or touch [start, end)."""
         first, last = bisect_left(self._ends, start), bisect_right(self._starts, end)

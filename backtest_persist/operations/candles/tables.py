@@ -4,9 +4,9 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TextIO, cast
@@ -23,6 +23,8 @@ _PREAMBLE = 20
 """Lines that may stand before the header, such as the address of a web site."""
 _MIN_FIELDS = 5
 """A time and four prices."""
+_MAX_LINE = 100_000
+"""Characters; a candle has some 200."""
 _BLOCK = 1024 * 1024
 """Characters of JSON that are read at a time, and the most that one entry has."""
 _BETWEEN = re.compile(r"[\s,]*")
@@ -45,8 +47,8 @@ class Table:
     """What is counted by the numbers of the rows: lines, or the rows themselves."""
     header: int = 0
     """The line of the header; 0 for none."""
-    in_ms: frozenset[str] = frozenset()
-    """The names of columns that hold instants as ms for certain, because they were datetimes."""
+    in_ms: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The names of columns that hold instants as ms for certain, because they were datetimes, and their time zones."""
 
 
 def plain(name: str) -> str:
@@ -75,7 +77,9 @@ def open_table(file: CandleFile) -> Generator[Table]:
 
 
 def _of_csv(file: CandleFile, text: TextIO) -> Table:
-    lines = list(itertools.islice(text, _PREAMBLE + 2))
+    lines = [text.readline(_MAX_LINE) for _ in range(_PREAMBLE + 2)]
+    if any(len(line) == _MAX_LINE for line in lines):
+        raise file.error(f"it has a line of {_MAX_LINE:,} characters or more; it is no CSV file of candles")
     delimiter = _delimiter(lines)
     reader = csv.reader(itertools.chain(lines, text), delimiter=delimiter, skipinitialspace=True)
     first = next((row for row in itertools.islice(reader, _PREAMBLE + 1) if len(row) >= _MIN_FIELDS), None)
@@ -168,68 +172,67 @@ def _entries(file: CandleFile, text: TextIO) -> Iterator[Any]:
 
 
 def _of_arrow(file: CandleFile) -> Table:
-    position = _Position()
     batches = iter(_by_pyarrow(file) if find_spec("pyarrow") else _by_polars(file))
     first = next(batches, None)
     if first is None:
         raise file.error("it is empty")
-    position.total = first.count
+    share = 0.0
 
     def rows() -> Iterator[Row]:
+        nonlocal share
+        number = itertools.count(1)
         for batch in itertools.chain([first], batches):
-            for row in zip(*batch.columns, strict=True):
-                position.done += 1
-                yield position.done, row
+            share = batch.share
+            yield from zip(number, zip(*batch.columns, strict=True), strict=False)
 
-    return Table(
-        file.kind,
-        first.names,
-        rows(),
-        lambda: round(file.size * position.done / max(position.total, 1)),
-        "row",
-        in_ms=first.in_ms,
-    )
-
-
-@dataclass
-class _Position:
-    total: int = 0
-    done: int = 0
+    return Table(file.kind, first.names, rows(), lambda: round(file.size * share), "row", in_ms=first.in_ms)
 
 
 @dataclass(frozen=True)
 class _Batch:
     names: tuple[str, ...]
     columns: list[list[Any]]
-    in_ms: frozenset[str]
-    count: int
-    """The rows of the whole file."""
+    in_ms: Mapping[str, str]
+    share: float
+    """The part of the file that has been read with it, from 0 to 1."""
 
 
 def _by_pyarrow(file: CandleFile) -> Iterator[_Batch]:
     pyarrow = import_module("pyarrow")
     try:
-        if file.kind is Kind.PARQUET:
-            parquet = import_module("pyarrow.parquet").ParquetFile(file.path)
-            count, batches = parquet.metadata.num_rows, parquet.iter_batches(batch_size=BATCH)
-        else:
-            table = import_module("pyarrow.feather").read_table(file.path, memory_map=True)
-            count, batches = table.num_rows, table.to_batches(max_chunksize=BATCH)
-        for batch in batches:
+        for batch, share in _parquet_batches(file) if file.kind is Kind.PARQUET else _feather_batches(file, pyarrow):
             names = tuple(batch.schema.names)
             columns: list[list[Any]] = []
-            in_ms: set[str] = set()
+            in_ms: dict[str, str] = {}
             for name, column in zip(names, batch.columns, strict=True):
                 if pyarrow.types.is_timestamp(column.type):
-                    unit = "us" if column.type.tz is None else "ms"
-                    column = column.cast(pyarrow.timestamp(unit, column.type.tz), safe=False)
-                    if unit == "ms":
+                    column_zone: str | None = column.type.tz
+                    unit = "us" if column_zone is None else "ms"
+                    column = column.cast(pyarrow.timestamp(unit, column_zone), safe=False)
+                    if column_zone is not None:
                         column = column.cast(pyarrow.int64())
-                        in_ms.add(name)
+                        in_ms[name] = column_zone
                 columns.append(column.to_pylist())
-            yield _Batch(names, columns, frozenset(in_ms), count)
+            yield _Batch(names, columns, in_ms, share)
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(file, error) from None
+
+
+def _parquet_batches(file: CandleFile) -> Iterator[tuple[Any, float]]:
+    parquet = import_module("pyarrow.parquet").ParquetFile(file.path)
+    done = 0
+    for batch in parquet.iter_batches(batch_size=BATCH):
+        done += batch.num_rows
+        yield batch, done / parquet.metadata.num_rows
+
+
+def _feather_batches(file: CandleFile, pyarrow: Any) -> Iterator[tuple[Any, float]]:
+    with pyarrow.memory_map(str(file.path)) as mapped:
+        reader = import_module("pyarrow.ipc").open_file(mapped)
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            for start in range(0, batch.num_rows, BATCH):
+                yield batch.slice(start, BATCH), (number + 1) / reader.num_record_batches
 
 
 def _damaged(file: CandleFile, error: Exception) -> InvalidPayloadError:
@@ -248,10 +251,14 @@ def _by_polars(file: CandleFile) -> Iterator[_Batch]:
         frame = polars.read_parquet(file.path) if file.kind is Kind.PARQUET else polars.read_ipc(file.path)
     except (polars.exceptions.PolarsError, OSError) as error:
         raise _damaged(file, error) from None
-    zoned = {
-        name for name, kind in frame.schema.items() if isinstance(kind, polars.Datetime) and kind.time_zone is not None
+    zoned: dict[str, str] = {
+        name: kind.time_zone
+        for name, kind in frame.schema.items()
+        if isinstance(kind, polars.Datetime) and kind.time_zone is not None
     }
     frame = frame.with_columns(polars.col(name).dt.epoch("ms") for name in zoned)
+    done = 0
     for part in frame.iter_slices(BATCH):
+        done += part.height
         columns = [column.to_list() for column in part.get_columns()]
-        yield _Batch(tuple(frame.columns), columns, frozenset(zoned), frame.height)
+        yield _Batch(tuple(frame.columns), columns, zoned, done / frame.height)

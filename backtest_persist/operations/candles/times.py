@@ -140,7 +140,9 @@ class Times:
     """Reads the opening times of rows.
 
     `places` are the positions of the time in a row, or of date and time of day. `daily` says that a day without a time
-    of day is that UTC day, in any zone.
+    of day is that UTC day, in any zone. With `sessions`, a session that is named by the midnight of its zone, as by
+    yfinance, opens no earlier than 00:00 UTC of that date: in the east that midnight is on the day before.
+    `column_zone` is the zone of ints in ms.
     """
 
     def __init__(
@@ -153,12 +155,15 @@ class Times:
         order: DateOrder | None = None,
         daily: bool = False,
         in_ms: bool = False,
+        sessions: bool = False,
+        column_zone: tzinfo | None = None,
     ) -> None:
         self._place, *others = places
         self._second = others[0] if others else None
         self._unit: Unit | None = unit
         self._is_certain, self._in_ms = is_certain, in_ms
         self._zone, self._order, self._daily = zone, order, daily
+        self._sessions, self._column_zone = sessions, column_zone
         self._offsets: dict[date, timedelta | None] = {}
         self.units: dict[Unit, int] = {}
         """The line from which on there are numbers of a unit."""
@@ -173,6 +178,8 @@ class Times:
         value = self.joined(row)
         if type(value) is int:
             if self._in_ms:
+                if self._sessions and self._column_zone is not None:
+                    return self._of_datetime((EPOCH + value * MS).astimezone(self._column_zone))
                 return _certain(value)
             value = _as_text(value)
         number = _to_number(value)
@@ -223,14 +230,15 @@ class Times:
         except ValueError as error:
             raise ValueError(f"its time {value!r:.40} does not exist: {error}") from None
         if parsed.zone is not None:
-            return _to_ms(moment.replace(tzinfo=parse_zone(parsed.zone)))
+            moment = moment.replace(tzinfo=parse_zone(parsed.zone))
         return self._of_datetime(moment)
 
     def _of_datetime(self, moment: datetime) -> int | datetime:
         if moment != moment:
             raise ValueError("it has no time")
-        if moment.utcoffset() is not None:
-            return _to_ms(moment)
+        given = moment.utcoffset()
+        if given is not None:
+            return self._of_local(moment.replace(tzinfo=UTC), given)
         if self._daily and moment.time() == time():
             return _to_ms(moment.replace(tzinfo=UTC))
         if self._zone is None:
@@ -241,7 +249,12 @@ class Times:
         offset = self._offsets[day]
         if offset is None:
             offset = _offset_at(moment, self._zone)
-        return _to_ms(moment.replace(tzinfo=UTC) - offset)
+        return self._of_local(moment.replace(tzinfo=UTC), offset)
+
+    def _of_local(self, local: datetime, offset: timedelta) -> int | datetime:
+        """Return the opening time, of a session that is named by its midnight none on an earlier UTC day."""
+        opening = local - offset
+        return _to_ms(max(opening, local) if self._sessions and local.time() == time() else opening)
 
 
 def _as_text(number: int) -> int | str:
