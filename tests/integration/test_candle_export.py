@@ -1,5 +1,6 @@
 """`export_candles` and the commands on stored series: files that read back the same, and what is listed."""
 
+import asyncio
 import json
 import os
 import sys
@@ -161,9 +162,17 @@ async def test_a_file_is_whole_or_not_there(
         def advance(self, done: int) -> None:
             raise Stop
 
+    class Cancelling(Stopping):
+        def advance(self, done: int) -> None:
+            exporting = asyncio.current_task()
+            assert exporting is not None
+            exporting.cancel()
+
     for name in ("t.csv", "t.feather", "t.parquet"):
         with pytest.raises(Stop):
             await export_candles(container, tmp_path / name, *SERIES, progress=Stopping())
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(export_candles(container, tmp_path / name, *SERIES, progress=Cancelling()))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(Stop):
         await export_candles(container, tmp_path / "t.parquet", *SERIES, progress=Stopping())

@@ -12,7 +12,6 @@ from anyio.to_thread import run_sync
 
 from backtest_persist.backends.json.atomic import sync_directory, sync_file
 from backtest_persist.contracts import Bound, CandleData
-from backtest_persist.core.candle_store import PART
 from backtest_persist.core.instants import checked_bound
 from backtest_persist.core.ohlcv import NUMBERS, ImpossibleCandleError, Series, candle_numbers, opening_time
 from backtest_persist.core.persist_instance import Services
@@ -23,6 +22,9 @@ from backtest_persist.operations.candles.writers import CandleFormat, find_forma
 from backtest_persist.operations.progress import NoProgress, Progress
 
 __all__ = ("CandlesExported", "SkippedCandle", "export_candles")
+
+PART = 10_000
+"""Candles that are read and written at a time."""
 
 
 class SkippedCandle(NamedTuple):
@@ -95,7 +97,7 @@ async def export_candles(
             raise nothing_stored(series, " in this range")
         report.bytes = await run_sync(target.finish, force)
     finally:
-        await run_sync(target.close)
+        target.close()  # not in a thread, which a cancelled caller may not wait for
     report.seconds = time.perf_counter() - started
     return report
 
