@@ -54,6 +54,7 @@ REFUSED: list[tuple[str, bytes, str, dict[str, Any], str]] = [
     ("garbage", bytes(range(256)) * 9, "1m", {}, "it is no file of candles in a known format"),
     ("picture", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "1m", {}, "it is no file of candles in a known format"),
     ("text", b"Too many requests, please slow down.\n", "1m", {}, "it has no lines of five or more fields"),
+    ("one line", b"x," * 100_000, "1m", {}, "it has a line of 100,000 characters or more"),
     ("html", b"\n<!DOCTYPE html><html>404, a, b, c, d", "1m", {}, "it is a page of HTML or XML"),
     ("xml", b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', "1m", {}, "it is a page of HTML or XML"),
     ("object", b'{"code":-1121,"msg":"Invalid symbol."}', "1m", {}, "an object with code, msg, which is no candle"),

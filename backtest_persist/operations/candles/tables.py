@@ -23,6 +23,8 @@ _PREAMBLE = 20
 """Lines that may stand before the header, such as the address of a web site."""
 _MIN_FIELDS = 5
 """A time and four prices."""
+_MAX_LINE = 100_000
+"""Characters; a candle has some 200."""
 _BLOCK = 1024 * 1024
 """Characters of JSON that are read at a time, and the most that one entry has."""
 _BETWEEN = re.compile(r"[\s,]*")
@@ -75,7 +77,9 @@ def open_table(file: CandleFile) -> Generator[Table]:
 
 
 def _of_csv(file: CandleFile, text: TextIO) -> Table:
-    lines = list(itertools.islice(text, _PREAMBLE + 2))
+    lines = [text.readline(_MAX_LINE) for _ in range(_PREAMBLE + 2)]
+    if any(len(line) == _MAX_LINE for line in lines):
+        raise file.error(f"it has a line of {_MAX_LINE:,} characters or more; it is no CSV file of candles")
     delimiter = _delimiter(lines)
     reader = csv.reader(itertools.chain(lines, text), delimiter=delimiter, skipinitialspace=True)
     first = next((row for row in itertools.islice(reader, _PREAMBLE + 1) if len(row) >= _MIN_FIELDS), None)
