@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
         return {str(name): _item(member) for name, member in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
         return [_item(item) for item in cast("Sequence[Any]", value)]
-    return str(value)
+    return float(value) if isinstance(value, float) else str(value)
 
 
 def _item(value: Any) -> Any:

@@ -78,7 +78,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, Column]:
     values: dict[str, dict[str, list[Any]]] = {name: {} for name, _ in fields}
     for position, row in enumerate(rows):
         for name, columns in values.items():
-            for path, value in _members(name, getattr(row, name)):
+            for path, value in dict(_members(name, getattr(row, name))).items():
                 column = columns.setdefault(path, [])
                 column.extend([_ABSENT] * (position - len(column)))
                 column.append(value)

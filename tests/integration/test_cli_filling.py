@@ -22,7 +22,7 @@ from backtest_persist.cli import main
 from backtest_persist.operations import fill_candles
 from tests.support.exchange_server import connect
 binance, url = ccxt.binance, sys.argv.pop(1)
-ccxt.binance = lambda: connect(binance(), url)
+ccxt.binance = lambda config: connect(binance(config), url)
 main()
 """
 """The command line, with the Binance of ccxt on a server of the tests."""
@@ -38,7 +38,7 @@ class Command:
     """`candles fill` of the series of minutes of BTCUSDT."""
 
     def __init__(self, settings: Settings, server: ExchangeServer) -> None:
-        self.environment = {**settings_environment(settings), "COLUMNS": "200", "NO_COLOR": "1"}
+        self.environment = {**settings_environment(settings), "COLUMNS": "200", "NO_COLOR": "1", "NO_PROXY": "*"}
         self.server = server
 
     async def start(self, *options: str) -> asyncio.subprocess.Process:

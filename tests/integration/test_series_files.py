@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import Container, Registry, Settings, SettingsError, export_dump, import_dump
+from backtest_persist.operations import import_candles
 from backtest_persist.operations.transfer import exporting
 from tests.support.dumps import CANDLE_TEXT, CANDLE_TIME, MINUTE, file_totals, stored_documents, write_dump
 from tests.support.json_backend import open_dump
@@ -85,6 +86,8 @@ async def test_import_of_an_export_by_series_gives_identical_documents(
         }
         assert file_totals(await import_dump(other, tmp_path / "dump")) == (2 * len(NAMES) + 3, 0, count + 1, 0)
         await export_dump(other, tmp_path / "again", candles="series")
+        february = tmp_path / "dump" / SERIES / "a%2Fb/a%2Fb/1m/2024-02.ndjson.gz"
+        assert (await import_candles(other, february, "a/b", "1m", "a/b")).same == 2  # it is JSON Lines, too
     assert files_below(tmp_path / "again" / SERIES) == written
 
 

@@ -5,6 +5,7 @@ from typing import Any, assert_type
 
 from backtest_persist import (
     BaseMap,
+    CandleFrame,
     CandleReport,
     CandleRow,
     Container,
@@ -12,6 +13,7 @@ from backtest_persist import (
     Page,
     PersistSignalInstance,
     Registry,
+    RowFrame,
     RowList,
     SignalCacheService,
     SignalRow,
@@ -57,7 +59,11 @@ async def services() -> None:
     assert_type(ioc.signal_cache_service, SignalCacheService)
     assert_type(await ioc.signal_cache_service.get_signal_id("s", "t", "e"), str | None)
     assert_type(await ioc.signal_db_service.find_by_context("s", "t", "e"), SignalRow | None)
-    assert_type(await ioc.candle_db_service.find_range("s", "1m", "e", 0, 1), RowList[CandleRow])
+    rows = await ioc.candle_db_service.find_range("s", "1m", "e", 0, 1)
+    assert_type(rows, RowList[CandleRow])
+    assert_type(rows[0], CandleRow)
+    assert_type(rows[:2].to_frame(), RowFrame)
+    assert_type(await ioc.candle_db_service.find_frame("s", "1m", "e", "2024-01-01"), CandleFrame)
     assert_type(await ioc.candle_db_service.store("s", "1m", "e", []), CandleReport)
     assert_type(await ioc.signal_db_service.paginate({}, limit=1, offset=0), Page[SignalRow])
     assert_type(base_map("x"), type[BaseMap])

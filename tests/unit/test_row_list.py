@@ -12,8 +12,11 @@ from uuid import UUID
 
 import pytest
 from bson import ObjectId
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from backtest_persist import CandleRow, MemoryRow, Page, RecentRow, RiskRow, RowList, SignalRow, StorageRow
+from backtest_persist.core.frame_libraries import _by_arro3
 from tests.own_domain.funding import FundingRow
 
 pandas, polars, pyarrow = (import_module(name) for name in ("pandas", "polars", "pyarrow"))
@@ -142,6 +145,34 @@ def test_decimals_that_no_type_holds_are_text() -> None:
         assert frame.to_polars()["n"].to_list() == [str(odd), "1"]
         assert pyarrow.table(frame)["n"].to_pylist() == [str(odd), "1"]
         assert str(frame.to_pandas()["n"][0]) == str(odd)
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.text(),
+    st.binary(),
+    st.decimals(),
+    st.uuids(),
+    st.datetimes(timezones=st.just(UTC)).map(lambda at: at.replace(microsecond=0)),
+    st.just(ObjectId("1" * 24)),
+)
+NAMES = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=2)
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3))
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.dictionaries(st.sampled_from(["a", "b", "a.b"]), VALUES), min_size=1, max_size=4))
+def test_no_payload_crashes_a_library(payloads: list[dict[str, Any]]) -> None:
+    """Whatever payloads hold, a frame has a row for each, in every library."""
+    rows = RowList(StorageRow(backtest=True, signal_id="s", payload=payload, **DATES) for payload in payloads)
+    frame = rows.to_frame()
+    for found in (frame.to_pandas(), frame.to_polars(), pyarrow.table(frame)):
+        assert found.shape == (len(payloads), len(frame.columns))
+    columns: Any = vars(frame)["_typed"]
+    assert pyarrow.table(_by_arro3(columns)).shape == frame.to_pandas().shape
 
 
 def test_names_that_two_columns_have_are_told_apart() -> None:

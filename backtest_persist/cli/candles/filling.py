@@ -128,8 +128,8 @@ async def fill_candles(
 
 @asynccontextmanager
 async def _open_exchange(id: str) -> AsyncGenerator[Any]:
-    """Yield an exchange of ccxt with its limit of requests, and close it."""
-    exchange = getattr(import_module("ccxt.async_support"), id)()
+    """Yield an exchange of ccxt, which goes through the proxies of the environment, and close it."""
+    exchange = getattr(import_module("ccxt.async_support"), id)({"aiohttp_trust_env": True})
     try:
         yield exchange
     finally:
@@ -162,9 +162,7 @@ def _show(report: CandlesFilled, *, dry_run: bool) -> None:
         count, gaps = count_candles(report.missing, step), _counted(len(report.missing), "gap")
         show(f"The exchange does not have {count:,}, in {gaps}; --ask-again asks for them again.")
     if report.late:
-        show(
-            f"It does not have {count_candles(report.late, step):,} of the last hours yet; run this again later."
-        )
+        show(f"It does not have {count_candles(report.late, step):,} of the last hours yet; run this again later.")
     if report.different:
         show(f"\nStored with other numbers than the exchange gives, and kept: {len(report.different):,}")
         _show_lines([shown_time(at) for at in report.different], show)

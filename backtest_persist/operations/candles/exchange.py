@@ -217,9 +217,9 @@ class ExchangeMarket:
         name = self.exchange_id
         texts = {
             ErrorReason.RESTRICTED_LOCATION: f"{name} does not serve the location of this computer. Use another "
-            "exchange, or let ccxt go through a proxy where that is permitted (https_proxy of the exchange)",
-            ErrorReason.UNAUTHENTICATED: f"{name} refuses the credentials of the exchange. Correct its apiKey and "
-            "secret, or leave them out: candles are public on most exchanges",
+            "exchange, or a proxy where that is permitted (HTTPS_PROXY for the command, https_proxy of the exchange)",
+            ErrorReason.UNAUTHENTICATED: f"{name} refuses to answer without valid credentials. Give the exchange its "
+            "apiKey and secret, in Python; for candles, most exchanges need none",
             ErrorReason.UNSUPPORTED: f"{name} does not give candles of this market",
         }
         text = texts.get(fault.reason, f"{name} refuses the request")
