@@ -9,22 +9,22 @@ from pymongo import ASCENDING
 
 from backtest_persist.contracts import Bound, CandleData, CandleInterval, CandlesInput, When
 from backtest_persist.core.base_map import base_map
-from backtest_persist.core.candle_input import CheckedCandles, check_candles
-from backtest_persist.core.candle_report import CandleReport
-from backtest_persist.core.candle_store import CandleStore
-from backtest_persist.core.candle_writer import CandleWriter
+from backtest_persist.core.candles.input import CheckedCandles, check_candles
+from backtest_persist.core.candles.ohlcv import INTERVALS, Series, checked_window, interval_step_ms
+from backtest_persist.core.candles.report import CandleReport
+from backtest_persist.core.candles.resampling import checked_resample, resample_columns
+from backtest_persist.core.candles.series_summary import SeriesSummary
+from backtest_persist.core.candles.store import CandleStore
+from backtest_persist.core.candles.writer import CandleWriter
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
-from backtest_persist.core.frame import CandleFrame
+from backtest_persist.core.frames.frame import CandleFrame
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.instants import EarlyTimes, checked_bound, checked_int64
 from backtest_persist.core.keys import STORED, Name, Timestamp, checked_limit, checked_name, checked_timestamp, join_key
 from backtest_persist.core.mongo_store import Restored
-from backtest_persist.core.ohlcv import INTERVALS, Series, checked_window, interval_step_ms
 from backtest_persist.core.persist_instance import PersistInstance, Services
-from backtest_persist.core.resampling import checked_resample, resample_columns
 from backtest_persist.core.row import Context, Row
-from backtest_persist.core.row_list import RowList
-from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.errors import InvalidPayloadError
 
 if TYPE_CHECKING:

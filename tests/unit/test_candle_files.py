@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import BacktestPersistError, DummyBackend, InvalidKeyError, InvalidPayloadError, SettingsError
-from backtest_persist.core.ohlcv import COLUMNS, Series
+from backtest_persist.core.candles.ohlcv import COLUMNS, Series
 from backtest_persist.operations import import_candles
 from backtest_persist.operations.candles.detection import Options, open_reading
 from backtest_persist.operations.candles.files import CandleFile

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.candle_input import CheckedCandles
-from backtest_persist.core.candle_report import CandleReport, ReportLog, has_same_numbers
-from backtest_persist.core.candle_store import PART, CandleStore
+from backtest_persist.core.candles.input import CheckedCandles
+from backtest_persist.core.candles.ohlcv import Series
+from backtest_persist.core.candles.report import CandleReport, ReportLog, has_same_numbers
+from backtest_persist.core.candles.store import PART, CandleStore
 from backtest_persist.core.mongo_store import Restored
-from backtest_persist.core.ohlcv import Series
 
 __all__ = ("CandleWriter",)
 
