@@ -7,13 +7,13 @@ from backtest_persist.backends.mongo import MongoBackend
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData, CandleInterval, When
 from backtest_persist.core.base_map import DEFAULT_TTL_EXPIRE_SECONDS, ITERATOR_BATCH_SIZE, BaseMap, base_map
-from backtest_persist.core.candle_report import CandleReport
+from backtest_persist.core.candles.report import CandleReport
+from backtest_persist.core.candles.session_days import session_day
 from backtest_persist.core.db_service import Page
-from backtest_persist.core.frame import CandleFrame, RowFrame
+from backtest_persist.core.frames.frame import CandleFrame, RowFrame
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.lease import Lease
 from backtest_persist.core.row import utc_now
-from backtest_persist.core.row_list import RowList
-from backtest_persist.core.session_days import session_day
 from backtest_persist.defaults import ioc, persist, setup
 from backtest_persist.domains.breakeven import (
     BreakevenCacheService,

@@ -7,11 +7,11 @@ from typing import Any, Self, TypeVar, cast
 
 from backtest_persist.connections import MongoService, RedisService, uncancelled
 from backtest_persist.core.base_map import BaseMap
+from backtest_persist.core.candles.mongo import MongoCandleStore
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain
 from backtest_persist.core.lease import LEASE_SECONDS, Lease, prepare_leases
 from backtest_persist.core.lease_document import LeaseContext
-from backtest_persist.core.mongo_candles import MongoCandleStore
 from backtest_persist.core.mongo_store import MongoStore
 from backtest_persist.domains import DOMAINS, with_own
 from backtest_persist.domains.breakeven import BreakevenCacheService, BreakevenDbService

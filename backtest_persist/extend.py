@@ -8,7 +8,8 @@ kit treat it as one of the package's.
 
 from backtest_persist.contracts import Payload, PayloadInput, When
 from backtest_persist.core.base_map import BaseMap, base_map
-from backtest_persist.core.candle_input import check_candles
+from backtest_persist.core.candles.input import check_candles
+from backtest_persist.core.candles.ohlcv import Series, checked_window
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
 from backtest_persist.core.keys import (
@@ -21,7 +22,6 @@ from backtest_persist.core.keys import (
     join_key,
     mode_word,
 )
-from backtest_persist.core.ohlcv import Series, checked_window
 from backtest_persist.core.payload import encode_entries, encode_list, encode_payload
 from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row, to_horizon, to_millis, wire_when

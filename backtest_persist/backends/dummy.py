@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from backtest_persist.backends.services import AdapterFactories, StoreServices
 from backtest_persist.contracts import CandleData
+from backtest_persist.core.candles.ohlcv import NUMBERS, Series, candle_columns
+from backtest_persist.core.candles.series_summary import SeriesSummary
 from backtest_persist.core.change import Part
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.lease import LEASE_SECONDS, check_times
 from backtest_persist.core.lease_document import LeaseContext
-from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
 from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.row import Context, Row
-from backtest_persist.core.row_list import RowList
-from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.domains import DOMAINS
 from backtest_persist.domains.candle import CANDLE, CandleContext, CandleRow
 from backtest_persist.errors import LeaseLostError

@@ -10,7 +10,8 @@ from bson.int64 import Int64
 from pymongo import ASCENDING
 
 from backtest_persist.contracts import PayloadInput, When
-from backtest_persist.core.frame import RowFrame
+from backtest_persist.core.frames.frame import RowFrame
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.indexes import Index
 from backtest_persist.core.keys import checked_limit, to_object_id
 from backtest_persist.core.lookup import Stats
@@ -18,7 +19,6 @@ from backtest_persist.core.mongo_store import MongoStore
 from backtest_persist.core.payload import Deferred, encode_or_defer, encode_payload
 from backtest_persist.core.query import Filter, Sort
 from backtest_persist.core.row import Context, Row, to_horizon, to_millis
-from backtest_persist.core.row_list import RowList
 from backtest_persist.core.schema import Schema
 from backtest_persist.core.store import Store
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError, SettingsError

@@ -18,6 +18,7 @@ from backtest_persist.connections import Collection, Document, MongoService, Mon
 from backtest_persist.core.base_map import BaseMap
 from backtest_persist.core.bulk import already_stored
 from backtest_persist.core.equality import holds
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.id_index import IdIndex
 from backtest_persist.core.indexes import BUILD_SECONDS, drop_narrow_indexes, narrow_indexes
 from backtest_persist.core.listing import Batches, Listing
@@ -26,7 +27,6 @@ from backtest_persist.core.off_loop import by_size
 from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.query import Filter, Sort, to_query, to_sort
 from backtest_persist.core.row import Context, Row, to_wire, utc_now
-from backtest_persist.core.row_list import RowList
 from backtest_persist.core.schema import Schema
 from backtest_persist.core.updates import claiming, inserting, removing, replacing, setting, was_removed
 from backtest_persist.core.write_queue import Write, WriteQueue, partly_done

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.row import Context, Row
-from backtest_persist.core.row_list import RowList
 
 __all__ = ("Store",)
 

@@ -15,9 +15,9 @@ from bson import encode
 
 from backtest_persist.core.change import Change, ChangeKind, Committer, Part
 from backtest_persist.core.db_service import DbService
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.row import Context, Row
-from backtest_persist.core.row_list import RowList
 from backtest_persist.core.store import Store
 from backtest_persist.errors import ClosedError
 

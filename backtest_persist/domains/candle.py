@@ -1,7 +1,7 @@
 """Candles: OHLCV of one symbol, interval and exchange; immutable, the first write wins."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ValidationInfo
@@ -9,21 +9,22 @@ from pymongo import ASCENDING
 
 from backtest_persist.contracts import Bound, CandleData, CandleInterval, CandlesInput, When
 from backtest_persist.core.base_map import base_map
-from backtest_persist.core.candle_input import CheckedCandles, check_candles
-from backtest_persist.core.candle_report import CandleReport, ReportLog, has_same_numbers
-from backtest_persist.core.candle_store import PART, CandleStore
+from backtest_persist.core.candles.input import CheckedCandles, check_candles
+from backtest_persist.core.candles.ohlcv import INTERVALS, Series, checked_window, interval_step_ms
+from backtest_persist.core.candles.report import CandleReport
+from backtest_persist.core.candles.resampling import checked_resample, resample_columns
+from backtest_persist.core.candles.series_summary import SeriesSummary
+from backtest_persist.core.candles.store import CandleStore
+from backtest_persist.core.candles.writer import CandleWriter
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
-from backtest_persist.core.frame import CandleFrame
+from backtest_persist.core.frames.frame import CandleFrame
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.instants import EarlyTimes, checked_bound, checked_int64
 from backtest_persist.core.keys import STORED, Name, Timestamp, checked_limit, checked_name, checked_timestamp, join_key
 from backtest_persist.core.mongo_store import Restored
-from backtest_persist.core.ohlcv import INTERVALS, Series, checked_window, interval_step_ms
 from backtest_persist.core.persist_instance import PersistInstance, Services
-from backtest_persist.core.resampling import checked_resample, resample_columns
 from backtest_persist.core.row import Context, Row
-from backtest_persist.core.row_list import RowList
-from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.errors import InvalidPayloadError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         super().__init__(store)
         self.candles = store
         """The candles, in whichever backend they are kept."""
-        self._log = ReportLog(store.logger)
+        self._writer = CandleWriter(store)
 
     # --- writing ---
 
@@ -139,7 +140,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         report = CandleReport.of(checked)
         if row.data() != data:
             report.different.append(row.timestamp)
-        self._log.tell(series, report)
+        self._writer.log.tell(series, report)
         return row
 
     async def create_many(self, symbol: str, interval: str, exchange_name: str, candles: CandlesInput) -> int:
@@ -177,11 +178,8 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         if errors not in ("raise", "skip"):
             raise InvalidPayloadError(f"errors must be 'raise' or 'skip', not {errors!r:.40}.")
         checked = self._checked(series, candles, as_of, skip=errors == "skip", allow_outliers=allow_outliers)
-        await self._admit_stored_outliers(series, checked)
-        report = CandleReport.of(checked)
-        await self._store_candles(series, checked.valid, report)
-        self._log.tell(series, report)
-        return report
+        await self._writer.admit_stored_outliers(series, checked)
+        return await self._writer.write(series, checked)
 
     async def replace_range(
         self,
@@ -207,11 +205,8 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
             raise series.error(
                 f"{len(outside)} candles lie outside of the range [{start}, {end}), such as {outside[0]}"
             )
-        report = CandleReport.of(checked)
         await self.candles.delete_range(series, start, end)
-        await self._store_candles(series, checked.valid, report)
-        self._log.tell(series, report)
-        return report
+        return await self._writer.write(series, checked)
 
     async def delete_range(
         self,
@@ -232,20 +227,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
     ) -> list[Restored]:
         """Restore candles of one series that `checked_candle` has passed; see `MongoStore.restore`."""
         series = Series(symbol, interval, exchange_name)
-        stored: dict[int, Mapping[str, Any]] = {}
-        for times in _parts(sorted(candle["timestamp"] for candle in candles)):
-            stored |= await self.candles.find_numbers(series, times, prepare=not dry_run)
-        if not dry_run:
-            missing = [candle for candle in candles if candle["timestamp"] not in stored]
-            await self.candles.insert_candles(series, missing)
-        return [
-            Restored.NEW
-            if (document := stored.get(candle["timestamp"])) is None
-            else Restored.SAME
-            if has_same_numbers(document, candle)
-            else Restored.DIFFERENT
-            for candle in candles
-        ]
+        return await self._writer.restore(series, candles, dry_run=dry_run)
 
     def _checked(
         self,
@@ -264,26 +246,6 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         if checked.invalid and not skip:
             raise checked.error(series)
         return checked
-
-    async def _admit_stored_outliers(self, series: Series, checked: CheckedCandles) -> None:
-        """Treat outliers that are stored with the same numbers as other candles: somebody has allowed them."""
-        stored = await self.candles.find_numbers(series, [*checked.outliers]) if checked.outliers else {}
-        for timestamp in stored.keys() & checked.outliers.keys():
-            if has_same_numbers(stored[timestamp], checked.outliers[timestamp]):
-                checked.valid[timestamp] = checked.outliers.pop(timestamp)
-
-    async def _store_candles(self, series: Series, candles: Mapping[int, CandleData], report: CandleReport) -> None:
-        missing: list[CandleData] = []
-        for times in _parts(sorted(candles)):
-            stored = await self.candles.find_numbers(series, times)
-            missing += [candles[at] for at in times if at not in stored]
-            report.compare(candles, stored)
-        report.new = await self.candles.insert_candles(series, missing)
-        if report.new < len(missing):  # others have stored some of them since
-            for times in _parts([candle["timestamp"] for candle in missing]):
-                report.compare(candles, await self.candles.find_numbers(series, times))
-            report.different.sort()
-            report.same -= report.new
 
     # --- reading ---
 
@@ -479,10 +441,6 @@ class PersistCandleInstance(PersistInstance[CandleDbService]):
     def _window(self, limit: int, since: When, until: When | None) -> range | None:
         until = self.db.default_until() if until is None else until
         return checked_window(self.interval, limit, since, until, self.db.allows_early_times)
-
-
-def _parts(times: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (times[start : start + PART] for start in range(0, len(times), PART))
 
 
 def _by_names(summary: SeriesSummary) -> tuple[str, str, int, str]:

@@ -8,11 +8,11 @@ from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.keys import Name, checked_limit, join_key
 from backtest_persist.core.payload import Payload, encode_entries
 from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
-from backtest_persist.core.row_list import RowList
 
 __all__ = ("LOG", "LogCacheService", "LogContext", "LogDbService", "LogRow", "PersistLogInstance")
 

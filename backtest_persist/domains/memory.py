@@ -8,11 +8,11 @@ from backtest_persist.contracts import PayloadInput, When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import Content
 from backtest_persist.core.domain import Domain, Family, FileLayout
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.keys import Name, Timestamp, checked_name, join_key
 from backtest_persist.core.payload import Payload
 from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context
-from backtest_persist.core.row_list import RowList
 from backtest_persist.core.soft_delete import RemovableRow, SoftDeleteDbService, living_payload
 
 __all__ = (

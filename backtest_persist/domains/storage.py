@@ -8,11 +8,11 @@ from backtest_persist.contracts import PayloadInput
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.db_service import DbService
 from backtest_persist.core.domain import Domain, Family, FileLayout
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.keys import Flag, Name, checked_flag, checked_limit, join_key, mode_word, to_flag
 from backtest_persist.core.payload import Payload, encode_entries
 from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
-from backtest_persist.core.row_list import RowList
 from backtest_persist.mode import Mode
 
 __all__ = (

@@ -1,6 +1,6 @@
 """Operations on whole databases: examine, verify, rebuild, migrate, initiate; they do the work and render nothing."""
 
-from backtest_persist.core.series_summary import SeriesSummary
+from backtest_persist.core.candles.series_summary import SeriesSummary
 from backtest_persist.operations.cache.comparison import IdCounts
 from backtest_persist.operations.cache.rebuilding import Rebuilt, rebuild
 from backtest_persist.operations.cache.verification import Verified, verify

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.ohlcv import COLUMNS, Series, candle_columns, import_numpy
-from backtest_persist.core.raw_columns import joined_columns
+from backtest_persist.core.candles.ohlcv import COLUMNS, Series, candle_columns, import_numpy
+from backtest_persist.core.candles.raw_columns import joined_columns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

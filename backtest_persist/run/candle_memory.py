@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 
 from backtest_persist.connections import joined
 from backtest_persist.contracts import CandleData, When
+from backtest_persist.core.candles.ohlcv import candle_columns, import_numpy
 from backtest_persist.core.keys import checked_limit, checked_timestamp
-from backtest_persist.core.ohlcv import candle_columns, import_numpy
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import InvalidPayloadError, SettingsError
 from backtest_persist.run.candle_chunks import (

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from backtest_persist.backends.services import AtomicBackend
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.candle_report import CandleReport, ReportLog
-from backtest_persist.core.candle_store import CandleStore
+from backtest_persist.core.candles.ohlcv import NUMBERS, Series, candle_columns
+from backtest_persist.core.candles.report import CandleReport, ReportLog
+from backtest_persist.core.candles.series_summary import SeriesSummary
+from backtest_persist.core.candles.store import CandleStore
 from backtest_persist.core.change import Change, ChangeKind
-from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
-from backtest_persist.core.row_list import RowList
-from backtest_persist.core.series_summary import SeriesSummary
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.unit_of_work import BufferedStore, Layer, UnitOfWork
 from backtest_persist.domains.candle import CandleContext, CandleDbService, CandleRow
 from backtest_persist.errors import BacktestPersistError, SettingsError

@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 
+from backtest_persist.core.candles.ohlcv import NUMBERS
 from backtest_persist.core.domain import Domain, Family
-from backtest_persist.core.ohlcv import NUMBERS
 from backtest_persist.domains import DOMAINS
 from backtest_persist.errors import InvalidKeyError
 from backtest_persist.registry import Registry

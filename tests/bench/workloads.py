@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from backtest_persist import Container, LogRow, Registry, base_map
-from backtest_persist.core.ohlcv import Series
+from backtest_persist.core.candles.ohlcv import Series
 from backtest_persist.run.candle_memory import CandleMemory
 from tests.bench.bars import bars
 from tests.bench.baseline import SIGNAL, STATE, Baseline

@@ -23,9 +23,8 @@ from backtest_persist import (
     Registry,
     Settings,
 )
-from backtest_persist.core import mongo_candles
+from backtest_persist.core.candles import mongo, writer
 from backtest_persist.core.mongo_store import MongoStore
-from backtest_persist.domains import candle as candle_module
 from backtest_persist.domains.candle import CandleDbService
 from tests.support.commands import monitored_container
 from tests.support.dumps import files_of
@@ -198,7 +197,7 @@ async def test_a_range_is_replaced(db: CandleDbService) -> None:
 
 async def test_a_range_is_deleted(db: CandleDbService, monkeypatch: pytest.MonkeyPatch) -> None:
     """With bounds or without, in parts; a candle that is written afterwards is stored."""
-    monkeypatch.setattr(mongo_candles, "DELETED_PART", 3)
+    monkeypatch.setattr(mongo, "DELETED_PART", 3)
     await db.create_many(*KEY, [candle(n) for n in range(20)])
     await db.create_many("other", "1m", "binance", [candle(3)])
     assert await db.delete_range(*KEY, *at(5, 15)) == 10
@@ -254,7 +253,7 @@ async def test_another_writer_is_not_counted_as_new(container: Container, monkey
 
 async def test_the_last_candles_are_found_over_gaps(db: CandleDbService, monkeypatch: pytest.MonkeyPatch) -> None:
     """As rows, oldest first, in parts; `until` is the time by which they have closed."""
-    monkeypatch.setattr(candle_module, "PART", 3)
+    monkeypatch.setattr(writer, "PART", 3)
     stored = [candle(n) for n in (0, 1, 2, 5, 6, 7, 8, 30)]
     await db.create_many(*KEY, stored)
     for limit in range(10):
@@ -292,7 +291,7 @@ async def test_a_window_of_any_size_is_read_in_parts(container: Container, monke
 
     monkeypatch.setattr(MongoStore, "operation", counted)
     for part in (1, 2, 3, 4, 5, 33, 34, 1000):
-        monkeypatch.setattr(mongo_candles, "PART", part)
+        monkeypatch.setattr(mongo, "PART", part)
         operations.clear()
         assert [row.data() for row in await db.find_range(*KEY, START, 40)] == expected
         assert len(operations) == len(numbers) // part + 1

@@ -22,7 +22,7 @@ from backtest_persist import (
     Settings,
     SettingsError,
 )
-from backtest_persist.core import mongo_candles
+from backtest_persist.core.candles import mongo
 from backtest_persist.core.unit_of_work import joined_unit
 from backtest_persist.domains.candle import CandleDbService
 from tests.own_domain.funding import FUNDING, FundingDbService
@@ -60,7 +60,7 @@ async def test_a_frame_has_the_candles_of_a_range_on_every_backend(
     for db in (container.candle_db_service, db_of(JsonBackend(tmp_path))):
         numbers = [n for n in range(1400, 1500) if n not in (1400, 1403, 1470)]
         await db.store(*KEY, [candle(n) for n in numbers])
-        monkeypatch.setattr(mongo_candles, "PART", 30)
+        monkeypatch.setattr(mongo, "PART", 30)
         frame = await db.find_frame(*KEY)
         assert (frame.symbol, frame.interval, frame.exchange_name, len(frame)) == (*KEY, len(numbers))
         assert minutes(frame) == numbers

@@ -10,8 +10,8 @@ from bson.decimal128 import Decimal128
 from bson.int64 import Int64
 
 from backtest_persist import Container, DummyBackend, InvalidKeyError, JsonBackend, SettingsError
-from backtest_persist.core import mongo_series
-from backtest_persist.core.series_summary import SeriesSummary
+from backtest_persist.core.candles import mongo_series
+from backtest_persist.core.candles.series_summary import SeriesSummary
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.run.candles import unit_over
 from tests.support.dumps import CANDLE_TEXT, CANDLE_TIME, MINUTE, write_dump

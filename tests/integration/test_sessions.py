@@ -18,7 +18,7 @@ from backtest_persist import (
     Registry,
     session_day,
 )
-from backtest_persist.core.ohlcv import COLUMNS
+from backtest_persist.core.candles.ohlcv import COLUMNS
 from backtest_persist.operations import import_candles
 
 DAY = 86_400_000

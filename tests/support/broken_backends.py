@@ -16,8 +16,8 @@ from backtest_persist.backends.json.backend import JsonBackend
 from backtest_persist.backends.json.committer import JsonCommitter
 from backtest_persist.backends.json.lease import JsonLease
 from backtest_persist.contracts import CandleData, CandleInterval, CandlesInput, PayloadInput, When
+from backtest_persist.core.candles.ohlcv import checked_window
 from backtest_persist.core.change import Part
-from backtest_persist.core.ohlcv import checked_window
 from backtest_persist.domains.signal import SIGNAL
 from backtest_persist.domains.state import STATE
 from backtest_persist.errors import InvalidWhenError

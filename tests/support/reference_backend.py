@@ -17,9 +17,9 @@ from bson.binary import UUID_SUBTYPE, Binary
 from bson.decimal128 import Decimal128
 
 from backtest_persist.contracts import Backend, CandleData, CandleInterval, CandlesInput, Payload, PayloadInput, When
-from backtest_persist.core.candle_input import check_candles
+from backtest_persist.core.candles.input import check_candles
+from backtest_persist.core.candles.ohlcv import Series, checked_window
 from backtest_persist.core.keys import checked_flag, checked_limit, checked_name, checked_timestamp, mode_word
-from backtest_persist.core.ohlcv import Series, checked_window
 from backtest_persist.core.payload import encode_entries, encode_list, encode_payload
 from backtest_persist.core.row import to_horizon, to_millis
 from backtest_persist.domains import DOMAINS

@@ -3,7 +3,7 @@
 import pytest
 
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.ohlcv import candle_columns
+from backtest_persist.core.candles.ohlcv import candle_columns
 from backtest_persist.run import candle_chunks
 from backtest_persist.run.candle_chunks import CandleChunks, rows_of
 

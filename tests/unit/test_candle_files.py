@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from backtest_persist import BacktestPersistError, DummyBackend, InvalidKeyError, InvalidPayloadError, SettingsError
-from backtest_persist.core.ohlcv import COLUMNS, Series
+from backtest_persist.core.candles.ohlcv import COLUMNS, Series
 from backtest_persist.operations import import_candles
 from backtest_persist.operations.candles.detection import Options, open_reading
 from backtest_persist.operations.candles.files import CandleFile
@@ -271,12 +271,15 @@ def test_a_row_of_another_symbol_or_length_is_skipped(tmp_path: Path) -> None:
     assert len(chunk.candles) == 2
 
 
-def test_a_long_file_is_read_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three times as many rows take no more memory, as CSV and as JSON."""
+@pytest.mark.parametrize("counts", [(3000, 9000), pytest.param((100_000, 1_000_000), marks=pytest.mark.soak)])
+def test_a_long_file_is_read_in_bounded_memory(
+    counts: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several times as many rows take no more memory, as CSV and as JSON."""
     monkeypatch.setattr("backtest_persist.operations.candles.reading.BATCH", 500)
     monkeypatch.setattr("backtest_persist.operations.candles.tables._BLOCK", 50_000)
     series, peaks = Series("BTCUSDT", "1m", "binance"), dict[str, list[int]]()
-    for count in (3000, 9000):
+    for count in counts:
         lines = write_klines(tmp_path / f"{count}.csv", count).read_text().splitlines()
         (tmp_path / f"{count}.json").write_text("[" + ",\n".join(f"[{line}]" for line in lines) + "]")
         del lines

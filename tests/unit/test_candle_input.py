@@ -17,8 +17,8 @@ import pytest
 from pydantic import BaseModel
 
 from backtest_persist import CandleRow, InvalidPayloadError, SettingsError
-from backtest_persist.core.candle_input import CheckedCandles, check_candles, checked_candle
-from backtest_persist.core.ohlcv import Series, candle_columns
+from backtest_persist.core.candles.input import CheckedCandles, check_candles, checked_candle
+from backtest_persist.core.candles.ohlcv import Series, candle_columns
 
 pd: Any = pandas  # of which most types are unknown
 MINUTE, DAY = 60_000, 86_400_000
@@ -409,5 +409,5 @@ def test_a_start_that_is_misaligned_is_not_corrected() -> None:
 
 def test_nothing_is_imported_for_a_frame_that_was_not_given() -> None:
     """The libraries of frames are optional."""
-    source = import_module("backtest_persist.core.candle_columns").__dict__
+    source = import_module("backtest_persist.core.candles.columns").__dict__
     assert not {"pandas", "polars", "pyarrow", "arro3", "numpy"} & source.keys()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from backtest_persist.core.outliers import find_outliers
+from backtest_persist.core.candles.outliers import find_outliers
 
 MINUTE = 60_000
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from bson import Int64, encode
 
-from backtest_persist.core.ohlcv import COLUMNS
-from backtest_persist.core.raw_columns import converted_columns, raw_columns
+from backtest_persist.core.candles.ohlcv import COLUMNS
+from backtest_persist.core.candles.raw_columns import converted_columns, raw_columns
 
 START = 1_600_000_020_000
 

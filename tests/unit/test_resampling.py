@@ -9,8 +9,8 @@ import pytest
 from bokeh_sampledata import stocks
 
 from backtest_persist import CandleInterval, InvalidKeyError
-from backtest_persist.core.ohlcv import COLUMNS, candle_columns, interval_step_ms
-from backtest_persist.core.resampling import checked_resample, resample_columns
+from backtest_persist.core.candles.ohlcv import COLUMNS, candle_columns, interval_step_ms
+from backtest_persist.core.candles.resampling import checked_resample, resample_columns
 
 pd: Any = pandas  # of which most types are unknown
 AAPL: Any = stocks.AAPL

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backtest_persist import CandleRow, MemoryRow, Page, RecentRow, RiskRow, RowList, SignalRow, StorageRow
-from backtest_persist.core.frame_libraries import _by_arro3
+from backtest_persist.core.frames.libraries import _by_arro3
 from tests.own_domain.funding import FundingRow
 
 pandas, polars, pyarrow = (import_module(name) for name in ("pandas", "polars", "pyarrow"))

@@ -14,12 +14,12 @@ from backtest_persist.backends.json.series import stored_series
 from backtest_persist.backends.json.store import JsonStore
 from backtest_persist.backends.json.value_file import Stored, Write
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.candle_input import checked_candle
+from backtest_persist.core.candles.input import checked_candle
+from backtest_persist.core.candles.ohlcv import NUMBERS, Series, candle_columns
+from backtest_persist.core.candles.series_summary import SeriesSummary
 from backtest_persist.core.domain import Domain
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.instants import checked_int64
-from backtest_persist.core.ohlcv import NUMBERS, Series, candle_columns
-from backtest_persist.core.row_list import RowList
-from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.domains.candle import CANDLE, CandleContext, CandleRow
 from backtest_persist.errors import InvalidPayloadError
 from backtest_persist.logger import LoggerService

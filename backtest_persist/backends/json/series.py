@@ -9,7 +9,7 @@ from backtest_persist.backends.json.layout import Layout
 from backtest_persist.backends.json.names import unescape
 from backtest_persist.backends.json.sidecar import parts_of
 from backtest_persist.backends.json.value_file import SUFFIX
-from backtest_persist.core.ohlcv import INTERVALS
+from backtest_persist.core.candles.ohlcv import INTERVALS
 from backtest_persist.errors import StoreUnavailableError
 
 __all__ = ("stored_series",)

@@ -10,9 +10,9 @@ from backtest_persist.backends.json.layout import Layout
 from backtest_persist.backends.json.rows import row_dates, to_row, to_text
 from backtest_persist.backends.json.value_file import Stored, Write
 from backtest_persist.core.domain import Domain
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.payload import encoded_fields, is_deferred
 from backtest_persist.core.row import Context, Row
-from backtest_persist.core.row_list import RowList
 from backtest_persist.errors import InvalidPayloadError, SettingsError
 from backtest_persist.logger import LoggerService
 from backtest_persist.settings import Settings

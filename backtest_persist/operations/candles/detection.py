@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
 
-from backtest_persist.core.ohlcv import COLUMNS, NUMBERS, ImpossibleCandleError, Series, opening_time
+from backtest_persist.core.candles.ohlcv import COLUMNS, NUMBERS, ImpossibleCandleError, Series, opening_time
 from backtest_persist.operations.candles.files import CandleFile, Kind
 from backtest_persist.operations.candles.layouts import KLINE, LAYOUTS, UTC_TIMES, Layout, Places, find_places
 from backtest_persist.operations.candles.reading import Reading, in_ms, other_interval

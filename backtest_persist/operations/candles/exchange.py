@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any, TypeVar, cast, get_args
 
 from backtest_persist.contracts import CandleInterval
+from backtest_persist.core.candles.ohlcv import interval_step_ms
+from backtest_persist.core.candles.session_days import session_day
 from backtest_persist.core.keys import checked_name
-from backtest_persist.core.ohlcv import interval_step_ms
-from backtest_persist.core.session_days import session_day
 from backtest_persist.errors import BacktestPersistError, ErrorReason, ExchangeError, InvalidKeyError, SettingsError
 from backtest_persist.operations.candles.exchange_faults import (
     Fault,

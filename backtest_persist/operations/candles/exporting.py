@@ -12,8 +12,8 @@ from anyio.to_thread import run_sync
 
 from backtest_persist.backends.json.atomic import sync_directory, sync_file
 from backtest_persist.contracts import Bound, CandleData
+from backtest_persist.core.candles.ohlcv import NUMBERS, ImpossibleCandleError, Series, candle_numbers, opening_time
 from backtest_persist.core.instants import checked_bound
-from backtest_persist.core.ohlcv import NUMBERS, ImpossibleCandleError, Series, candle_numbers, opening_time
 from backtest_persist.core.persist_instance import Services
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import InvalidPayloadError, SettingsError

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from backtest_persist.connections import uncancelled
 from backtest_persist.contracts import When
+from backtest_persist.core.candles.ohlcv import Series, interval_step_ms
 from backtest_persist.core.keys import checked_timestamp
-from backtest_persist.core.ohlcv import Series, interval_step_ms
 from backtest_persist.core.persist_instance import Services
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import ErrorReason, ExchangeError, InvalidKeyError

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from backtest_persist.contracts import Bound
+from backtest_persist.core.candles.ohlcv import CANDLES, Series
 from backtest_persist.core.instants import checked_bound
-from backtest_persist.core.ohlcv import CANDLES, Series
 from backtest_persist.core.persist_instance import Services
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import InvalidKeyError

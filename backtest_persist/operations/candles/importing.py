@@ -14,13 +14,14 @@ from typing import Any, Literal, NamedTuple
 from anyio.to_thread import run_sync
 
 from backtest_persist.contracts import CandleData, When
-from backtest_persist.core.candle_input import check_candles
+from backtest_persist.core.candles.input import check_candles
+from backtest_persist.core.candles.ohlcv import Series
+from backtest_persist.core.candles.report import CandleReport
+from backtest_persist.core.candles.session_days import session_day
 from backtest_persist.core.keys import checked_timestamp
 from backtest_persist.core.mongo_store import Restored
-from backtest_persist.core.ohlcv import Series
 from backtest_persist.core.persist_instance import Services
-from backtest_persist.core.session_days import session_day
-from backtest_persist.domains.candle import CandleDbService, CandleReport
+from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
 from backtest_persist.operations.candles.detection import Options, open_reading
 from backtest_persist.operations.candles.files import CandleFile

@@ -3,7 +3,7 @@
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from backtest_persist.core.ohlcv import NUMBERS
+from backtest_persist.core.candles.ohlcv import NUMBERS
 from backtest_persist.operations.candles.tables import plain
 from backtest_persist.operations.candles.times import DateOrder
 

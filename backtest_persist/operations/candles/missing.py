@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+from backtest_persist.core.candles.ohlcv import Series
 from backtest_persist.core.keys import join_key
-from backtest_persist.core.ohlcv import Series
 from backtest_persist.core.persist_instance import Services
 from backtest_persist.domains.interval import IntervalDbService
 from backtest_persist.operations.candles.ranges import Range, Ranges

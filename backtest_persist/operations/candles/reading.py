@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, get_args
 
 from backtest_persist.contracts import CandleInterval
-from backtest_persist.core.ohlcv import COLUMNS, NUMBERS, Series, interval_step_ms
-from backtest_persist.core.session_days import session_day
+from backtest_persist.core.candles.ohlcv import COLUMNS, NUMBERS, Series, interval_step_ms
+from backtest_persist.core.candles.session_days import session_day
 from backtest_persist.errors import InvalidKeyError
 from backtest_persist.operations.candles.files import CandleFile
 from backtest_persist.operations.candles.layouts import Places

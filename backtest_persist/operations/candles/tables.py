@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TextIO, cast
 
-from backtest_persist.core.candle_columns import plain_name
+from backtest_persist.core.candles.columns import plain_name
 from backtest_persist.errors import InvalidPayloadError, SettingsError
 from backtest_persist.operations.candles.files import CandleFile, Kind
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.ohlcv import COLUMNS, NUMBERS
+from backtest_persist.core.candles.ohlcv import COLUMNS, NUMBERS
 from backtest_persist.errors import SettingsError
 
 __all__ = ("CandleFormat", "CandleWriter", "find_format", "open_writer")

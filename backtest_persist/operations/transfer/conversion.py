@@ -8,10 +8,10 @@ from bson.int64 import Int64
 from backtest_persist.backends.json import codec, rows
 from backtest_persist.backends.json.layout import Shape
 from backtest_persist.backends.json.value_file import Stored, members
-from backtest_persist.core.candle_input import checked_candle
+from backtest_persist.core.candles.input import checked_candle
+from backtest_persist.core.candles.ohlcv import Series
 from backtest_persist.core.domain import Family
 from backtest_persist.core.keys import STORED
-from backtest_persist.core.ohlcv import Series
 from backtest_persist.core.payload import encode_list, encode_payload
 from backtest_persist.core.row import Context, Row
 from backtest_persist.domains.candle import CandleRow

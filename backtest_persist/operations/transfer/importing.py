@@ -20,9 +20,9 @@ from backtest_persist.backends.json.layout import Layout
 from backtest_persist.backends.json.value_file import SUFFIX, Stored, ValueFile, members, natural
 from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.candle_input import checked_candle
+from backtest_persist.core.candles.input import checked_candle
+from backtest_persist.core.candles.ohlcv import Series
 from backtest_persist.core.mongo_store import Restored
-from backtest_persist.core.ohlcv import Series
 from backtest_persist.core.row import Context
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import BacktestPersistError, InvalidKeyError, SettingsError

@@ -23,8 +23,8 @@ from backtest_persist.backends.json.layout import SERIES_PATH, Layout
 from backtest_persist.backends.json.paths import ContextPaths
 from backtest_persist.connections import Document
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.candle_input import checked_candle
-from backtest_persist.core.ohlcv import NUMBERS, ImpossibleCandleError, Series, candle_numbers, opening_time
+from backtest_persist.core.candles.input import checked_candle
+from backtest_persist.core.candles.ohlcv import NUMBERS, ImpossibleCandleError, Series, candle_numbers, opening_time
 from backtest_persist.domains.candle import CANDLE, CandleRow
 from backtest_persist.errors import BacktestPersistError, InvalidKeyError, InvalidPayloadError
 

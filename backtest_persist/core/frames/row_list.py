@@ -6,8 +6,8 @@ from typing import Any, Generic, SupportsIndex, TypeVar, cast, overload
 
 from pydantic.fields import FieldInfo
 
-from backtest_persist.core.frame import RowFrame
-from backtest_persist.core.frame_columns import Column, Kind, column_of
+from backtest_persist.core.frames.columns import Column, Kind, column_of
+from backtest_persist.core.frames.frame import RowFrame
 from backtest_persist.core.keys import is_instant
 from backtest_persist.core.row import Context, Row
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.ohlcv import Series
+from backtest_persist.core.candles.ohlcv import Series
+from backtest_persist.core.candles.series_summary import SeriesSummary
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.row import Context, Row
-from backtest_persist.core.row_list import RowList
-from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.core.store import Store
 from backtest_persist.logger import LoggerService
 

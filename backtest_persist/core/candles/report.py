@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.candle_input import CheckedCandles
-from backtest_persist.core.ohlcv import NUMBERS, Series
+from backtest_persist.core.candles.input import CheckedCandles
+from backtest_persist.core.candles.ohlcv import NUMBERS, Series
 from backtest_persist.logger import LoggerService
 
 __all__ = ("CandleReport", "ReportLog", "has_same_numbers")

@@ -11,16 +11,16 @@ from pymongo import ASCENDING, DESCENDING
 
 from backtest_persist.connections import Collection, Document, aggregate, aggregate_raw
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.candle_store import PART
+from backtest_persist.core.candles.mongo_series import MongoSeries
+from backtest_persist.core.candles.ohlcv import COLUMNS, NUMBERS, Series, candle_columns
+from backtest_persist.core.candles.raw_columns import CONVERSION, converted_columns, joined_columns, raw_columns
+from backtest_persist.core.candles.series_summary import SeriesSummary
+from backtest_persist.core.candles.store import PART
+from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.instants import INT64_MAX, INT64_MIN
 from backtest_persist.core.listing import Batches
-from backtest_persist.core.mongo_series import MongoSeries
 from backtest_persist.core.mongo_store import MongoStore, as_operation
-from backtest_persist.core.ohlcv import COLUMNS, NUMBERS, Series, candle_columns
-from backtest_persist.core.raw_columns import CONVERSION, converted_columns, joined_columns, raw_columns
 from backtest_persist.core.row import Context, Row, utc_now
-from backtest_persist.core.row_list import RowList
-from backtest_persist.core.series_summary import SeriesSummary
 from backtest_persist.core.write_queue import by_unique_index
 from backtest_persist.logger import LoggerService
 

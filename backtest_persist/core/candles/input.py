@@ -9,9 +9,8 @@ from typing import Any, NamedTuple, cast
 from pydantic import BaseModel
 
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.candle_columns import CERTAIN_NAMES, TIME_NAMES, find_columns, plain_name
-from backtest_persist.core.instants import EarlyTimes
-from backtest_persist.core.ohlcv import (
+from backtest_persist.core.candles.columns import CERTAIN_NAMES, TIME_NAMES, find_columns, plain_name
+from backtest_persist.core.candles.ohlcv import (
     CANDLES,
     COLUMNS,
     NUMBERS,
@@ -20,7 +19,8 @@ from backtest_persist.core.ohlcv import (
     candle_numbers,
     opening_time,
 )
-from backtest_persist.core.outliers import find_outliers
+from backtest_persist.core.candles.outliers import find_outliers
+from backtest_persist.core.instants import EarlyTimes
 from backtest_persist.core.payload import opened
 from backtest_persist.errors import InvalidPayloadError
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self
 
-from backtest_persist.core.ohlcv import Series
+from backtest_persist.core.candles.ohlcv import Series
 from backtest_persist.errors import InvalidKeyError
 
 __all__ = ("Gaps", "SeriesSummary", "known_series")

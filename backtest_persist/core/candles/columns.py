@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, cast
 
-from backtest_persist.core.frame import CandleFrame
-from backtest_persist.core.ohlcv import ImpossibleCandleError
+from backtest_persist.core.candles.ohlcv import ImpossibleCandleError
+from backtest_persist.core.frames.frame import CandleFrame
 from backtest_persist.errors import SettingsError
 
 __all__ = ("CERTAIN_NAMES", "TIME_NAMES", "Columns", "find_columns", "plain_name")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bson.int64 import Int64
 
-from backtest_persist.core.ohlcv import COLUMNS, NUMBERS, import_numpy
+from backtest_persist.core.candles.ohlcv import COLUMNS, NUMBERS, import_numpy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -4,7 +4,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, get_args
 
 from backtest_persist.contracts import CandleInterval
-from backtest_persist.core.ohlcv import COLUMNS, import_numpy, interval_step_ms
+from backtest_persist.core.candles.ohlcv import COLUMNS, import_numpy, interval_step_ms
 from backtest_persist.errors import InvalidKeyError
 
 if TYPE_CHECKING:

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from backtest_persist.core.frame_columns import Column, Kind
-from backtest_persist.core.frame_libraries import (
+from backtest_persist.core.candles.ohlcv import NUMBERS
+from backtest_persist.core.frames.columns import Column, Kind
+from backtest_persist.core.frames.libraries import (
     arrow_stream,
     import_library,
     pandas_frame,
     pandas_instants,
     polars_frame,
 )
-from backtest_persist.core.ohlcv import NUMBERS
 from backtest_persist.errors import InvalidKeyError
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from bson.int64 import Int64
 from pymongo import ASCENDING, DESCENDING
 
 from backtest_persist.connections import Collection, Document
-from backtest_persist.core.candle_store import PART
+from backtest_persist.core.candles.ohlcv import Series
+from backtest_persist.core.candles.series_summary import Gaps, SeriesSummary, known_series
+from backtest_persist.core.candles.store import PART
 from backtest_persist.core.mongo_store import as_operation
-from backtest_persist.core.ohlcv import Series
 from backtest_persist.core.row import to_wire
-from backtest_persist.core.series_summary import Gaps, SeriesSummary, known_series
 
 __all__ = ("MongoSeries",)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, cast
 
-from backtest_persist.core.frame_columns import Column, Kind, texts_of
+from backtest_persist.core.frames.columns import Column, Kind, texts_of
 from backtest_persist.errors import SettingsError
 
 __all__ = ("arrow_stream", "import_library", "pandas_column", "pandas_frame", "pandas_instants", "polars_frame")
