@@ -12,6 +12,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 __all__ = ("Bar", "show_byte_progress", "show_progress")
@@ -34,13 +35,14 @@ def show_byte_progress(description: str) -> Progress:
 
 def _progress(description: str, count: ProgressColumn, rate: ProgressColumn) -> Progress:
     return Progress(
-        TextColumn(description, markup=False),
-        BarColumn(),
+        TextColumn(description, markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", max_width=30)),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
         count,
         rate,
         TimeRemainingColumn(),
         TextColumn("left"),
         console=Console(stderr=True),
+        expand=True,
     )
 
 

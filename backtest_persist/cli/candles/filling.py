@@ -133,7 +133,16 @@ async def _open_exchange(id: str) -> AsyncGenerator[Any]:
     try:
         yield exchange
     finally:
+        # ccxt 4.5 asks for several markets at once; when one request fails, the others go on and open a new session
+        left = [task for task in asyncio.all_tasks() if _name_of(task).startswith(f"{type(exchange).__name__}.")]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         await exchange.close()
+
+
+def _name_of(task: asyncio.Task[Any]) -> str:
+    return getattr(task.get_coro(), "__qualname__", "")
 
 
 def _show(report: CandlesFilled, *, dry_run: bool) -> None:
