@@ -15,7 +15,17 @@ from bson import ObjectId
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backtest_persist import CandleRow, MemoryRow, Page, RecentRow, RiskRow, RowList, SignalRow, StorageRow
+from backtest_persist import (
+    CandleRow,
+    InvalidPayloadError,
+    MemoryRow,
+    Page,
+    RecentRow,
+    RiskRow,
+    RowList,
+    SignalRow,
+    StorageRow,
+)
 from backtest_persist.core.frames.frame import RowFrame
 from backtest_persist.core.frames.libraries import _by_arro3
 from tests.own_domain.funding import FundingRow
@@ -190,8 +200,8 @@ def test_a_list_keeps_all_members(case: str, library: str, monkeypatch: pytest.M
 
 def test_decimals_have_their_values_in_every_library() -> None:
     """Also those that are written with an exponent, such as a zero of thirty digits."""
-    for given in (("0E+30", "1E-20"), ("1E+30", "1.5"), ("-0E+3", "1E+36"), ("1E-37", "0")):
-        expected = [*map(Decimal, given)]
+    for texts in (("0E+30", "1E-20"), ("1E+30", "1.5"), ("-0E+3", "1E+36"), ("1E-37", "0")):
+        expected = [*map(Decimal, texts)]
         frame = payload_frame(*({"n": one} for one in expected))
         assert frame.to_polars()["n"].to_list() == expected
         assert pyarrow.table(frame)["n"].to_pylist() == expected
@@ -249,6 +259,54 @@ def test_names_that_two_columns_have_are_told_apart() -> None:
     assert frame.columns["payload.symbol"] == ["BTC", "ETH"]
     assert frame.columns["symbol"] == ["BTC", "BTC"]
     assert frame.to_pandas()["when"][0] == pandas.Timestamp(NOON, unit="ms", tz="UTC")
+
+
+def test_no_column_overwrites_another() -> None:
+    """Of members whose columns would have one name, the second is called after the field, as often as it takes."""
+    dots = {"a.b": 1, "a": {"b": 2}}
+    fields: dict[str, Any] = {"payload": {"signal_id": "in", "a.b": 4}, "signal_id": "out", "a": {"b": 3}, "a.b": None}
+    expected: dict[str, list[Any]] = {
+        "a.b": [1, 3],
+        "payload.a.b": [2, None],
+        "payload.signal_id": [None, "in"],
+        "payload.payload.a.b": [None, 4],
+        "payload.payload.signal_id": [None, "out"],
+    }
+    found = payload_frame(dots, {**fields, "a.b": 3, "a": {}}).columns
+    assert {name: found[name] for name in found if "." in name} == expected
+    assert len(found) == len(expected) + 4
+    row = StorageRow(backtest=True, signal_id="s", payload={}, **DATES)
+    payloads: list[Any] = [{"payload": {"payload": 3}}, {"payload": 2}, [4]]
+    both = RowList(row.model_copy(update={"payload": one}) for one in payloads).to_frame().columns
+    names = ("payload", "payload.payload", "payload.payload.payload")
+    assert [both[name] for name in names] == [[None, None, [4]], [3, None, None], [None, 2, None]]
+
+
+def test_an_empty_mapping_has_no_value() -> None:
+    """It has a column by its name unless a row has members of it."""
+    names = {"backtest", "signal_id", "create_date", "updated_date"}
+    found = payload_frame({"m": {}, "n": {"x": {}}, "o": {}}, {"o": {"a": 1}}).columns
+    assert found.keys() - names == {"m", "n.x", "o.a"}
+    assert (found["m"], found["n.x"], found["o.a"]) == ([None, None], [None, None], [None, 1])
+    assert payload_frame({}).columns["payload"] == [None]
+    assert payload_frame({}, {"a": 1}).columns.keys() - names == {"a"}
+
+
+def test_many_columns_take_no_longer_each() -> None:
+    """Comparing each name with each other would take minutes here, during which nothing else runs."""
+    payload: dict[str, Any] = {f"m{i}": {"open": {"at": i}, "closed": None} for i in range(30_000)}
+    frame = payload_frame(payload, {})
+    assert len(frame.columns) == 60_004
+
+
+def test_rows_of_several_types_are_refused() -> None:
+    """They have different contexts: each type has a frame of its own."""
+    rows: list[Any] = [StorageRow(backtest=True, signal_id="s", payload={}, **DATES)]
+    rows.append(RiskRow(risk_name="r", exchange_name="e", positions=[], when=NOON, **DATES))
+    with pytest.raises(
+        InvalidPayloadError, match="rows of one type, not of RiskRow and StorageRow; make a frame of ea"
+    ):
+        RowList(rows).to_frame()
 
 
 def test_rows_of_other_domains_are_frames() -> None:
