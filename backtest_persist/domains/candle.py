@@ -357,7 +357,8 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         """List the stored series, or those with these names, by exchange, symbol and interval, each with its gaps.
 
         No document is read: in MongoDB series are found and counted by the unique index, each command with its own
-        deadline. Those of intervals that another program has stored and this one does not know have no gaps.
+        deadline. Those of intervals that another program has stored and this one does not know have no gaps; `interval`
+        may therefore be any name. What is stored at a time that no candle can have is passed over or misaligned.
         """
         given = {"symbol": symbol, "interval": interval, "exchange_name": exchange_name}
         names = {name: checked_name(value, name) for name, value in given.items() if value is not None}
