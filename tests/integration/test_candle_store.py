@@ -122,9 +122,12 @@ async def test_a_price_in_another_unit_is_reported(
     right = [candle(number) for number in range(3)]
     assert await db.replace_range(*KEY, start, end, right) == CandleReport(new=3)
     wrong = [*right[:2], candle(2, **million)]
-    assert (await db.replace_range(*KEY, start, end, wrong)).outliers == at(2)
-    assert await db.find_by_context(*KEY, at(2)[0]) is None
-    assert (await db.replace_range(*KEY, start, end, wrong, allow_outliers=True)).new == 3
+    with pytest.raises(InvalidPayloadError, match=f"1 of 3 candles .*nothing was replaced: {at(2)[0]}. .*allow_outl"):
+        await db.replace_range(*KEY, start, end, wrong)
+    assert await closes(db, 3) == [11.0] * 3
+    for allowed in (True, False):  # what is stored is replaced by the same
+        assert (await db.replace_range(*KEY, start, end, wrong, allow_outliers=allowed)).new == 3
+        assert await closes(db, 3) == [11.0, 11.0, 11e6]
 
     caplog.clear()
     adapter = PersistCandleInstance("other", *KEY[1:], ioc=container)

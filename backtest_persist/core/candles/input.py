@@ -73,6 +73,16 @@ class CheckedCandles:
         counts = f"{len(self.invalid)} of {self.count} candles cannot be stored, and none was"
         return series.error(f"{counts}. {'; '.join(shown)}")
 
+    def outliers_error(self, series: Series) -> InvalidPayloadError:
+        """Return the error about the outliers, where what is stored is to be replaced; it names the first five."""
+        shown = ", ".join(map(str, [*self.outliers][:_SHOWN_PROBLEMS]))
+        if (more := len(self.outliers) - _SHOWN_PROBLEMS) > 0:
+            shown += f" and {more} more"
+        return series.error(
+            f"{len(self.outliers)} of {self.count} candles have a price in another unit than those around them, and "
+            f"nothing was replaced: {shown}. Correct them, or, if they are right, give allow_outliers=True"
+        )
+
 
 class _Row(NamedTuple):
     """One candle as it was given."""
