@@ -162,14 +162,19 @@ def _rivalry(timestamp: int, rival: int) -> str:
     return f"its timestamp {timestamp} is also that of candle {rival}, which differs"
 
 
-def checked_candle(series: Series, candle: Any, early: EarlyTimes) -> CandleData:
-    """Return the timestamp and the numbers of one candle; `InvalidPayloadError` for one that cannot be real."""
+def checked_candle(series: Series, candle: Any, early: EarlyTimes, ignored: set[str] | None = None) -> CandleData:
+    """Return the timestamp and the numbers of one candle; `InvalidPayloadError` for one that cannot be real.
+
+    The names of what it has beside these are added to `ignored`.
+    """
     timestamp = None
     try:
         row = _row(candle)
         plan = _plan(row.names)
         timestamp = _timestamp(row, plan, series, early)
         values = [row.values[plan.places[name]] for name in NUMBERS]
+        if ignored is not None:
+            ignored |= plan.ignored
         return candle_numbers(timestamp, values, rounded=[], widened=[])
     except ImpossibleCandleError as problem:
         raise series.error(str(problem), timestamp) from None

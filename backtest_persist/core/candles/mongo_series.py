@@ -62,9 +62,10 @@ class MongoSeries:
             return found
         return [replace(one, misaligned=await self._count_misaligned(one)) for one in found]
 
-    async def bounds(self, series: Series) -> tuple[int, int] | None:
-        """Return the first and the last time of a series; None when nothing is stored of it."""
-        query = {**series.filter(), "timestamp": _TIME}
+    async def bounds(self, series: Series, since: int | None = None) -> tuple[int, int] | None:
+        """Return the first and the last time of a series, of those from `since` on; None when nothing is stored."""
+        later = {} if since is None else {"$gte": Int64(since)}
+        query = {**series.filter(), "timestamp": {**_TIME, **later}}
         first, last = await self._find_time(query, ASCENDING), await self._find_time(query, DESCENDING)
         return None if first is None or last is None else (first, last)
 
