@@ -229,8 +229,7 @@ def _row(given: Any) -> _Row:
 
 def _named_row(kind: str, fields: Sequence[str], values: Sequence[Any]) -> _Row:
     names = tuple(fields)
-    first: Any = values[0]
-    is_time = isinstance(first, datetime) or _is_numpy(type(first), "datetime64")
+    is_time = isinstance(values[0], datetime) or _is_numpy(values[0].__class__, "datetime64")
     if names[0] in ("Index", "index") and is_time:  # the index of a frame, from its itertuples or to_records
         names = ("datetime", *names[1:])
     return _Row(kind, names, dict(zip(names, values, strict=True)))
