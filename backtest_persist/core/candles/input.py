@@ -205,8 +205,10 @@ def _given(series: Series, candles: Any) -> Iterable[Any]:
     except ImpossibleCandleError as problem:
         raise series.error(str(problem)) from None
     if isinstance(candles, str | bytes | BaseModel) or not isinstance(candles, Iterable):
-        kind = type(candles).__name__
-        raise series.error(f"expected candles as a list, as columns or as a frame, not {kind}")
+        kind: Any = type(candles)  # pyright: ignore[reportUnknownVariableType]
+        if kind.__name__ == "LazyFrame":
+            raise series.error("a LazyFrame has no rows yet; give what its collect() returns")
+        raise series.error(f"expected candles as a list, as columns or as a frame, not {kind.__name__}")
     return cast("Iterable[Any]", candles)
 
 
@@ -242,7 +244,8 @@ def _row(given: Any) -> _Row:
 
 def _named_row(kind: str, fields: Sequence[str], values: Sequence[Any]) -> _Row:
     names = tuple(fields)
-    if names[0] == "Index" and isinstance(values[0], datetime):  # the index of a frame, from its itertuples
+    is_time = isinstance(values[0], datetime) or _is_numpy(values[0].__class__, "datetime64")
+    if names[0] in ("Index", "index") and is_time:  # the index of a frame, from its itertuples or to_records
         names = ("datetime", *names[1:])
     return _Row(kind, names, dict(zip(names, values, strict=True)))
 
@@ -263,7 +266,8 @@ def _members(record: Any) -> list[Any]:
 
 
 def _is_numpy(kind: type[Any], name: str) -> bool:
-    return kind.__module__ == "numpy" and kind.__name__ == name
+    """Whether a type is one of numpy, or derived from it, such as those of a recarray."""
+    return any(base.__module__ == "numpy" and base.__name__ == name for base in kind.__mro__)
 
 
 @lru_cache(100)
