@@ -354,7 +354,10 @@ async def test_a_unit_that_changes_within_a_file_is_read_right(container: Contai
 async def test_rows_of_one_time_are_found_across_chunks(
     container: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row that differs from an earlier one of its time is named by its line, in a dry run as well."""
+    """Of rows of one time the first is taken, near or far; one that differs is named by its line, dry or not.
+
+    `replace` refuses such a file.
+    """
     monkeypatch.setattr("backtest_persist.operations.candles.reading.BATCH", 10)
     lines = [kline(number) for number in range(30)]
     lines[25] = kline(3).replace("12.34567", "99.0")  # differs from line 4, of another chunk
@@ -369,19 +372,27 @@ async def test_rows_of_one_time_are_found_across_chunks(
     assert await container.candle_db_service.count() == 0
     report = await import_candles(container, file, *KEY)
     for each in (dry, report):
-        assert (each.rows, each.new, each.same, each.open) == (30, 24, 1, [])
-        assert each.different == [(26, START + 3 * MINUTE)]
-        assert [row.line for row in each.skipped] == [8, 9, 16, 29]
+        assert (each.rows, each.new, each.same, each.open, each.different) == (30, 25, 1, [], [])
+        assert [row.line for row in each.skipped] == [9, 16, 26, 29]
         assert [row.reason for row in each.skipped] == [
-            f"its timestamp {START + 7 * MINUTE} is also that of line 9, which differs",
-            f"its timestamp {START + 7 * MINUTE} is also that of line 8, which differs",
+            "it differs from line 8, which has the same time and comes first",
             "it has a price in another unit than the rows around it; to store it, give allow_outliers "
             "(--allow-outliers)",
+            "it differs from line 4, which has the same time and comes first",
             "its high is 'x', not a number",
         ]
         assert not each.is_complete
-    again = await import_candles(container, file, *KEY, dry_run=True)
-    assert (again.new, again.same, again.different) == (0, 25, [(26, START + 3 * MINUTE)])
+    [seventh] = await container.candle_db_service.find_data(*KEY, START + 7 * MINUTE, 1)
+    assert seventh["volume"] == 12.34567
+    for dry_run in (True, False):
+        again = await import_candles(container, file, *KEY, dry_run=dry_run)
+        assert (again.new, again.same, again.different) == (0, 26, [])
+    file.write_text("".join([*lines[:15], *lines[16:28]]))
+    with pytest.raises(
+        InvalidPayloadError, match=r"nothing was replaced.*\(2\), such as line 9: it differs from line 8"
+    ):
+        await import_candles(container, file, *KEY, replace=True)
+    assert await container.candle_db_service.count() == 25
 
 
 async def test_the_open_candle_at_the_end_of_a_file_is_not_stored(container: Container, tmp_path: Path) -> None:
@@ -419,6 +430,20 @@ async def test_an_adjusted_history_replaces_what_is_stored(container: Container,
     assert [candle["low"] for candle in stored] == [41900.1] * 10 + [20950.05] * 19 + [41900.1] * 10
     again = await import_candles(container, adjusted, *KEY, replace=True)
     assert (again.new, again.same) == (0, 19)
+    adjusted.write_text("".join([*lines[:5], *lines[7:10], lines[8], *lines[10:]]))
+    lacking = await import_candles(container, adjusted, *KEY, replace=True)  # one that is stored, and repeats another
+    assert (lacking.new, lacking.same, await container.candle_db_service.count()) == (18, 1, 38)
+    again = await import_candles(container, adjusted, *KEY, replace=True)
+    assert (again.new, again.same) == (0, 19)
+    again = await import_candles(container, file, *KEY, replace=True)
+    assert (again.new, again.same, await container.candle_db_service.count()) == (40, 0, 40)
+    file.write_text("".join(kline(number) for number in (*range(10), *range(12, 40))))
+    files = JsonBackend(tmp_path / "dump").services
+    for services in (container, files):
+        await import_candles(services, write_klines(tmp_path / "whole.csv", 40), *KEY)
+        report = await import_candles(services, file, *KEY, replace=True)
+        stored = await services.db_service(CandleDbService).find_data(*KEY, START, 40)
+        assert (report.rows, len(stored)) == (38, 38)
 
 
 async def test_nothing_is_stored_of_a_file_of_another_interval(container: Container, tmp_path: Path) -> None:
@@ -445,7 +470,10 @@ async def test_an_import_goes_on_after_it_was_killed(container: Container, setti
     db = container.candle_db_service
     await db.wait_for_init()
     for number, killed in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
-        before = await db.count()
+        before = -1
+        while before != (stored := await db.count()):  # the server completes the bulk of a killed process
+            before = stored
+            await asyncio.sleep(0.3)
         process = await start_program(
             CLI_PROGRAM,
             *arguments,

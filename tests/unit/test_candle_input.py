@@ -16,7 +16,7 @@ import pandas
 import pytest
 from pydantic import BaseModel
 
-from backtest_persist import CandleRow, InvalidPayloadError, SettingsError
+from backtest_persist import CandleFrame, CandleRow, InvalidPayloadError, SettingsError
 from backtest_persist.core.candles.input import CheckedCandles, check_candles, checked_candle
 from backtest_persist.core.candles.ohlcv import Series, candle_columns
 
@@ -411,3 +411,24 @@ def test_nothing_is_imported_for_a_frame_that_was_not_given() -> None:
     """The libraries of frames are optional."""
     source = import_module("backtest_persist.core.candles.columns").__dict__
     assert not {"pandas", "polars", "pyarrow", "arro3", "numpy"} & source.keys()
+
+
+def test_candles_that_know_another_interval_are_refused() -> None:
+    """A week stored as a day would show its close six days early; of equal intervals nothing is said."""
+    weekly = [candle(7 * n, DAY) for n in range(3)]
+    for interval, expected in (("1w", "1w"), ("1M", "1M"), ("1d", None)):
+        frame = CandleFrame("BTCUSDT", interval, "binance", candle_columns(weekly))  # pyright: ignore[reportArgumentType]
+        if expected is None:
+            assert stored(frame, DAILY) == weekly
+        else:
+            with pytest.raises(InvalidPayloadError, match=f"the CandleFrame has candles of {expected}; store it in"):
+                check(frame, DAILY)
+    rows = [CandleRow(**one, symbol="s", interval="1d", exchange_name="e", **DATES) for one in weekly]
+    by_name = [{**one, "Interval": "1w"} for one in weekly]
+    columns = {name: [one[name] for one in by_name] for name in by_name[0]}
+    for given, problem in ((rows, "of 1d, not of 1m"), (by_name, "of 1w, not of 1m"), (columns, "of 1w, not of 1m")):
+        assert f"it is a candle {problem}" in refused(given)
+        with pytest.raises(InvalidPayloadError, match=f"it is a candle {problem}"):
+            checked_candle(SERIES, given[0] if given is rows else by_name[0], lambda: False)
+    assert stored(rows, DAILY) == weekly
+    assert stored([{**one, "interval": other} for one, other in zip(weekly, (pd.NA, "D", None), strict=True)]) == weekly

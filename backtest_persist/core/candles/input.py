@@ -13,6 +13,7 @@ from backtest_persist.core.candles.columns import CERTAIN_NAMES, TIME_NAMES, fin
 from backtest_persist.core.candles.ohlcv import (
     CANDLES,
     COLUMNS,
+    INTERVALS,
     NUMBERS,
     ImpossibleCandleError,
     Series,
@@ -20,6 +21,7 @@ from backtest_persist.core.candles.ohlcv import (
     opening_time,
 )
 from backtest_persist.core.candles.outliers import find_outliers
+from backtest_persist.core.frames.frame import CandleFrame
 from backtest_persist.core.instants import EarlyTimes
 from backtest_persist.core.payload import opened
 from backtest_persist.errors import InvalidPayloadError
@@ -36,6 +38,8 @@ _STORED_NAMES = frozenset(
 _KLINE = 12
 """The fields of a kline of Binance, of which the first are those of a row of ccxt, with numbers as str."""
 _SHOWN_PROBLEMS = 5
+_INTERVALS = (*INTERVALS, *("12h", "3d", "1w", "1M"))
+"""The intervals that are stored, and those that candles can be resampled to."""
 
 
 @dataclass
@@ -102,6 +106,8 @@ class _Plan(NamedTuple):
     problem: str
     """The fields that are missing or ambiguous, for a message; empty if none is."""
     ignored: frozenset[str]
+    interval: Any = None
+    """The given name of the interval, if a row has one."""
 
 
 def check_candles(
@@ -172,6 +178,9 @@ def checked_candle(series: Series, candle: Any, early: EarlyTimes) -> CandleData
 def _timestamp(row: _Row, plan: _Plan, series: Series, early: EarlyTimes) -> int:
     if plan.problem:
         raise ImpossibleCandleError(plan.problem)
+    interval = None if plan.interval is None else row.values[plan.interval]
+    if isinstance(interval, str) and interval in _INTERVALS and interval != series.interval:
+        raise ImpossibleCandleError(f"it is a candle of {interval}, not of {series.interval}")
     place = plan.places["timestamp"]
     return opening_time(row.values[place], series.interval, _always if place in row.in_ms else early)
 
@@ -182,6 +191,8 @@ def _always() -> bool:
 
 def _given(series: Series, candles: Any) -> Iterable[Any]:
     """Iterate over the candles of one call, which are rows already if they came as columns."""
+    if isinstance(candles, CandleFrame) and candles.interval != series.interval:
+        raise series.error(f"the CandleFrame has candles of {candles.interval}; store it in a series of that interval")
     try:
         columns = find_columns(candles)
         if columns is not None:
@@ -274,4 +285,4 @@ def _plan(names: tuple[Any, ...]) -> _Plan:
         problem = f"it has several values for {', '.join(doubled)}"
     taken = set(places.values())
     ignored = {str(name) for key, name in plain.items() if name not in taken and key not in _STORED_NAMES}
-    return _Plan(places, problem, frozenset(ignored))
+    return _Plan(places, problem, frozenset(ignored), plain.get("interval"))

@@ -6,7 +6,7 @@ import re
 import time
 from array import array
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
@@ -15,7 +15,7 @@ from anyio.to_thread import run_sync
 
 from backtest_persist.contracts import CandleData, When
 from backtest_persist.core.candles.input import check_candles
-from backtest_persist.core.candles.ohlcv import Series
+from backtest_persist.core.candles.ohlcv import NUMBERS, ImpossibleCandleError, Series, candle_numbers
 from backtest_persist.core.candles.report import CandleReport
 from backtest_persist.core.candles.session_days import session_day
 from backtest_persist.core.keys import checked_timestamp
@@ -25,6 +25,7 @@ from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
 from backtest_persist.operations.candles.detection import Options, open_reading
 from backtest_persist.operations.candles.files import CandleFile
+from backtest_persist.operations.candles.ranges import count_candles
 from backtest_persist.operations.candles.reading import Chunk, SkippedRow, in_ms
 from backtest_persist.operations.candles.times import EPOCH, MS, DateOrder, Unit
 from backtest_persist.operations.progress import NoProgress, Progress
@@ -34,7 +35,7 @@ __all__ = ("CandlesImported", "RowOfFile", "import_candles")
 
 _EARLIEST = 10**11
 """A file that was modified before this, in 1973, has no date."""
-_BLOCK = 4096
+_BLOCK = 512
 _OUTLIER = "it has a price in another unit than the rows around it; to store it, give allow_outliers (--allow-outliers)"
 _CANDLE = re.compile(r"\bcandle (\d+)\b")
 
@@ -139,16 +140,16 @@ async def import_candles(
     source = await run_sync(CandleFile, file)
     progress = progress or NoProgress()
 
-    async def read(dry: bool) -> CandlesImported:
+    async def read(dry: bool) -> _Importer:
         report = CandlesImported(str(source.path))
         importer = _Importer(db, series, report, dry, asked, source.modified, allow_outliers)
         await _import(source, series, options, importer, progress)
-        return report
+        return importer
 
     progress.begin(source.size * (2 if replace and not dry_run else 1))
     if replace and not dry_run:
         await _delete_replaced(db, series, await read(True))
-    report = await read(dry_run)
+    report = (await read(dry_run)).report
     report.seconds = time.perf_counter() - started
     return report
 
@@ -171,16 +172,22 @@ async def _import(
     progress.advance(source.size - position)
 
 
-async def _delete_replaced(db: CandleDbService, series: Series, checked: CandlesImported) -> None:
+async def _delete_replaced(db: CandleDbService, series: Series, importer: "_Importer") -> None:
     """Delete what is stored in the range of a file that was read, unless it is the same."""
+    checked = importer.report
     if checked.skipped:
         line, reason = checked.skipped[0]
         raise InvalidPayloadError(
             f"{checked.file}: nothing was replaced, because of rows that cannot be stored ({len(checked.skipped):,}), "
             f"such as {checked.noun} {line:,}: {reason}. Correct or remove them."
         )
-    if checked.different and checked.first is not None and checked.last is not None:
-        key = (series.symbol, series.interval, series.exchange_name)
+    if checked.first is None or checked.last is None:
+        return
+    end = checked.last + series.step
+    key = (series.symbol, series.interval, series.exchange_name)
+    missing = count_candles(await db.candles.find_gaps(series, checked.first, end), series.step)
+    stored = (end - checked.first) // series.step - missing
+    if checked.different or stored > checked.same - importer.repeated:
         await db.delete_range(*key, EPOCH + checked.first * MS, EPOCH + (checked.last + 1) * MS)
 
 
@@ -219,11 +226,14 @@ class _Importer:
         allow_outliers: bool,
     ) -> None:
         self._db, self._series, self.report = db, series, report
-        self._compared = _Compared(series.step) if dry_run else None
+        self._dry_run = dry_run
+        self._first_rows = _FirstRows(series.step)
         self._as_of, self._allow_outliers = as_of, allow_outliers
         self._modified = modified if as_of is None and modified > _EARLIEST else None
         self._open: list[tuple[int, Candle]] = []
         """The rows that had not closed when the file was modified: the last one, unless that time is another's."""
+        self.repeated = 0
+        """How many rows repeat an earlier one of the file."""
 
     async def add(self, chunk: Chunk) -> None:
         """Store the rows of a chunk."""
@@ -248,8 +258,9 @@ class _Importer:
     async def _put(self, rows: list[tuple[int, Candle]], as_of: int | None) -> list[tuple[int, Candle]]:
         """Store rows and report them; returns those that are open, which are reported only if `as_of` is certain."""
         key = (self._series.symbol, self._series.interval, self._series.exchange_name)
+        rows = self._select_first(rows, as_of)
         candles = [candle for _, candle in rows]
-        if self._compared is None:
+        if not self._dry_run:
             result = await self._db.store(
                 *key, candles, as_of=as_of, errors="skip", allow_outliers=self._allow_outliers
             )
@@ -278,9 +289,33 @@ class _Importer:
             report.open += [RowOfFile(line_of[at], at) for at in result.open]
         return [row for row, at in zip(rows, times, strict=True) if at in unclosed]
 
+    def _select_first(self, rows: list[tuple[int, Candle]], as_of: int | None) -> list[tuple[int, Candle]]:
+        """Return the rows without those of a time that an earlier row of the file has, which are reported.
+
+        What `store` reports as open or invalid is left to it.
+        """
+        now = int(time.time() * 1000)
+        latest = (now if as_of is None else min(now, as_of)) - self._series.step
+        selected: list[tuple[int, Candle]] = []
+        for line, candle in rows:
+            at = in_ms(candle["timestamp"])
+            first = line
+            if at <= latest and not at % self._series.step:
+                with suppress(ImpossibleCandleError):
+                    numbers = candle_numbers(at, [candle[name] for name in NUMBERS], rounded=[], widened=[])
+                    first = self._first_rows.add(line, numbers)
+            if first == line:
+                selected.append((line, candle))
+            elif first:
+                reason = f"it differs from {self.report.noun} {first:,}, which has the same time and comes first"
+                self.report.skipped.append(SkippedRow(line, reason))
+            else:
+                self.repeated += 1
+                self.report.same += 1
+        return selected
+
     async def _compare(self, candles: list[Candle], as_of: int | None) -> CandleReport:
         """Report what `store` would do with candles, and store none."""
-        assert self._compared is not None
         now = int(time.time() * 1000)
         checked = check_candles(
             self._series,
@@ -298,8 +333,6 @@ class _Importer:
         valid = list(checked.valid.values())
         for candle, outcome in zip(valid, await self._db.restore_series(*key, valid, dry_run=True), strict=True):
             if outcome is Restored.NEW:
-                outcome = self._compared.add(candle)
-            if outcome is Restored.NEW:
                 result.new += 1
             elif outcome is Restored.SAME:
                 result.same += 1
@@ -308,20 +341,28 @@ class _Importer:
         return result
 
 
-class _Compared:
-    """Remembers the candles that a dry run would have stored, in 8 bytes each."""
+class _FirstRows:
+    """Remembers the first row of each time, in 12 bytes."""
 
     def __init__(self, step: int) -> None:
         self._step = step
-        self._blocks: dict[int, array[int]] = {}
+        self._blocks: dict[int, tuple[array[int], array[int]]] = {}
 
-    def add(self, candle: CandleData) -> Restored:
-        """Return what would become of a candle, and remember it."""
+    def add(self, line: int, candle: CandleData) -> int:
+        """Remember the candle of a line; returns the line of an earlier one of its time that differs, or 0 if equal.
+
+        It is the given line if there was none.
+        """
         block, place = divmod(candle["timestamp"] // self._step, _BLOCK)
-        numbers = hash(tuple(candle.values())) or 1
-        known = self._blocks.setdefault(block, array("q", bytes(8 * _BLOCK)))
-        before, known[place] = known[place], known[place] or numbers
-        return Restored.NEW if not before else Restored.SAME if before == numbers else Restored.DIFFERENT
+        numbers = hash(tuple(candle.values()))
+        known = self._blocks.get(block)
+        if known is None:
+            known = self._blocks[block] = array("q", bytes(8 * _BLOCK)), array("L", bytes(array("L").itemsize * _BLOCK))
+        hashes, lines = known
+        if not lines[place]:
+            hashes[place], lines[place] = numbers, line
+            return line
+        return 0 if hashes[place] == numbers else lines[place]
 
 
 def _in_lines(problem: str, noun: str, lines: Sequence[int]) -> str:
