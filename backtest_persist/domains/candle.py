@@ -169,10 +169,11 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         Prices may be negative, as some futures have been. A high or low that misses the body by no more than 1e-9 of
         the price is set to it.
 
-        An outlier, with a price in another unit than those around it, is not stored unless `allow_outliers` is set: one
-        of its prices is at least 10^5 times, or at most 10^-5 of, the median close of up to ten candles of the call
-        before it, up to ten after it, and itself. Only positive prices are compared, and only with two others or more.
-        One that is stored already with the same numbers counts as `same`.
+        An outlier, with a price in another unit than most of the call, is not stored unless `allow_outliers` is set:
+        one of its prices is at least 10^5 times, or at most 10^-5 of, the last close before it that is right, or the
+        next one after it. More than half of the call must be right. Only positive prices are compared, and none over a
+        pause of more than 30 days.
+        One that is stored already with the same numbers counts as `same`, but not within a run.
         """
         series = Series(symbol, interval, exchange_name)
         if errors not in ("raise", "skip"):
