@@ -259,6 +259,6 @@ async def test_the_commands_list_export_and_show_gaps(
     assert status == 3
     assert "s.csv: 5 candles" in shown
     assert "They reach from 2024-01-01 01:40 to 2024-01-01 01:44, in UTC." in shown
-    assert "1 stored candles were skipped:\n  2024-01-01 01:40:00.001: timestamp" in shown
+    assert "1 stored candle was skipped:\n  2024-01-01 01:40:00.001: timestamp" in shown
     status, shown = await run("export", "t.csv", *key, "--until", "2024-01-01T00:05Z", "--json")
     assert (status, json.loads(shown)["rows"]) == (0, 5)
