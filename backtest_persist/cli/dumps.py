@@ -118,7 +118,7 @@ def _show_import(report: Imported, *, dry_run: bool) -> None:
         console.print(f"  {escape(name)}: {escape(reading)}", soft_wrap=True)
     if len(report.assumed) > SHOWN:
         console.print(f"  {len(report.assumed) - SHOWN:,} more; --json names them all.")
-    _show_skipped(console, report.skipped, "files" if all(map(_is_file, report.skipped)) else "files or lines")
+    _show_skipped(console, report.skipped, _noun(report.skipped))
     if dry_run:
         console.print("Nothing was written (--dry-run).")
 
@@ -166,6 +166,11 @@ def _show_candles(report: Exported, asked: str) -> None:
         )
 
 
+def _noun(skipped: Sequence[Skipped]) -> str:
+    found = set(map(_is_file, skipped))
+    return "files or lines" if len(found) > 1 else "lines" if False in found else "files"
+
+
 def _is_file(entry: Skipped) -> bool:
     return not entry.path.rpartition(":")[2].isdecimal()
 
@@ -173,7 +178,8 @@ def _is_file(entry: Skipped) -> bool:
 def _show_skipped(console: Console, skipped: Sequence[Skipped], noun: str) -> None:
     if not skipped:
         return
-    console.print(f"\n{len(skipped):,} {noun} were skipped:")
+    counted = f"1 {noun.removesuffix('s')} was" if len(skipped) == 1 else f"{len(skipped):,} {noun} were"
+    console.print(f"\n{counted} skipped:")
     for entry in skipped[:SHOWN]:
         console.print(f"  {escape(entry.path)}: {escape(entry.reason)}", soft_wrap=True)
     if len(skipped) > SHOWN:

@@ -144,6 +144,8 @@ REFUSED: list[tuple[str, bytes, str, dict[str, Any], str]] = [
      r"'1,234' can be read in two ways; save it without separators of thousands, or say"),
     ("4h", rows(*(f"2024-01-02 {hour:02}:00:00" for hour in range(0, 24, 4))), "4h", {"tz": "America/New_York"},
      r"its candles open at 05:00:00 UTC, .*, and those of 4h .*; import a shorter interval"),
+    ("seconds", rows(START + 12_000, START + 72_000), "1m", {},
+     r"its times, such as 00:00:12 UTC, are not those at which candles of 1m open; .*\(--columns\)"),
     ("averages", b"date,open,high,low,close,Volume_avg,Volume_ma\n2024-01-01,1,1,1,1,1,9\n", "1d",
      {"symbol": "AVGOUSDT"},
      "the volume may be 'Volume_avg' and 'Volume_ma'"),

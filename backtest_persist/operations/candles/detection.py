@@ -41,7 +41,7 @@ __all__ = ("Options", "open_reading")
 
 SAMPLE = 1000
 """Rows by which the layout is detected."""
-_DAY = 86_400_000
+_MINUTE, _DAY = 60_000, 86_400_000
 _WITH_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)
 _ORDERS: dict[DateOrder, str] = {"dmy": "day, month, year", "mdy": "month, day, year"}
@@ -413,6 +413,11 @@ class _Detection:
                 "lasts, and each is stored under the day in which it closes: session_length (--session-length 6h30m)"
             )
         opening = EPOCH + off[0] * MS
+        if any(at % _MINUTE for at in off):
+            raise self.file.error(
+                f"its times, such as {opening:%H:%M:%S} UTC, are not those at which candles of {self.series.interval} "
+                "open; name the column of these by columns (--columns)"
+            )
         raise self.file.error(
             f"its candles open at {opening:%H:%M:%S} UTC, among others, and those of {self.series.interval} at "
             f"multiples of {self.series.interval} after 1970-01-01 00:00 UTC; import a shorter interval, and resample "
