@@ -73,6 +73,16 @@ class CheckedCandles:
         counts = f"{len(self.invalid)} of {self.count} candles cannot be stored, and none was"
         return series.error(f"{counts}. {'; '.join(shown)}")
 
+    def outliers_error(self, series: Series) -> InvalidPayloadError:
+        """Return the error about the outliers, where what is stored is to be replaced; it names the first five."""
+        shown = ", ".join(map(str, [*self.outliers][:_SHOWN_PROBLEMS]))
+        if (more := len(self.outliers) - _SHOWN_PROBLEMS) > 0:
+            shown += f" and {more} more"
+        return series.error(
+            f"{len(self.outliers)} of {self.count} candles have a price in another unit than those around them, and "
+            f"nothing was replaced: {shown}. Correct them, or, if they are right, give allow_outliers=True"
+        )
+
 
 class _Row(NamedTuple):
     """One candle as it was given."""
@@ -152,14 +162,19 @@ def _rivalry(timestamp: int, rival: int) -> str:
     return f"its timestamp {timestamp} is also that of candle {rival}, which differs"
 
 
-def checked_candle(series: Series, candle: Any, early: EarlyTimes) -> CandleData:
-    """Return the timestamp and the numbers of one candle; `InvalidPayloadError` for one that cannot be real."""
+def checked_candle(series: Series, candle: Any, early: EarlyTimes, ignored: set[str] | None = None) -> CandleData:
+    """Return the timestamp and the numbers of one candle; `InvalidPayloadError` for one that cannot be real.
+
+    The names of what it has beside these are added to `ignored`.
+    """
     timestamp = None
     try:
         row = _row(candle)
         plan = _plan(row.names)
         timestamp = _timestamp(row, plan, series, early)
         values = [row.values[plan.places[name]] for name in NUMBERS]
+        if ignored is not None:
+            ignored |= plan.ignored
         return candle_numbers(timestamp, values, rounded=[], widened=[])
     except ImpossibleCandleError as problem:
         raise series.error(str(problem), timestamp) from None
