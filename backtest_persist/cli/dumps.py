@@ -109,6 +109,9 @@ def _show_import(report: Imported, *, dry_run: bool) -> None:
     console.print(f"{totals[0]:,} files in {report.seconds:,.1f} s, {rate:,.0f} values/s.")
     for name, files in report.ignored.items():
         console.print(f"{escape(name)}/ belongs to no domain; files left out: {files:,}.", soft_wrap=True)
+    if report.ignored_fields:
+        names = escape(", ".join(report.ignored_fields))
+        console.print(f"Fields of candles that are not stored: {names}.", soft_wrap=True)
     if report.assumed:
         console.print("\nDirectories that can be read in several ways, and how they were read (see --exchange):")
     for name, reading in list(report.assumed.items())[:SHOWN]:

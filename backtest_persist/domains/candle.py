@@ -32,7 +32,7 @@ from backtest_persist.core.keys import STORED, Name, Timestamp, checked_limit, c
 from backtest_persist.core.mongo_store import Restored
 from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
-from backtest_persist.errors import InvalidPayloadError
+from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -306,6 +306,8 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         ``"2024-01-31"`` or ``"2024-01-31T09:30+01:00"``. In a run, candles that close after the instant of the bar are
         left out. So are those of other programs at times that are no multiple of the interval.
 
+        `InvalidKeyError` for a bound that is none, and for a `since` after `until`.
+
         With `resample`, such as ``"12h"``, ``"1w"`` or ``"1M"``, longer candles are made of them: those that lie in
         [since, until) as a whole and have closed; see `resample_columns`. `InvalidKeyError` for an interval that is no
         multiple of the stored one. Needs numpy; `SettingsError` without it.
@@ -314,6 +316,8 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         interval = series.interval if resample is None else checked_resample(series.interval, resample)
         start = None if since is None else self._bound(since, "since")
         end = None if until is None else self._bound(until, "until")
+        if start is not None and end is not None and start > end:
+            raise InvalidKeyError(f"since {since!s:.40} is after until {until!s:.40}; exchange them.")
         closed = self.default_until()
         last = None if closed is None else closed - series.step + 1
         ends = [bound for bound in (end, last) if bound is not None]

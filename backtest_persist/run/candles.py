@@ -119,7 +119,7 @@ class BufferedCandleStore(BufferedStore[CandleContext, CandleRow]):
                 gaps.append((first, after))
         return gaps
 
-    async def find_bounds(self, series: Series) -> tuple[int, int] | None:
+    async def find_bounds(self, series: Series, since: int | None = None) -> tuple[int, int] | None:
         """Raise a `SettingsError`: the last time of a series lies in the future of a backtest."""
         raise _not_listed()
 

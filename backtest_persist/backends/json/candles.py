@@ -100,9 +100,9 @@ class JsonCandleStore(JsonStore[CandleContext, CandleRow]):
         bounds = [start - step, *await self._open(series).times(range(start, end, step)), max(start, end)]
         return [(before + step, after) for before, after in pairwise(bounds) if after > before + step]
 
-    async def find_bounds(self, series: Series) -> tuple[int, int] | None:
-        """Find the first and the last time that is stored; None when nothing is."""
-        times = await self._open(series).stored_times()
+    async def find_bounds(self, series: Series, since: int | None = None) -> tuple[int, int] | None:
+        """Find the first and the last time that is stored, of those from `since` on; None when nothing is."""
+        times = await self._open(series).stored_times(since)
         return (times[0], times[-1]) if times else None
 
     async def list_series(self, names: Mapping[str, str]) -> list[SeriesSummary]:

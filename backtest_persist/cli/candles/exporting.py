@@ -92,7 +92,8 @@ def _show(report: CandlesExported) -> None:
     if report.first is not None and report.last is not None:
         show(f"They reach from {shown_time(report.first)} to {shown_time(report.last)}, in UTC.")
     if report.skipped:
-        show(f"\n{len(report.skipped):,} stored candles were skipped:")
+        count = len(report.skipped)
+        show(f"\n{count:,} stored {'candle was' if count == 1 else 'candles were'} skipped:")
     for candle in report.skipped[:SHOWN]:
         show(f"  {shown_time(candle.timestamp)}: {candle.reason}")
     if len(report.skipped) > SHOWN:

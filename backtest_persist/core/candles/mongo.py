@@ -113,9 +113,9 @@ class MongoCandleStore(MongoStore[C, R]):
             query["timestamp"] = {**query["timestamp"], "$gt": documents[-1]["timestamp"]}
         return [*gaps, (covered, end)] if covered < end else gaps
 
-    async def find_bounds(self, series: Series) -> tuple[int, int] | None:
-        """Find the first and the last time that is stored; None when nothing is."""
-        return await MongoSeries(self).bounds(series)
+    async def find_bounds(self, series: Series, since: int | None = None) -> tuple[int, int] | None:
+        """Find the first and the last time that is stored, of those from `since` on; None when nothing is."""
+        return await MongoSeries(self).bounds(series, since)
 
     async def list_series(self, names: Mapping[str, str]) -> list[SeriesSummary]:
         """Summarise each series whose names, by the fields of the context, are these."""

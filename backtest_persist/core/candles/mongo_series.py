@@ -62,9 +62,9 @@ class MongoSeries:
             return found
         return [replace(one, misaligned=await self._count_misaligned(one)) for one in found]
 
-    async def bounds(self, series: Series) -> tuple[int, int] | None:
-        """Return the first and the last time of a series; None when nothing is stored of it."""
-        query = _of_times(series.filter())
+    async def bounds(self, series: Series, since: int | None = None) -> tuple[int, int] | None:
+        """Return the first and the last time of a series, of those from `since` on; None when nothing is stored."""
+        query = _of_times(series.window(since, None))
         first, last = await self._find_time(query, ASCENDING), await self._find_time(query, DESCENDING)
         return None if first is None or last is None else (first, last)
 

@@ -68,8 +68,8 @@ class CandleStore(Store[C, R], Protocol[C, R]):
         """Find the gaps in [start, end), two starts of candles: each its first missing time, and the time after it."""
         ...
 
-    async def find_bounds(self, series: Series) -> tuple[int, int] | None:
-        """Find the first and the last time that is stored; None when nothing is."""
+    async def find_bounds(self, series: Series, since: int | None = None) -> tuple[int, int] | None:
+        """Find the first and the last time that is stored, of those from `since` on; None when nothing is."""
         ...
 
     async def list_series(self, names: Mapping[str, str]) -> list[SeriesSummary]:
