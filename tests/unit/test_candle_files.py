@@ -391,15 +391,18 @@ async def test_every_error_of_a_damaged_file_is_of_this_package(tmp_path: Path) 
 def test_rows_of_another_market_do_not_become_one_series(tmp_path: Path) -> None:
     """Whatever the column is called that tells rows apart, only those like the first one are read."""
     file = tmp_path / "candles.csv"
-    names = ("ticker", "pair", "Name", "Instrument", "coin", "Asset", "market", "exchange", "timeframe")
+    names = ("ticker", "pair", "Name", "Instrument", "coin", "Asset", "market", "exchange", "timeframe", "base", "isin")
+    lines = [f"2024-01-{day:02},1,2,0.5,1,1,{'BTC' if day < 5 else 'ETH'}" for day in range(1, 9)]
     for name in names:
-        lines = [f"2024-01-{day:02},1,2,0.5,1,1,{'BTC' if day < 5 else 'ETH'}" for day in range(1, 9)]
         file.write_text(f"date,open,high,low,close,volume,{name}\n" + "\n".join(lines))
         chunk = read(file, "1d", "BTC")
         assert [tuple(row) for row in chunk.skipped] == [
             (line, f"its {name} is 'ETH', and that of the first row is 'BTC'") for line in range(6, 10)
         ]
     assert len(read(file, "1d", columns=["date", *COLUMNS[1:], "-"]).candles) == 8
+    lines[0] = lines[0].removesuffix("BTC")  # says nothing
+    file.write_text("date,open,high,low,close,volume,symbol\n" + "\n".join(lines))
+    assert [skipped.line for skipped in read(file, "1d", "BTC").skipped] == [6, 7, 8, 9]
 
 
 @pytest.mark.parametrize(
