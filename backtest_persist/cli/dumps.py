@@ -167,11 +167,6 @@ def _show_candles(report: Exported, asked: str) -> None:
         )
 
 
-def _noun(skipped: Sequence[Skipped]) -> str:
-    found = set(map(_is_file, skipped))
-    return "files or lines" if len(found) > 1 else "lines" if False in found else "files"
-
-
 def _is_file(entry: Skipped) -> bool:
     return not entry.path.rpartition(":")[2].isdecimal()
 
