@@ -118,7 +118,8 @@ def _show_import(report: Imported, *, dry_run: bool) -> None:
         console.print(f"  {escape(name)}: {escape(reading)}", soft_wrap=True)
     if len(report.assumed) > SHOWN:
         console.print(f"  {len(report.assumed) - SHOWN:,} more; --json names them all.")
-    _show_skipped(console, report.skipped, "files" if all(map(_is_file, report.skipped)) else "files or lines")
+    nouns = ("file", "files") if all(map(_is_file, report.skipped)) else ("line", "files or lines")
+    _show_skipped(console, report.skipped, *nouns)
     if dry_run:
         console.print("Nothing was written (--dry-run).")
 
@@ -140,7 +141,7 @@ def _show_export(report: Exported, directory: Path) -> None:
     for name, documents in report.ignored.items():
         text = f"{escape(name)} belongs to no domain of this version; documents left behind: {documents:,}."
         console.print(text, soft_wrap=True)
-    _show_skipped(console, report.skipped, "documents")
+    _show_skipped(console, report.skipped, "document", "documents")
 
 
 def _show_candles(report: Exported, asked: str) -> None:
@@ -166,14 +167,20 @@ def _show_candles(report: Exported, asked: str) -> None:
         )
 
 
+def _noun(skipped: Sequence[Skipped]) -> str:
+    found = set(map(_is_file, skipped))
+    return "files or lines" if len(found) > 1 else "lines" if False in found else "files"
+
+
 def _is_file(entry: Skipped) -> bool:
     return not entry.path.rpartition(":")[2].isdecimal()
 
 
-def _show_skipped(console: Console, skipped: Sequence[Skipped], noun: str) -> None:
+def _show_skipped(console: Console, skipped: Sequence[Skipped], one: str, several: str) -> None:
     if not skipped:
         return
-    console.print(f"\n{len(skipped):,} {noun} were skipped:")
+    words = f"{one} was" if len(skipped) == 1 else f"{several} were"
+    console.print(f"\n{len(skipped):,} {words} skipped:")
     for entry in skipped[:SHOWN]:
         console.print(f"  {escape(entry.path)}: {escape(entry.reason)}", soft_wrap=True)
     if len(skipped) > SHOWN:

@@ -229,6 +229,9 @@ async def test_fields_that_no_candle_has_are_reported(
     run = command_runner(settings, monkeypatch, capsys)
     status, shown = await run("import-dump", str(tmp_path))
     assert (status, "Fields of candles that are not stored: bar, foo, quoteVolume." in shown) == (0, True)
+    (tmp_path / f"{SERIES}/e/S/1m/2023-12.ndjson").write_text("{}")
+    status, shown = await run("import-dump", str(tmp_path), "--dry-run")
+    assert (status, "\n1 line was skipped:\n" in shown) == (3, True)
     assert json.loads((await run("import-dump", str(tmp_path), "--json"))[1])["ignored_fields"] == report.ignored_fields
 
 
