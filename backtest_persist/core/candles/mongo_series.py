@@ -11,9 +11,10 @@ from bson.int64 import Int64
 from pymongo import ASCENDING, DESCENDING
 
 from backtest_persist.connections import Collection, Document
-from backtest_persist.core.candles.ohlcv import Series
+from backtest_persist.core.candles.ohlcv import INTERVALS, Series, interval_step_ms
 from backtest_persist.core.candles.series_summary import Gaps, SeriesSummary, known_series
 from backtest_persist.core.candles.store import PART
+from backtest_persist.core.instants import INT64_MAX
 from backtest_persist.core.mongo_store import as_operation
 from backtest_persist.core.row import to_wire
 
@@ -23,8 +24,9 @@ _FIELDS = ("exchangeName", "symbol", "interval")
 _NO_ARRAY = {"$not": {"$type": "array"}}
 """MongoDB takes an array for each of its items."""
 _NAME = {"$gt": "", **_NO_ARRAY}
-_TIME = {"$gt": Int64(-(2**62)), "$lt": Int64(2**62)}
-"""What can be the time of a candle; bounds that are computed from it fit 64 bits."""
+_LATEST = INT64_MAX - 2 * PART * max(map(interval_step_ms, INTERVALS))
+_TIME = {"$gt": Int64(-_LATEST), "$lt": Int64(_LATEST)}
+"""What may be the time of a candle: the bounds of the parts that follow it fit 64 bits."""
 _SINGLE_TIME = {**_TIME, **_NO_ARRAY}
 """The same without arrays, which the index alone does not tell apart, so that counts include them."""
 _FEW = 1000
