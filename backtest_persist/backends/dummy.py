@@ -125,7 +125,7 @@ class DummyCandleStore(DummyStore[CandleContext, CandleRow]):
         """Return the whole range."""
         return [(start, end)] if start < end else []
 
-    async def find_bounds(self, series: Series) -> tuple[int, int] | None:
+    async def find_bounds(self, series: Series, since: int | None = None) -> tuple[int, int] | None:
         """Find nothing."""
         return None
 

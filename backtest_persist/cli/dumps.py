@@ -109,13 +109,17 @@ def _show_import(report: Imported, *, dry_run: bool) -> None:
     console.print(f"{totals[0]:,} files in {report.seconds:,.1f} s, {rate:,.0f} values/s.")
     for name, files in report.ignored.items():
         console.print(f"{escape(name)}/ belongs to no domain; files left out: {files:,}.", soft_wrap=True)
+    if report.ignored_fields:
+        names = escape(", ".join(report.ignored_fields))
+        console.print(f"Fields of candles that are not stored: {names}.", soft_wrap=True)
     if report.assumed:
         console.print("\nDirectories that can be read in several ways, and how they were read (see --exchange):")
     for name, reading in list(report.assumed.items())[:SHOWN]:
         console.print(f"  {escape(name)}: {escape(reading)}", soft_wrap=True)
     if len(report.assumed) > SHOWN:
         console.print(f"  {len(report.assumed) - SHOWN:,} more; --json names them all.")
-    _show_skipped(console, report.skipped, _noun(report.skipped))
+    nouns = ("file", "files") if all(map(_is_file, report.skipped)) else ("line", "files or lines")
+    _show_skipped(console, report.skipped, *nouns)
     if dry_run:
         console.print("Nothing was written (--dry-run).")
 
@@ -137,7 +141,7 @@ def _show_export(report: Exported, directory: Path) -> None:
     for name, documents in report.ignored.items():
         text = f"{escape(name)} belongs to no domain of this version; documents left behind: {documents:,}."
         console.print(text, soft_wrap=True)
-    _show_skipped(console, report.skipped, "documents")
+    _show_skipped(console, report.skipped, "document", "documents")
 
 
 def _show_candles(report: Exported, asked: str) -> None:
@@ -172,11 +176,11 @@ def _is_file(entry: Skipped) -> bool:
     return not entry.path.rpartition(":")[2].isdecimal()
 
 
-def _show_skipped(console: Console, skipped: Sequence[Skipped], noun: str) -> None:
+def _show_skipped(console: Console, skipped: Sequence[Skipped], one: str, several: str) -> None:
     if not skipped:
         return
-    counted = f"1 {noun.removesuffix('s')} was" if len(skipped) == 1 else f"{len(skipped):,} {noun} were"
-    console.print(f"\n{counted} skipped:")
+    words = f"{one} was" if len(skipped) == 1 else f"{several} were"
+    console.print(f"\n{len(skipped):,} {words} skipped:")
     for entry in skipped[:SHOWN]:
         console.print(f"  {escape(entry.path)}: {escape(entry.reason)}", soft_wrap=True)
     if len(skipped) > SHOWN:

@@ -11,6 +11,7 @@ __all__ = (
     "INT64_MAX",
     "INT64_MIN",
     "EarlyTimes",
+    "admitted",
     "checked_bound",
     "checked_instant",
     "checked_int64",
@@ -36,6 +37,11 @@ _MIN_MICROSECONDS, _MIN_NANOSECONDS = 10**14, 10**17
 def refused() -> bool:
     """Admit no int as an instant of 1970 to 1973, as `EarlyTimes` of a caller that knows no settings."""
     return False
+
+
+def admitted() -> bool:
+    """Admit any, as `EarlyTimes` for instants that are in ms for certain, such as those that are stored."""
+    return True
 
 
 def checked_instant(
@@ -85,6 +91,11 @@ def checked_bound(value: Any, what: str, early: EarlyTimes = refused) -> int:
         raise InvalidKeyError(
             f"{what} {given!r:.40} is a time without an offset; write {value.isoformat()}Z for UTC, or end it with the "
             "offset, such as +01:00."
+        )
+    if not isinstance(value, datetime) and to_int(value) is None:
+        raise InvalidKeyError(
+            f"{what} must be a timezone-aware datetime, an int in ms since the epoch, a date, or either in ISO format, "
+            f"such as '2024-01-31', not {type(value).__name__}."
         )
     return checked_instant(value, what, early)
 

@@ -8,9 +8,10 @@ from backtest_persist.contracts import CandleData
 from backtest_persist.core.candles.ohlcv import NUMBERS, Series, candle_columns
 from backtest_persist.core.candles.report import CandleReport, ReportLog
 from backtest_persist.core.candles.series_summary import SeriesSummary
-from backtest_persist.core.candles.store import CandleStore
+from backtest_persist.core.candles.store import CandleStore, in_parts
 from backtest_persist.core.change import Change, ChangeKind
 from backtest_persist.core.frames.row_list import RowList
+from backtest_persist.core.instants import admitted
 from backtest_persist.core.unit_of_work import BufferedStore, Layer, UnitOfWork
 from backtest_persist.domains.candle import CandleContext, CandleDbService, CandleRow
 from backtest_persist.errors import BacktestPersistError, SettingsError
@@ -65,7 +66,9 @@ class BufferedCandleStore(BufferedStore[CandleContext, CandleRow]):
             written.setdefault(_series(context), {})[context.timestamp] = _data(change)
         settled: list[tuple[Series, list[CandleData]]] = []
         for series, candles in written.items():
-            stored = await self._stored_candles.find_numbers(series, sorted(candles))
+            stored: dict[int, Mapping[str, Any]] = {}
+            for times in in_parts(sorted(candles)):
+                stored |= await self._stored_candles.find_numbers(series, times)
             report = CandleReport()
             report.compare(candles, stored)
             ReportLog(self.logger).tell(series, report)
@@ -116,7 +119,7 @@ class BufferedCandleStore(BufferedStore[CandleContext, CandleRow]):
                 gaps.append((first, after))
         return gaps
 
-    async def find_bounds(self, series: Series) -> tuple[int, int] | None:
+    async def find_bounds(self, series: Series, since: int | None = None) -> tuple[int, int] | None:
         """Raise a `SettingsError`: the last time of a series lies in the future of a backtest."""
         raise _not_listed()
 
@@ -195,16 +198,12 @@ def _series(context: CandleContext) -> Series:
 
 
 def _change(series: Series, candle: CandleData) -> Change:
-    context = CandleContext.model_validate({**series.parts(), "timestamp": candle["timestamp"]}, context=_always)
+    context = CandleContext.model_validate({**series.parts(), "timestamp": candle["timestamp"]}, context=admitted)
     return Change(context, ChangeKind.INSERT, {name: candle[name] for name in NUMBERS})
 
 
-def _always() -> bool:
-    return True
-
-
 def _data(change: Change) -> CandleData:
-    return cast("CandleData", {"timestamp": cast("CandleContext", change.context).timestamp, **change.fields})
+    return _candle(cast("CandleContext", change.context).timestamp, change.fields)
 
 
 def _candle(timestamp: int, numbers: Mapping[str, Any]) -> CandleData:

@@ -126,6 +126,63 @@ async def test_what_an_import_would_refuse_is_skipped_and_reported(container: Co
     assert (summary.count, summary.misaligned, summary.missing) == (9, 2, 0)
 
 
+async def test_candles_far_from_all_others_are_found_at_once(container: Container, tmp_path: Path) -> None:
+    """Times in us or ns, of another program, are skipped and listed; centuries without a candle take no time."""
+    far = [at - at % MINUTE for at in (2_000_000_000_000, 90_000_000_000_000)]
+    stray = [-9_000_000_000_000_000_000, START * 1000, START * 1_000_000]
+    db = container.candle_db_service
+    await db.create_many(*SERIES, [candle(START + n * MINUTE) for n in range(3)])
+    dates = {"createDate": datetime.now(UTC), "updatedDate": datetime.now(UTC)}
+    names = {"symbol": SERIES[0], "interval": SERIES[1], "exchangeName": SERIES[2], **dates}
+    await container.mongo_service.collection("candle-items").insert_many(
+        [{**names, **candle(at), "timestamp": Int64(at - at % MINUTE)} for at in (*far, *stray)]
+    )
+    files = JsonBackend(tmp_path / "dump").services
+    stored = {at - at % MINUTE for at in stray}
+    await files.db_service(CandleDbService).create_many(*SERIES, [candle(START)])
+    (directory,) = (path.parent for path in (tmp_path / "dump").rglob(f"{START}.json"))
+    for at in (START + MINUTE, *far, *stored):
+        (directory / f"{at}.json").write_text(json.dumps(candle(at)))
+    for services, name, count in ((container, "s.csv", 5), (files, "j.csv", 4)):
+        async with asyncio.timeout(20):
+            report = await export_candles(services, tmp_path / name, *SERIES)
+        assert (report.rows, report.first, report.last) == (count, START, far[1])
+        assert [skipped.timestamp for skipped in report.skipped] == sorted(stored)
+        assert "looks like microseconds" in report.skipped[1].reason
+        assert len((tmp_path / name).read_text().splitlines()) == count + 1
+
+
+async def test_exports_to_one_file_do_not_mix(container: Container, tmp_path: Path) -> None:
+    """Each of several at once, in one process or not, is whole, and a link stays one to the file that is replaced."""
+    await container.candle_db_service.create_many("S", "1m", "e", [candle(START + n * MINUTE) for n in range(30)])
+    await container.candle_db_service.create_many("T", "1m", "e", [candle(START + n * MINUTE, 2) for n in range(20)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "PART", 3)
+        path = tmp_path / f"{'s' * 245}.csv"
+        reports = await asyncio.gather(
+            *(export_candles(container, path, symbol, "1m", "e", force=True) for symbol in ("S", "T", "S"))
+        )
+    lines = path.read_text().splitlines()
+    assert len(lines) - 1 in (20, 30)
+    assert len({line.split(",")[-1] for line in lines[1:]}) == 1
+    assert {report.bytes for report in reports} == {1207, 797}
+    assert os.listdir(tmp_path) == [path.name]
+
+    (tmp_path / "other").mkdir()
+    target, link = tmp_path / "other" / "target.csv", tmp_path / "link.csv"
+    link.symlink_to("other/target.csv")
+    for _ in range(2):  # at first it leads nowhere
+        report = await export_candles(container, link, "S", "1m", "e", force=True)
+        assert (report.file, link.is_symlink(), len(target.read_text().splitlines())) == (str(link), True, 31)
+        target.write_text("old")
+    with pytest.raises(SettingsError, match="exists; name another file"):
+        await export_candles(container, link, "S", "1m", "e")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(SettingsError, match=r"pipe.csv is no regular file; name another one"):
+        await export_candles(container, tmp_path / "pipe.csv", "S", "1m", "e", force=True)
+    assert os.listdir(tmp_path / "other") == ["target.csv"]
+
+
 async def test_a_file_is_whole_or_not_there(
     container: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

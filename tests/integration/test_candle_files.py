@@ -535,6 +535,11 @@ async def test_the_command_prints_a_report(container: Container, settings: Setti
     assert "Reading one.csv" in errors  # the progress bar
     status, output, errors = await run("one.csv", "two.csv", "--json")
     assert [each["new"] for each in json.loads(output)] == [39, 40], errors
+    status, output, errors = await run("one.csv", "none.csv", "two.csv", "--json")
+    assert (status, [each["same"] for each in json.loads(output)]) == (1, [39]), errors
+    assert "none.csv" in errors
+    status, output, errors = await run("one.csv", "--as-of", "2024-01-01T00:30Z", "--dry-run")
+    assert "\nNot closed at --as-of, and not stored: 10, from 2024-01-01 00:30 on.\n" in output
 
     text = (tmp_path / "one.csv").read_text().replace("41900.1", "41800.1", 2)
     (tmp_path / "one.csv").write_text(text + "".join(f"{line}\n" for line in ["1,2,3"] * 30))

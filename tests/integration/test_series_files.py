@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from backtest_persist import Container, Registry, Settings, SettingsError, export_dump, import_dump
 from backtest_persist.operations import import_candles
-from backtest_persist.operations.transfer import exporting
+from backtest_persist.operations.transfer import exporting, series_files
 from tests.support.dumps import CANDLE_TEXT, CANDLE_TIME, MINUTE, file_totals, stored_documents, write_dump
 from tests.support.json_backend import open_dump
 from tests.support.processes import command_runner
@@ -167,6 +168,71 @@ async def test_what_a_series_file_cannot_give_is_reported_by_file_and_line(
     ]
     assert report.domains["candle"].same == 1
     assert 5000 <= await container.candle_db_service.count({"symbol": "CUT"}) < 6000
+
+
+async def test_of_a_candle_in_several_forms_the_newest_is_taken(container: Container, tmp_path: Path) -> None:
+    """The others are reported with it, dry or not, and those that equal it are there already."""
+    at = JANUARY - 10 * MINUTE
+    paths = [f"data/candle/e/S/1m/{at}.json", f"{SERIES}/e/S/1m/2024-01.ndjson", f"{SERIES}/e/S/1m/2024-01.ndjson.gz"]
+    for newest in range(3):
+        root, symbol = tmp_path / str(newest), f"S{newest}"
+        names = [path.replace("/S/", f"/{symbol}/") for path in paths]
+        write_dump(root, {names[0]: json.dumps(candle(at, 10.0)), f"data/candle/e/{symbol}/1m/0.json": "x"})
+        own = [json.dumps(candle(at - (n + 1) * MINUTE)) for n in range(3)]
+        write_dump(root, {names[1]: "\n".join([own[0], own[1], json.dumps(candle(at, 11.0))])})
+        packed = root / names[2]
+        packed.write_bytes(gzip.compress("\n".join([own[0], own[2], json.dumps(candle(at, 12.0))]).encode()))
+        for number, name in enumerate(names):
+            os.utime(root / name, (1_600_000_000, 1_600_000_000 + 60 * (number == newest)))
+        named = [names[0], f"{names[1]}:3", f"{names[2]}:3"]
+        reason = f"{named[newest]} holds another candle of this time and is newer"
+        for dry_run, new in ((True, 4), (False, 4), (False, 0)):
+            report = await import_dump(container, root, dry_run=dry_run)
+            reasons = {entry.path: entry.reason for entry in report.skipped}
+            assert reasons.pop(f"data/candle/e/{symbol}/1m/0.json")
+            assert reasons == {name: reason for number, name in enumerate(named) if number != newest}
+            counts = report.domains["candle"]
+            assert (counts.files, counts.new, counts.same, counts.skipped) == (4, new, 5 - new, 3)
+        [stored] = await container.candle_db_service.find_data(symbol, "1m", "e", at, 1)
+        assert stored["close"] == 10.0 + newest
+
+
+async def test_lines_of_one_time_are_compared_however_far_apart_they_are(
+    container: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dry run counts none twice, and the line that was taken is named."""
+    monkeypatch.setattr(series_files, "LINES_AT_ONCE", 2)
+    rows = [candle(JANUARY - n * MINUTE) for n in range(5)]
+    lines = [*map(json.dumps, rows), json.dumps(rows[0]), json.dumps({**rows[1], "volume": 2.0})]
+    write_dump(tmp_path, {f"{SERIES}/e/S/1m/2024-01.ndjson": "\n".join(lines)})
+    for dry_run, new in ((True, 5), (False, 5), (False, 0)):
+        report = await import_dump(container, tmp_path, dry_run=dry_run)
+        assert (report.domains["candle"].new, report.domains["candle"].same) == (new, 6 - new)
+        (skipped,) = report.skipped
+        assert skipped.reason == "line 2 holds another candle of this time, which was taken"
+
+
+async def test_fields_that_no_candle_has_are_reported(
+    container: Container, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Of both forms; those of a stored row, which say nothing new, are not."""
+    write_dump(
+        tmp_path,
+        {
+            f"{SERIES}/e/S/1m/2024-01.ndjson": json.dumps({**candle(JANUARY), "foo": 1, "symbol": "S"}),
+            f"data/candle/e/S/1m/{CANDLE_TIME}.json": json.dumps({**candle(CANDLE_TIME), "quoteVolume": 1}),
+            f"data/candle/e/S/1m/{JANUARY + MINUTE}.json": json.dumps({**candle(JANUARY + MINUTE), "bar": 1}),
+        },
+    )
+    report = await import_dump(container, tmp_path)
+    assert (report.domains["candle"].new, report.ignored_fields) == (3, ["bar", "foo", "quoteVolume"])
+    run = command_runner(settings, monkeypatch, capsys)
+    status, shown = await run("import-dump", str(tmp_path))
+    assert (status, "Fields of candles that are not stored: bar, foo, quoteVolume." in shown) == (0, True)
+    (tmp_path / f"{SERIES}/e/S/1m/2023-12.ndjson").write_text("{}")
+    status, shown = await run("import-dump", str(tmp_path), "--dry-run")
+    assert (status, "\n1 line was skipped:\n" in shown) == (3, True)
+    assert json.loads((await run("import-dump", str(tmp_path), "--json"))[1])["ignored_fields"] == report.ignored_fields
 
 
 async def test_an_import_of_series_files_that_was_cut_is_resumed(container: Container, tmp_path: Path) -> None:

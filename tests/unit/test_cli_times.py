@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from backtest_persist import InvalidKeyError
-from backtest_persist.cli.candles.times import parse_instant, parse_period, shown_time
+from backtest_persist.cli.candles.times import parse_instant, parse_length, parse_period, shown_time
 
 
 def test_an_instant_is_a_date_in_utc_a_time_with_its_zone_or_ms() -> None:
@@ -27,6 +27,15 @@ def test_an_instant_is_a_date_in_utc_a_time_with_its_zone_or_ms() -> None:
     for text in ("", "yesterday", "2024-13-01", "1.5", "30", "1.5d"):
         with pytest.raises(InvalidKeyError, match="--until must be a time such as 2024-05-01"):
             parse_instant(text, "--until")
+
+
+def test_a_length_is_hours_and_minutes() -> None:
+    """No other text, and none that no session has."""
+    found = [parse_length(text, "--session-length") for text in ("6h30m", "24h", "90m", "168h")]
+    assert [length / timedelta(minutes=1) for length in found] == [390, 1440, 90, 10_080]
+    for text in ("", "-1h", "1", "1d", "6h30", "6:30", "0h", "0m", "99999999999999h"):
+        with pytest.raises(InvalidKeyError, match="--session-length must be hours and minutes, such as 6h30m or 24h"):
+            parse_length(text, "--session-length")
 
 
 def test_a_time_is_shown_in_utc_as_exactly_as_it_has_to_be() -> None:

@@ -7,7 +7,7 @@ from copy import copy, deepcopy
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -228,6 +228,7 @@ SCALARS = st.one_of(
     st.datetimes(timezones=st.just(UTC)).map(lambda at: at.replace(microsecond=0)),
     st.just(ObjectId("1" * 24)),
 )
+ROW_FIELDS = ("backtest", "signal_id", "create_date", "updated_date")
 NAMES = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=2)
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3))
 
@@ -235,13 +236,23 @@ VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.di
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.dictionaries(st.sampled_from(["a", "b", "a.b"]), VALUES), min_size=1, max_size=4))
 def test_no_payload_crashes_a_library(payloads: list[dict[str, Any]]) -> None:
-    """Whatever payloads hold, a frame has a row for each, in every library."""
+    """Whatever payloads hold, a frame has a row for each with all of its values, the same in polars and pyarrow."""
     rows = RowList(StorageRow(backtest=True, signal_id="s", payload=payload, **DATES) for payload in payloads)
     frame = rows.to_frame()
     for found in (frame.to_pandas(), frame.to_polars(), pyarrow.table(frame)):
         assert found.shape == (len(payloads), len(frame.columns))
     columns: Any = vars(frame)["_typed"]
     assert pyarrow.table(_by_arro3(columns)).shape == frame.to_pandas().shape
+    held = [value for name, values in frame.columns.items() if name not in ROW_FIELDS for value in values]
+    assert sum(value is not None for value in held) == sum(map(count_values, payloads))
+    by_polars, by_pyarrow = frame.to_polars().to_dict(as_series=False), pyarrow.table(frame).to_pydict()
+    assert repr(by_polars) == repr(by_pyarrow)
+
+
+def count_values(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(map(count_values, cast("dict[str, Any]", value).values()))
+    return value is not None
 
 
 def test_names_that_two_columns_have_are_told_apart() -> None:
@@ -284,7 +295,7 @@ def test_no_column_overwrites_another() -> None:
 
 def test_an_empty_mapping_has_no_value() -> None:
     """It has a column by its name unless a row has members of it."""
-    names = {"backtest", "signal_id", "create_date", "updated_date"}
+    names = {*ROW_FIELDS}
     found = payload_frame({"m": {}, "n": {"x": {}}, "o": {}}, {"o": {"a": 1}}).columns
     assert found.keys() - names == {"m", "n.x", "o.a"}
     assert (found["m"], found["n.x"], found["o.a"]) == ([None, None], [None, None], [None, 1])

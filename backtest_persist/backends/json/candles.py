@@ -19,7 +19,7 @@ from backtest_persist.core.candles.ohlcv import NUMBERS, Series, candle_columns
 from backtest_persist.core.candles.series_summary import SeriesSummary
 from backtest_persist.core.domain import Domain
 from backtest_persist.core.frames.row_list import RowList
-from backtest_persist.core.instants import checked_int64
+from backtest_persist.core.instants import admitted, checked_int64
 from backtest_persist.domains.candle import CANDLE, CandleContext, CandleRow
 from backtest_persist.errors import InvalidPayloadError
 from backtest_persist.logger import LoggerService
@@ -100,9 +100,9 @@ class JsonCandleStore(JsonStore[CandleContext, CandleRow]):
         bounds = [start - step, *await self._open(series).times(range(start, end, step)), max(start, end)]
         return [(before + step, after) for before, after in pairwise(bounds) if after > before + step]
 
-    async def find_bounds(self, series: Series) -> tuple[int, int] | None:
-        """Find the first and the last time that is stored; None when nothing is."""
-        times = await self._open(series).stored_times()
+    async def find_bounds(self, series: Series, since: int | None = None) -> tuple[int, int] | None:
+        """Find the first and the last time that is stored, of those from `since` on; None when nothing is."""
+        times = await self._open(series).stored_times(since)
         return (times[0], times[-1]) if times else None
 
     async def list_series(self, names: Mapping[str, str]) -> list[SeriesSummary]:
@@ -207,7 +207,7 @@ class _SeriesFiles:
     def candle(self, timestamp: int, stored: Stored) -> CandleData:
         """Return the candle of a file; `InvalidPayloadError` for a damaged one."""
         try:
-            candle = checked_candle(self._series, stored.value, lambda: True)
+            candle = checked_candle(self._series, stored.value, admitted)
         except InvalidPayloadError as error:
             raise InvalidPayloadError(
                 f"A damaged file: {error} Repair or remove it.", collection=error.collection, context=error.context

@@ -5,7 +5,6 @@ import dataclasses
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from backtest_persist import operations
-from backtest_persist.cli.candles.times import parse_instant, shown_time
+from backtest_persist.cli.candles.times import parse_instant, parse_length, shown_time
 from backtest_persist.cli.command import INCOMPLETE, Flag, open_container, print_json
 from backtest_persist.cli.progress import Bar, show_progress
 from backtest_persist.contracts import CandleInterval
@@ -53,7 +52,7 @@ async def fill_candles(
     until: str | None = None,
     exchange_name: str | None = None,
     ccxt_symbols: Flag = False,
-    session_length: timedelta | None = None,
+    session_length: str | None = None,
     allow_outliers: Flag = False,
     ask_again: Flag = False,
     retry_seconds: float = RETRY_SECONDS,
@@ -108,7 +107,7 @@ async def fill_candles(
                     *bounds,
                     exchange_name=exchange_name,
                     ccxt_symbols=ccxt_symbols,
-                    session_length=session_length,
+                    session_length=None if session_length is None else parse_length(session_length, "--session-length"),
                     allow_outliers=allow_outliers,
                     ask_again=ask_again,
                     retry_seconds=retry_seconds,

@@ -2,10 +2,9 @@
 
 import asyncio
 import dataclasses
-import re
 import sys
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from backtest_persist import operations
-from backtest_persist.cli.candles.times import parse_instant, shown_time
+from backtest_persist.cli.candles.times import parse_instant, parse_length, shown_time
 from backtest_persist.cli.command import INCOMPLETE, Flag, open_container, print_json
 from backtest_persist.cli.progress import Bar, show_byte_progress
-from backtest_persist.errors import InvalidKeyError
 from backtest_persist.operations import CandlesImported
 
 __all__ = ("import_candles",)
 
-_LENGTH = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?", re.ASCII)
 SHOWN = 20
 """The number of rows that a report names."""
 
@@ -90,11 +87,14 @@ async def import_candles(
     dry_run
         Read and check everything, write nothing.
     json
-        Print the whole report as JSON on standard output; of several files, a list of reports.
+        Print the whole report as JSON on standard output; of several files, a list of reports, also of those before an
+        error.
 
     """
+    length = None if session_length is None else parse_length(session_length, "--session-length")
+    asked = None if as_of is None else parse_instant(as_of, "--as-of")
     reports: list[CandlesImported] = []
-    async with open_container() as container:
+    async with open_container() as container, _printed(reports, json=json and bool(files)):
         for path in (file, *files):
             with show_byte_progress(f"{'Reading' if dry_run else 'Importing'} {path.name}") as progress:
                 bar = Bar(progress, "bytes")
@@ -112,8 +112,8 @@ async def import_candles(
                         decimal=decimal,
                         no_volume=no_volume,
                         allow_outliers=allow_outliers,
-                        session_length=None if session_length is None else _length(session_length),
-                        as_of=None if as_of is None else parse_instant(as_of, "--as-of"),
+                        session_length=length,
+                        as_of=asked,
                         replace=replace,
                         dry_run=dry_run,
                         progress=bar,
@@ -128,18 +128,20 @@ async def import_candles(
                     raise
             reports.append(report)
             if not json:
-                _show(report, dry_run=dry_run)
-    if json:
-        found: list[dict[str, Any]] = [_plain(report) for report in reports]
-        print_json(found if files else found[0])
+                _show(report, has_as_of=asked is not None, dry_run=dry_run)
+    if json and not files:
+        print_json(_plain(reports[0]))
     return 0 if all(report.is_complete for report in reports) else INCOMPLETE
 
 
-def _length(text: str) -> timedelta:
-    found = _LENGTH.fullmatch(text)
-    if not found or not text:
-        raise InvalidKeyError(f"--session-length must be hours and minutes, such as 6h30m or 24h, not {text!r:.40}.")
-    return timedelta(hours=int(found[1] or 0), minutes=int(found[2] or 0))
+@asynccontextmanager
+async def _printed(reports: Sequence[CandlesImported], *, json: bool) -> AsyncGenerator[None]:
+    """Print reports as JSON at the end, also those before an error."""
+    try:
+        yield
+    finally:
+        if json:
+            print_json([_plain(report) for report in reports])
 
 
 def _plain(report: CandlesImported) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def _plain(report: CandlesImported) -> dict[str, Any]:
     return plain
 
 
-def _show(report: CandlesImported, *, dry_run: bool) -> None:
+def _show(report: CandlesImported, *, has_as_of: bool, dry_run: bool) -> None:
     console = Console(highlight=False)
 
     def show(text: str) -> None:
@@ -170,7 +172,8 @@ def _show(report: CandlesImported, *, dry_run: bool) -> None:
         show(f"{report.widened:,} have a high or low that missed the body by a rounding error, and was set to it.")
     if report.open:
         count, first = len(report.open), shown_time(min(row.timestamp for row in report.open))
-        show(f"Not closed when the file was written (see --as-of), and not stored: {count:,}, from {first} on.")
+        when = "at --as-of" if has_as_of else "when the file was written (see --as-of)"
+        show(f"Not closed {when}, and not stored: {count:,}, from {first} on.")
     if report.different:
         show(f"\nStored with other numbers, which were kept: {len(report.different):,}")
         _show_rows([f"{report.noun} {row.line:,}: {shown_time(row.timestamp)}" for row in report.different], show)

@@ -6,10 +6,11 @@ from datetime import UTC, datetime, timedelta
 from backtest_persist.core.row import utc_now
 from backtest_persist.errors import InvalidKeyError
 
-__all__ = ("parse_instant", "parse_period", "shown_time")
+__all__ = ("parse_instant", "parse_length", "parse_period", "shown_time")
 
 _AGO = re.compile(r"(\d{1,5})([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_LENGTH = re.compile(r"(?=\d)(?:(\d{1,4})h)?(?:(\d{1,5})m)?", re.ASCII)
 _MS = re.compile(r"-?\d{9,}")
 
 
@@ -42,6 +43,15 @@ def parse_period(since: str | None, until: str | None) -> tuple[datetime | int |
         None if since is None else parse_instant(since, "--since"),
         None if until is None else parse_instant(until, "--until"),
     )
+
+
+def parse_length(text: str, option: str) -> timedelta:
+    """Return the length of a session, such as ``6h30m``; `InvalidKeyError` for what is none."""
+    found = _LENGTH.fullmatch(text)
+    length = timedelta(hours=int(found[1] or 0), minutes=int(found[2] or 0)) if found else timedelta()
+    if not length:
+        raise InvalidKeyError(f"{option} must be hours and minutes, such as 6h30m or 24h, not {text!r:.40}.")
+    return length
 
 
 def shown_time(timestamp: int) -> str:

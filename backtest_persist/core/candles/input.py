@@ -22,7 +22,7 @@ from backtest_persist.core.candles.ohlcv import (
 )
 from backtest_persist.core.candles.outliers import find_outliers
 from backtest_persist.core.frames.frame import CandleFrame
-from backtest_persist.core.instants import EarlyTimes
+from backtest_persist.core.instants import EarlyTimes, admitted
 from backtest_persist.core.payload import opened
 from backtest_persist.errors import InvalidPayloadError
 
@@ -72,6 +72,16 @@ class CheckedCandles:
             shown.append(f"and {more} more")
         counts = f"{len(self.invalid)} of {self.count} candles cannot be stored, and none was"
         return series.error(f"{counts}. {'; '.join(shown)}")
+
+    def outliers_error(self, series: Series) -> InvalidPayloadError:
+        """Return the error about the outliers, where what is stored is to be replaced; it names the first five."""
+        shown = ", ".join(map(str, [*self.outliers][:_SHOWN_PROBLEMS]))
+        if (more := len(self.outliers) - _SHOWN_PROBLEMS) > 0:
+            shown += f" and {more} more"
+        return series.error(
+            f"{len(self.outliers)} of {self.count} candles have a price in another unit than those around them, and "
+            f"nothing was replaced: {shown}. Correct them, or, if they are right, give allow_outliers=True"
+        )
 
 
 class _Row(NamedTuple):
@@ -152,14 +162,19 @@ def _rivalry(timestamp: int, rival: int) -> str:
     return f"its timestamp {timestamp} is also that of candle {rival}, which differs"
 
 
-def checked_candle(series: Series, candle: Any, early: EarlyTimes) -> CandleData:
-    """Return the timestamp and the numbers of one candle; `InvalidPayloadError` for one that cannot be real."""
+def checked_candle(series: Series, candle: Any, early: EarlyTimes, ignored: set[str] | None = None) -> CandleData:
+    """Return the timestamp and the numbers of one candle; `InvalidPayloadError` for one that cannot be real.
+
+    The names of what it has beside these are added to `ignored`.
+    """
     timestamp = None
     try:
         row = _row(candle)
         plan = _plan(row.names)
         timestamp = _timestamp(row, plan, series, early)
         values = [row.values[plan.places[name]] for name in NUMBERS]
+        if ignored is not None:
+            ignored |= plan.ignored
         return candle_numbers(timestamp, values, rounded=[], widened=[])
     except ImpossibleCandleError as problem:
         raise series.error(str(problem), timestamp) from None
@@ -172,11 +187,7 @@ def _timestamp(row: _Row, plan: _Plan, series: Series, early: EarlyTimes) -> int
     if isinstance(interval, str) and interval in _INTERVALS and interval != series.interval:
         raise ImpossibleCandleError(f"it is a candle of {interval}, not of {series.interval}")
     place = plan.places["timestamp"]
-    return opening_time(row.values[place], series.interval, _always if place in row.in_ms else early)
-
-
-def _always() -> bool:
-    return True
+    return opening_time(row.values[place], series.interval, admitted if place in row.in_ms else early)
 
 
 def _given(series: Series, candles: Any) -> Iterable[Any]:
@@ -190,8 +201,10 @@ def _given(series: Series, candles: Any) -> Iterable[Any]:
     except ImpossibleCandleError as problem:
         raise series.error(str(problem)) from None
     if isinstance(candles, str | bytes | BaseModel) or not isinstance(candles, Iterable):
-        kind = type(candles).__name__
-        raise series.error(f"expected candles as a list, as columns or as a frame, not {kind}")
+        kind: Any = type(candles)  # pyright: ignore[reportUnknownVariableType]
+        if kind.__name__ == "LazyFrame":
+            raise series.error("a LazyFrame has no rows yet; give what its collect() returns")
+        raise series.error(f"expected candles as a list, as columns or as a frame, not {kind.__name__}")
     return cast("Iterable[Any]", candles)
 
 
@@ -227,7 +240,8 @@ def _row(given: Any) -> _Row:
 
 def _named_row(kind: str, fields: Sequence[str], values: Sequence[Any]) -> _Row:
     names = tuple(fields)
-    if names[0] == "Index" and isinstance(values[0], datetime):  # the index of a frame, from its itertuples
+    is_time = isinstance(values[0], datetime) or _is_numpy(values[0].__class__, "datetime64")
+    if names[0] in ("Index", "index") and is_time:  # the index of a frame, from its itertuples or to_records
         names = ("datetime", *names[1:])
     return _Row(kind, names, dict(zip(names, values, strict=True)))
 
@@ -248,7 +262,8 @@ def _members(record: Any) -> list[Any]:
 
 
 def _is_numpy(kind: type[Any], name: str) -> bool:
-    return kind.__module__ == "numpy" and kind.__name__ == name
+    """Whether a type is one of numpy, or derived from it, such as those of a recarray."""
+    return any(base.__module__ == "numpy" and base.__name__ == name for base in kind.__mro__)
 
 
 @lru_cache(100)

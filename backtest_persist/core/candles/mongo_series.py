@@ -17,13 +17,16 @@ from backtest_persist.core.candles.store import PART
 from backtest_persist.core.mongo_store import as_operation
 from backtest_persist.core.row import to_wire
 
-__all__ = ("MongoSeries",)
+__all__ = ("MongoSeries", "stored_number")
 
 _FIELDS = ("exchangeName", "symbol", "interval")
 _NO_ARRAY = {"$not": {"$type": "array"}}
 """MongoDB takes an array for each of its items."""
 _NAME = {"$gt": "", **_NO_ARRAY}
-_TIME = {"$gt": -math.inf, "$lt": math.inf}
+_TIME = {"$gt": Int64(-(2**62)), "$lt": Int64(2**62)}
+"""What can be the time of a candle; bounds that are computed from it fit 64 bits."""
+_SINGLE_TIME = {**_TIME, **_NO_ARRAY}
+"""The same without arrays, which the index alone does not tell apart, so that counts include them."""
 _FEW = 1000
 """Candles among which gaps are as quickly found as counted."""
 _MAX_HALVES = 16
@@ -59,9 +62,9 @@ class MongoSeries:
             return found
         return [replace(one, misaligned=await self._count_misaligned(one)) for one in found]
 
-    async def bounds(self, series: Series) -> tuple[int, int] | None:
-        """Return the first and the last time of a series; None when nothing is stored of it."""
-        query = {**series.filter(), "timestamp": _TIME}
+    async def bounds(self, series: Series, since: int | None = None) -> tuple[int, int] | None:
+        """Return the first and the last time of a series, of those from `since` on; None when nothing is stored."""
+        query = _of_times(series.window(since, None))
         first, last = await self._find_time(query, ASCENDING), await self._find_time(query, DESCENDING)
         return None if first is None or last is None else (first, last)
 
@@ -69,7 +72,7 @@ class MongoSeries:
         """Iterate over the first candle of each series: the first key, and then each next one of another series."""
         wanted = {name: {"$eq": value, **_NO_ARRAY} for name, value in names.items()}
         any_name: dict[str, Any] = {**dict.fromkeys(_FIELDS, _NAME), **wanted}
-        document = await self._find_one({**any_name, "timestamp": _TIME}, _ORDER)
+        document = await self._find_one({**any_name, "timestamp": _SINGLE_TIME}, _ORDER)
         while document is not None:
             yield document
             later = [
@@ -77,7 +80,7 @@ class MongoSeries:
                     **any_name,
                     **{before: document[before] for before in _FIELDS[:place]},
                     name: {**_NAME, "$gt": document[name]},
-                    "timestamp": _TIME,
+                    "timestamp": _SINGLE_TIME,
                 }
                 for place, name in enumerate(_FIELDS)
                 if name not in names
@@ -134,13 +137,13 @@ class MongoSeries:
         while start is not None and start <= summary.last:
             end = start + PART * series.step
             stored += await self._count(series.window(start, end))
-            later = {**series.filter(), "timestamp": {**_TIME, "$gte": Int64(end)}}
-            start = await self._find_time(later, ASCENDING)
+            start = await self._find_time(_of_times(series.window(end, None)), ASCENDING)
         return max(0, stored - summary.count)
 
     async def _find_time(self, query: Mapping[str, Any], direction: int) -> int | None:
         """Return the first or the last time in one series."""
-        found = await self._find_one(query, [("timestamp", direction)])
+        single = {**query, "timestamp": {**query["timestamp"], **_NO_ARRAY}}
+        found = await self._find_one(single, [("timestamp", direction)])
         return None if found is None else _floor(found["timestamp"])
 
     @as_operation("list series")
@@ -175,11 +178,21 @@ class _Part(NamedTuple):
 
 def _aligned(series: Series, start: int | None = None, end: int | None = None) -> dict[str, Any]:
     """Return the query for what is stored in [start, end) at times at which a candle begins."""
-    bounds = {"$gte": None if start is None else Int64(start), "$lt": None if end is None else Int64(end)}
-    given = {name: bound for name, bound in bounds.items() if bound is not None}
-    return {**series.filter(), "timestamp": {**_TIME, **given, "$mod": [series.step, 0]}}
+    query = _of_times(series.window(start, end))
+    query["timestamp"]["$mod"] = [series.step, 0]
+    return query
+
+
+def _of_times(query: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a query for the part of what it finds that is stored at times that a candle can have."""
+    return {**query, "timestamp": {**_TIME, **query.get("timestamp", {})}}
 
 
 def _floor(stored: Any) -> int:
     """Return a stored time in whole ms."""
-    return math.floor(stored.to_decimal() if isinstance(stored, Decimal128) else stored)
+    return math.floor(stored_number(stored))
+
+
+def stored_number(stored: Any) -> Any:
+    """Return a number as it is stored, a decimal as `Decimal`."""
+    return stored.to_decimal() if isinstance(stored, Decimal128) else stored

@@ -4,7 +4,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, get_args
 
 from backtest_persist.contracts import CandleInterval
-from backtest_persist.core.candles.ohlcv import COLUMNS, import_numpy, interval_step_ms
+from backtest_persist.core.candles.ohlcv import COLUMNS, import_numpy, interval_step_ms, on_grid
 from backtest_persist.errors import InvalidKeyError
 
 if TYPE_CHECKING:
@@ -40,15 +40,14 @@ def resample_columns(
     are counted from 1970-01-01, a week (``1w``) begins on Monday and a month (``1M``) on its first day, at 00:00 UTC.
 
     A period is in the result if it lies in [since, until) as a whole, in ms UTC: one that has not closed by `until`
-    would still change, and one that begins before `since` lacks its beginning. It is made of the candles that there
+    would still change, and one that begins before `since` lacks its beginning. Without `since` there is no such bound:
+    a series that begins on a Wednesday begins with the week of that day. A period is made of the candles that there
     are, so that a week may have five days; without any there is none. A candle that is not on the grid of its interval
     is left out, because it may close after its period. Needs numpy; `SettingsError` without it.
     """
     checked_resample(interval, resample)
     numpy = import_numpy()
-    on_grid = columns["timestamp"] % interval_step_ms(interval) == 0
-    if not on_grid.all():
-        columns = {name: columns[name][on_grid] for name in COLUMNS}
+    columns = on_grid(columns, interval_step_ms(interval))
     starts, ends = _periods(columns["timestamp"], resample)
     firsts = numpy.flatnonzero(numpy.diff(starts, prepend=starts[:1] - 1))
     if not len(firsts):

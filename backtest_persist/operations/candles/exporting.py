@@ -7,13 +7,14 @@ from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
+from uuid import uuid4
 
 from anyio.to_thread import run_sync
 
 from backtest_persist.backends.json.atomic import sync_directory, sync_file
 from backtest_persist.contracts import Bound, CandleData
 from backtest_persist.core.candles.ohlcv import NUMBERS, ImpossibleCandleError, Series, candle_numbers, opening_time
-from backtest_persist.core.instants import checked_bound
+from backtest_persist.core.instants import INT64_MAX, checked_bound
 from backtest_persist.core.persist_instance import Services
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import InvalidPayloadError, SettingsError
@@ -25,6 +26,8 @@ __all__ = ("CandlesExported", "SkippedCandle", "export_candles")
 
 PART = 10_000
 """Candles that are read and written at a time."""
+_NO_MS = 10**14
+"""An int from here on, before or after 1970, is refused as ms; see `core.instants`."""
 
 
 class SkippedCandle(NamedTuple):
@@ -84,7 +87,7 @@ async def export_candles(
     db = ioc.db_service(CandleDbService)
     start, end = await _bounds(db, series, since, until)
     progress = progress or NoProgress()
-    progress.begin(-(-(end - start) // series.step))
+    progress.begin(_count(series, start, end))
     report = CandlesExported(str(path), file_format.value)
     target = await run_sync(_Target, path, file_format)
     try:
@@ -107,7 +110,8 @@ class _Target:
 
     def __init__(self, path: Path, file_format: CandleFormat) -> None:
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._target = Path(os.path.realpath(path))  # a link is kept
+        self._temporary = self._target.with_name(f".{self._target.name[:40]}.{uuid4().hex}.tmp")
         with _file_errors(path):
             self._writer = open_writer(self._temporary, file_format, packed=path.suffix.lower() == ".gz")
 
@@ -121,9 +125,9 @@ class _Target:
             self._writer.finish()
             sync_file(self._temporary)
             _check_target(self._path, force)
-            self._temporary.rename(self._path)
-            sync_directory(self._path.parent)
-            return self._path.stat().st_size
+            self._temporary.rename(self._target)
+            sync_directory(self._target.parent)
+            return self._target.stat().st_size
 
     def close(self) -> None:
         """Remove what is not complete."""
@@ -145,8 +149,11 @@ def _check_target(path: Path, force: bool) -> None:
     with _file_errors(path):
         if path.is_dir():
             raise SettingsError(f"{path} is a directory; name a file in it.")
-        if not path.parent.is_dir():
-            raise SettingsError(f"There is no directory {path.parent}; make it first.")
+        parent = Path(os.path.realpath(path)).parent
+        if not parent.is_dir():
+            raise SettingsError(f"There is no directory {parent if path.is_symlink() else path.parent}; make it first.")
+        if path.exists() and not path.is_file():
+            raise SettingsError(f"{path} is no regular file; name another one.")
         if path.exists() and not force:
             raise SettingsError(f"{path} exists; name another file, or replace it by force.")
 
@@ -164,7 +171,8 @@ async def _bounds(db: CandleDbService, series: Series, since: Bound | None, unti
     end = None if until is None else checked_bound(until, "until", db.allows_early_times)
     first, last = await stored_bounds(db, series)
     start = first if start is None else max(start, first)
-    end = last + 1 if end is None else min(end, last + 1)
+    after = min(last + 1, INT64_MAX)
+    end = after if end is None else min(end, after)
     if start >= end:
         raise nothing_stored(series, " in this range")
     return start, end
@@ -173,13 +181,25 @@ async def _bounds(db: CandleDbService, series: Series, since: Bound | None, unti
 async def _parts(
     db: CandleDbService, series: Series, start: int, end: int, progress: Progress
 ) -> AsyncGenerator[tuple[list[CandleData], list[SkippedCandle]]]:
-    """Iterate over what is stored in [start, end), with what is damaged there."""
+    """Iterate over what is stored in [start, end), with what is damaged there.
+
+    A part is the time of 10,000 candles; what lies at no time in ms, before and after all others, is one part each.
+    """
     while start < end:
-        stop = min(end, start + PART * series.step)
-        damaged: list[SkippedCandle] = []
-        yield await _read(db, series, start, stop, damaged), damaged
-        progress.advance(-(-(stop - start) // series.step))
+        bound = -_NO_MS + 1 if start <= -_NO_MS else end if start >= _NO_MS else min(start + PART * series.step, _NO_MS)
+        stop, damaged = min(end, bound), list[SkippedCandle]()
+        candles = await _read(db, series, start, stop, damaged)
+        yield candles, damaged
+        if not candles and not damaged and stop < end:
+            following = await db.candles.find_bounds(series, stop)
+            stop = end if following is None else min(end, following[0])
+        progress.advance(_count(series, start, stop))
         start = stop
+
+
+def _count(series: Series, start: int, end: int) -> int:
+    """Return how many candles can open in a range."""
+    return max(0, -(-(min(end, _NO_MS) - max(start, -_NO_MS)) // series.step))
 
 
 async def _read(

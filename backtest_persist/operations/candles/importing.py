@@ -67,7 +67,7 @@ class CandlesImported:
     different: list[RowOfFile] = field(default_factory=list[RowOfFile])
     """Those that are stored with other numbers, which were kept."""
     open: list[RowOfFile] = field(default_factory=list[RowOfFile])
-    """Those that had not closed when the file was written, and are not stored."""
+    """Those that had not closed at `as_of`, or without it when the file was written, and are not stored."""
     skipped: list[SkippedRow] = field(default_factory=list[SkippedRow])
     """Those that are no candles, each with the reason."""
     ignored: tuple[str, ...] = ()
@@ -114,10 +114,11 @@ async def import_candles(
     be read in two ways, for one that holds no candles, and for one of another interval; `SettingsError` for one that
     cannot be opened. A single row that is no candle is reported and does not stop the import.
 
-    A candle that is stored already is kept, so that an import can be repeated, or resumed after an interruption. With
-    `replace`, what is stored in the range of the file is deleted before, if the file differs from it: the file is read
-    as a whole first, and one with a row that cannot be stored is an `InvalidPayloadError`. A reader meanwhile, or after
-    a failure, finds the range incomplete, but never a mixture. With `dry_run` nothing is written.
+    Of rows of one time the first is taken; one that differs from it is skipped. A candle that is stored already is
+    kept, so that an import can be repeated, or resumed after an interruption. With `replace`, what is stored in the
+    range of the file is deleted before, if the file differs from it: the file is read as a whole first, and one with a
+    row that cannot be stored is an `InvalidPayloadError`. A read that begins meanwhile, or after a failure, finds the
+    range incomplete. With `dry_run` nothing is written.
 
     `unit` is that of times as numbers, `columns` are the names of the columns in their order, `tz` is the zone of times
     that have none, `date_order` says whether 02.03.2024 begins with the day or the month, and `decimal` is what

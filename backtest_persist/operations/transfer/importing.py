@@ -5,7 +5,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -29,9 +29,10 @@ from backtest_persist.errors import BacktestPersistError, InvalidKeyError, Setti
 from backtest_persist.operations.domains import DomainServices, domain_services
 from backtest_persist.operations.progress import NoProgress, Progress
 from backtest_persist.operations.transfer.conversion import to_document
+from backtest_persist.operations.transfer.months import Candidate, SharedMonth, select_candidates, split_shared
 from backtest_persist.operations.transfer.report import FileCounts, Imported, Skipped
 from backtest_persist.operations.transfer.scan import Found, Scan, scan
-from backtest_persist.operations.transfer.series_files import SeriesFile, read_lines
+from backtest_persist.operations.transfer.series_files import Lines, SeriesFile, read_lines
 
 __all__ = ("import_dump", "scan_dump")
 
@@ -86,8 +87,12 @@ async def import_dump(
         report.domains[name].files = len(files) + len(dump.skipped[name])
         if isinstance(domains[name].db, CandleDbService):
             report.domains[name].files += len(dump.series)
-            await importer.import_candles(name, files)
-            await importer.import_series(name, dump.series)
+            singles, series, shared = split_shared(files, dump.series)
+            await importer.import_candles(name, singles)
+            await importer.import_series(name, series)
+            for month in shared:
+                await importer.import_month(name, month)
+            report.ignored_fields = sorted(importer.ignored_fields)
         else:
             await importer.import_values(domains[name], files)
     report.seconds = time.perf_counter() - started
@@ -125,6 +130,7 @@ class _Importer:
     known_names: Mapping[str, set[str]]
     """Names of exchanges and symbols that are certain, by field."""
     progress: Progress
+    ignored_fields: set[str] = field(default_factory=set[str])
 
     # --- candles ---
 
@@ -156,7 +162,7 @@ class _Importer:
     async def _read_candles(
         self, domain: str, series: _Series, files: Sequence[Found]
     ) -> tuple[list[CandleData], list[tuple[Path, str]]]:
-        results = await run_sync(_read_candles, series, files)
+        results = await run_sync(_read_candles, series, files, self.ignored_fields)
         candles: list[CandleData] = []
         paths: list[tuple[Path, str]] = []
         for file, result in zip(files, results, strict=True):
@@ -175,9 +181,7 @@ class _Importer:
                 reading = asyncio.create_task(run_sync(next, parts, None))
                 file = lines.file
                 path = file.path.relative_to(self.root)
-                for number, problem in lines.problems:
-                    self.skip(domain, Skipped(f"{path}" if number is None else f"{path}:{number}", problem))
-                self.report.domains[domain].same += lines.repeated
+                self._add_lines(domain, lines)
                 if lines.candles:
                     outcomes = await self.container.candle_db_service.restore_series(
                         file.symbol,
@@ -191,6 +195,43 @@ class _Importer:
                 self.progress.advance(lines.is_last)
         finally:
             reading.cancel()
+
+    def _add_lines(self, domain: str, lines: Lines) -> None:
+        """Add to the report what is not stored of lines."""
+        path = lines.file.path.relative_to(self.root)
+        for number, problem in lines.problems:
+            self.skip(domain, Skipped(f"{path}" if number is None else f"{path}:{number}", problem))
+        self.report.domains[domain].same += lines.repeated
+        self.ignored_fields |= lines.ignored
+
+    async def import_month(self, domain: str, month: SharedMonth) -> None:
+        """Import a month that is there in several forms: of each candle the one whose file was changed last."""
+        file = month.series[0]
+        key = _Series(file.symbol, file.interval, file.exchange_name)
+        candles, paths = await self._read_candles(domain, key, month.singles)
+        ages = await run_sync(list, map(_modified, month.singles))
+        modified = {(single.path, single.stem): age for single, age in zip(month.singles, ages, strict=True)}
+        candidates = [
+            Candidate(self.name(*path), modified[path], candle) for candle, path in zip(candles, paths, strict=True)
+        ]
+        for file in month.series:
+            age = await run_sync(_age, file.path)
+            for lines in await run_sync(list, read_lines([file])):
+                self._add_lines(domain, lines)
+                name = partial("{}:{}".format, file.path.relative_to(self.root))
+                candidates += [Candidate(name(number), age, candle) for number, candle in lines.candles.values()]
+        selected, differing, equal = select_candidates(candidates)
+        for candidate, taken in differing:
+            why = "is newer" if taken.modified > candidate.modified else "was taken"
+            self.skip(domain, Skipped(candidate.name, f"{taken.name} holds another candle of this time and {why}"))
+        self.report.domains[domain].same += equal
+        for at in range(0, len(selected), CANDLES_AT_ONCE):
+            chunk = selected[at : at + CANDLES_AT_ONCE]
+            outcomes = await self.container.candle_db_service.restore_series(
+                *key, [each.candle for each in chunk], dry_run=self.dry_run
+            )
+            self.count(domain, outcomes, [each.name for each in chunk].__getitem__)
+        self.progress.advance(len(month.singles) + len(month.series))
 
     # --- all other values ---
 
@@ -307,14 +348,19 @@ def _select_newest(rivals: Iterable[Iterable[F]]) -> tuple[list[F], list[tuple[F
 
 
 def _modified(file: Found) -> int:
+    return _age(file.path / f"{file.stem}{SUFFIX}")
+
+
+def _age(path: Path) -> int:
+    """Return when a file was modified, in ns."""
     try:
-        return (file.path / f"{file.stem}{SUFFIX}").stat().st_mtime_ns
+        return path.stat().st_mtime_ns
     except OSError:  # it was removed
         return 0
 
 
-def _read_candles(series: _Series, files: Sequence[Found]) -> list[CandleData | str]:
-    """Return the candle of each file, or the reason why it cannot be imported."""
+def _read_candles(series: _Series, files: Sequence[Found], ignored: set[str]) -> list[CandleData | str]:
+    """Return the candle of each file, or the reason why it cannot be imported; adds fields that are not stored."""
     try:
         checked = Series(series.symbol, series.interval, series.exchange_name)
     except InvalidKeyError as error:
@@ -324,7 +370,7 @@ def _read_candles(series: _Series, files: Sequence[Found]) -> list[CandleData | 
     for file in files:
         try:
             value = codec.loads((file.path / f"{file.stem}{SUFFIX}").read_bytes())
-            candle = checked_candle(checked, value, lambda: True)
+            candle = checked_candle(checked, value, lambda: True, ignored)
             if candle["timestamp"] != file.contexts[0]["timestamp"]:
                 results.append("it holds a candle of another time")
             elif candle["timestamp"] + checked.step > now:

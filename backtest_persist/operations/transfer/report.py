@@ -42,6 +42,8 @@ class Imported:
     """The directories whose names can be read in several ways, and how they were read."""
     ignored: dict[str, int] = field(default_factory=dict[str, int])
     """The directories that hold no persisted data, and the number of files in each."""
+    ignored_fields: list[str] = field(default_factory=list[str])
+    """The names of fields of candles that are not stored, because no candle has them."""
     seconds: float = 0.0
 
 

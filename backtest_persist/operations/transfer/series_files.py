@@ -174,6 +174,8 @@ class Lines:
     """The number of lines that repeat one of them."""
     problems: list[tuple[int | None, str]] = field(default_factory=list[tuple[int | None, str]])
     """What cannot be imported and why, by the number of the line; None for the whole file, or the rest of it."""
+    ignored: set[str] = field(default_factory=set[str])
+    """The names of fields that are not stored."""
     is_last: bool = False
     """Whether no further lines of this file follow."""
 
@@ -221,13 +223,15 @@ class _LineReader:
         self._series = series
         self._times = times
         self._latest = int(time.time() * 1000) - series.step
+        self._taken: dict[int, tuple[int, CandleData]] = {}
+        """The candles of all lines so far, by time, each with its line."""
 
     def read(self, number: int, line: bytes, lines: Lines) -> None:
         """Read one line; an empty one is nothing."""
         if not line.strip():
             return
         try:
-            candle = checked_candle(self._series, codec.loads(line), _always)
+            candle = checked_candle(self._series, codec.loads(line), _always, lines.ignored)
         except (BacktestPersistError, ValueError) as error:
             lines.problems.append((number, str(error)))
             return
@@ -236,10 +240,12 @@ class _LineReader:
         elif candle["timestamp"] > self._latest:
             lines.problems.append((number, "the candle has not closed yet"))
         else:
-            first, known = lines.candles.setdefault(candle["timestamp"], (number, candle))
-            if known != candle:
+            first, known = self._taken.setdefault(candle["timestamp"], (number, candle))
+            if first == number:
+                lines.candles[candle["timestamp"]] = number, candle
+            elif known != candle:
                 lines.problems.append((number, f"line {first} holds another candle of this time, which was taken"))
-            elif first != number:
+            else:
                 lines.repeated += 1
 
 
