@@ -528,3 +528,9 @@ def test_the_name_of_a_layout_is_none_that_it_may_not_be(tmp_path: Path) -> None
     assert layout_of(file, "1m", tz="UTC").startswith("MetaTrader 5 rates, header")
     file.write_text(f"{header}1704067200,1,2,0.5,1,5,1,0\n1704067260,1,2,0.5,1,5,1,0\n")
     assert read(file, tz="+02:00").candles[0]["timestamp"] == START - 120 * MINUTE
+    polars: Any = pytest.importorskip("polars")
+    frame = polars.read_csv(file).with_columns(polars.from_epoch("time").dt.replace_time_zone("UTC"))
+    frame.write_parquet(tmp_path / "zoned.parquet")
+    assert read(tmp_path / "zoned.parquet").candles[0]["timestamp"] == START
+    frame.with_columns(polars.col("time").dt.replace_time_zone(None)).write_parquet(tmp_path / "naive.parquet")
+    assert read(tmp_path / "naive.parquet", tz="+02:00").candles[0]["timestamp"] == START - 120 * MINUTE

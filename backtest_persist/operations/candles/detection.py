@@ -258,9 +258,11 @@ class _Detection:
     def _times(self, layout: Layout, names: Sequence[str], places: Places) -> tuple[Times, list[str]]:
         """Return what reads the times, and what it reads in words."""
         daily = self.series.step == _DAY and self.options.session is None
-        joined = Times(places.time, unit=None, has_local_numbers=layout.has_local_numbers).joined
+        column_zone = self.table.in_ms.get(names[places.time[0]])
+        has_local_numbers = layout.has_local_numbers and column_zone is None
+        joined = Times(places.time, unit=None, has_local_numbers=has_local_numbers).joined
         form = find_form(joined(row) for row in self.rows)
-        if self.options.unit is not None and names[places.time[0]] in self.table.in_ms:
+        if self.options.unit is not None and column_zone is not None:
             raise self.file.error("unit (--unit) is for times as numbers since 1970, and it has others")
         unit = self._unit(form, places)
         words: list[str] = []
@@ -273,7 +275,7 @@ class _Detection:
                 f"its times, such as {local!r}, have no time zone.{layout.hint} Say it by tz: --tz UTC, "
                 "--tz America/New_York, or an offset such as --tz=+02:00"
             )
-        self._check_zone(form, names[places.time[0]] in self.table.in_ms, is_used=bool(local))
+        self._check_zone(form, column_zone is not None, is_used=bool(local))
         if local:
             words.append(f"times in {zone}")
         elif form.day:
@@ -293,13 +295,12 @@ class _Detection:
         if form.is_unordered:
             order = order or self._order(form, joined)
             words.append(f"dates as {_ORDERS[order]}")
-        column_zone = self.table.in_ms.get(names[places.time[0]])
         times = Times(
             places.time,
             unit=unit,
             is_certain=self.options.unit is not None,
             zone=None if zone is None else parse_zone(zone),
-            has_local_numbers=layout.has_local_numbers,
+            has_local_numbers=has_local_numbers,
             order=order,
             daily=daily,
             in_ms=column_zone is not None,
