@@ -181,7 +181,7 @@ class CandleAdapter(Adapter, Protocol):
         `InvalidPayloadError`, before anything is stored, when one is not real: a timestamp that is no multiple of the
         interval, a number that is missing or not finite, a high or a low inside the body, a negative volume, or
         different candles of one time. A high or low that misses the body by 1e-9 of the price at most is set to it.
-        A candle with a price that is 10^5 times off those around it in the call, which is in another unit, is skipped.
+        A candle with a price that is 10^5 times off most of the call, which is in another unit, is skipped.
         """
         ...
 

@@ -86,6 +86,11 @@ def checked_bound(value: Any, what: str, early: EarlyTimes = refused) -> int:
             f"{what} {given!r:.40} is a time without an offset; write {value.isoformat()}Z for UTC, or end it with the "
             "offset, such as +01:00."
         )
+    if not isinstance(value, datetime) and to_int(value) is None:
+        raise InvalidKeyError(
+            f"{what} must be a timezone-aware datetime, an int in ms since the epoch, a date, or either in ISO format, "
+            f"such as '2024-01-31', not {type(value).__name__}."
+        )
     return checked_instant(value, what, early)
 
 

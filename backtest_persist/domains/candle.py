@@ -25,7 +25,7 @@ from backtest_persist.core.keys import STORED, Name, Timestamp, checked_limit, c
 from backtest_persist.core.mongo_store import Restored
 from backtest_persist.core.persist_instance import PersistInstance, Services
 from backtest_persist.core.row import Context, Row
-from backtest_persist.errors import InvalidPayloadError
+from backtest_persist.errors import InvalidKeyError, InvalidPayloadError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -169,10 +169,11 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         Prices may be negative, as some futures have been. A high or low that misses the body by no more than 1e-9 of
         the price is set to it.
 
-        An outlier, with a price in another unit than those around it, is not stored unless `allow_outliers` is set: one
-        of its prices is at least 10^5 times, or at most 10^-5 of, the median close of up to ten candles of the call
-        before it, up to ten after it, and itself. Only positive prices are compared, and only with two others or more.
-        One that is stored already with the same numbers counts as `same`.
+        An outlier, with a price in another unit than most of the call, is not stored unless `allow_outliers` is set:
+        one of its prices is at least 10^5 times, or at most 10^-5 of, the last close before it that is right, or the
+        next one after it. More than half of the call must be right. Only positive prices are compared, and none over a
+        pause of more than 30 days.
+        One that is stored already with the same numbers counts as `same`, but not within a run.
         """
         series = Series(symbol, interval, exchange_name)
         if errors not in ("raise", "skip"):
@@ -195,12 +196,18 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
     ) -> CandleReport:
         """Replace what is stored in [since, until) by these candles, such as after a split or a wrong import.
 
-        They are checked first, as by `store`, and lie in that range. What is stored is deleted before they are stored,
-        so that a reader meanwhile, or after a failure, finds the range incomplete, but never a mixture.
+        They are checked first, as by `store`, and lie in that range. Outliers are an `InvalidPayloadError` unless they
+        are allowed, or stored already with the same numbers. What is stored is deleted before the candles are stored,
+        so that a read that begins meanwhile, or after a failure, finds the range incomplete. One that begins before and
+        ends after, such as one of more than 50,000 candles, may find old ones first and then new ones.
         """
         series = Series(symbol, interval, exchange_name)
         start, end = self._instant(since, "since"), self._instant(until, "until")
         checked = self._checked(series, candles, as_of, allow_outliers=allow_outliers)
+        if not allow_outliers:
+            await self._writer.admit_stored_outliers(series, checked)
+            if checked.outliers:
+                raise checked.outliers_error(series)
         if outside := [at for at in checked.valid if not start <= at < end]:
             raise series.error(
                 f"{len(outside)} candles lie outside of the range [{start}, {end}), such as {outside[0]}"
@@ -299,6 +306,8 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         ``"2024-01-31"`` or ``"2024-01-31T09:30+01:00"``. In a run, candles that close after the instant of the bar are
         left out. So are those of other programs at times that are no multiple of the interval.
 
+        `InvalidKeyError` for a bound that is none, and for a `since` after `until`.
+
         With `resample`, such as ``"12h"``, ``"1w"`` or ``"1M"``, longer candles are made of them: those that lie in
         [since, until) as a whole and have closed; see `resample_columns`. `InvalidKeyError` for an interval that is no
         multiple of the stored one. Needs numpy; `SettingsError` without it.
@@ -307,6 +316,8 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         interval = series.interval if resample is None else checked_resample(series.interval, resample)
         start = None if since is None else self._bound(since, "since")
         end = None if until is None else self._bound(until, "until")
+        if start is not None and end is not None and start > end:
+            raise InvalidKeyError(f"since {since!s:.40} is after until {until!s:.40}; exchange them.")
         closed = self.default_until()
         last = None if closed is None else closed - series.step + 1
         ends = [bound for bound in (end, last) if bound is not None]
@@ -351,7 +362,8 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         """List the stored series, or those with these names, by exchange, symbol and interval, each with its gaps.
 
         No document is read: in MongoDB series are found and counted by the unique index, each command with its own
-        deadline. Those of intervals that another program has stored and this one does not know have no gaps.
+        deadline. Those of intervals that another program has stored and this one does not know have no gaps; `interval`
+        may therefore be any name. What is stored at a time that no candle can have is passed over or misaligned.
         """
         given = {"symbol": symbol, "interval": interval, "exchange_name": exchange_name}
         names = {name: checked_name(value, name) for name, value in given.items() if value is not None}

@@ -8,7 +8,7 @@ from backtest_persist.contracts import CandleData
 from backtest_persist.core.candles.ohlcv import NUMBERS, Series, candle_columns
 from backtest_persist.core.candles.report import CandleReport, ReportLog
 from backtest_persist.core.candles.series_summary import SeriesSummary
-from backtest_persist.core.candles.store import CandleStore
+from backtest_persist.core.candles.store import CandleStore, in_parts
 from backtest_persist.core.change import Change, ChangeKind
 from backtest_persist.core.frames.row_list import RowList
 from backtest_persist.core.unit_of_work import BufferedStore, Layer, UnitOfWork
@@ -65,7 +65,9 @@ class BufferedCandleStore(BufferedStore[CandleContext, CandleRow]):
             written.setdefault(_series(context), {})[context.timestamp] = _data(change)
         settled: list[tuple[Series, list[CandleData]]] = []
         for series, candles in written.items():
-            stored = await self._stored_candles.find_numbers(series, sorted(candles))
+            stored: dict[int, Mapping[str, Any]] = {}
+            for times in in_parts(sorted(candles)):
+                stored |= await self._stored_candles.find_numbers(series, times)
             report = CandleReport()
             report.compare(candles, stored)
             ReportLog(self.logger).tell(series, report)

@@ -161,7 +161,7 @@ LAYOUTS: list[tuple[str, str, dict[str, Any], str, tuple[Any, ...], int, int, li
         "stooq.csv",
         "1d",
         {},
-        "Stooq, or other days by names of columns, header in line 1, days of UTC",
+        "CSV with names of columns, header in line 1, days of UTC",
         (JANUARY_2, 187.15, 188.44, 183.885, 185.64, 82488674.0),
         JANUARY_2 + DAY,
         2,
@@ -238,8 +238,7 @@ LAYOUTS: list[tuple[str, str, dict[str, Any], str, tuple[Any, ...], int, int, li
         "decimal-comma.csv",
         "1d",
         {},
-        "Stooq, or other days by names of columns, header in line 1, decimal commas, days of UTC, dates "
-        "as day, month, year",
+        "CSV with names of columns, header in line 1, decimal commas, days of UTC, dates as day, month, year",
         (START + 43 * DAY, 1234.5, 1240.25, 1230.0, 1239.75, 1000.0),
         START + 44 * DAY,
         2,
@@ -260,11 +259,17 @@ LAYOUTS: list[tuple[str, str, dict[str, Any], str, tuple[Any, ...], int, int, li
 ]
 
 
+SYMBOLS = {"yfinance.csv": "AAPL", "stooq-bulk.txt": "AAPL", "stooq-bulk-5m.txt": "AAPL.US"} | dict.fromkeys(
+    ("cryptodatadownload.csv", "cryptodatadownload-2019.csv"), "BTC-USD"
+)
+"""The symbols of files that name one."""
+
+
 async def test_each_layout_is_detected_and_stored(container: Container) -> None:
     """A file of each layout says what it is, becomes exactly its candles, and names what is not stored."""
     assert {file for file, *_ in LAYOUTS} == {file.name for file in files_in(FILES)}
     for file, interval, options, layout, first, last, new, skipped, ignored in LAYOUTS:
-        key = ("BTCUSDT", interval, file)
+        key = (SYMBOLS.get(file, "BTCUSDT"), interval, file)
         report = await import_candles(container, FILES / file, *key, **options)
         found = (report.layout, report.new, [row.line for row in report.skipped], report.ignored)
         assert found == (layout, new, skipped, ignored), file

@@ -23,7 +23,7 @@ from backtest_persist import (
     Registry,
     Settings,
 )
-from backtest_persist.core.candles import mongo, writer
+from backtest_persist.core.candles import mongo, store
 from backtest_persist.core.mongo_store import MongoStore
 from backtest_persist.domains.candle import CandleDbService
 from tests.support.commands import monitored_container
@@ -122,9 +122,12 @@ async def test_a_price_in_another_unit_is_reported(
     right = [candle(number) for number in range(3)]
     assert await db.replace_range(*KEY, start, end, right) == CandleReport(new=3)
     wrong = [*right[:2], candle(2, **million)]
-    assert (await db.replace_range(*KEY, start, end, wrong)).outliers == at(2)
-    assert await db.find_by_context(*KEY, at(2)[0]) is None
-    assert (await db.replace_range(*KEY, start, end, wrong, allow_outliers=True)).new == 3
+    with pytest.raises(InvalidPayloadError, match=f"1 of 3 candles .*nothing was replaced: {at(2)[0]}. .*allow_outl"):
+        await db.replace_range(*KEY, start, end, wrong)
+    assert await closes(db, 3) == [11.0] * 3
+    for allowed in (True, False):  # what is stored is replaced by the same
+        assert (await db.replace_range(*KEY, start, end, wrong, allow_outliers=allowed)).new == 3
+        assert await closes(db, 3) == [11.0, 11.0, 11e6]
 
     caplog.clear()
     adapter = PersistCandleInstance("other", *KEY[1:], ioc=container)
@@ -139,6 +142,24 @@ async def test_a_price_in_another_unit_is_reported(
         await bar.candle("1m").write_candles_data(given)
         assert [one["timestamp"] for one in await bar.candles("1m", 9)] == at(0, 1, 3, 4)
     assert [vars(record)["bp_outliers"] for record in caplog.records if "bp_outliers" in vars(record)] == [1, 1, 1]
+
+
+async def test_what_is_stored_is_looked_up_in_parts(db: CandleDbService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command asks for more candles than `PART`, also of those of a call and of its outliers."""
+    monkeypatch.setattr(store, "PART", 2)
+    find_numbers, sizes = db.candles.find_numbers, list[int]()
+
+    async def counted(series: Any, times: Any, **options: Any) -> Any:
+        sizes.append(len(times))
+        return await find_numbers(series, times, **options)
+
+    monkeypatch.setattr(db.candles, "find_numbers", counted)
+    million: dict[str, Any] = {"open": 10e6, "high": 12e6, "low": 9e6, "close": 11e6}
+    given = [candle(n, **(million if n % 4 == 1 else {})) for n in range(12)]
+    assert (await db.store(*KEY, given, allow_outliers=True)).new == 12
+    assert (await db.store(*KEY, given)).same == 12
+    assert max(sizes) == 2
+    assert sum(sizes) == 2 * (3 + 12)
 
 
 async def test_fields_that_are_left_out_are_told_once(db: CandleDbService, caplog: pytest.LogCaptureFixture) -> None:
@@ -253,7 +274,7 @@ async def test_another_writer_is_not_counted_as_new(container: Container, monkey
 
 async def test_the_last_candles_are_found_over_gaps(db: CandleDbService, monkeypatch: pytest.MonkeyPatch) -> None:
     """As rows, oldest first, in parts; `until` is the time by which they have closed."""
-    monkeypatch.setattr(writer, "PART", 3)
+    monkeypatch.setattr(mongo, "PART", 3)
     stored = [candle(n) for n in (0, 1, 2, 5, 6, 7, 8, 30)]
     await db.create_many(*KEY, stored)
     for limit in range(10):

@@ -13,8 +13,19 @@ from backtest_persist import CandleDbService, Container, ErrorReason, ExchangeEr
 from backtest_persist.backends.dummy import DummyBackend
 from backtest_persist.backends.json.backend import JsonBackend
 from backtest_persist.core.persist_instance import Services
-from backtest_persist.operations.candles.filling import LATE_MS, CandlesFilled, fill_candles
-from tests.support.exchange_server import DAY, HOUR, LISTED, MINUTE, Asked, ExchangeServer, number_of, open_exchange
+from backtest_persist.operations.candles.filling import CandlesFilled, fill_candles
+from backtest_persist.operations.candles.voids import LATE_MS
+from tests.support.exchange_server import (
+    DAY,
+    HOUR,
+    LISTED,
+    MINUTE,
+    STEPS,
+    Asked,
+    ExchangeServer,
+    number_of,
+    open_exchange,
+)
 
 pytestmark = pytest.mark.parametrize("driver", ["motor"], indirect=True)
 
@@ -123,8 +134,81 @@ async def test_an_exchange_that_answers_by_windows(container: Container, page: i
         assert await stored(container, LISTED, until) == server.candles(LISTED, until)
         assert report.missing == [(since, LISTED), *holes]
         assert explained(report)
-        assert len(server.asked) < (20 if page == 1000 else 45)
+        assert len(server.asked) < (25 if page == 1000 else 60)
         assert not (await fill(container, server, since, until)).requests
+
+
+@pytest.mark.parametrize(
+    ("interval", "listed", "options", "requests"),
+    [
+        ("1m", 0, {"window": 300}, 25),
+        ("1m", 0, {"is_daily": True}, 12),
+        ("1h", 400, {"window": 200}, 20),
+        ("1h", 400, {"is_daily": True}, 50),
+    ],
+    ids=["window", "day", "listed late", "listed late, day"],
+)
+async def test_an_exchange_that_answers_for_a_shorter_time(
+    container: Container, interval: str, listed: int, options: dict[str, Any], requests: int
+) -> None:
+    """Whatever ccxt says of its limit, only the time for which it has shown to answer can be without candles."""
+    start, step = LISTED + listed * DAY, STEPS[interval]
+    holes = [(LISTED, start), (start + 100 * MINUTE, start + 450 * MINUTE), (start + 22 * HOUR, start + DAY)]
+    if interval == "1h":
+        holes = holes[:1]
+    until = start + 3 * DAY
+    async with ExchangeServer(holes=holes, **options) as server:
+        report = await fill(container, server, LISTED, until, interval)
+        expected = [row[0] for row in server.candles(LISTED, until, step)]
+        found = await container.candle_db_service.find_last("BTCUSDT", interval, "binance", 10_000, until)
+        assert [row.timestamp for row in found] == expected
+        assert report.missing == [hole for hole in holes if hole[0] < hole[1]]
+        assert explained(report)
+        assert len(server.asked) < requests
+        assert not (await fill(container, server, LISTED, until, interval)).requests
+
+
+async def test_an_outage_with_empty_answers(container: Container) -> None:
+    """Nothing counts as missing before a candle was seen, nor while one that was seen is not given again."""
+    since, until = LISTED, LISTED + 1500 * MINUTE
+    async with ExchangeServer(window=1000) as server:
+        server.faults.extend(["empty"] * 100)
+        report = await fill(container, server, since - 5 * 365 * DAY, until)
+        assert (report.new, report.missing, report.is_complete) == (0, [], False)
+        assert report.remaining == [(since - 5 * 365 * DAY, until)]
+        assert not await container.interval_db_service.list_keys("missing-candles:binance:BTCUSDT:1m")
+        server.faults.clear()
+        server.faults.extend(["empty"] * 3)
+        report = await fill(container, server, since, until)
+        assert (report.new, report.missing) == (1500, [])
+    async with ExchangeServer(window=1000) as server:
+        server.faults.extend(["", *["empty"] * 20])
+        with pytest.raises(ExchangeError, match="no candles where it gave some before") as caught:
+            await fill(container, server, since, until, exchange_name="other", retry_seconds=2)
+        assert caught.value.retryable
+        server.faults.clear()
+        server.faults.extend(["empty"] * 2)
+        report = await fill(container, server, since, until, exchange_name="other")
+        assert (report.new, report.missing, report.is_complete) == (500, [], True)
+
+
+async def test_times_in_another_unit(container: Container) -> None:
+    """Candles none of which lies in the time that was asked for are a fault, and nothing is missing."""
+    bounds = LISTED, LISTED + 10 * MINUTE
+    for unit in (1000, 0.001):
+        async with ExchangeServer(unit=unit) as server, open_exchange(server.url) as exchange:
+            if unit == 1000:  # ccxt drops what lies before the time that was asked for
+                report = await fill_candles(container, exchange, "BTCUSDT", "1m", *bounds)
+                assert (report.missing, report.remaining) == ([], [bounds])
+
+                async def fetch_seconds(*arguments: Any, given: Any = exchange.fetch_ohlcv) -> Any:
+                    rows = await given(*arguments[:2], 0, *arguments[3:])
+                    return [[row[0] or 1, *row[1:]] for row in rows]
+
+                exchange.fetch_ohlcv = fetch_seconds
+            with pytest.raises(ExchangeError, match="before the time" if unit == 1000 else "after the present"):
+                await fill_candles(container, exchange, "BTCUSDT", "1m", *bounds)
+        assert not await container.interval_db_service.list_keys("missing-candles:binance:BTCUSDT:1m")
 
 
 async def test_an_exchange_that_gives_its_newest_candles(container: Container) -> None:
@@ -169,7 +253,7 @@ async def test_the_end_of_a_series(container: Container) -> None:
         assert report.missing == [(gone, ended)]
         assert now - ended >= LATE_MS - 2 * MINUTE
         assert (report.late, report.remaining) == ([(ended, report.until)], [])
-        assert (await fill(container, server, gone - HOUR, None, exchange_name="other")).requests <= 2
+        assert (await fill(container, server, gone - HOUR, None, exchange_name="other")).requests <= 6
 
 
 async def test_a_candle_that_is_open_by_the_clock_of_the_exchange_is_not_stored(container: Container) -> None:

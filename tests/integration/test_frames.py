@@ -85,7 +85,7 @@ async def test_a_frame_has_the_candles_of_a_range_on_every_backend(
             ("2024-01-02", None, [n for n in numbers if n >= 1440]),
             (date(2024, 1, 2), "2024-01-03", [n for n in numbers if n >= 1440]),
             (None, "2024-01-01T23:22:30Z", [1401, 1402]),
-            ("2024-01-02", "2024-01-01", []),
+            ("2024-01-02", "2024-01-02T00:00Z", []),
         ]
         for since, until, expected in ranges:
             assert minutes(await db.find_frame(*KEY, since, until)) == expected, (since, until)
@@ -104,7 +104,7 @@ async def test_a_bound_that_is_no_instant_is_refused(tmp_path: Path) -> None:
         datetime(2024, 1, 1): "since is a naive datetime",
         1_704_067_200: "looks like seconds",
         True: "not bool",
-        1.5: "not float",
+        1.5: r"since must be .*, a date, or either in ISO format, such as '2024-01-31', not float",
     }
     for db in (db_of(JsonBackend(tmp_path)), db_of(DummyBackend())):
         for since, message in refused.items():
@@ -112,6 +112,9 @@ async def test_a_bound_that_is_no_instant_is_refused(tmp_path: Path) -> None:
                 await db.find_frame(*KEY, since)
         with pytest.raises(InvalidKeyError, match="interval must be one of"):
             await db.find_frame("BTC", "7m", "binance")
+        for resample in (None, "1w"):
+            with pytest.raises(InvalidKeyError, match="since 2024-01-03 is after until 2024-01-02; exchange them"):
+                await db.find_frame(*KEY, "2024-01-03", "2024-01-02", resample=resample)
 
 
 async def test_an_empty_series_is_an_empty_frame_of_the_same_types(container: Container, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from bson.int64 import Int64
 
 from backtest_persist import Container, DummyBackend, InvalidKeyError, JsonBackend, SettingsError
 from backtest_persist.core.candles import mongo_series
+from backtest_persist.core.candles.ohlcv import Series
 from backtest_persist.core.candles.series_summary import SeriesSummary
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.run.candles import unit_over
@@ -109,6 +110,27 @@ async def test_what_other_programs_have_stored_hides_no_series(container: Contai
         SeriesSummary("S", "1w", "e", START, START + 7 * DAY, 2, None, None),
     ]
     assert [summary.interval for summary in await db.list_series("S", exchange_name="e")] == ["1h", "1w"]
+    assert [summary.symbol for summary in await db.list_series(interval="1w")] == ["S"]
+    assert await db.list_series(interval="3w") == []
+
+
+async def test_a_time_that_no_candle_can_have_hides_no_series(container: Container) -> None:
+    """Arrays and numbers beyond 64 bits, or nearly so, are passed over or misaligned; the gaps are those without."""
+    db, collection = container.candle_db_service, container.mongo_service.collection("candle-items")
+    times: list[Any] = [[Int64(START)], [Int64(START + 7 * HOUR), Int64(START + 8 * HOUR)], 1e300, -1e300]
+    times += [Decimal128("1E+400"), Decimal128("NaN"), Int64(2**63 - 1), Int64(-(2**63)), Int64(2**62)]
+    await db.create_many("S", "1h", "e", candles([START + 2 * HOUR, START + 4 * HOUR]))
+    numbers = {"open": 1.0, "high": 1.0, "low": 1.0, "close": 1.0, "volume": 1.0}
+    dates = {"createDate": datetime.now(UTC), "updatedDate": datetime.now(UTC)}
+    await collection.insert_many(
+        {"symbol": symbol, "interval": "1h", "exchangeName": "e", "timestamp": at, **numbers, **dates}
+        for symbol in ("S", "T")
+        for at in times
+    )
+    assert await db.list_series() == [SeriesSummary("S", "1h", "e", START + 2 * HOUR, START + 4 * HOUR, 2, 1, 1, 1)]
+    assert await db.candles.find_bounds(Series("S", "1h", "e")) == (START + 2 * HOUR, START + 4 * HOUR)
+    gaps = [(START, START + 2 * HOUR), (START + 3 * HOUR, START + 4 * HOUR), (START + 5 * HOUR, START + 9 * HOUR)]
+    assert await db.find_gaps("S", "1h", "e", START, START + 9 * HOUR) == gaps
 
 
 async def test_gaps_are_counted_as_they_are_found(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from email.utils import formatdate
 from typing import Any, NamedTuple, Self
 
@@ -60,6 +61,9 @@ class ExchangeServer:
         holes: Iterable[Range] = (),
         delisted: int | None = None,
         is_windowed: bool = False,
+        window: int | None = None,
+        is_daily: bool = False,
+        unit: float = 1,
         gives_newest: bool = False,
         offset: int = 0,
         page: int = 1000,
@@ -68,6 +72,12 @@ class ExchangeServer:
         self.delisted = delisted
         self.is_windowed = is_windowed
         """Whether an answer ends `limit` candles after its start, instead of jumping to those that there are."""
+        self.window = window
+        """After how many candles an answer ends, whatever the limit."""
+        self.is_daily = is_daily
+        """Whether an answer ends with the UTC day of its start, and one of days with the year."""
+        self.unit = unit
+        """How many ms the unit of its times has."""
         self.gives_newest = gives_newest
         """Whether an answer is the newest candles, whatever its start."""
         self.offset = offset
@@ -143,24 +153,40 @@ class ExchangeServer:
         opening = -(-(asked.start - self.offset) // step) * step + self.offset
         if self.gives_newest:
             opening = now // step * step - (asked.limit - 1) * step
-        stop = min(now, opening + limit * step) if self.is_windowed else now
-        if not self.is_windowed and opening < LISTED:
+        has_end = self.is_windowed or self.is_daily or self.window is not None
+        stop = min(now, opening + (self.window or limit) * step) if has_end else now
+        if self.is_daily:
+            year = datetime.fromtimestamp(opening / 1000, UTC).year
+            last = (
+                datetime(year + 1, 1, 1, tzinfo=UTC).timestamp() * 1000 if step == DAY else opening // DAY * DAY + DAY
+            )
+            stop = min(now, int(last))
+        if not has_end and opening < LISTED:
             opening = LISTED // step * step + self.offset
         rows: list[list[Any]] = []
-        while opening < stop and (self.is_windowed or len(rows) < asked.limit):
+        while opening < stop and (has_end or len(rows) < asked.limit):
             if self.exists(opening, step):
                 numbers = self.changed.get(opening, number_of(opening))
                 if opening + step > now:
                     numbers = [*numbers[:4], 0.0]
                 rows.append(
-                    [opening, *(f"{number:.8f}" for number in numbers), opening + step - 1, "1", 1, "1", "1", "0"]
+                    [
+                        int(opening / self.unit),
+                        *(f"{number:.8f}" for number in numbers),
+                        opening + step - 1,
+                        "1",
+                        1,
+                        "1",
+                        "1",
+                        "0",
+                    ]
                 )
                 if opening in self.doubles:
                     rows.append([*rows[-1][:5], "1", *rows[-1][6:]])
             elif self.delisted is not None and opening >= self.delisted:
                 break
             opening += step
-        return rows[-asked.limit :]
+        return rows[: asked.limit] if self.is_daily else rows[-asked.limit :]
 
     async def _fail(self, request: web.Request, fault: str) -> web.StreamResponse:
         if fault == "slow":

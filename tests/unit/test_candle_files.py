@@ -34,14 +34,33 @@ def packed(*names: str) -> bytes:
     return buffer.getvalue()
 
 
+def changed_zip(method: int, changes: dict[int, int], listed_method: int | None = None) -> bytes:
+    """Return a zip archive with other bytes at some places, and another method in its directory."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("a.csv", KLINES * 20)
+    content = bytearray(buffer.getvalue())
+    for place, byte in changes.items():
+        content[place] = byte
+    if listed_method is not None:
+        content[content.index(b"PK\1\2") + 10] = listed_method
+    return bytes(content)
+
+
 def rows(*times: Any, header: str = HEADER) -> bytes:
     """Return a CSV file of candles at those times."""
     return (header + "".join(f"{time},1,2,0.5,1.5,3\n" for time in times)).encode()
 
 
-def read(path: Path, interval: str = "1m", **options: Any) -> Chunk:
+def layout_of(path: Path, interval: str = "1d", symbol: str = "BTCUSDT", **options: Any) -> str:
+    """Return the layout of a file in words."""
+    with open_reading(CandleFile(path), Series(symbol, interval, "binance"), Options(**options)) as reading:
+        return reading.layout
+
+
+def read(path: Path, interval: str = "1m", symbol: str = "BTCUSDT", **options: Any) -> Chunk:
     """Read a small file."""
-    with open_reading(CandleFile(path), Series("BTCUSDT", interval, "binance"), Options(**options)) as reading:
+    with open_reading(CandleFile(path), Series(symbol, interval, "binance"), Options(**options)) as reading:
         [chunk] = reading.chunks()
         return chunk
 
@@ -89,6 +108,45 @@ REFUSED: list[tuple[str, bytes, str, dict[str, Any], str]] = [
     ("grouped", b"date;open;high;low;close;volume\n2024-01-01;1,234;1,234;1,234;1,234;5\n", "1d", {}, "--decimal ,"),
     ("thousands", b'date,open,high,low,close,volume\n2024-01-01,"1,234.5","1,234.5","1,234.5","1,234.5",5\n', "1d", {},
      "separators of thousands, such as '1,234.5'"),
+    ("symbol", b"symbol," + HEADER.encode() + b"ETHUSDT,2024-01-01,1,2,0.5,1,1\n", "1d", {},
+     "its symbol is 'ETHUSDT', and the series is of 'BTCUSDT'; give the symbol of the file, or name its columns"),
+    ("pair", b"pair," + HEADER.encode() + b"ETH-BTC,2024-01-01,1,2,0.5,1,1\n", "1d", {}, "its pair is 'ETH-BTC'"),
+    ("yfinance symbol", (FILES / "yfinance.csv").read_bytes(), "1d", {}, "its Ticker is 'AAPL'"),
+    ("dates of a symbol", b"Date,Symbol,Open,High,Low,Close,Volume\n2024-01-02 09:30:00,BTCUSDT,1,2,0.5,1,1\n", "1m",
+     {}, "its times, such as '2024-01-02 09:30:00', have no time zone"),
+    ("zone of numbers", rows(START, START + MINUTE), "1m", {"tz": "Europe/Athens"},
+     r"tz \(--tz\) is for local times, and its times are numbers since 1970, which are in UTC; .* convert them first"),
+    ("zone of zoned", rows("2024-01-01T00:00Z", "2024-01-01T00:01Z"), "1m", {"tz": "America/New_York"},
+     "tz .* is for local times, and its times have a zone"),
+    ("zone of days", rows("2024-03-04", "2024-03-05"), "1d", {"tz": "Europe/Athens"},
+     "tz .* is for local times, and its times are days.*--session-length 24h"),
+    ("order of ISO dates", rows("2024-03-04", "2024-03-05"), "1d", {"date_order": "dmy"},
+     r"date_order \(--date-order\) is for dates that begin with the day or the month, and it has none"),
+    ("order of numbers", rows(START, START + MINUTE), "1m", {"date_order": "dmy"}, "date_order .* it has none"),
+    ("other order", rows("13.02.2024", "14.02.2024"), "1d", {"date_order": "mdy"}, "begin with the day, not the month"),
+    ("decimal of numbers", f"[[{START},1,2,0.5,1.5,3]]".encode(), "1m", {"decimal": ","},
+     r"decimal \(--decimal\) is for numbers as text, and it has none"),
+    ("MetaTrader rates", b"time,open,high,low,close,tick_volume,spread,real_volume\n1704067260,1,2,0.5,1,5,1,0\n", "1m",
+     {}, "its times, such as '2024-01-01 00:01:00', have no time zone. MetaTrader .* --tz UTC"),
+    ("closing time", "".join(kline(n).replace(str(START + (n + 1) * MINUTE - 1), str(START + (n + 60) * MINUTE - 1))
+     for n in range(0, 6300, 420)).encode(), "1m", {}, "its closing times .* 1h after the opening times, .* is 1m"),
+    ("closing time only", b"close_time,open,high,low,close,volume\n1704067259999,1,2,0.5,1,1\n", "1m", {},
+     "its only times, 'close_time', are those of the close; write the times of the opening"),
+    ("deep JSON", b"[" * 200_000, "1m", {}, "it is nested too deeply"),
+    ("deep entry", b"[[1,2,3,4,5," + b"[" * 100_000 + b"]" * 100_000 + b"]]", "1m", {}, "it is nested too deeply"),
+    ("long number", b"[[" + b"1" * 5000 + b",1,1,1,1,1]]", "1m", {}, "it has a number of more than .* digits"),
+    ("long time", rows("1" * 5000, "2" * 5000), "1m", {}, "are in no known form"),
+    ("unknown zip", changed_zip(zipfile.ZIP_DEFLATED, {8: 9}, 9), "1m", {}, "packed by a method .*; unpack it"),
+    ("unheard-of zip", changed_zip(zipfile.ZIP_DEFLATED, {8: 77}, 77), "1m", {}, "packed by a method .*; unpack it"),
+    ("damaged lzma", changed_zip(zipfile.ZIP_LZMA, dict.fromkeys(range(60, 70), 255)), "1m", {}, "archive is damaged"),
+    ("damaged bz2", changed_zip(zipfile.ZIP_BZIP2, dict.fromkeys(range(40, 50), 255)), "1m", {}, "archive is damaged"),
+    ("quoted thousands", b'date,open,high,low,close,volume\n2024-01-01,1,2,1,2,"1,234"\n', "1d", {},
+     r"'1,234' can be read in two ways; save it without separators of thousands, or say"),
+    ("4h", rows(*(f"2024-01-02 {hour:02}:00:00" for hour in range(0, 24, 4))), "4h", {"tz": "America/New_York"},
+     r"its candles open at 05:00:00 UTC, .*, and those of 4h .*; import a shorter interval"),
+    ("averages", b"date,open,high,low,close,Volume_avg,Volume_ma\n2024-01-01,1,1,1,1,1,9\n", "1d",
+     {"symbol": "AVGOUSDT"},
+     "the volume may be 'Volume_avg' and 'Volume_ma'"),
     ("all null", b"date,open,high,low,close,volume\n2024-01-01,null,null,null,null,null\n", "1d", {},
      "none of its first 1 rows can be read as .*; line 2: it has no prices"),
 ]  # fmt: skip
@@ -103,8 +161,9 @@ async def test_a_file_that_holds_no_candles_or_can_be_read_in_two_ways_is_refuse
     """The error is one line that begins with the file, says what is wrong, and what to do."""
     file = tmp_path / "candles.csv"
     file.write_bytes(content)
+    given: dict[str, Any] = {"symbol": "BTCUSDT", **options}
     with pytest.raises(InvalidPayloadError, match=message) as raised:
-        await import_candles(DummyBackend().services, file, "BTCUSDT", interval, "binance", **options)
+        await import_candles(DummyBackend().services, file, interval=interval, exchange_name="binance", **given)
     assert str(raised.value).startswith(f"{file}: ")
     assert "\n" not in str(raised.value)
 
@@ -178,11 +237,12 @@ def test_local_times_that_do_not_exist_or_exist_twice_are_named(tmp_path: Path) 
 def test_daily_candles_of_sessions_are_stored_under_the_day_in_which_they_close(tmp_path: Path) -> None:
     """With the length of a session, days of New York, of FX and of a broker become those in which they are known."""
     file, day = tmp_path / "candles.csv", 86_400_000
-    for times, options, expected in (
+    cases: list[tuple[list[str], dict[str, Any], list[int]]] = [
         (["2024-03-08T09:30-05:00", "2024-03-11T09:30-04:00"], {"session": 23_400_000}, [67, 70]),  # the clocks are set
         (["2024-03-07T21:00Z", "2024-03-10T21:00Z"], {"session": day}, [67, 70]),
         (["2024.03.08", "2024.03.11"], {"session": day, "tz": "Europe/Athens"}, [67, 70]),
-    ):
+    ]
+    for times, options, expected in cases:
         file.write_bytes(rows(*times))
         found = [candle["timestamp"] for candle in read(file, "1d", **options).candles]
         assert found == [START + number * day for number in expected]
@@ -262,9 +322,9 @@ def test_a_row_of_another_symbol_or_length_is_skipped(tmp_path: Path) -> None:
     file = tmp_path / "candles.csv"
     lines = ["A,2024-01-01,1,2,0.5,1,1", "B,2024-01-01,1,2,0.5,1,1", "A,2024-01-02,1_0,2,0.5,1,1", "A,2024-01-03,1,2"]
     file.write_text("symbol," + HEADER + "\n".join([*lines, "symbol," + HEADER, "A,2024-01-04,1,2,0.5,1,1"]))
-    chunk = read(file, "1d")
+    chunk = read(file, "1d", "A")
     assert [tuple(row) for row in chunk.skipped] == [
-        (3, "it is of another symbol than the first row, which is of 'A'"),
+        (3, "its symbol is 'B', and that of the first row is 'A'"),
         (4, "its open is '1_0', not a number"),
         (5, "the number of its fields is 4, not 7"),
     ]
@@ -324,3 +384,142 @@ async def test_every_error_of_a_damaged_file_is_of_this_package(tmp_path: Path) 
             file.write_bytes(content[:length])
             with suppress(BacktestPersistError):
                 await import_candles(DummyBackend().services, file, "BTCUSDT", "1m", "binance")
+
+
+def test_rows_of_another_market_do_not_become_one_series(tmp_path: Path) -> None:
+    """Whatever the column is called that tells rows apart, only those like the first one are read."""
+    file = tmp_path / "candles.csv"
+    names = ("ticker", "pair", "Name", "Instrument", "coin", "Asset", "market", "exchange", "timeframe")
+    for name in names:
+        lines = [f"2024-01-{day:02},1,2,0.5,1,1,{'BTC' if day < 5 else 'ETH'}" for day in range(1, 9)]
+        file.write_text(f"date,open,high,low,close,volume,{name}\n" + "\n".join(lines))
+        chunk = read(file, "1d", "BTC")
+        assert [tuple(row) for row in chunk.skipped] == [
+            (line, f"its {name} is 'ETH', and that of the first row is 'BTC'") for line in range(6, 10)
+        ]
+    assert len(read(file, "1d", columns=["date", *COLUMNS[1:], "-"]).candles) == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "symbol", "is_printed"),
+    [
+        ("BTC/USDT", "BTCUSDT", False),
+        ("btc-usdt", "BTCUSDT", False),
+        ("BTCUSDT", "BTC_USDT", False),
+        ("XBTUSD", "BTC/USD", False),
+        ("BINANCE:BTCUSDT", "BTCUSDT", False),
+        ("BTC/USDT:USDT", "BTCUSDT", False),
+        ("AAPL.US", "aapl", False),
+        ("AAPL", "AAPL.US", False),
+        ("BTC", "BTCUSDT", True),
+        ("BTC/USD", "BTCUSDT", True),
+    ],
+)
+def test_a_symbol_may_be_spelled_in_another_way(given: str, symbol: str, is_printed: bool, tmp_path: Path) -> None:
+    """Letters and digits are compared, without what names an exchange; what is only the beginning is printed."""
+    file = tmp_path / "candles.csv"
+    file.write_text(f"symbol,{HEADER}{given},2024-01-01,1,2,0.5,1,1\n")
+    assert (f"symbol {given!r}" in layout_of(file, symbol=symbol)) == is_printed
+
+
+def test_a_quote_that_is_not_closed_ends_with_its_line(tmp_path: Path) -> None:
+    """No other row is lost: the line with the quote is skipped, and names what is wrong with it."""
+    file = tmp_path / "candles.csv"
+    lines = rows(*(START + number * MINUTE for number in range(900))).decode().splitlines(keepends=True)
+    lines[500], lines[700] = f'"{lines[500]}', lines[700].replace(",3\n", ',"3\n')
+    file.write_text("".join(lines))
+    chunk = read(file)
+    assert [tuple(row) for row in chunk.skipped] == [(501, "the number of its fields is 1, not 6")]
+    assert (len(chunk.candles), chunk.lines[-1]) == (899, 901)
+
+
+def test_a_header_that_begins_with_price_may_be_one_line(tmp_path: Path) -> None:
+    """Only the lines of yfinance are skipped, one or both of them."""
+    file = tmp_path / "candles.csv"
+    candles = ["2024-01-02,184.08,186.86,182.35,185.58,5", "2024-01-03,184.25,185.88,183.43,184.22,5"]
+    for extra in ([], ["Ticker,AAPL,AAPL,AAPL,AAPL,AAPL"], ["Ticker,AAPL,AAPL,AAPL,AAPL,AAPL", "Date,,,,,"]):
+        file.write_text("\n".join(["Price,Close,High,Low,Open,Volume", *extra, *candles, ""]))
+        chunk = read(file, "1d", "AAPL")
+        assert (len(chunk.candles), chunk.skipped, chunk.lines[0]) == (2, [], 2 + len(extra))
+
+
+def test_times_that_are_no_whole_ms_are_skipped(tmp_path: Path) -> None:
+    """Part of a ms is no opening time, as text, as a number and in a frame; no time is rounded."""
+    file = tmp_path / "candles.csv"
+    for odd in ("2024-01-01T00:01:00.000900Z", "2024-01-01 00:01:00.0000001Z", "1704067260000900", "1704067260000.5"):
+        first, last = (
+            ("1704067200000", "1704067320000") if odd.isdigit() else ("2024-01-01T00:00Z", "2024-01-01T00:02Z")
+        )
+        file.write_bytes(rows(first, odd, last))
+        chunk = read(file)
+        assert ([skipped.line for skipped in chunk.skipped], len(chunk.candles)) == ([3], 2), odd
+        assert chunk.skipped[0].reason.endswith("is no whole ms")
+
+
+def test_times_in_frames_are_exact_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a ms, times that no calendar has, and zones that are no names, by pyarrow and by polars alone."""
+    arrow: Any = pytest.importorskip("pyarrow")
+    parquet: Any = pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("polars")
+    times = [START + number * MINUTE for number in range(30)]
+
+    def write(name: str, ticks: list[int], *kind: Any) -> Path:
+        values = arrow.array(ticks, arrow.int64()).cast(arrow.timestamp(*kind))
+        numbers = {column: [1.0] * len(ticks) for column in COLUMNS[1:]}
+        parquet.write_table(arrow.table({"date": values, **numbers}), tmp_path / name)
+        return tmp_path / name
+
+    odd = [at * 1_000_000 + (number == 7) for number, at in enumerate(times)]
+    naive, zoned = write("naive.parquet", odd, "ns"), write("zoned.parquet", odd, "ns", "UTC")
+    parts = write("parts.parquet", [at * 1000 + 900 for at in times], "us", "UTC")
+    far = write("far.parquet", times, "s")
+    local = write("local[1]*.parquet", times, "ms", "tzfile('/etc/localtime')")
+    for find_spec in (None, dict[str, Any]().get):
+        if find_spec is not None:
+            monkeypatch.setattr("backtest_persist.operations.candles.tables.find_spec", find_spec)
+        for file, tz in ((naive, "UTC"), (zoned, None)):
+            chunk = read(file, tz=tz)
+            assert (len(chunk.candles), [skipped.line for skipped in chunk.skipped]) == (29, [8]), file
+            assert chunk.skipped[0].reason.endswith("is no whole ms")
+        with pytest.raises(InvalidPayloadError, match=r"parts.parquet: .*is no whole ms"):
+            read(parts)
+        with pytest.raises(InvalidPayloadError, match=r"far.parquet: its times, such as .*, are in no known form"):
+            read(far, tz="UTC")
+        if find_spec is None:
+            assert len(read(local).candles) == 30
+            with pytest.raises(
+                InvalidPayloadError, match=r"parquet: its times are in the zone .*localtime.*, .*unknown"
+            ):
+                read(local, "1d", session=86_400_000)
+
+
+@pytest.mark.parametrize(
+    ("header", "symbol", "volume"),
+    [
+        ("Volume,Volume BTC", "BTCUSDT", 8.0),
+        ("Volume BTC,Volume", "BTC/USDT", 7.0),
+        ("Volume,Volume USDT", "BTCUSDT", 7.0),
+        ("Volume,Volume_avg", "AVGOUSDT", 7.0),
+        ("Volume AVGO,Volume_avg", "AVGOUSDT", 7.0),
+        ("Volume USDT,Volume TRY", "USDTTRY", 7.0),
+    ],
+)
+def test_the_volume_is_that_in_what_is_traded(header: str, symbol: str, volume: float, tmp_path: Path) -> None:
+    """A column that names the asset counts before a plain one, and the beginning of an asset's name is no asset."""
+    file = tmp_path / "candles.csv"
+    file.write_text(f"date,open,high,low,close,{header}\n2024-01-01,1,1,1,1,7,8\n")
+    assert read(file, "1d", symbol).candles[0]["volume"] == volume
+
+
+def test_the_name_of_a_layout_is_none_that_it_may_not_be(tmp_path: Path) -> None:
+    """Days by names may be of anyone, and the rates of MetaTrader 5 are not those of TradingView."""
+    file = tmp_path / "candles.csv"
+    file.write_bytes(rows("2024-01-01", "2024-01-02"))
+    assert layout_of(file) == "CSV with names of columns, header in line 1, days of UTC"
+    header = "time,open,high,low,close,tick_volume,spread,real_volume\n"
+    file.write_text(f"{header}2024-01-01 00:00:00,1,2,0.5,1,5,1,0\n2024-01-01 00:01:00,1,2,0.5,1,5,1,0\n")
+    with pytest.raises(InvalidPayloadError, match="time of the broker's server"):
+        read(file)
+    assert layout_of(file, "1m", tz="UTC").startswith("MetaTrader 5 rates, header")
+    file.write_text(f"{header}1704067200,1,2,0.5,1,5,1,0\n1704067260,1,2,0.5,1,5,1,0\n")
+    assert read(file, tz="+02:00").candles[0]["timestamp"] == START - 120 * MINUTE

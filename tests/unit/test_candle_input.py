@@ -16,7 +16,7 @@ import pandas
 import pytest
 from pydantic import BaseModel
 
-from backtest_persist import CandleRow, InvalidPayloadError, SettingsError
+from backtest_persist import CandleFrame, CandleRow, InvalidPayloadError, SettingsError
 from backtest_persist.core.candles.input import CheckedCandles, check_candles, checked_candle
 from backtest_persist.core.candles.ohlcv import Series, candle_columns
 
@@ -90,6 +90,10 @@ SHAPES: dict[str, Any] = {
     "klines": KLINES,
     "an array": np.array(ROWS),
     "a structured array": np.array([tuple(row) for row in ROWS], dtype=[("timestamp", "i8"), *FLOATS]),
+    "a recarray": np.array([tuple(row) for row in ROWS], dtype=[("timestamp", "i8"), *FLOATS]).view(np.recarray),
+    "records of a frame": FRAME.to_records(),
+    "records of a frame with a DatetimeIndex": BY_INDEX.to_records(),
+    "records of a frame with a DatetimeIndex without a name": BY_INDEX.rename_axis(None).to_records(),
     "named tuples": [Named(*row) for row in ROWS],
     "itertuples": FRAME.itertuples(index=False),
     "itertuples with a RangeIndex": FRAME.itertuples(),
@@ -411,3 +415,75 @@ def test_nothing_is_imported_for_a_frame_that_was_not_given() -> None:
     """The libraries of frames are optional."""
     source = import_module("backtest_persist.core.candles.columns").__dict__
     assert not {"pandas", "polars", "pyarrow", "arro3", "numpy"} & source.keys()
+
+
+def test_candles_that_know_another_interval_are_refused() -> None:
+    """A week stored as a day would show its close six days early; of equal intervals nothing is said."""
+    weekly = [candle(7 * n, DAY) for n in range(3)]
+    for interval, expected in (("1w", "1w"), ("1M", "1M"), ("1d", None)):
+        frame = CandleFrame("BTCUSDT", interval, "binance", candle_columns(weekly))  # pyright: ignore[reportArgumentType]
+        if expected is None:
+            assert stored(frame, DAILY) == weekly
+        else:
+            with pytest.raises(InvalidPayloadError, match=f"the CandleFrame has candles of {expected}; store it in"):
+                check(frame, DAILY)
+    rows = [CandleRow(**one, symbol="s", interval="1d", exchange_name="e", **DATES) for one in weekly]
+    by_name = [{**one, "Interval": "1w"} for one in weekly]
+    columns = {name: [one[name] for one in by_name] for name in by_name[0]}
+    for given, problem in ((rows, "of 1d, not of 1m"), (by_name, "of 1w, not of 1m"), (columns, "of 1w, not of 1m")):
+        assert f"it is a candle {problem}" in refused(given)
+        with pytest.raises(InvalidPayloadError, match=f"it is a candle {problem}"):
+            checked_candle(SERIES, rows[0] if given is rows else by_name[0], lambda: False)
+    assert stored(rows, DAILY) == weekly
+    assert stored([{**one, "interval": other} for one, other in zip(weekly, (pd.NA, "D", None), strict=True)]) == weekly
+
+
+def test_records_of_naive_times_are_days_and_nothing_else() -> None:
+    """An index without a name is called "index" in records, and its times are datetime64 in ns."""
+    days = FRAME.drop(columns="timestamp").set_axis(pd.date_range("2020-09-14", periods=3))
+    for records in (days.to_records(), days.rename_axis("Date").to_records()):
+        assert stored(records, DAILY) == [candle(n, DAY) for n in range(3)]
+    assert "timestamp is a naive datetime" in refused(days.to_records())
+
+
+@pytest.mark.parametrize("library", ["pyarrow", "polars", "arro3.core"])
+def test_one_column_is_no_table(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Series is a list of candles, and another stream of Arrow without columns is none, whichever library reads."""
+    polars, pyarrow = import_module("polars"), import_module("pyarrow")
+    numbers = (FRAME["close"], FRAME.iloc[0], polars.Series("close", [1.0]))
+    array = pyarrow.chunked_array([[1.0, 2.0]])
+    for one in numbers:
+        assert "a candle is a mapping, a model, a dataclass or a row, not float" in refused(one)
+    assert stored(polars.Series(CANDLES)) == stored(pd.Series(CANDLES)) == stored(pd.Series(ROWS)) == CANDLES
+    for other in {"pyarrow", "polars", "arro3.core"} - {library}:
+        monkeypatch.setitem(sys.modules, other, None)
+    with pytest.raises(InvalidPayloadError, match=r"a \w+Array is not a table with columns: "):
+        check(array)
+
+
+def test_a_lazy_frame_is_told_to_collect() -> None:
+    """It has no rows yet."""
+    for library in ("polars", "narwhals"):
+        lazy = import_module("polars").LazyFrame(COLUMNS)
+        given = lazy if library == "polars" else import_module("narwhals").from_native(lazy)
+        with pytest.raises(
+            InvalidPayloadError, match=r"a LazyFrame has no rows yet; give what its collect\(\) returns"
+        ):
+            check(given)
+
+
+def test_a_frame_of_several_symbols_is_refused_with_the_way_to_select_one() -> None:
+    """The symbol of yfinance stands behind the price, or with group_by="ticker" before it."""
+    symbols = ["AAPL", "MSFT"]
+    for by_ticker in (pd.concat({"AAPL": BY_INDEX}, axis=1), pd.concat(dict.fromkeys(symbols, BY_INDEX), axis=1)):
+        with pytest.raises(
+            InvalidPayloadError, match=r"begin with a symbol; give the candles of one, such as frame\['AAPL'\]"
+        ):
+            check(by_ticker)
+        assert stored(by_ticker["AAPL"]) == CANDLES
+    both = by_ticker.swaplevel(axis=1)
+    with pytest.raises(
+        InvalidPayloadError, match=r"several symbols; give those of one, such as frame.xs\('AAPL', axis=1, level=1\)"
+    ):
+        check(both)
+    assert stored(both.xs("AAPL", axis=1, level=1)) == CANDLES

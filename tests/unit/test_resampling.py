@@ -111,6 +111,10 @@ def test_a_period_is_whole_or_left_out() -> None:
     assert found("1M", None, millis(2024, 2, 1) - 1) == []
     assert found("1M", None, millis(2024, 2, 1)) == [monday]
     assert found("12h", monday + HOUR, monday + 36 * HOUR) == [monday + 12 * HOUR, monday + 24 * HOUR]
+    wednesday = monday + 2 * DAY  # a series that begins within a week
+    columns = series(wednesday, monday + 21 * DAY, HOUR)
+    assert found("1w", None, weeks[2] + 7 * DAY) == weeks
+    assert found("1w", wednesday, weeks[2] + 7 * DAY) == weeks[1:]
 
 
 def test_candles_that_are_not_on_the_grid_are_left_out() -> None:

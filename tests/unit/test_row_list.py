@@ -4,7 +4,7 @@ import json
 import pickle
 import sys
 from copy import copy, deepcopy
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from importlib import import_module
 from typing import Any
@@ -15,7 +15,18 @@ from bson import ObjectId
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backtest_persist import CandleRow, MemoryRow, Page, RecentRow, RiskRow, RowList, SignalRow, StorageRow
+from backtest_persist import (
+    CandleRow,
+    InvalidPayloadError,
+    MemoryRow,
+    Page,
+    RecentRow,
+    RiskRow,
+    RowList,
+    SignalRow,
+    StorageRow,
+)
+from backtest_persist.core.frames.frame import RowFrame
 from backtest_persist.core.frames.libraries import _by_arro3
 from tests.own_domain.funding import FundingRow
 
@@ -24,6 +35,7 @@ pandas, polars, pyarrow = (import_module(name) for name in ("pandas", "polars", 
 NOW = datetime(2024, 1, 1, 12, 0, 0, 5000, tzinfo=UTC)
 NOON = 1_704_110_400_000
 DATES: dict[str, Any] = {"id": "0" * 24, "create_date": NOW, "updated_date": NOW}
+EDGES = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 UUID_ = UUID(int=7)
 TRADES: list[dict[str, Any]] = [
     {
@@ -147,6 +159,63 @@ def test_decimals_that_no_type_holds_are_text() -> None:
         assert str(frame.to_pandas()["n"][0]) == str(odd)
 
 
+def payload_frame(*payloads: dict[str, Any]) -> RowFrame:
+    return RowList(StorageRow(backtest=True, signal_id="s", payload=one, **DATES) for one in payloads).to_frame()
+
+
+LISTS: dict[str, tuple[list[Any], list[Any]]] = {
+    "a member that the first lacks": (
+        [[{"px": 1.0}], [{"px": 2.0, "fee": 0.1}]],
+        [[{"px": 1.0, "fee": None}], [{"px": 2.0, "fee": 0.1}]],
+    ),
+    "an empty list of lists": ([[[]], [["s"]]], [[[]], [["s"]]]),
+    "None before a datetime": ([[{"at": None}], [{"at": NOW}]], [[{"at": None}], [{"at": NOW}]]),
+    "None alone": ([[None], [], None], [[None], [], None]),
+    "None before an int": ([[None], [None, 2**60]], [[None], [None, 2**60]]),
+    "members in members": (
+        [[{"a": [{"b": 1}]}], [{"a": [{"c": b"x"}]}, None], [{"d": {"e": True}}]],
+        [
+            [{"a": [{"b": 1, "c": None}], "d": None}],
+            [{"a": [{"b": None, "c": b"x"}], "d": None}, None],
+            [{"a": None, "d": {"e": True}}],
+        ],
+    ),
+    "an offset": ([[NOW.astimezone(timezone(timedelta(hours=2)))], []], [[NOW], []]),
+    "the first and the last year": ([[EDGES[0]], [EDGES[1]]], [[EDGES[0]], [EDGES[1]]]),
+}
+
+
+@pytest.mark.parametrize("library", ["pyarrow", "polars", "an Arrow stream of polars"])
+@pytest.mark.parametrize("case", LISTS)
+def test_a_list_keeps_all_members(case: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only some items have is None in the others; the first row decides nothing."""
+    given, expected = LISTS[case]
+    frame = payload_frame(*({"items": one} for one in given))
+    read = pyarrow.table
+    if library == "an Arrow stream of polars":
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+    found = frame.to_polars()["items"].to_list() if library == "polars" else read(frame)["items"].to_pylist()
+    assert found == expected
+
+
+def test_decimals_have_their_values_in_every_library() -> None:
+    """Also those that are written with an exponent, such as a zero of thirty digits."""
+    for texts in (("0E+30", "1E-20"), ("1E+30", "1.5"), ("-0E+3", "1E+36"), ("1E-37", "0")):
+        expected = [*map(Decimal, texts)]
+        frame = payload_frame(*({"n": one} for one in expected))
+        assert frame.to_polars()["n"].to_list() == expected
+        assert pyarrow.table(frame)["n"].to_pylist() == expected
+        assert pyarrow.table(_by_arro3(vars(frame)["_typed"]))["n"].to_pylist() == expected
+        assert list(map(str, frame.to_pandas()["n"])) == list(map(str, expected))
+
+
+def test_a_name_may_be_empty() -> None:
+    """A member of the name "" has that name in every library."""
+    frame = payload_frame({"": 1, " ": 2})
+    names = ["backtest", "signal_id", "", " ", "create_date", "updated_date"]
+    assert [*frame.to_pandas().columns] == frame.to_polars().columns == pyarrow.table(frame).column_names == names
+
+
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -159,6 +228,7 @@ SCALARS = st.one_of(
     st.datetimes(timezones=st.just(UTC)).map(lambda at: at.replace(microsecond=0)),
     st.just(ObjectId("1" * 24)),
 )
+ROW_FIELDS = ("backtest", "signal_id", "create_date", "updated_date")
 NAMES = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=2)
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3))
 
@@ -166,13 +236,21 @@ VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.di
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.dictionaries(st.sampled_from(["a", "b", "a.b"]), VALUES), min_size=1, max_size=4))
 def test_no_payload_crashes_a_library(payloads: list[dict[str, Any]]) -> None:
-    """Whatever payloads hold, a frame has a row for each, in every library."""
+    """Whatever payloads hold, a frame has a row for each with all of its values, the same in polars and pyarrow."""
     rows = RowList(StorageRow(backtest=True, signal_id="s", payload=payload, **DATES) for payload in payloads)
     frame = rows.to_frame()
     for found in (frame.to_pandas(), frame.to_polars(), pyarrow.table(frame)):
         assert found.shape == (len(payloads), len(frame.columns))
     columns: Any = vars(frame)["_typed"]
     assert pyarrow.table(_by_arro3(columns)).shape == frame.to_pandas().shape
+    held = [value for name, values in frame.columns.items() if name not in ROW_FIELDS for value in values]
+    assert sum(value is not None for value in held) == sum(map(count_values, payloads))
+    by_polars, by_pyarrow = frame.to_polars().to_dict(as_series=False), pyarrow.table(frame).to_pydict()
+    assert repr(by_polars) == repr(by_pyarrow)
+
+
+def count_values(value: Any) -> int:
+    return sum(map(count_values, value.values())) if isinstance(value, dict) else value is not None
 
 
 def test_names_that_two_columns_have_are_told_apart() -> None:
@@ -190,6 +268,54 @@ def test_names_that_two_columns_have_are_told_apart() -> None:
     assert frame.columns["payload.symbol"] == ["BTC", "ETH"]
     assert frame.columns["symbol"] == ["BTC", "BTC"]
     assert frame.to_pandas()["when"][0] == pandas.Timestamp(NOON, unit="ms", tz="UTC")
+
+
+def test_no_column_overwrites_another() -> None:
+    """Of members whose columns would have one name, the second is called after the field, as often as it takes."""
+    dots = {"a.b": 1, "a": {"b": 2}}
+    fields: dict[str, Any] = {"payload": {"signal_id": "in", "a.b": 4}, "signal_id": "out", "a": {"b": 3}, "a.b": None}
+    expected: dict[str, list[Any]] = {
+        "a.b": [1, 3],
+        "payload.a.b": [2, None],
+        "payload.signal_id": [None, "in"],
+        "payload.payload.a.b": [None, 4],
+        "payload.payload.signal_id": [None, "out"],
+    }
+    found = payload_frame(dots, {**fields, "a.b": 3, "a": {}}).columns
+    assert {name: found[name] for name in found if "." in name} == expected
+    assert len(found) == len(expected) + 4
+    row = StorageRow(backtest=True, signal_id="s", payload={}, **DATES)
+    payloads: list[Any] = [{"payload": {"payload": 3}}, {"payload": 2}, [4]]
+    both = RowList(row.model_copy(update={"payload": one}) for one in payloads).to_frame().columns
+    names = ("payload", "payload.payload", "payload.payload.payload")
+    assert [both[name] for name in names] == [[None, None, [4]], [3, None, None], [None, 2, None]]
+
+
+def test_an_empty_mapping_has_no_value() -> None:
+    """It has a column by its name unless a row has members of it."""
+    names = {*ROW_FIELDS}
+    found = payload_frame({"m": {}, "n": {"x": {}}, "o": {}}, {"o": {"a": 1}}).columns
+    assert found.keys() - names == {"m", "n.x", "o.a"}
+    assert (found["m"], found["n.x"], found["o.a"]) == ([None, None], [None, None], [None, 1])
+    assert payload_frame({}).columns["payload"] == [None]
+    assert payload_frame({}, {"a": 1}).columns.keys() - names == {"a"}
+
+
+def test_many_columns_take_no_longer_each() -> None:
+    """Comparing each name with each other would take minutes here, during which nothing else runs."""
+    payload: dict[str, Any] = {f"m{i}": {"open": {"at": i}, "closed": None} for i in range(30_000)}
+    frame = payload_frame(payload, {})
+    assert len(frame.columns) == 60_004
+
+
+def test_rows_of_several_types_are_refused() -> None:
+    """They have different contexts: each type has a frame of its own."""
+    rows: list[Any] = [StorageRow(backtest=True, signal_id="s", payload={}, **DATES)]
+    rows.append(RiskRow(risk_name="r", exchange_name="e", positions=[], when=NOON, **DATES))
+    with pytest.raises(
+        InvalidPayloadError, match="rows of one type, not of RiskRow and StorageRow; make a frame of ea"
+    ):
+        RowList(rows).to_frame()
 
 
 def test_rows_of_other_domains_are_frames() -> None:

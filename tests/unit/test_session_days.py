@@ -65,3 +65,14 @@ def test_what_is_no_session_is_refused() -> None:
     for bad in (timedelta(), timedelta(hours=-6), 6.5, "6h30m", None, True, 6, timedelta(days=8), 10**30):
         with pytest.raises(InvalidKeyError, match="length must be a timedelta, or an int in ms"):
             session_day(opening, bad)
+
+
+@pytest.mark.parametrize("seconds", [3600, 23_400, 86_400, 604_800])
+def test_a_length_in_seconds_is_refused(seconds: int) -> None:
+    """As ms it would be so short that the candle of a day could be seen before the session has closed."""
+    opening = datetime(2024, 3, 4, 22, tzinfo=UTC)
+    for length in (seconds, np.int64(seconds)):
+        with pytest.raises(InvalidKeyError, match=f"{seconds} looks like seconds: multiply it by 1000"):
+            session_day(opening, length)  # pyright: ignore[reportArgumentType]
+    assert session_day(opening, seconds * 1000) == session_day(opening, timedelta(seconds=seconds))
+    assert session_day(opening, 604_801) == session_day(opening, timedelta(minutes=1))

@@ -70,6 +70,8 @@ def find_columns(candles: Any) -> Columns | None:
         return _of_pandas(candles, pandas)
     if polars is not None and isinstance(candles, polars.DataFrame):
         return _of_polars(candles, polars)
+    if any(library is not None and isinstance(candles, library.Series) for library in (pandas, polars)):
+        return None  # which is a stream, too, but of one column
     if hasattr(candles, "__arrow_c_stream__"):
         return _of_arrow(candles)
     return _of_mapping(cast("Mapping[Any, Any]", candles)) if isinstance(candles, Mapping) else None
@@ -95,6 +97,8 @@ def _of_mapping(given: Mapping[Any, Any]) -> Columns:
 def _of_pandas(frame: Any, pandas: Any) -> Columns:
     """Return the columns of a frame of pandas; its index is one if it has the times and no column has them."""
     columns = Columns("row of a DataFrame")
+    if frame.columns.nlevels > 1:
+        _check_symbols(frame.columns)
     names = [_first_level(name) for name in frame.columns]
     series = [frame.iloc[:, place] for place in range(len(names))]
     has_times = frame.index.inferred_type in _TIMES or plain_name(frame.index.name) in TIME_NAMES
@@ -106,6 +110,19 @@ def _of_pandas(frame: Any, pandas: Any) -> Columns:
         else:
             columns.add(name, values.tolist())
     return columns
+
+
+def _check_symbols(names: Sequence[tuple[Any, ...]]) -> None:
+    """Refuse what yfinance gives for several symbols, or with the symbol before the price."""
+    first, second = (list(dict.fromkeys(name[level] for name in names)) for level in (0, 1))
+    if "close" in map(plain_name, second) and "close" not in map(plain_name, first):
+        raise ImpossibleCandleError(
+            f"the columns begin with a symbol; give the candles of one, such as frame[{first[0]!r}]"
+        )
+    if len(first) < len(names):
+        raise ImpossibleCandleError(
+            f"the columns are of several symbols; give those of one, such as frame.xs({second[0]!r}, axis=1, level=1)"
+        )
 
 
 def _first_level(name: Any) -> Any:
@@ -129,6 +146,8 @@ def _of_arrow(stream: Any) -> Columns:
             return read(stream)
         except ModuleNotFoundError:
             continue
+        except ValueError as error:
+            raise ImpossibleCandleError(f"a {type(stream).__name__} is not a table with columns: {error}") from None
     raise SettingsError(
         f'Candles in a {type(stream).__name__} need a library for Arrow; run: pip install "backtest-persist[arrow]"'
     )
@@ -148,7 +167,10 @@ def _by_pyarrow(stream: Any) -> Columns:
 
 def _by_polars(stream: Any) -> Columns:
     polars = import_module("polars")
-    return _of_polars(polars.DataFrame(stream), polars)
+    try:
+        return _of_polars(polars.DataFrame(stream), polars)
+    except polars.exceptions.SchemaError as error:
+        raise ValueError(str(error)) from None
 
 
 def _by_arro3(stream: Any) -> Columns:

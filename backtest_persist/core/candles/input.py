@@ -13,6 +13,7 @@ from backtest_persist.core.candles.columns import CERTAIN_NAMES, TIME_NAMES, fin
 from backtest_persist.core.candles.ohlcv import (
     CANDLES,
     COLUMNS,
+    INTERVALS,
     NUMBERS,
     ImpossibleCandleError,
     Series,
@@ -20,6 +21,7 @@ from backtest_persist.core.candles.ohlcv import (
     opening_time,
 )
 from backtest_persist.core.candles.outliers import find_outliers
+from backtest_persist.core.frames.frame import CandleFrame
 from backtest_persist.core.instants import EarlyTimes
 from backtest_persist.core.payload import opened
 from backtest_persist.errors import InvalidPayloadError
@@ -36,6 +38,8 @@ _STORED_NAMES = frozenset(
 _KLINE = 12
 """The fields of a kline of Binance, of which the first are those of a row of ccxt, with numbers as str."""
 _SHOWN_PROBLEMS = 5
+_INTERVALS = (*INTERVALS, *("12h", "3d", "1w", "1M"))
+"""The intervals that are stored, and those that candles can be resampled to."""
 
 
 @dataclass
@@ -69,6 +73,16 @@ class CheckedCandles:
         counts = f"{len(self.invalid)} of {self.count} candles cannot be stored, and none was"
         return series.error(f"{counts}. {'; '.join(shown)}")
 
+    def outliers_error(self, series: Series) -> InvalidPayloadError:
+        """Return the error about the outliers, where what is stored is to be replaced; it names the first five."""
+        shown = ", ".join(map(str, [*self.outliers][:_SHOWN_PROBLEMS]))
+        if (more := len(self.outliers) - _SHOWN_PROBLEMS) > 0:
+            shown += f" and {more} more"
+        return series.error(
+            f"{len(self.outliers)} of {self.count} candles have a price in another unit than those around them, and "
+            f"nothing was replaced: {shown}. Correct them, or, if they are right, give allow_outliers=True"
+        )
+
 
 class _Row(NamedTuple):
     """One candle as it was given."""
@@ -92,6 +106,8 @@ class _Plan(NamedTuple):
     problem: str
     """The fields that are missing or ambiguous, for a message; empty if none is."""
     ignored: frozenset[str]
+    interval: Any = None
+    """The given name of the interval, if a row has one."""
 
 
 def check_candles(
@@ -167,6 +183,9 @@ def checked_candle(series: Series, candle: Any, early: EarlyTimes, ignored: set[
 def _timestamp(row: _Row, plan: _Plan, series: Series, early: EarlyTimes) -> int:
     if plan.problem:
         raise ImpossibleCandleError(plan.problem)
+    interval = None if plan.interval is None else row.values[plan.interval]
+    if isinstance(interval, str) and interval in _INTERVALS and interval != series.interval:
+        raise ImpossibleCandleError(f"it is a candle of {interval}, not of {series.interval}")
     place = plan.places["timestamp"]
     return opening_time(row.values[place], series.interval, _always if place in row.in_ms else early)
 
@@ -177,6 +196,8 @@ def _always() -> bool:
 
 def _given(series: Series, candles: Any) -> Iterable[Any]:
     """Iterate over the candles of one call, which are rows already if they came as columns."""
+    if isinstance(candles, CandleFrame) and candles.interval != series.interval:
+        raise series.error(f"the CandleFrame has candles of {candles.interval}; store it in a series of that interval")
     try:
         columns = find_columns(candles)
         if columns is not None:
@@ -184,8 +205,10 @@ def _given(series: Series, candles: Any) -> Iterable[Any]:
     except ImpossibleCandleError as problem:
         raise series.error(str(problem)) from None
     if isinstance(candles, str | bytes | BaseModel) or not isinstance(candles, Iterable):
-        kind = type(candles).__name__
-        raise series.error(f"expected candles as a list, as columns or as a frame, not {kind}")
+        kind: Any = type(candles)  # pyright: ignore[reportUnknownVariableType]
+        if kind.__name__ == "LazyFrame":
+            raise series.error("a LazyFrame has no rows yet; give what its collect() returns")
+        raise series.error(f"expected candles as a list, as columns or as a frame, not {kind.__name__}")
     return cast("Iterable[Any]", candles)
 
 
@@ -221,7 +244,8 @@ def _row(given: Any) -> _Row:
 
 def _named_row(kind: str, fields: Sequence[str], values: Sequence[Any]) -> _Row:
     names = tuple(fields)
-    if names[0] == "Index" and isinstance(values[0], datetime):  # the index of a frame, from its itertuples
+    is_time = isinstance(values[0], datetime) or _is_numpy(values[0].__class__, "datetime64")
+    if names[0] in ("Index", "index") and is_time:  # the index of a frame, from its itertuples or to_records
         names = ("datetime", *names[1:])
     return _Row(kind, names, dict(zip(names, values, strict=True)))
 
@@ -242,7 +266,8 @@ def _members(record: Any) -> list[Any]:
 
 
 def _is_numpy(kind: type[Any], name: str) -> bool:
-    return kind.__module__ == "numpy" and kind.__name__ == name
+    """Whether a type is one of numpy, or derived from it, such as those of a recarray."""
+    return any(base.__module__ == "numpy" and base.__name__ == name for base in kind.__mro__)
 
 
 @lru_cache(100)
@@ -269,4 +294,4 @@ def _plan(names: tuple[Any, ...]) -> _Plan:
         problem = f"it has several values for {', '.join(doubled)}"
     taken = set(places.values())
     ignored = {str(name) for key, name in plain.items() if name not in taken and key not in _STORED_NAMES}
-    return _Plan(places, problem, frozenset(ignored))
+    return _Plan(places, problem, frozenset(ignored), plain.get("interval"))

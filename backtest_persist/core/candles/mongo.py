@@ -271,6 +271,7 @@ class MongoCandleStore(MongoStore[C, R]):
             {"$sort": {"timestamp": 1}},
             {"$limit": PART},
             {"$project": {"_id": 0, "timestamp": 1}},
+            {"$match": {"timestamp": {"$not": {"$type": "array"}}}},  # after the index has found the part by itself
             {"$setWindowFields": {"sortBy": {"timestamp": 1}, "output": numbered}},
             {"$match": {"$expr": {"$or": [{"$not": is_followed}, {"$eq": ["$timestamp", "$first"]}]}}},
         ]

@@ -23,7 +23,10 @@ _FIELDS = ("exchangeName", "symbol", "interval")
 _NO_ARRAY = {"$not": {"$type": "array"}}
 """MongoDB takes an array for each of its items."""
 _NAME = {"$gt": "", **_NO_ARRAY}
-_TIME = {"$gt": -math.inf, "$lt": math.inf}
+_TIME = {"$gt": Int64(-(2**62)), "$lt": Int64(2**62)}
+"""What can be the time of a candle; bounds that are computed from it fit 64 bits."""
+_SINGLE_TIME = {**_TIME, **_NO_ARRAY}
+"""The same without arrays, which the index alone does not tell apart, so that counts include them."""
 _FEW = 1000
 """Candles among which gaps are as quickly found as counted."""
 _MAX_HALVES = 16
@@ -70,7 +73,7 @@ class MongoSeries:
         """Iterate over the first candle of each series: the first key, and then each next one of another series."""
         wanted = {name: {"$eq": value, **_NO_ARRAY} for name, value in names.items()}
         any_name: dict[str, Any] = {**dict.fromkeys(_FIELDS, _NAME), **wanted}
-        document = await self._find_one({**any_name, "timestamp": _TIME}, _ORDER)
+        document = await self._find_one({**any_name, "timestamp": _SINGLE_TIME}, _ORDER)
         while document is not None:
             yield document
             later = [
@@ -78,7 +81,7 @@ class MongoSeries:
                     **any_name,
                     **{before: document[before] for before in _FIELDS[:place]},
                     name: {**_NAME, "$gt": document[name]},
-                    "timestamp": _TIME,
+                    "timestamp": _SINGLE_TIME,
                 }
                 for place, name in enumerate(_FIELDS)
                 if name not in names
@@ -141,7 +144,8 @@ class MongoSeries:
 
     async def _find_time(self, query: Mapping[str, Any], direction: int) -> int | None:
         """Return the first or the last time in one series."""
-        found = await self._find_one(query, [("timestamp", direction)])
+        single = {**query, "timestamp": {**query["timestamp"], **_NO_ARRAY}}
+        found = await self._find_one(single, [("timestamp", direction)])
         return None if found is None else _floor(found["timestamp"])
 
     @as_operation("list series")

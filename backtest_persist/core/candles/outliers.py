@@ -1,6 +1,7 @@
 """Outliers: candles with a price in another unit than those around them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from operator import itemgetter
 
 from backtest_persist.contracts import CandleData
@@ -9,29 +10,23 @@ __all__ = ("find_outliers",)
 
 _HIGH, _LOW = itemgetter("high"), itemgetter("low")
 _FACTOR = 1e5
-_AROUND = 10
-"""The candles before, and those after, that a candle is compared with."""
-_ENOUGH = 3
-_BLOCK = 200
-"""Candles that are looked at together, because nearly always none of them needs to be looked at alone."""
+_MAX_PAUSE = 30 * 86_400_000
+"""The time in ms after which a price says nothing about the next one: coins have risen by such a factor in a year."""
 
 
 def find_outliers(candles: Mapping[int, CandleData]) -> list[int]:
     """Return the times of the candles, given by time, with a price that can only be an error of unit or decimal point.
 
-    One of the prices is at least 10^5 times, or at most 10^-5 of, the median close of the candles around it: those that
-    were given of the ten before it, the ten after it, and itself. That is far beyond a crash of one minute, and no
-    coin that has risen by 10^6 in years is concerned. Only positive prices are compared. Of two candles nobody can tell
-    which is wrong, nor of two halves, nor of many candles that are all wrong: that takes more right ones than wrong
-    ones around.
+    Checked candles fall into levels: each is of the level of which the last close is nearest to it, if all of its
+    prices are within a factor of 10^5 of that close, and begins another one otherwise. If more than half of them are of
+    one level, the others are outliers. A series may therefore rise by any factor step by step, and a block of wrong
+    candles is found unless it is half of all. Only positive prices are compared, and only those of candles between
+    which there is no pause of more than 30 days.
     """
     ordered = [candles[at] for at in sorted(candles)]
-    outliers: list[int] = []
-    for start in range(0, len(ordered), _BLOCK):
-        end = min(start + _BLOCK, len(ordered))
-        if not _are_near(ordered[max(0, start - _AROUND) : end + _AROUND]):
-            outliers += (ordered[place]["timestamp"] for place in range(start, end) if _is_outlier(ordered, place))
-    return outliers
+    if not ordered or _are_near(ordered):
+        return []
+    return [at for stretch in _stretches(ordered) for at in _outliers_of(stretch)]
 
 
 def _are_near(candles: Sequence[CandleData]) -> bool:
@@ -42,13 +37,52 @@ def _are_near(candles: Sequence[CandleData]) -> bool:
     return highest < lowest * _FACTOR
 
 
-def _is_outlier(ordered: Sequence[CandleData], place: int) -> bool:
-    around = ordered[max(0, place - _AROUND) : place + _AROUND + 1]
-    closes = sorted(candle["close"] for candle in around if candle["close"] > 0)
-    if len(closes) < _ENOUGH:
-        return False
-    lower, upper = closes[(len(closes) - 1) // 2], closes[len(closes) // 2]  # far apart if there are two halves
-    return any(price >= upper * _FACTOR or price * _FACTOR <= lower for price in _positive_prices(ordered[place]))
+def _stretches(ordered: Sequence[CandleData]) -> Iterator[Sequence[CandleData]]:
+    """Cut candles where nothing is known of a price for so long that it may have become any other."""
+    start = 0
+    for place in range(1, len(ordered)):
+        if ordered[place]["timestamp"] - ordered[place - 1]["timestamp"] > _MAX_PAUSE:
+            yield ordered[start:place]
+            start = place
+    yield ordered[start:]
+
+
+@dataclass
+class _Level:
+    """Candles in one unit, as far as their prices tell."""
+
+    close: float = 0
+    """Their last close."""
+    times: list[int] = field(default_factory=list[int])
+
+
+def _outliers_of(candles: Sequence[CandleData]) -> list[int]:
+    levels: list[_Level] = []
+    times: list[int] = []
+    for candle in candles:
+        low, high, close = candle["low"], candle["high"], candle["close"]
+        if low <= 0:
+            prices = [*_positive_prices(candle)]
+            if not prices:
+                continue
+            low, high = min(prices), max(prices)
+        times.append(candle["timestamp"])
+        if high >= low * _FACTOR:
+            continue  # it is of no level
+        near = [level for level in levels if high < level.close * _FACTOR and level.close < low * _FACTOR]
+        if not near:
+            levels.append(level := _Level())
+        elif len(near) == 1:
+            level = near[0]
+        else:
+            level = min(near, key=lambda one: max(low, one.close) / min(high, one.close))
+        level.times.append(candle["timestamp"])
+        level.close = close if close > 0 else high
+    largest = max((level.times for level in levels), key=len, default=list[int]())
+    if 2 * len(largest) <= len(times):
+        return []
+    right = set(largest)
+    return [at for at in times if at not in right]
 
 
 def _positive_prices(candle: CandleData) -> Iterator[float]:

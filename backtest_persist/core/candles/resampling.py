@@ -40,7 +40,8 @@ def resample_columns(
     are counted from 1970-01-01, a week (``1w``) begins on Monday and a month (``1M``) on its first day, at 00:00 UTC.
 
     A period is in the result if it lies in [since, until) as a whole, in ms UTC: one that has not closed by `until`
-    would still change, and one that begins before `since` lacks its beginning. It is made of the candles that there
+    would still change, and one that begins before `since` lacks its beginning. Without `since` there is no such bound:
+    a series that begins on a Wednesday begins with the week of that day. A period is made of the candles that there
     are, so that a week may have five days; without any there is none. A candle that is not on the grid of its interval
     is left out, because it may close after its period. Needs numpy; `SettingsError` without it.
     """

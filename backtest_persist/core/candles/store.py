@@ -1,6 +1,6 @@
 """CandleStore: what a backend that keeps candles offers beside `Store`; in it series are read by ranges of time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from backtest_persist.contracts import CandleData
@@ -14,13 +14,18 @@ from backtest_persist.logger import LoggerService
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ("PART", "CandleStore")
+__all__ = ("PART", "CandleStore", "in_parts")
 
 C = TypeVar("C", bound=Context, contravariant=True)
 R = TypeVar("R", bound=Row)
 
 PART = 50_000
 """Candles that one command reads; each has its own deadline."""
+
+
+def in_parts(times: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Cut times into the parts that one command reads."""
+    return (times[start : start + PART] for start in range(0, len(times), PART))
 
 
 class CandleStore(Store[C, R], Protocol[C, R]):
@@ -74,7 +79,7 @@ class CandleStore(Store[C, R], Protocol[C, R]):
     async def find_numbers(
         self, series: Series, times: Sequence[int], *, prepare: bool = True
     ) -> dict[int, Mapping[str, Any]]:
-        """Find the numbers of the candles that are known to be stored at these times, which are in order.
+        """Find the numbers of the candles that are known to be stored at these times, one of `in_parts`, in order.
 
         Without `prepare` nothing is written, no index either.
         """

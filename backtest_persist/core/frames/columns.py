@@ -45,6 +45,10 @@ class Column:
     values: Any
     scale: int = 0
     """The digits behind the point of a `Kind.DECIMAL`."""
+    type: Any = None
+    """The type of the values of a `Kind.LIST`: ("list", the type of the items), where a type may also be a mapping of
+    the names of members to their types, the name of a type of Python, or ``null`` if all are None.
+    """
 
     @property
     def is_array(self) -> bool:
@@ -75,7 +79,8 @@ def column_of(values: Sequence[Any]) -> Column:
         scale = _scale([value for value in plain if value is not None])
         return Column(Kind.MIXED, plain) if scale is None else Column(Kind.DECIMAL, plain, scale)
     if types == {list}:
-        return Column(Kind.MIXED if _type_of(plain) is None else Kind.LIST, plain)
+        common = _type_of(plain)
+        return Column(Kind.MIXED, plain) if common is None else Column(Kind.LIST, plain, type=common[1])
     simple = {bool: Kind.BOOL, str: Kind.TEXT, bytes: Kind.BYTES}
     return Column(simple.get(next(iter(types)), Kind.MIXED) if len(types) == 1 else Kind.MIXED, plain)
 

@@ -1,6 +1,7 @@
 """Frame libraries: columns as a frame of pandas or polars, and as an Arrow stream of whichever library there is."""
 
 from collections.abc import Mapping
+from decimal import Context, Decimal
 from importlib import import_module
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ __all__ = ("arrow_stream", "import_library", "pandas_column", "pandas_frame", "p
 
 _NOT_A_TIME = -(2**63)
 """What datetime64 has for None."""
+_DECIMAL128 = Context(prec=38)
 
 
 def import_library(name: str) -> Any:
@@ -20,6 +22,16 @@ def import_library(name: str) -> Any:
     except ModuleNotFoundError:
         message = f'This needs {name}; run: pip install "backtest-persist[{name}]"'
         raise SettingsError(message) from None
+
+
+def _values(column: Column) -> Any:
+    """Return the values of a column as polars and Arrow take them: mixed ones as text, Decimals with equal scales."""
+    if column.kind is Kind.MIXED:
+        return texts_of(column.values)
+    if column.kind is Kind.DECIMAL:
+        last = Decimal((0, (1,), -column.scale))
+        return [None if value is None else value.quantize(last, context=_DECIMAL128) for value in column.values]
+    return column.values
 
 
 # --- pandas ---
@@ -61,12 +73,12 @@ def pandas_column(column: Column, pandas: Any) -> Any:
 def polars_frame(columns: Mapping[str, Column]) -> Any:
     """Return a frame of polars."""
     polars = import_library("polars")
-    return polars.DataFrame([_polars_column(name, column, polars) for name, column in columns.items()])
+    return polars.DataFrame({name: _polars_column(column, polars) for name, column in columns.items()})
 
 
-def _polars_column(name: str, column: Column, polars: Any) -> Any:
+def _polars_column(column: Column, polars: Any) -> Any:
     if column.kind is Kind.INSTANT:
-        return polars.Series(name, column.values, dtype=polars.Int64).cast(polars.Datetime("ms", "UTC"))
+        return polars.Series(column.values, dtype=polars.Int64).cast(polars.Datetime("ms", "UTC"))
     types = {
         Kind.NULL: polars.Null,
         Kind.BOOL: polars.Boolean,
@@ -77,9 +89,27 @@ def _polars_column(name: str, column: Column, polars: Any) -> Any:
         Kind.BYTES: polars.Binary,
     }
     if column.kind is Kind.LIST:
-        return polars.Series(name, column.values)
-    values = texts_of(column.values) if column.kind is Kind.MIXED else column.values
-    return polars.Series(name, values, dtype=types.get(column.kind, polars.String))
+        return polars.Series(column.values, dtype=_polars_type(column.type, polars))
+    return polars.Series(_values(column), dtype=types.get(column.kind, polars.String))
+
+
+def _polars_type(plain: Any, polars: Any) -> Any:
+    """Return the type of polars for a type of `Column.type`."""
+    if isinstance(plain, tuple):
+        return polars.List(_polars_type(plain[1], polars))
+    if isinstance(plain, dict):
+        members = cast("dict[str, Any]", plain).items()
+        return polars.Struct({name: _polars_type(member, polars) for name, member in members})
+    types = {
+        "null": polars.Null,
+        "bool": polars.Boolean,
+        "int": polars.Int64,
+        "float": polars.Float64,
+        "str": polars.String,
+        "bytes": polars.Binary,
+        "datetime": polars.Datetime("us", "UTC"),
+    }
+    return types[plain]
 
 
 # --- Arrow ---
@@ -119,9 +149,27 @@ def _pyarrow_column(column: Column, pyarrow: Any) -> Any:
         Kind.BYTES: pyarrow.binary(),
     }
     if column.kind is Kind.LIST:
-        return pyarrow.array(column.values)
-    values = texts_of(column.values) if column.kind is Kind.MIXED else column.values
-    return pyarrow.array(values, type=types.get(column.kind, pyarrow.string()))
+        return pyarrow.array(column.values, type=_pyarrow_type(column.type, pyarrow))
+    return pyarrow.array(_values(column), type=types.get(column.kind, pyarrow.string()))
+
+
+def _pyarrow_type(plain: Any, pyarrow: Any) -> Any:
+    """Return the type of pyarrow for a type of `Column.type`."""
+    if isinstance(plain, tuple):
+        return pyarrow.list_(_pyarrow_type(plain[1], pyarrow))
+    if isinstance(plain, dict):
+        members = cast("dict[str, Any]", plain).items()
+        return pyarrow.struct([(name, _pyarrow_type(member, pyarrow)) for name, member in members])
+    types = {
+        "null": pyarrow.null(),
+        "bool": pyarrow.bool_(),
+        "int": pyarrow.int64(),
+        "float": pyarrow.float64(),
+        "str": pyarrow.string(),
+        "bytes": pyarrow.binary(),
+        "datetime": pyarrow.timestamp("us", "UTC"),
+    }
+    return types[plain]
 
 
 def _by_polars(columns: Mapping[str, Column]) -> Any:

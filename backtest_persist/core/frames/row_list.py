@@ -10,13 +10,13 @@ from backtest_persist.core.frames.columns import Column, Kind, column_of
 from backtest_persist.core.frames.frame import RowFrame
 from backtest_persist.core.keys import is_instant
 from backtest_persist.core.row import Context, Row
+from backtest_persist.errors import InvalidPayloadError
 
 __all__ = ("RowList",)
 
 R = TypeVar("R", bound=Row)
 
 _DATES = ("when", "create_date", "updated_date")
-_ABSENT = object()
 _KINDS: Mapping[Any, Kind] = {
     bool: Kind.BOOL,
     int: Kind.INT,
@@ -45,12 +45,16 @@ class RowList(list[R], Generic[R]):
         """Return the rows as flat columns, a row each: the context, then what is stored in it, and the dates.
 
         The members of a payload are columns by the names that they are stored under, those of a mapping in it by the
-        names with a dot between them; lists stay lists. A row without a member has None there. A member whose name is
-        that of another column is called ``payload.name``, unless both are always equal. `when`, the dates, and what
-        else the domain declares as an instant are instants, in ms UTC. The id of the document is left out.
+        names with a dot between them; lists stay lists. A row without a member, or with an empty mapping, has None
+        there. A member whose name is that of another column is called ``payload.name``, unless it always says what the
+        context or a date says. `when`, the dates, and what else the domain declares as an instant are instants, in ms
+        UTC. The id of the document is left out. `InvalidPayloadError` for rows of several types.
         """
         if not self:
             return RowFrame(_empty_columns(self._row_type), 0)
+        if len(types := {type(row) for row in self}) > 1:
+            names = " and ".join(sorted(row_type.__name__ for row_type in types))
+            raise InvalidPayloadError(f"A frame has rows of one type, not of {names}; make a frame of each.")
         return RowFrame(_columns(self), len(self))
 
 
@@ -75,39 +79,40 @@ def _in_order(row_type: type[Row] | None, fields: Mapping[str, FieldInfo]) -> li
 def _columns(rows: Sequence[Row]) -> dict[str, Column]:
     row_type = type(rows[0])
     fields = _in_order(row_type, row_type.model_fields)
-    values: dict[str, dict[str, list[Any]]] = {name: {} for name, _ in fields}
+    values: dict[str, dict[tuple[Any, ...], list[Any]]] = {name: {(): []} for name, _ in fields}
     for position, row in enumerate(rows):
         for name, columns in values.items():
-            for path, value in dict(_members(name, getattr(row, name))).items():
+            for path, value in _leaves((), getattr(row, name)):
                 column = columns.setdefault(path, [])
-                column.extend([_ABSENT] * (position - len(column)))
+                column.extend([None] * (position - len(column)))
                 column.append(value)
     named: dict[str, Column] = {}
     for name, field in fields:
-        columns = values[name]
-        for path, column in columns.items():
-            column.extend([_ABSENT] * (len(rows) - len(column)))
-            plain = [None if value is _ABSENT else value for value in column]
-            inner = len(columns) > 1 if path == name else any(other.startswith(f"{path}.") for other in columns)
-            if inner and all(value is None for value in plain):
+        outer = {path[:depth] for path in values[name] for depth in range(len(path))}
+        for path, column in values[name].items():
+            column.extend([None] * (len(rows) - len(column)))
+            if path in outer and all(value is None for value in column):
                 continue  # of a mapping that some rows do not have
-            if path == name:
-                named[name] = Column(Kind.INSTANT, plain) if is_instant(field) else column_of(plain)
-            elif path not in values:
-                named[f"{name}.{path}" if path in named else path] = column_of(plain)
-            elif any(value not in (_ABSENT, getattr(row, path)) for value, row in zip(column, rows, strict=True)):
-                named[f"{name}.{path}"] = column_of(plain)
+            if not path:
+                named[name] = Column(Kind.INSTANT, column) if is_instant(field) else column_of(column)
+                continue
+            called = ".".join(map(str, path))
+            if called in values and called != name:
+                if all(value in (None, getattr(row, called)) for value, row in zip(column, rows, strict=True)):
+                    continue
+                called = f"{name}.{called}"
+            while called in named:
+                called = f"{name}.{called}"
+            named[called] = column_of(column)
     return named
 
 
-def _members(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Iterate over the names and values of the columns of one field."""
-    return _leaves(cast("Mapping[Any, Any]", value)) if isinstance(value, Mapping) else iter([(name, value)])
-
-
-def _leaves(mapping: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in mapping.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{name}.{path}", leaf) for path, leaf in _leaves(cast("Mapping[Any, Any]", value)))
-        else:
-            yield str(name), value
+def _leaves(path: tuple[Any, ...], value: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Iterate over what a value holds that is no mapping, with the names that lead to it; an empty one holds None."""
+    if not isinstance(value, Mapping):
+        yield path, value
+    elif not value:
+        yield path, None
+    else:
+        for name, member in cast("Mapping[Any, Any]", value).items():
+            yield from _leaves((*path, name), member)

@@ -6,15 +6,36 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, timedelta, tzinfo
 from typing import Any, Literal
 
-from backtest_persist.core.candles.ohlcv import COLUMNS, NUMBERS, ImpossibleCandleError, Series, opening_time
+from backtest_persist.core.candles.ohlcv import COLUMNS, NUMBERS, Series
+from backtest_persist.errors import InvalidKeyError
 from backtest_persist.operations.candles.files import CandleFile, Kind
-from backtest_persist.operations.candles.layouts import KLINE, LAYOUTS, UTC_TIMES, Layout, Places, find_places
-from backtest_persist.operations.candles.reading import Reading, in_ms, other_interval
+from backtest_persist.operations.candles.layouts import (
+    ASSETS,
+    KLINE,
+    LAYOUTS,
+    UTC_TIMES,
+    Layout,
+    Places,
+    UnusableError,
+    find_places,
+    fits_symbol,
+)
+from backtest_persist.operations.candles.reading import Reading, in_ms, interval_of, other_interval
 from backtest_persist.operations.candles.tables import Row, Table, open_table, plain
-from backtest_persist.operations.candles.times import DateOrder, Form, Times, Unit, find_form, parse_zone
+from backtest_persist.operations.candles.times import (
+    EPOCH,
+    MS,
+    DateOrder,
+    Form,
+    Times,
+    Unit,
+    elapsed_ms,
+    find_form,
+    parse_zone,
+)
 
 __all__ = ("Options", "open_reading")
 
@@ -76,7 +97,7 @@ class _Detection:
         numbers = [place for place in (*places.prices, places.volume) if place is not None]
         comma = self._is_comma(numbers)
         times, described = self._times(layout, names, places)
-        words = [layout.name]
+        words = [layout.name, *self._subject(names, places)]
         if self.table.kind is Kind.CSV:
             words.append(f"header in line {self.table.header:,}" if self.table.header else "no header")
         if places.volume is not None and plain(names[places.volume]) not in ("volume", "vol", "v"):
@@ -87,21 +108,21 @@ class _Detection:
             words.append("decimal commas")
         if self.options.session is not None:
             words.append("sessions under the day in which they close")
-        symbol = None if places.symbol is None else self.rows[0][places.symbol]
         reading = Reading(
             self.file,
             self.table,
             self.sample,
+            self.rows[0],
             self.series,
             [*words, *described],
             names,
             places,
             times,
             comma,
-            symbol,
             self.options.session,
         )
         self._check(reading)
+        self._check_closing_times(places)
         times.units.clear()
         return reading
 
@@ -120,10 +141,10 @@ class _Detection:
         if self.table.names is not None:
             names = self.table.names
             known = set(map(plain, names))
-            layouts = [layout for layout in LAYOUTS if layout.has_header(known)]
+            layouts = [layout for layout in LAYOUTS if layout.has_header(known, self.table.preamble)]
             if "date" in self.table.in_ms and set(names) == {"date", *NUMBERS}:
                 return Layout(f"freqtrade {self.table.kind}"), names
-            if self.table.kind is not Kind.CSV or not layouts:
+            if not layouts or (self.table.kind is not Kind.CSV and not layouts[0].has_local_numbers):
                 return Layout(f"{self.table.kind} with names of columns"), names
             return layouts[0], names
         if self.table.kind is Kind.JSON and width in (len(COLUMNS), len(KLINE)):
@@ -167,6 +188,8 @@ class _Detection:
             symbols.append(str(self.rows[0][known["symbol"]]))
         try:
             places = find_places(names, symbols, no_volume=self.options.no_volume)
+        except UnusableError as problem:
+            raise self.file.error(str(problem)) from None
         except ValueError as problem:
             shown = ",".join(map(str, names))
             raise self.file.error(
@@ -177,6 +200,28 @@ class _Detection:
             places = replace(places, volume=ticks)
         return places
 
+    def _subject(self, names: Sequence[str], places: Places) -> list[str]:
+        """Return in words what the file says that its rows are of, unless that is the symbol of the series.
+
+        `InvalidPayloadError` where it cannot be.
+        """
+        given = [(names[place], self.rows[0][place]) for place in (places.symbol, *places.assets) if place is not None]
+        if self.table.symbol and self.options.columns is None:
+            given.insert(0, ("Ticker", self.table.symbol))
+        words: list[str] = []
+        for name, value in given:
+            if value is None or not any(map(str.isalnum, str(value))):
+                continue
+            fits = fits_symbol(str(value), self.series.symbol)
+            if fits is False and plain(name) not in ASSETS:
+                raise self.file.error(
+                    f"its {name} is {value!r:.40}, and the series is of {self.series.symbol!r:.40}; give the symbol of "
+                    "the file, or name its columns (--columns), with - for this one"
+                )
+            if not fits:
+                words.append(f"{plain(name)} {value!r:.40}")
+        return words
+
     def _is_zero(self, place: int | None) -> bool:
         assert place is not None
         return all(str(row[place]).strip() in ("0", "0.0", "") for row in self.rows)
@@ -184,6 +229,8 @@ class _Detection:
     def _is_comma(self, places: Sequence[int]) -> bool:
         """Whether decimals follow a comma."""
         if self.options.decimal is not None:
+            if not any(isinstance(row[place], str) for row in self.rows for place in places):
+                raise self.file.error("decimal (--decimal) is for numbers as text, and it has none")
             return self.options.decimal == ","
         texts = [str(row[place]) for row in self.rows for place in places]
         commas = [text for text in texts if "," in text]
@@ -196,8 +243,8 @@ class _Detection:
             )
         if all(_GROUPED.fullmatch(text.strip()) for text in commas):
             raise self.file.error(
-                f"its number {commas[0]!r:.40} can be read in two ways; say decimal (--decimal ,) if it has decimals, "
-                "or save it without separators of thousands"
+                f"its number {commas[0]!r:.40} can be read in two ways; save it without separators of thousands, or "
+                "say decimal (--decimal ,) if these are decimals"
             )
         return True
 
@@ -206,8 +253,10 @@ class _Detection:
     def _times(self, layout: Layout, names: Sequence[str], places: Places) -> tuple[Times, list[str]]:
         """Return what reads the times, and what it reads in words."""
         daily = self.series.step == _DAY and self.options.session is None
-        joined = Times(places.time, unit=None).joined
+        joined = Times(places.time, unit=None, has_local_numbers=layout.has_local_numbers).joined
         form = find_form(joined(row) for row in self.rows)
+        if self.options.unit is not None and names[places.time[0]] in self.table.in_ms:
+            raise self.file.error("unit (--unit) is for times as numbers since 1970, and it has others")
         unit = self._unit(form, places)
         words: list[str] = []
         zone = self.options.tz or layout.zone or ("UTC" if plain(names[places.time[0]]) in UTC_TIMES else None)
@@ -219,6 +268,7 @@ class _Detection:
                 f"its times, such as {local!r}, have no time zone.{layout.hint} Say it by tz: --tz UTC, "
                 "--tz America/New_York, or an offset such as --tz=+02:00"
             )
+        self._check_zone(form, names[places.time[0]] in self.table.in_ms, is_used=bool(local))
         if local:
             words.append(f"times in {zone}")
         elif form.day:
@@ -226,6 +276,15 @@ class _Detection:
         if form.zoned:
             words.append("times with their zone")
         order: DateOrder | None = self.options.date_order or layout.order
+        if self.options.date_order and not form.is_unordered:
+            raise self.file.error(
+                "date_order (--date-order) is for dates that begin with the day or the month, and it has none"
+            )
+        if order and form.orders and order not in form.orders:
+            wrong = "day, not the month" if order == "mdy" else "month, not the day"
+            raise self.file.error(
+                f"its dates begin with the {wrong}, as a row shows; leave out date_order (--date-order)"
+            )
         if form.is_unordered:
             order = order or self._order(form, joined)
             words.append(f"dates as {_ORDERS[order]}")
@@ -235,13 +294,42 @@ class _Detection:
             unit=unit,
             is_certain=self.options.unit is not None,
             zone=None if zone is None else parse_zone(zone),
+            has_local_numbers=layout.has_local_numbers,
             order=order,
             daily=daily,
             in_ms=column_zone is not None,
             sessions=self.options.session is not None,
-            column_zone=None if column_zone is None else parse_zone(column_zone),
+            column_zone=self._column_zone(column_zone),
         )
         return times, words
+
+    def _column_zone(self, name: str | None) -> tzinfo | None:
+        """Return the zone of a column of instants, which only sessions need."""
+        if name is None or self.options.session is None:
+            return None
+        try:
+            return parse_zone(name)
+        except InvalidKeyError:
+            raise self.file.error(
+                f"its times are in the zone {name!r:.40}, which is unknown; save it with UTC"
+            ) from None
+
+    def _check_zone(self, form: Form, has_instants: bool, *, is_used: bool) -> None:
+        """Refuse a zone that would not be used; UTC is what is meant without one."""
+        if self.options.tz is None or is_used:
+            return
+        if form.zoned or has_instants:
+            found = "have a zone; leave it out"
+        elif parse_zone(self.options.tz) is UTC:
+            return
+        elif form.number is not None:
+            found = "are numbers since 1970, which are in UTC; if these count local time, convert them first"
+        else:
+            found = (
+                "are days, each of which is stored as that day of UTC; leave it out, or say how long a session lasts: "
+                "session_length (--session-length 24h)"
+            )
+        raise self.file.error(f"tz (--tz) is for local times, and its times {found}")
 
     def _unit(self, form: Form, places: Places) -> Unit | None:
         """Return the unit of times that are numbers; None if there are none."""
@@ -282,6 +370,20 @@ class _Detection:
 
     # --- the fit ---
 
+    def _check_closing_times(self, places: Places) -> None:
+        """Refuse a file whose rows last another interval by their own closing times."""
+        opening, closing = places.time[0], places.closing_time
+        if closing is None or len(places.time) > 1 or self.options.session is not None:
+            return
+        lengths = (elapsed_ms(row[opening], row[closing]) for row in self.rows)
+        found = Counter("" if length is None else interval_of(length) for length in lengths)
+        [(interval, count)] = found.most_common(1)
+        if interval not in ("", self.series.interval) and count > len(self.rows) / 2:
+            raise self.file.error(
+                f"its closing times are {interval} after the opening times, and the interval (--interval) is "
+                f"{self.series.interval}"
+            )
+
     def _check(self, reading: Reading) -> None:
         """Refuse a file of which hardly a row is a candle of the series."""
         found: list[int] = []
@@ -310,7 +412,9 @@ class _Detection:
                 f"its days begin at {opening} UTC, and a candle of 1d is that of a UTC day; say how long a session "
                 "lasts, and each is stored under the day in which it closes: session_length (--session-length 6h30m)"
             )
-        try:
-            opening_time(off[0], self.series.interval, lambda: True)
-        except ImpossibleCandleError as error:
-            raise self.file.error(str(error)) from None
+        opening = EPOCH + off[0] * MS
+        raise self.file.error(
+            f"its candles open at {opening:%H:%M:%S} UTC, among others, and those of {self.series.interval} at "
+            f"multiples of {self.series.interval} after 1970-01-01 00:00 UTC; import a shorter interval, and resample "
+            "it"
+        )

@@ -46,6 +46,10 @@ class Answer:
     """When it was asked, in ms UTC, by the earlier of both clocks: a candle that was open then may still change."""
     is_full: bool
     """Whether the exchange gave as many as it was asked for, so that nothing is left out before the last one."""
+    limit: int
+    """How many it was asked for."""
+    reach: int
+    """The time, in ms UTC, up to which so many candles go if none is missing."""
 
 
 class ExchangeMarket:
@@ -133,15 +137,19 @@ class ExchangeMarket:
         """Whether the exchange has candles of that length."""
         return interval in (self._exchange.timeframes or ())
 
-    async def read(self, since: int, until: int, interval: str, step: int) -> Answer:
+    async def read(self, since: int, until: int, interval: str, step: int, *, must_give: bool = False) -> Answer:
         """Read candles from `since` on, at least up to `until` if they fit one request; what comes may go beyond it.
 
-        Those of sessions are read under the days in which these close.
+        Those of sessions are read under the days in which these close. With `must_give`, for what was given before, an
+        answer without candles is a fault that may pass.
         """
         begin = max(0, since - self._earlier)
         limit = min(self.page, -(-(until - begin) // step) + _MARGIN)
         self.requests += 1
-        rows, asked_at = await self._send(partial(self._fetch, interval, begin, limit), counted=True)
+        rows, asked_at = await self._send(
+            partial(self._fetch, interval, begin, limit, must_give=must_give), counted=True
+        )
+        self._check_times(rows, begin, asked_at, step)
         is_full = len(rows) >= limit
         if self._session_length is not None:
             rows = self._by_session_days(rows, self._session_length)
@@ -149,16 +157,35 @@ class ExchangeMarket:
         for row in rows:
             if row[0] >= since:
                 found.setdefault(row[0], []).append(row)
-        if is_full and not found:
+        return Answer(found, asked_at, is_full, limit, begin + limit * step)
+
+    def _check_times(self, rows: Sequence[Sequence[Any]], begin: int, asked_at: int, step: int) -> None:
+        """Raise `ExchangeError` for rows none of which was asked for, or that lie in the future."""
+        times: list[int] = [row[0] for row in rows]
+        if not times:
+            return
+        latest = asked_at + step + _DAY
+        what = None
+        if max(times) < begin - _MARGIN * step:
+            what = f"before the time that it was asked for ({begin})"
+        elif max(times) > latest:
+            what = f"after the present ({asked_at})"
+        if what is not None:
             raise ExchangeError(
-                f"{self.exchange_id} answers with candles of {self.symbol} before the time that it was asked for, so "
-                "that this series cannot be read from it.",
+                f"{self.exchange_id} answers with candles of {self.symbol} {what}: the last one opens at {max(times)}. "
+                "Nothing of this answer is stored, and this series cannot be read through this release of ccxt.",
                 exchange=self.exchange_id,
                 reason=ErrorReason.SERVER_ERROR,
             )
-        return Answer(found, asked_at, is_full)
 
-    async def _fetch(self, interval: str, since: int, limit: int) -> tuple[list[Sequence[Any]], int]:
+    async def pause(self, seconds: float, why: str) -> None:
+        """Announce a pause, and wait."""
+        self._on_wait(seconds, why)
+        await asyncio.sleep(seconds)
+
+    async def _fetch(
+        self, interval: str, since: int, limit: int, *, must_give: bool
+    ) -> tuple[list[Sequence[Any]], int]:
         exchange, before = self._exchange, self._headers
         asked_at = int(time.time() * 1000)
         rows = await exchange.fetch_ohlcv(self.symbol, interval, since, limit)
@@ -168,6 +195,8 @@ class ExchangeMarket:
             raise UnreadableAnswerError(f"it answers with {' '.join(body.split())!r:.60}")
         if not isinstance(rows, list) or not all(map(_is_row, cast("list[Any]", rows))):
             raise UnreadableAnswerError("it answers with something else than rows of candles")
+        if must_give and not rows:
+            raise UnreadableAnswerError("it gives no candles where it gave some before")
         headers = self._headers
         answered_at = None if headers is before else read_server_time(headers or {})
         given = cast("list[Sequence[Any]]", rows)
@@ -207,8 +236,7 @@ class ExchangeMarket:
                 seconds = max(pause, asked or 0.0)
                 if not fault.may_pass or now + seconds > deadline:
                     raise self._error(fault, failures, asked) from error
-            self._on_wait(seconds, f"{fault.reason}: {fault.words}")
-            await asyncio.sleep(seconds)
+            await self.pause(seconds, f"{fault.reason}: {fault.words}")
             pause = min(2 * pause, _LONGEST_PAUSE)
             self.retries += counted
             self.requests += counted

@@ -4,6 +4,7 @@ import codecs
 import csv
 import gzip
 import io
+import lzma
 import os
 import zipfile
 import zlib
@@ -72,19 +73,26 @@ class CandleFile:
             yield
         except FileNotFoundError:
             raise SettingsError(f"There is no file {self.path}.") from None
-        except (EOFError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error) as error:
-            problem = " ".join(str(error).split()).rstrip(".")
-            raise self.error(f"the archive is damaged or cut off ({problem}); download it again") from None
+        except (EOFError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+            raise self._damaged(error) from None
         except UnicodeError as error:
             raise self.error(f"it cannot be decoded ({error}); save it as UTF-8") from None
         except csv.Error as error:
             raise self.error(f"it is no CSV file ({error})") from None
+        except NotImplementedError as error:
+            raise self.error(f"the archive is packed by a method that Python lacks ({error}); unpack it") from None
         except OSError as error:
+            if error.errno is None:  # of bz2
+                raise self._damaged(error) from None
             raise SettingsError(f"{self.path} cannot be read: {error.strerror or error}.") from None
 
     def error(self, problem: str) -> InvalidPayloadError:
         """Return the error about what the file holds."""
         return InvalidPayloadError(f"{self.path}: {problem}.")
+
+    def _damaged(self, error: Exception) -> InvalidPayloadError:
+        problem = " ".join(str(error).split()).rstrip(".")
+        return self.error(f"the archive is damaged or cut off ({problem}); download it again")
 
     @contextmanager
     def open_text(self) -> Generator[TextIO]:

@@ -17,14 +17,13 @@ from backtest_persist.errors import ErrorReason, ExchangeError, InvalidKeyError
 from backtest_persist.operations.candles.exchange import Answer, ExchangeMarket
 from backtest_persist.operations.candles.missing import MissingCandles
 from backtest_persist.operations.candles.ranges import Range, Ranges, count_candles
+from backtest_persist.operations.candles.voids import LATE_MS, NothingSeenError, VoidReader
 from backtest_persist.operations.progress import NoProgress, Progress
 
 __all__ = ("RETRY_SECONDS", "CandlesFilled", "FillProgress", "fill_candles")
 
 RETRY_SECONDS = 300.0
 """How long an exchange that does not answer is asked again."""
-LATE_MS = 6 * 3_600_000
-"""The age up to which a candle that an exchange does not have may still come."""
 _DAY = 86_400_000
 
 
@@ -206,62 +205,32 @@ class _Filler:
     allow_outliers: bool
     late: Ranges = field(default_factory=Ranges)
     """Those that are too young to count as missing."""
-    skips: bool = True
-    """Whether candles of days may show the end of a void."""
 
     async def run(self) -> None:
         """Ask for all gaps, then look at what is left."""
         until, step = self.report.until, self.series.step
-        in_void = False
         self.progress.begin(self.report.asked)
         await self.missing.save(_now())
+        reader = VoidReader(self.market, self.series.interval, step, await self._last_stored())
         while gap := next(iter(self.gaps), None):
             at = gap[0]
             end = self.gaps.within(at, at + self.market.page * step)[-1][1]
-            answer = await self._read(at, end, self.series.interval, step, is_known_void=in_void)
-            in_void = not answer.rows
-            if in_void:
-                reached = await self._find_end_of_void(end)
+            try:
+                answer = await reader.read(at, end)
+            except NothingSeenError:
+                break
+            if answer.rows:
+                reached = max(answer.rows) // step * step + step
             else:
-                self.skips, reached = True, max(answer.rows) // step * step + step
+                reached = await reader.find_end_of_void(at, end, answer)
             await uncancelled(partial(self._store, at, min(reached, until), answer))
         await self._look_at_rest()
 
-    async def _read(self, at: int, end: int, interval: str, step: int, *, is_known_void: bool = False) -> Answer:
-        """Read from `at` on; what an answer leaves out at its beginning is asked for again before it counts as missing.
-
-        That is not necessary where the exchange has jumped to the next candle that it has. Otherwise it may give the
-        newest candles whatever it was asked for, fewer than that, the last ones of the time, or none for once.
-        """
-        answer = await self.market.read(at, end, interval, step)
-        if not answer.rows:
-            doubt = at if is_known_void else end
-        elif (first := min(answer.rows)) < end:
-            doubt = at if answer.is_full else first
-        else:
-            has_jumped = max(answer.rows) < answer.asked_at - 2 * step
-            doubt = at if has_jumped else answer.asked_at
-        while at < doubt and at < answer.asked_at - LATE_MS:
-            again = await self.market.read(at - step, doubt, interval, step)
-            found = {opening: rows for opening, rows in again.rows.items() if opening >= at}
-            answer.rows |= found
-            first = min(found, default=doubt)
-            if first >= doubt:
-                break
-            doubt = at if again.is_full else first
-        return answer
-
-    async def _find_end_of_void(self, end: int) -> int:
-        """Return until when the exchange has nothing: `end`, or later if that shows in candles of days."""
-        step = self.series.step
-        is_over = not self.gaps.within(end, self.report.until)
-        if is_over or not self.skips or step >= _DAY or not self.market.has_interval("1d"):
-            return end
-        start = end // _DAY * _DAY - _DAY  # on some exchanges, the day of `end` begins in the day before
-        stop = start + self.market.page * _DAY
-        days = await self._read(start, stop, "1d", _DAY)
-        self.skips = not days.rows
-        return max(end, min(days.rows, default=stop) // step * step)
+    async def _last_stored(self) -> int | None:
+        """Return the time of the last stored candle before the end of the first gap, which the exchange may have."""
+        gap = next(iter(self.gaps), None)
+        found = await self.candles.find_last(*_names(self.series), 1, gap[1]) if gap else []
+        return found[0].timestamp if found else None
 
     async def _store(self, at: int, end: int, answer: Answer) -> None:
         """Store the rows of [at, end) and remember the gaps in between, in this order."""

@@ -117,8 +117,8 @@ async def import_candles(
     Of rows of one time the first is taken; one that differs from it is skipped. A candle that is stored already is
     kept, so that an import can be repeated, or resumed after an interruption. With `replace`, what is stored in the
     range of the file is deleted before, if the file differs from it: the file is read as a whole first, and one with a
-    row that cannot be stored is an `InvalidPayloadError`. A reader meanwhile, or after a failure, finds the range
-    incomplete, but never a mixture. With `dry_run` nothing is written.
+    row that cannot be stored is an `InvalidPayloadError`. A read that begins meanwhile, or after a failure, finds the
+    range incomplete. With `dry_run` nothing is written.
 
     `unit` is that of times as numbers, `columns` are the names of the columns in their order, `tz` is the zone of times
     that have none, `date_order` says whether 02.03.2024 begins with the day or the month, and `decimal` is what

@@ -1,5 +1,6 @@
 """The layouts of files of candles: one table of those that are known, and which column is what."""
 
+import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ from backtest_persist.core.candles.ohlcv import NUMBERS
 from backtest_persist.operations.candles.tables import plain
 from backtest_persist.operations.candles.times import DateOrder
 
-__all__ = ("KLINE", "LAYOUTS", "UTC_TIMES", "Layout", "Places", "find_places")
+__all__ = ("ASSETS", "KLINE", "LAYOUTS", "UTC_TIMES", "Layout", "Places", "UnusableError", "find_places", "fits_symbol")
 
 KLINE = (
     *("open_time", *NUMBERS, "close_time", "quote_volume", "count", "taker_buy_volume", "taker_buy_quote_volume"),
@@ -22,8 +23,6 @@ class Layout:
     name: str
     header: frozenset[str] = frozenset()
     """The names that its header has, among others, in the form of `plain`."""
-    is_whole: bool = False
-    """Whether the header has no other names."""
     fields: tuple[str, ...] = ()
     """The fields of a layout without header."""
     first: str = "unix"
@@ -34,10 +33,14 @@ class Layout:
     """The order of day and month: dmy, mdy; None if the file has to show it."""
     hint: str = ""
     """What is known of the zone, for the question about it."""
+    preamble: str = ""
+    """What stands before its header, among others, in lower case."""
+    has_local_numbers: bool = False
+    """Whether its times as numbers count local time."""
 
-    def has_header(self, names: Set[str]) -> bool:
-        """Whether it is the layout of a file with these names, in the form of `plain`."""
-        return bool(self.header) and (self.header == names if self.is_whole else self.header <= names)
+    def has_header(self, names: Set[str], preamble: str) -> bool:
+        """Whether it is the layout of a file with these names, in the form of `plain`, and this text before them."""
+        return bool(self.header) and self.header <= names and self.preamble in preamble.lower()
 
 
 _BROKER = " MetaTrader writes the time of the broker's server, often UTC+2 in winter and UTC+3 in summer."
@@ -49,11 +52,15 @@ LAYOUTS = (
     Layout("Stooq", frozenset({"ticker", "per", "date"}), hint=" Stooq writes the time of the exchange, or of Warsaw."),
     Layout("Yahoo Finance", frozenset({"date", "adj_close"})),
     Layout("yfinance", frozenset({"price"})),
-    Layout("CryptoDataDownload", frozenset({"unix", "date", "symbol"}), zone="UTC"),
-    Layout("CryptoDataDownload", frozenset({"date", "symbol"}), zone="UTC"),
+    Layout("CryptoDataDownload", frozenset({"date", "symbol"}), zone="UTC", preamble="cryptodatadownload"),
     Layout("Dukascopy", frozenset({"gmt_time"}), order="dmy"),
+    Layout(
+        "MetaTrader 5 rates",
+        frozenset({"time", "open", "high", "low", "close", "tick_volume"}),
+        hint=_BROKER,
+        has_local_numbers=True,
+    ),
     Layout("TradingView", frozenset({"time", "open", "high", "low", "close"})),
-    Layout("Stooq, or other days by names of columns", frozenset({"date", *NUMBERS}), is_whole=True),
     Layout("Binance spot klines", fields=KLINE),
     Layout("Kraken OHLCVT", fields=("timestamp", *NUMBERS, "trades")),
     Layout("MetaTrader 4", fields=("date", "time", *NUMBERS), first="date", hint=_BROKER),
@@ -72,7 +79,20 @@ _OTHER_TIMES = (
 
 An index of pandas may have no name, and yfinance calls it Price.
 """
-_SYMBOLS = ("symbol", "ticker")
+_SYMBOLS = ("symbol", "ticker", "pair", "trading_pair", "currency_pair", "instrument")
+"""The names of a column of symbols."""
+ASSETS = ("name", "coin", "asset")
+"""The names of what may be a symbol, or the name of what is traded."""
+_MARKETS = ("market", "exchange", "timeframe", "interval")
+"""The names of other columns that have one value in a series."""
+_QUOTES = frozenset(
+    {"", "usd", "usdt", "usdc", "busd", "fdusd", "tusd", "dai", "eur", "gbp", "jpy", "chf", "aud", "cad", "krw"}
+    | {"try", "brl", "btc", "xbt", "eth", "bnb", "usdtusdt", "usdcusdc", "usdtperp", "usdperp", "perp"}
+)
+"""What is behind the name of what is traded in a symbol, without marks."""
+_MIN_SYMBOL = 3
+"""Letters by which the beginning of a symbol is known."""
+_CLOSING_TIMES = ("close_time", "closetime")
 _SHORT = {"o": "open", "h": "high", "l": "low", "c": "close", "v": "volume"}
 _BASE_VOLUMES = ("volume", "base_volume", "basevolume", "volume_base", "vol", "v", "tickvol", "tick_volume")
 _QUOTE_VOLUMES = frozenset({"volume_currency", "quote_volume", "volume_quote"})
@@ -88,6 +108,21 @@ class Places:
     volume: int | None
     """None where there is none, and 0 is stored."""
     symbol: int | None = None
+    """A column of symbols."""
+    assets: tuple[int, ...] = ()
+    """Columns that may be of symbols, or name what is traded."""
+    markets: tuple[int, ...] = ()
+    """Other columns that have one value in a series."""
+    closing_time: int | None = None
+
+    @property
+    def same(self) -> tuple[int, ...]:
+        """All columns that have one value in a series."""
+        return (*(() if self.symbol is None else (self.symbol,)), *self.assets, *self.markets)
+
+
+class UnusableError(ValueError):
+    """What no names of columns mend."""
 
 
 def find_places(names: Sequence[str], symbols: Sequence[str], *, no_volume: bool) -> Places:
@@ -105,9 +140,16 @@ def find_places(names: Sequence[str], symbols: Sequence[str], *, no_volume: bool
     if prices:
         raise ValueError(f"there is no column {', '.join(prices)}")
     open, high, low, close = (_only(known, name) for name in NUMBERS[:4])
-    symbol = next((known[name][0] for name in _SYMBOLS if name in known), None)
-    volume = None if no_volume else _volume(known, names, symbols)
-    return Places(_time(known), (open, high, low, close), volume, symbol)
+    symbol, *others = [*(known[name][0] for name in _SYMBOLS if name in known), None]
+    return Places(
+        _time(known, names),
+        (open, high, low, close),
+        None if no_volume else _volume(known, names, symbols),
+        symbol,
+        tuple(known[name][0] for name in ASSETS if name in known),
+        tuple(place for name in _MARKETS for place in known.get(name, ())) + tuple(each for each in others if each),
+        next((known[name][0] for name in _CLOSING_TIMES if name in known), None),
+    )
 
 
 def _only(known: dict[str, list[int]], name: str) -> int:
@@ -116,7 +158,7 @@ def _only(known: dict[str, list[int]], name: str) -> int:
     return known[name][0]
 
 
-def _time(known: dict[str, list[int]]) -> tuple[int, ...]:
+def _time(known: dict[str, list[int]], names: Sequence[str]) -> tuple[int, ...]:
     for name in _TIMES:
         if name in known:
             return (_only(known, name),)
@@ -125,22 +167,58 @@ def _time(known: dict[str, list[int]]) -> tuple[int, ...]:
     for name in _OTHER_TIMES:
         if name in known:
             return (_only(known, name),)
+    for name in _CLOSING_TIMES:
+        if name in known:
+            raise UnusableError(
+                f"its only times, {names[known[name][0]]!r}, are those of the close; write the times of the opening, "
+                "which candles are stored under"
+            )
     raise ValueError("there is no column of times")
 
 
 def _volume(known: dict[str, list[int]], names: Sequence[str], symbols: Sequence[str]) -> int:
-    for name in _BASE_VOLUMES:
-        if name in known:
-            return _only(known, name)
     by_asset = {
         name.removeprefix("volume_"): places[0]
         for name, places in known.items()
-        if name.startswith("volume_") and name not in _QUOTE_VOLUMES
+        if name.startswith("volume_") and name not in _QUOTE_VOLUMES | set(_BASE_VOLUMES)
     }
-    of_base = [place for asset, place in by_asset.items() if any(each.lower().startswith(asset) for each in symbols)]
+    of_base = [place for asset, place in by_asset.items() if any(_is_base(asset, each) for each in symbols)]
     if len(of_base) == 1:
         return of_base[0]
+    for name in _BASE_VOLUMES:
+        if name in known:
+            return _only(known, name)
     if by_asset:
         shown = " and ".join(repr(names[place]) for place in by_asset.values())
         raise ValueError(f"the volume may be {shown}; what is stored is the volume in what is traded")
     raise ValueError("there is no column of volume; to store 0, give no_volume (--no-volume)")
+
+
+def _is_base(asset: str, symbol: str) -> bool:
+    """Whether an asset is what is traded under a symbol, rather than only how its name begins."""
+    whole = _letters(symbol).lower()
+    return whole.startswith(asset) and (
+        whole.removeprefix(asset) in _QUOTES or re.split(r"\W|_", symbol)[0].lower() == asset
+    )
+
+
+def fits_symbol(given: str, symbol: str) -> bool | None:
+    """Whether the symbol of a file is a spelling of that of a series; None if one is only how the other begins.
+
+    Letters and digits are compared, without what stands before or behind a point, colon or ``=``, such as the name of
+    an exchange.
+    """
+    one, other = _letters(given), _letters(symbol)
+    if one in _spellings(symbol) or other in _spellings(given):
+        return True
+    shorter, longer = sorted((one, other), key=len)
+    return None if len(shorter) >= _MIN_SYMBOL and longer.startswith(shorter) else False
+
+
+def _spellings(symbol: str) -> set[str]:
+    return {_letters(symbol), *filter(None, map(_letters, re.split("[.:=]", symbol)))}
+
+
+def _letters(symbol: str) -> str:
+    """Return the letters and digits of a symbol."""
+    return re.sub("^XBT", "BTC", "".join(filter(str.isalnum, symbol.upper())))

@@ -16,7 +16,7 @@ from backtest_persist.operations.candles.layouts import Places
 from backtest_persist.operations.candles.tables import BATCH, Row, Table, plain
 from backtest_persist.operations.candles.times import EPOCH, UNIT_NAMES, Times
 
-__all__ = ("Chunk", "Reading", "SkippedRow", "in_ms", "other_interval")
+__all__ = ("Chunk", "Reading", "SkippedRow", "in_ms", "interval_of", "other_interval")
 
 _EXACT_LENGTH = 15
 """A text of so many characters has no more digits than a float holds."""
@@ -56,20 +56,21 @@ class Reading:
         file: CandleFile,
         table: Table,
         sample: Sequence[Row],
+        first: Sequence[Any],
         series: Series,
         layout: Sequence[str],
         names: Sequence[str],
         places: Places,
         times: Times,
         comma: bool,
-        symbol: Any,
         session: timedelta | int | None,
     ) -> None:
         self._file, self._table, self._series = file, table, series
         self._rows = itertools.chain(sample, table.rows)
         self._layout, self._names, self._places, self._times, self._comma = layout, names, places, times, comma
         self._numbers = [*places.prices, *(() if places.volume is None else (places.volume,))]
-        self._symbol, self._session = symbol, session
+        self._session = session
+        self._same = [(place, str(first[place]).strip()) for place in places.same]
 
     @property
     def noun(self) -> str:
@@ -120,8 +121,11 @@ class Reading:
         """Return one candle; `ValueError` says why the row is none."""
         if len(row) != len(self._names) and any(row[len(self._names) :]) | (len(row) < len(self._names)):
             raise ValueError(f"the number of its fields is {len(row)}, not {len(self._names)}")
-        if self._symbol is not None and row[self._places.symbol] != self._symbol:  # pyright: ignore[reportArgumentType, reportCallIssue]
-            raise ValueError(f"it is of another symbol than the first row, which is of {self._symbol!r:.40}")
+        for place, first in self._same:
+            if (found := str(row[place]).strip()) != first:
+                raise ValueError(
+                    f"its {self._names[place]} is {found!r:.40}, and that of the first row is {first!r:.40}"
+                )
         try:
             timestamp = self._times.read(row, line)
             if self._session is not None:
@@ -172,6 +176,11 @@ def other_interval(times: Iterable[int | datetime], step: int) -> str:
     if commonest == step or count < total / 2 or is_gap:
         return ""
     return _INTERVALS.get(commonest) or str(timedelta(milliseconds=commonest))
+
+
+def interval_of(length: float) -> str:
+    """Return the interval from whose opening to its close so many ms pass, or ``""``."""
+    return next((name for ms, name in _INTERVALS.items() if 0.9 * ms <= length <= ms and ms - length <= 1000), "")
 
 
 def in_ms(timestamp: int | datetime) -> int:

@@ -4,9 +4,12 @@ import csv
 import itertools
 import json
 import re
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TextIO, cast
@@ -14,6 +17,7 @@ from typing import Any, TextIO, cast
 from backtest_persist.core.candles.columns import plain_name
 from backtest_persist.errors import InvalidPayloadError, SettingsError
 from backtest_persist.operations.candles.files import CandleFile, Kind
+from backtest_persist.operations.candles.times import MS
 
 __all__ = ("BATCH", "Row", "Table", "open_table", "plain")
 
@@ -27,6 +31,8 @@ _MAX_LINE = 100_000
 """Characters; a candle has some 200."""
 _BLOCK = 1024 * 1024
 """Characters of JSON that are read at a time, and the most that one entry has."""
+_PER_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}
+_NAIVE_EPOCH = datetime(1970, 1, 1)  # of local times
 _BETWEEN = re.compile(r"[\s,]*")
 
 Row = tuple[int, Sequence[Any]]
@@ -49,6 +55,10 @@ class Table:
     """The line of the header; 0 for none."""
     in_ms: Mapping[str, str] = field(default_factory=dict[str, str])
     """The names of columns that hold instants as ms for certain, because they were datetimes, and their time zones."""
+    preamble: str = ""
+    """What stands before the header."""
+    symbol: str = ""
+    """The symbol that stands in a line of its own, as yfinance writes it."""
 
 
 def plain(name: str) -> str:
@@ -81,17 +91,26 @@ def _of_csv(file: CandleFile, text: TextIO) -> Table:
     if any(len(line) == _MAX_LINE for line in lines):
         raise file.error(f"it has a line of {_MAX_LINE:,} characters or more; it is no CSV file of candles")
     delimiter = _delimiter(lines)
-    reader = csv.reader(itertools.chain(lines, text), delimiter=delimiter, skipinitialspace=True)
-    first = next((row for row in itertools.islice(reader, _PREAMBLE + 1) if len(row) >= _MIN_FIELDS), None)
-    if first is None:
+
+    def split(line: str) -> list[str]:
+        """Return the fields of one line: a quote that is not closed ends with it, as no field has several lines."""
+        return next(csv.reader((line,), delimiter=delimiter, skipinitialspace=True), list[str]())
+
+    found = enumerate(map(split, itertools.chain(lines, text)), 1)
+    start = ((number, row) for number, row in itertools.islice(found, _PREAMBLE + 1) if len(row) >= _MIN_FIELDS)
+    nothing: list[str] = []
+    number, first = next(start, (0, nothing))
+    if not number:
         raise file.error("it has no lines of five or more fields, as candles are; it is no CSV file of candles")
     header = None if any(map(_is_number, first)) else tuple(name.strip() for name in first)
-    number = reader.line_num
-    if (
-        header and header[0] == "Price"
-    ):  # yfinance writes its two levels of names and the name of its index in a line each
-        next(reader, None)
-        next(reader, None)
+    symbol = ""
+    if header and header[0] == "Price":  # yfinance writes the symbol and the name of its index in a line each
+        below = list(itertools.islice(found, 2))
+        if below and below[0][1][:1] == ["Ticker"]:
+            symbol = "".join(below.pop(0)[1][1:2])
+        if below and below[0][1][:1] in (["Date"], ["Datetime"]) and not any(below[0][1][1:]):
+            below.pop(0)
+        found = itertools.chain(below, found)
 
     repeated = first if header else None
     """The header, which files that were joined have again."""
@@ -99,11 +118,17 @@ def _of_csv(file: CandleFile, text: TextIO) -> Table:
     def rows() -> Iterator[Row]:
         if header is None:
             yield number, first
-        for row in reader:
-            if row and row != repeated:
-                yield reader.line_num, row
+        yield from ((number, row) for number, row in found if row and row != repeated)
 
-    return Table(file.kind, header, rows(), lambda: file.position, header=number if header else 0)
+    return Table(
+        file.kind,
+        header,
+        rows(),
+        lambda: file.position,
+        header=number if header else 0,
+        preamble="".join(lines[: number - 1]),
+        symbol=symbol,
+    )
 
 
 def _delimiter(lines: Iterable[str]) -> str:
@@ -164,6 +189,11 @@ def _entries(file: CandleFile, text: TextIO) -> Iterator[Any]:
                 problem = "it is cut off" if not more else f"it is no JSON ({error.msg})"
                 raise file.error(f"{problem}; download it again") from None
             buffer, at = buffer[at:] + more, 0
+        except RecursionError:
+            raise file.error("it is nested too deeply; it is no JSON of candles") from None
+        except ValueError:
+            limit = sys.get_int_max_str_digits()
+            raise file.error(f"it has a number of more than {limit:,} digits; it is no JSON of candles") from None
         else:
             yield entry
 
@@ -197,6 +227,29 @@ class _Batch:
     """The part of the file that has been read with it, from 0 to 1."""
 
 
+def _instants(ticks: Iterable[int | None], unit: str, zone: str | None) -> list[Any]:
+    """Return instants since the epoch in ms, or as naive datetimes if they have no zone.
+
+    One that has part of a ms is a Decimal, and one that no calendar has a text.
+    """
+    per_s = _PER_SECOND[unit]
+
+    def instant(tick: int | None) -> Any:
+        if tick is None:
+            return None
+        millis, rest = divmod(tick * 1000, per_s)
+        if rest:
+            return Decimal(tick) * 1000 / per_s
+        if zone is not None:
+            return millis
+        try:
+            return _NAIVE_EPOCH + millis * MS
+        except OverflowError:
+            return f"{tick} {unit} since 1970"
+
+    return list(map(instant, ticks))
+
+
 def _by_pyarrow(file: CandleFile) -> Iterator[_Batch]:
     pyarrow = import_module("pyarrow")
     try:
@@ -206,15 +259,14 @@ def _by_pyarrow(file: CandleFile) -> Iterator[_Batch]:
             in_ms: dict[str, str] = {}
             for name, column in zip(names, batch.columns, strict=True):
                 if pyarrow.types.is_timestamp(column.type):
-                    column_zone: str | None = column.type.tz
-                    unit = "us" if column_zone is None else "ms"
-                    column = column.cast(pyarrow.timestamp(unit, column_zone), safe=False)
-                    if column_zone is not None:
-                        column = column.cast(pyarrow.int64())
-                        in_ms[name] = column_zone
-                columns.append(column.to_pylist())
+                    zone: str | None = column.type.tz
+                    columns.append(_instants(column.cast(pyarrow.int64()).to_pylist(), column.type.unit, zone))
+                    if zone is not None:
+                        in_ms[name] = zone
+                else:
+                    columns.append(column.to_pylist())
             yield _Batch(names, columns, in_ms, share)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, OverflowError, ValueError) as error:
         raise _damaged(file, error) from None
 
 
@@ -248,17 +300,24 @@ def _by_polars(file: CandleFile) -> Iterator[_Batch]:
             f'{file.path} needs a library for {file.kind}; run: pip install "backtest-persist[polars]"'
         ) from None
     try:
-        frame = polars.read_parquet(file.path) if file.kind is Kind.PARQUET else polars.read_ipc(file.path)
+        with file.path.open("rb") as raw:  # a path is taken for a pattern
+            frame = polars.read_parquet(raw) if file.kind is Kind.PARQUET else polars.read_ipc(raw)
     except (polars.exceptions.PolarsError, OSError) as error:
         raise _damaged(file, error) from None
-    zoned: dict[str, str] = {
-        name: kind.time_zone
-        for name, kind in frame.schema.items()
-        if isinstance(kind, polars.Datetime) and kind.time_zone is not None
-    }
-    frame = frame.with_columns(polars.col(name).dt.epoch("ms") for name in zoned)
+    kinds = {name: kind for name, kind in frame.schema.items() if isinstance(kind, polars.Datetime)}
+    zoned = {name: kind.time_zone for name, kind in kinds.items() if kind.time_zone is not None}
     done = 0
     for part in frame.iter_slices(BATCH):
         done += part.height
-        columns = [column.to_list() for column in part.get_columns()]
+        columns: list[list[Any]] = []
+        for column in part.get_columns():
+            kind = kinds.get(column.name)
+            try:
+                columns.append(
+                    column.to_list()
+                    if kind is None
+                    else _instants(column.to_physical().to_list(), kind.time_unit, kind.time_zone)
+                )
+            except (OverflowError, ValueError) as error:
+                raise _damaged(file, error) from None
         yield _Batch(tuple(frame.columns), columns, zoned, done / frame.height)

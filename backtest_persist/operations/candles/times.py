@@ -4,13 +4,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from backtest_persist.errors import InvalidKeyError
 
-__all__ = ("EPOCH", "MS", "UNIT_NAMES", "DateOrder", "Form", "Times", "Unit", "find_form", "parse_zone")
+__all__ = ("EPOCH", "MS", "UNIT_NAMES", "DateOrder", "Form", "Times", "Unit", "elapsed_ms", "find_form", "parse_zone")
 
+Number = int | float | Decimal
 Unit = Literal["s", "ms", "us", "ns"]
 DateOrder = Literal["dmy", "mdy"]
 
@@ -21,6 +23,8 @@ _PER_UNIT: dict[Unit, tuple[int, int]] = {"s": (1000, 1), "ms": (1, 1), "us": (1
 """What a number is multiplied and divided by to be in ms."""
 _BOUNDS: tuple[tuple[int, Unit], ...] = ((10**11, "s"), (10**14, "ms"), (10**17, "us"), (10**20, "ns"))
 """The units of numbers below these: each means 1973 to 5138 in its unit."""
+_MAX_NUMBER = 100
+"""Characters of a number."""
 _EARLY = 10**11
 """An int below this is refused as an instant in ms, and a datetime is not."""
 
@@ -35,6 +39,8 @@ _TEXT = re.compile(
     r" ?(?P<zone>Z|z|UTC|GMT|[+-]\d\d(?::?\d\d)?)?",
     re.ASCII,
 )
+_FINE = re.compile(r"(?::\d\d|\d{6})[.,]\d{3}\d*[1-9]\d*(?:$| ?[A-Za-z+-])", re.ASCII)
+"""The end of a time with part of a ms."""
 _OFFSET = re.compile(r"(?:UTC|GMT)?([+-])(\d{1,2})(?::?(\d\d))?", re.ASCII)
 _NULLS = frozenset({"", "null", "nan", "none", "n/a", "na", "nat"})
 
@@ -56,7 +62,7 @@ class Form:
 
     unit: Unit | None = None
     """That of most numbers since the epoch."""
-    number: int | float | None = None
+    number: Number | None = None
     """One of them."""
     naive: str | None = None
     """A time of day without a zone."""
@@ -142,7 +148,7 @@ class Times:
     `places` are the positions of the time in a row, or of date and time of day. `daily` says that a day without a time
     of day is that UTC day, in any zone. With `sessions`, a session that is named by the midnight of its zone, as by
     yfinance, opens no earlier than 00:00 UTC of that date: in the east that midnight is on the day before.
-    `column_zone` is the zone of ints in ms.
+    `column_zone` is the zone of ints in ms. With `has_local_numbers`, numbers count local time.
     """
 
     def __init__(
@@ -157,6 +163,7 @@ class Times:
         in_ms: bool = False,
         sessions: bool = False,
         column_zone: tzinfo | None = None,
+        has_local_numbers: bool = False,
     ) -> None:
         self._place, *others = places
         self._second = others[0] if others else None
@@ -164,6 +171,7 @@ class Times:
         self._is_certain, self._in_ms = is_certain, in_ms
         self._zone, self._order, self._daily = zone, order, daily
         self._sessions, self._column_zone = sessions, column_zone
+        self._has_local_numbers = has_local_numbers
         self._offsets: dict[date, timedelta | None] = {}
         self.units: dict[Unit, int] = {}
         """The line from which on there are numbers of a unit."""
@@ -171,6 +179,8 @@ class Times:
     def joined(self, row: Sequence[Any]) -> Any:
         """Return the time as it is given, joined if it is in two columns."""
         value = row[self._place]
+        if self._has_local_numbers:
+            return _local_time(value)
         return value if self._second is None else f"{value} {_time_of_day(row[self._second])}"
 
     def read(self, row: Sequence[Any], line: int) -> int | datetime:
@@ -193,16 +203,16 @@ class Times:
             return self._of_datetime(datetime.combine(value, time()))
         raise ValueError("it has no time" if value is None else f"its time is of type {type(value).__name__}")
 
-    def _of_number(self, number: int | float, line: int) -> int | datetime:
+    def _of_number(self, number: Number, line: int) -> int | datetime:
         unit = self._unit if self._is_certain and self._unit else self._unit_of(number)
         self.units.setdefault(unit, line)
         factor, divisor = _PER_UNIT[unit]
         millis, rest = divmod(number * factor, divisor)
         if rest:
-            raise ValueError(f"its time {number} is no whole ms")
+            raise _part_of_ms(number)
         return _certain(int(millis))
 
-    def _unit_of(self, number: int | float) -> Unit:
+    def _unit_of(self, number: Number) -> Unit:
         """Return the unit of a number: a finer one than that of the sample, where a file changes it, is certain."""
         usual, found = self._unit, _likely_unit(number)
         if usual == "s" and found is None:
@@ -213,6 +223,8 @@ class Times:
         return found
 
     def _of_text(self, value: str) -> int | datetime:
+        if _FINE.search(value):
+            raise _part_of_ms(value)
         if value[4:5] == "-":
             try:
                 return self._of_datetime(datetime.fromisoformat(value))
@@ -257,20 +269,63 @@ class Times:
         return _to_ms(max(opening, local) if self._sessions and local.time() == time() else opening)
 
 
+def elapsed_ms(opening: Any, closing: Any) -> float | None:
+    """Return the ms between two times of a row; None if that is not certain."""
+    numbers = _to_number(opening), _to_number(closing)
+    if numbers != (None, None):
+        one, other = (None if number is None else _approximate_ms(number) for number in numbers)
+        return None if one is None or other is None else other - one
+    moments = _to_moment(opening), _to_moment(closing)
+    if moments[0] is None or moments[1] is None:
+        return None
+    return (moments[1] - moments[0]) / MS
+
+
+def _approximate_ms(number: Number) -> float | None:
+    unit = _likely_unit(number)
+    if unit is None:
+        return None
+    factor, divisor = _PER_UNIT[unit]
+    return float(number) * factor / divisor
+
+
+def _to_moment(value: Any) -> datetime | None:
+    """Return a time as it is shown, without its zone; None if it is in no form that is certain."""
+    if isinstance(value, datetime):
+        return None if value != value else value.replace(tzinfo=None)
+    parsed = _parse(value) if isinstance(value, str) else None
+    if parsed is None or not parsed.is_ordered:
+        return None
+    try:
+        return datetime.combine(date(parsed.year, *parsed.numbers), parsed.at or time())
+    except ValueError:
+        return None
+
+
+def _local_time(value: Any) -> Any:
+    """Return a number as the local time that it counts, and others as they are."""
+    number = _to_number(value)
+    ms = None if number is None else _approximate_ms(number)
+    try:
+        return value if ms is None else datetime(1970, 1, 1) + ms * MS
+    except OverflowError:
+        return value
+
+
 def _as_text(number: int) -> int | str:
     """Return the digits of a date, such as 20240102, which is no number since the epoch."""
     return str(number) if 19_000_000 < number < 21_000_000 and _COMPACT.fullmatch(str(number)) else number
 
 
-def _to_number(value: Any) -> int | float | None:
+def _to_number(value: Any) -> Number | None:
     if isinstance(value, str):
-        if _NUMBER.fullmatch(value := value.strip()) is None or _COMPACT.fullmatch(value):
+        if len(value) > _MAX_NUMBER or _NUMBER.fullmatch(value := value.strip()) is None or _COMPACT.fullmatch(value):
             return None
         return int(value) if "." not in value and "e" not in value.lower() else float(value)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and value == value else None
+    return value if isinstance(value, Number) and not isinstance(value, bool) and value == value else None
 
 
-def _likely_unit(number: int | float) -> Unit | None:
+def _likely_unit(number: Number) -> Unit | None:
     """Return the unit in which a number means 1973 to 5138, or the same before 1970; None for one near the epoch."""
     size = abs(number)
     return None if size < 10**8 else next((unit for bound, unit in _BOUNDS if size < bound), None)
@@ -281,7 +336,14 @@ def _certain(timestamp: int) -> int | datetime:
 
 
 def _to_ms(moment: datetime) -> int | datetime:
-    return _certain((moment - EPOCH) // MS)
+    millis, rest = divmod(moment - EPOCH, MS)
+    if rest:
+        raise _part_of_ms(moment)
+    return _certain(millis)
+
+
+def _part_of_ms(given: Any) -> ValueError:
+    return ValueError(f"its time {given!s:.40} is no whole ms")
 
 
 def _parse(text: str) -> _Parsed | None:
