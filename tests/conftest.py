@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import anyio.to_thread
+import hypothesis
 import pytest
 from pymongo import AsyncMongoClient, MongoClient
 
@@ -22,6 +23,9 @@ from backtest_persist import Container, Registry, Settings, embedded
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it for a job in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which child processes inherit
+
+hypothesis.settings.register_profile("tests", hypothesis.settings(), deadline=None)  # of an example: machines are busy
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,7 +27,7 @@ from tests.support.commands import monitored_container
 from tests.support.payloads import BSON_VALUES, keys, typed, values
 
 
-@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(payload=st.dictionaries(keys, values, max_size=5))
 async def test_plain_data_round_trips_exactly(container: Container, payload: dict[str, Any]) -> None:
     """Nested plain data, keys with $ and . included, is equal after a round trip, types and all."""

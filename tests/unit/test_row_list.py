@@ -233,7 +233,7 @@ NAMES = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3))
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.dictionaries(st.sampled_from(["a", "b", "a.b"]), VALUES), min_size=1, max_size=4))
 def test_no_payload_crashes_a_library(payloads: list[dict[str, Any]]) -> None:
     """Whatever payloads hold, a frame has a row for each with all of its values, the same in polars and pyarrow."""
