@@ -173,7 +173,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         one of its prices is at least 10^5 times, or at most 10^-5 of, the last close before it that is right, or the
         next one after it. More than half of the call must be right. Only positive prices are compared, and none over a
         pause of more than 30 days.
-        One that is stored already with the same numbers counts as `same`, but not within a run.
+        One that is stored already with the same numbers counts as `same`; in a run, only one that is not committed yet.
         """
         series = Series(symbol, interval, exchange_name)
         if errors not in ("raise", "skip"):

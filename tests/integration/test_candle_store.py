@@ -143,6 +143,15 @@ async def test_a_price_in_another_unit_is_reported(
         assert [one["timestamp"] for one in await bar.candles("1m", 9)] == at(0, 1, 3, 4)
     assert [vars(record)["bp_outliers"] for record in caplog.records if "bp_outliers" in vars(record)] == [1, 1, 1]
 
+    for frame, expected in (("g", (5, at(2))), ("h", (4, at(2)))):  # what is stored is not looked up, and stays
+        run = Registry(container).run(
+            strategy="s", exchange="e", symbol="run", frame=frame, mode=Mode.BACKTEST, session=dict[str, Any]
+        )
+        async with run, run.bar(at(10)[0]) as bar:
+            report = await bar.candle("1m").db.store("run", *KEY[1:], given, allow_outliers=frame == "g")
+            assert (report.new, report.outliers) == expected
+    assert [row.close for row in await container.candle_db_service.find_range("run", *KEY[1:], START, 5)][2] == 11e6
+
 
 async def test_what_is_stored_is_looked_up_in_parts(db: CandleDbService, monkeypatch: pytest.MonkeyPatch) -> None:
     """No command asks for more candles than `PART`, also of those of a call and of its outliers."""
