@@ -115,6 +115,17 @@ async def test_a_fill_that_is_interrupted_goes_on(settings: Settings, container:
         assert len(server.asked) - asked <= 21 - count // 1000
 
 
+async def test_an_exchange_without_any_candle(settings: Settings) -> None:
+    """The report says that nothing counts as missing, and 3 is the status."""
+    async with ExchangeServer() as server:
+        server.faults.extend(["empty"] * 30)
+        status, shown, errors = await Command(settings, server).run("--since", "2023-01-01", "--until", "2023-01-02")
+        assert status == 3
+        assert "Still missing: 1,440\nThe exchange has not given any candle, so that nothing counts" in shown
+        assert "The exchange does not have" not in shown
+        assert "Again in 1.0 s: it has not given any candle yet" in errors
+
+
 async def test_errors_are_one_line(settings: Settings, tmp_path: Path) -> None:
     """A refusal says what to do, with 1; a wrong argument ends with 2, and names what is near."""
     async with ExchangeServer() as server:
