@@ -1,5 +1,6 @@
 """The progress bar of long commands, on standard error: standard output is the report alone."""
 
+from rich import filesize
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -10,7 +11,6 @@ from rich.progress import (
     Task,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.table import Column
 from rich.text import Text
@@ -19,8 +19,21 @@ __all__ = ("Bar", "show_byte_progress", "show_progress")
 
 
 class _Rate(ProgressColumn):
+    """The present rate, and that of the whole when it is complete."""
+
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} {task.fields['unit']}/s" if task.speed else "", style="progress.data.speed")
+        speed = task.completed / task.finished_time if task.finished_time else task.speed
+        return Text(self.text(speed, task.fields["unit"]) if speed else "", style="progress.data.speed")
+
+    def text(self, speed: float, unit: str) -> str:
+        """Return a rate per second in words."""
+        return f"{speed:,.0f} {unit}/s"
+
+
+class _ByteRate(_Rate):
+    def text(self, speed: float, unit: str) -> str:
+        del unit
+        return f"{filesize.decimal(int(speed))}/s"
 
 
 def show_progress(description: str) -> Progress:
@@ -30,7 +43,7 @@ def show_progress(description: str) -> Progress:
 
 def show_byte_progress(description: str) -> Progress:
     """Return a display for one `Bar` that counts bytes."""
-    return _progress(description, DownloadColumn(), TransferSpeedColumn())
+    return _progress(description, DownloadColumn(), _ByteRate())
 
 
 def _progress(description: str, count: ProgressColumn, rate: ProgressColumn) -> Progress:
@@ -47,15 +60,15 @@ def _progress(description: str, count: ProgressColumn, rate: ProgressColumn) -> 
 
 
 class Bar:
-    """Shows the progress of an operation, counted in named units."""
+    """Shows the progress of an operation, counted in named units, from its beginning on."""
 
     def __init__(self, progress: Progress, unit: str) -> None:
         self.progress = progress
-        self.task = progress.add_task("", total=None, unit=unit)
+        self.task = progress.add_task("", total=None, unit=unit, visible=False)
 
     def begin(self, total: int) -> None:
         """Set the number of units of the whole operation."""
-        self.progress.update(self.task, total=total)
+        self.progress.update(self.task, total=total, visible=True)
 
     def advance(self, done: int) -> None:
         """Add to the number of units that are done."""

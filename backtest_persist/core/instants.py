@@ -11,6 +11,7 @@ __all__ = (
     "INT64_MAX",
     "INT64_MIN",
     "EarlyTimes",
+    "admitted",
     "checked_bound",
     "checked_instant",
     "checked_int64",
@@ -36,6 +37,11 @@ _MIN_MICROSECONDS, _MIN_NANOSECONDS = 10**14, 10**17
 def refused() -> bool:
     """Admit no int as an instant of 1970 to 1973, as `EarlyTimes` of a caller that knows no settings."""
     return False
+
+
+def admitted() -> bool:
+    """Admit any, as `EarlyTimes` for instants that are in ms for certain, such as those that are stored."""
+    return True
 
 
 def checked_instant(

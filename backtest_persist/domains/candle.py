@@ -10,7 +10,14 @@ from pymongo import ASCENDING
 from backtest_persist.contracts import Bound, CandleData, CandleInterval, CandlesInput, When
 from backtest_persist.core.base_map import base_map
 from backtest_persist.core.candles.input import CheckedCandles, check_candles
-from backtest_persist.core.candles.ohlcv import INTERVALS, Series, checked_window, interval_step_ms
+from backtest_persist.core.candles.ohlcv import (
+    INTERVALS,
+    Series,
+    checked_window,
+    interval_step_ms,
+    on_grid,
+    plain_candle,
+)
 from backtest_persist.core.candles.report import CandleReport
 from backtest_persist.core.candles.resampling import checked_resample, resample_columns
 from backtest_persist.core.candles.series_summary import SeriesSummary
@@ -74,14 +81,7 @@ class CandleRow(CandleContext, Row):
 
     def data(self) -> CandleData:
         """The candle as plain data, without context and dates."""
-        return CandleData(
-            timestamp=self.timestamp,
-            open=self.open,
-            high=self.high,
-            low=self.low,
-            close=self.close,
-            volume=self.volume,
-        )
+        return plain_candle(self)
 
 
 class CandleCacheService(base_map("candle_cache", -1)):
@@ -322,8 +322,7 @@ class CandleDbService(DbService[CandleContext, CandleRow]):
         last = None if closed is None else closed - series.step + 1
         ends = [bound for bound in (end, last) if bound is not None]
         found = await self.candles.find_columns(series, start, min(ends, default=None))
-        on_grid = found["timestamp"] % series.step == 0
-        columns = found if on_grid.all() else {name: column[on_grid] for name, column in found.items()}
+        columns = on_grid(found, series.step)
         if resample is not None:
             ends = [bound for bound in (end, _now() if closed is None else closed) if bound is not None]
             columns = resample_columns(columns, series.interval, resample, since=start, until=min(ends))
@@ -431,9 +430,7 @@ class PersistCandleInstance(PersistInstance[CandleDbService]):
         if window is None:
             return None
         columns = await self.db.find_columns(self.symbol, self.interval, self.exchange_name, window.start, len(window))
-        on_grid = columns["timestamp"] % window.step == 0  # another program may have stored some in between
-        if not on_grid.all():
-            columns = {name: column[on_grid] for name, column in columns.items()}
+        columns = on_grid(columns, window.step)
         return columns if len(columns["timestamp"]) == len(window) else None
 
     async def read_last_candles(self, limit: int, until: When | None = None) -> list[CandleData]:

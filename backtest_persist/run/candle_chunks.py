@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.candles.ohlcv import COLUMNS, Series, candle_columns, import_numpy
+from backtest_persist.core.candles.ohlcv import COLUMNS, Series, candle_columns, import_numpy, on_grid
 from backtest_persist.core.candles.raw_columns import joined_columns
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class SeriesChunks:
         """
         for index in loaded:
             self._chunk(index)
-        columns = _on_grid(columns, self.step)
+        columns = merged_columns(on_grid(columns, self.step), candle_columns([]))
         times = columns["timestamp"]
         start = 0
         while start < len(times):
@@ -317,11 +317,3 @@ def up_to(columns: Columns, newest: int, limit: int) -> Columns:
     """Copy the last `limit` candles of ordered columns up to the opening time `newest`."""
     stop = int(columns["timestamp"].searchsorted(newest, "right"))
     return {name: column[max(stop - limit, 0) : stop].copy() for name, column in columns.items()}
-
-
-def _on_grid(columns: Columns, step: int) -> Columns:
-    """Return candles in order, without those at other times than multiples of the interval."""
-    on_grid = columns["timestamp"] % step == 0
-    if not on_grid.all():
-        columns = {name: column[on_grid] for name, column in columns.items()}
-    return merged_columns(columns, candle_columns([]))

@@ -11,6 +11,7 @@ from backtest_persist.core.candles.series_summary import SeriesSummary
 from backtest_persist.core.candles.store import CandleStore, in_parts
 from backtest_persist.core.change import Change, ChangeKind
 from backtest_persist.core.frames.row_list import RowList
+from backtest_persist.core.instants import admitted
 from backtest_persist.core.unit_of_work import BufferedStore, Layer, UnitOfWork
 from backtest_persist.domains.candle import CandleContext, CandleDbService, CandleRow
 from backtest_persist.errors import BacktestPersistError, SettingsError
@@ -197,16 +198,12 @@ def _series(context: CandleContext) -> Series:
 
 
 def _change(series: Series, candle: CandleData) -> Change:
-    context = CandleContext.model_validate({**series.parts(), "timestamp": candle["timestamp"]}, context=_always)
+    context = CandleContext.model_validate({**series.parts(), "timestamp": candle["timestamp"]}, context=admitted)
     return Change(context, ChangeKind.INSERT, {name: candle[name] for name in NUMBERS})
 
 
-def _always() -> bool:
-    return True
-
-
 def _data(change: Change) -> CandleData:
-    return cast("CandleData", {"timestamp": cast("CandleContext", change.context).timestamp, **change.fields})
+    return _candle(cast("CandleContext", change.context).timestamp, change.fields)
 
 
 def _candle(timestamp: int, numbers: Mapping[str, Any]) -> CandleData:

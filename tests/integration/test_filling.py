@@ -374,6 +374,8 @@ async def test_symbols_intervals_and_names(container: Container) -> None:
         exchange.markets_by_id["BTCUSDT"].append(swap)
         with pytest.raises(InvalidKeyError, match="BTCUSDT is the symbol of BTC/USDT as well as of BTC/USDT:USDT"):
             await fill_candles(container, exchange, "BTC/USDT:USDT", "1m", LISTED, until)
+        with pytest.raises(InvalidKeyError, match="Give another exchange_name"):
+            await fill_candles(container, exchange, "BTC/USDT:USDT", "1m", LISTED, until, exchange_name="binance")
         for has, says in (("emulated", "last trades"), (None, "does not give")):
             exchange.has["fetchOHLCV"] = has
             with pytest.raises(ExchangeError, match=says):
@@ -402,6 +404,43 @@ async def test_candles_that_cannot_be_stored(container: Container) -> None:
         assert (report.new, report.outliers, report.remaining) == (0, [bad], [(bad, bad + MINUTE)])
         report = await fill(container, server, since, until, allow_outliers=True)
         assert (report.new, report.outliers, report.remaining) == (1, [bad], [])
+
+
+async def test_an_exchange_without_volumes(container: Container) -> None:
+    """Its candles are reported, with the option that stores 0."""
+    bounds = LISTED, LISTED + 3 * MINUTE
+    async with ExchangeServer() as server, open_exchange(server.url) as exchange:
+
+        async def fetch(*arguments: Any, given: Any = exchange.fetch_ohlcv) -> Any:
+            return [[*row[:5], None if row[0] < LISTED + 2 * MINUTE else row[5]] for row in await given(*arguments)]
+
+        exchange.fetch_ohlcv = fetch
+        report = await fill_candles(container, exchange, "BTCUSDT", "1m", *bounds)
+        says = "the exchange gives no volume; to store 0, give no_volume (--no-volume)"
+        assert report.invalid == [(LISTED, says), (LISTED + MINUTE, says)]
+        assert (report.new, report.remaining) == (1, [(LISTED, LISTED + 2 * MINUTE)])
+        report = await fill_candles(container, exchange, "BTCUSDT", "1m", *bounds, no_volume=True)
+        assert report.is_complete
+        assert [row[5] for row in await stored(container, *bounds)] == [0, 0, number_of(LISTED + 2 * MINUTE)[4]]
+
+
+async def test_answers_that_ccxt_does_not_understand(container: Container) -> None:
+    """Candles are asked for once more, markets are not; then an error says that the answer was not understood."""
+    bounds = LISTED, LISTED + 3 * MINUTE
+    calls: list[str] = []
+
+    async def fail(*arguments: Any) -> Any:
+        calls.append("call")
+        raise AttributeError("'NoneType' object has no attribute 'get'")
+
+    async with ExchangeServer() as server, open_exchange(server.url) as exchange:
+        for name, times in (("fetch_ohlcv", 2), ("load_markets", 1)):
+            calls.clear()
+            setattr(exchange, name, fail)
+            with pytest.raises(ExchangeError, match=r"was not understood.*AttributeError") as caught:
+                await fill_candles(container, exchange, "BTCUSDT", "1m", *bounds)
+            assert not caught.value.retryable
+            assert len(calls) == times
 
 
 async def test_days_that_open_elsewhere(container: Container) -> None:

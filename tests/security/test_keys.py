@@ -66,6 +66,7 @@ def unusable(call: PublicCall) -> Iterator[tuple[str, Any]]:
     """Yield every place of a call that takes a component, with each unusable value."""
     for place in sorted(PLACES & call.arguments.keys()):
         usable = {"frame_name": "", "key": None if call.name == "get" else ...}.get(place, ...)
+        usable = None if call.name == "list_series" else usable  # of any
         yield from ((place, bad) for bad in BAD if bad is not usable)
     for place in sorted(LISTS & call.arguments.keys()):
         yield from ((place, [{"id": bad}]) for bad in BAD)

@@ -144,6 +144,8 @@ REFUSED: list[tuple[str, bytes, str, dict[str, Any], str]] = [
      r"'1,234' can be read in two ways; save it without separators of thousands, or say"),
     ("4h", rows(*(f"2024-01-02 {hour:02}:00:00" for hour in range(0, 24, 4))), "4h", {"tz": "America/New_York"},
      r"its candles open at 05:00:00 UTC, .*, and those of 4h .*; import a shorter interval"),
+    ("seconds", rows(START + 12_000, START + 72_000), "1m", {},
+     r"its times, such as 00:00:12 UTC, are not those at which candles of 1m open; .*\(--columns\)"),
     ("averages", b"date,open,high,low,close,Volume_avg,Volume_ma\n2024-01-01,1,1,1,1,1,9\n", "1d",
      {"symbol": "AVGOUSDT"},
      "the volume may be 'Volume_avg' and 'Volume_ma'"),
@@ -389,15 +391,18 @@ async def test_every_error_of_a_damaged_file_is_of_this_package(tmp_path: Path) 
 def test_rows_of_another_market_do_not_become_one_series(tmp_path: Path) -> None:
     """Whatever the column is called that tells rows apart, only those like the first one are read."""
     file = tmp_path / "candles.csv"
-    names = ("ticker", "pair", "Name", "Instrument", "coin", "Asset", "market", "exchange", "timeframe")
+    names = ("ticker", "pair", "Name", "Instrument", "coin", "Asset", "market", "exchange", "timeframe", "base", "isin")
+    lines = [f"2024-01-{day:02},1,2,0.5,1,1,{'BTC' if day < 5 else 'ETH'}" for day in range(1, 9)]
     for name in names:
-        lines = [f"2024-01-{day:02},1,2,0.5,1,1,{'BTC' if day < 5 else 'ETH'}" for day in range(1, 9)]
         file.write_text(f"date,open,high,low,close,volume,{name}\n" + "\n".join(lines))
         chunk = read(file, "1d", "BTC")
         assert [tuple(row) for row in chunk.skipped] == [
             (line, f"its {name} is 'ETH', and that of the first row is 'BTC'") for line in range(6, 10)
         ]
     assert len(read(file, "1d", columns=["date", *COLUMNS[1:], "-"]).candles) == 8
+    lines[0] = lines[0].removesuffix("BTC")  # says nothing
+    file.write_text("date,open,high,low,close,volume,symbol\n" + "\n".join(lines))
+    assert [skipped.line for skipped in read(file, "1d", "BTC").skipped] == [6, 7, 8, 9]
 
 
 @pytest.mark.parametrize(
@@ -523,3 +528,9 @@ def test_the_name_of_a_layout_is_none_that_it_may_not_be(tmp_path: Path) -> None
     assert layout_of(file, "1m", tz="UTC").startswith("MetaTrader 5 rates, header")
     file.write_text(f"{header}1704067200,1,2,0.5,1,5,1,0\n1704067260,1,2,0.5,1,5,1,0\n")
     assert read(file, tz="+02:00").candles[0]["timestamp"] == START - 120 * MINUTE
+    polars: Any = pytest.importorskip("polars")
+    frame = polars.read_csv(file).with_columns(polars.from_epoch("time").dt.replace_time_zone("UTC"))
+    frame.write_parquet(tmp_path / "zoned.parquet")
+    assert read(tmp_path / "zoned.parquet").candles[0]["timestamp"] == START
+    frame.with_columns(polars.col("time").dt.replace_time_zone(None)).write_parquet(tmp_path / "naive.parquet")
+    assert read(tmp_path / "naive.parquet", tz="+02:00").candles[0]["timestamp"] == START - 120 * MINUTE

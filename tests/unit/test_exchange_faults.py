@@ -67,6 +67,7 @@ def test_an_error_of_ccxt(error: Any, reason: ErrorReason, may_pass: bool) -> No
     assert fault is not None
     assert (fault.reason, fault.may_pass) == (reason, may_pass)
     assert fault.words.startswith(type(error).__name__)
+    assert fault.is_understood is not isinstance(error, KeyError)
     assert "5ec7e7" not in fault.words
 
 

@@ -114,3 +114,9 @@ def test_damaged_text_is_a_value_error(text: bytes) -> None:
 def through(payload: dict[str, Any]) -> Any:
     """Return the payload after it was written and read."""
     return codec.decode(codec.loads(codec.dumps(codec.encode(encode_payload(payload, "test")))))
+
+
+def test_a_number_that_python_does_not_parse_is_malformed() -> None:
+    """The message says so, and advises no setting of the interpreter."""
+    with pytest.raises(ValueError, match=r"^a number has more than 4,300 digits$"):
+        codec.loads(b"[" + b"1" * 5000 + b"]")

@@ -19,7 +19,7 @@ from backtest_persist.core.candles.ohlcv import NUMBERS, Series, candle_columns
 from backtest_persist.core.candles.series_summary import SeriesSummary
 from backtest_persist.core.domain import Domain
 from backtest_persist.core.frames.row_list import RowList
-from backtest_persist.core.instants import checked_int64
+from backtest_persist.core.instants import admitted, checked_int64
 from backtest_persist.domains.candle import CANDLE, CandleContext, CandleRow
 from backtest_persist.errors import InvalidPayloadError
 from backtest_persist.logger import LoggerService
@@ -207,7 +207,7 @@ class _SeriesFiles:
     def candle(self, timestamp: int, stored: Stored) -> CandleData:
         """Return the candle of a file; `InvalidPayloadError` for a damaged one."""
         try:
-            candle = checked_candle(self._series, stored.value, lambda: True)
+            candle = checked_candle(self._series, stored.value, admitted)
         except InvalidPayloadError as error:
             raise InvalidPayloadError(
                 f"A damaged file: {error} Repair or remove it.", collection=error.collection, context=error.context

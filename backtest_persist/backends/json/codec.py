@@ -11,6 +11,7 @@ this module, and it reads null under that key as infinity; a None there is writt
 import base64
 import json
 import math
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -50,6 +51,10 @@ def loads(text: bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:
+        raise ValueError(f"a number has more than {sys.get_int_max_str_digits():,} digits") from None
 
 
 def encode(value: Any) -> Any:

@@ -54,6 +54,7 @@ async def fill_candles(
     ccxt_symbols: Flag = False,
     session_length: str | None = None,
     allow_outliers: Flag = False,
+    no_volume: Flag = False,
     ask_again: Flag = False,
     retry_seconds: float = RETRY_SECONDS,
     dry_run: Flag = False,
@@ -85,6 +86,8 @@ async def fill_candles(
         6h30m. They are stored under the UTC day in which they close.
     allow_outliers
         Store also candles with a price in another unit than those around it.
+    no_volume
+        Store 0 as the volume where the exchange gives none.
     ask_again
         Ask again for what the exchange did not have before.
     retry_seconds
@@ -109,6 +112,7 @@ async def fill_candles(
                     ccxt_symbols=ccxt_symbols,
                     session_length=None if session_length is None else parse_length(session_length, "--session-length"),
                     allow_outliers=allow_outliers,
+                    no_volume=no_volume,
                     ask_again=ask_again,
                     retry_seconds=retry_seconds,
                     dry_run=dry_run,
@@ -182,6 +186,10 @@ def _show(report: CandlesFilled, *, dry_run: bool) -> None:
         _show_lines([shown_time(at) for at in report.outliers], show)
     if report.remaining:
         show(f"\nStill missing: {count_candles(report.remaining, step):,}")
+        if report.remaining == report.gaps and not report.invalid and not report.outliers:
+            show(
+                "The exchange has not given any candle, so that nothing counts as missing on it; run this again later."
+            )
         _show_ranges(report.remaining, step, show)
 
 

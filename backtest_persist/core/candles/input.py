@@ -22,7 +22,7 @@ from backtest_persist.core.candles.ohlcv import (
 )
 from backtest_persist.core.candles.outliers import find_outliers
 from backtest_persist.core.frames.frame import CandleFrame
-from backtest_persist.core.instants import EarlyTimes
+from backtest_persist.core.instants import EarlyTimes, admitted
 from backtest_persist.core.payload import opened
 from backtest_persist.errors import InvalidPayloadError
 
@@ -187,11 +187,7 @@ def _timestamp(row: _Row, plan: _Plan, series: Series, early: EarlyTimes) -> int
     if isinstance(interval, str) and interval in _INTERVALS and interval != series.interval:
         raise ImpossibleCandleError(f"it is a candle of {interval}, not of {series.interval}")
     place = plan.places["timestamp"]
-    return opening_time(row.values[place], series.interval, _always if place in row.in_ms else early)
-
-
-def _always() -> bool:
-    return True
+    return opening_time(row.values[place], series.interval, admitted if place in row.in_ms else early)
 
 
 def _given(series: Series, candles: Any) -> Iterable[Any]:

@@ -5,14 +5,13 @@ from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from bson.decimal128 import Decimal128
 from bson.int64 import Int64
 from pymongo import ASCENDING, DESCENDING
 
 from backtest_persist.connections import Collection, Document, aggregate, aggregate_raw
 from backtest_persist.contracts import CandleData
-from backtest_persist.core.candles.mongo_series import MongoSeries
-from backtest_persist.core.candles.ohlcv import COLUMNS, NUMBERS, Series, candle_columns
+from backtest_persist.core.candles.mongo_series import MongoSeries, stored_number
+from backtest_persist.core.candles.ohlcv import COLUMNS, NUMBERS, Series, candle_columns, plain_candle
 from backtest_persist.core.candles.raw_columns import CONVERSION, converted_columns, joined_columns, raw_columns
 from backtest_persist.core.candles.series_summary import SeriesSummary
 from backtest_persist.core.candles.store import PART
@@ -65,7 +64,7 @@ class MongoCandleStore(MongoStore[C, R]):
         candles: list[CandleData] = []
         async for documents in self._window(series, start, end, _PROJECTION):
             if not all(map(_is_usual, documents)):
-                return [_data(row) for row in await self.find_rows(series, start, end)]
+                return [plain_candle(row) for row in await self.find_rows(series, start, end)]
             candles += map(_to_data, documents)
         return candles
 
@@ -78,7 +77,7 @@ class MongoCandleStore(MongoStore[C, R]):
             query = series.window(since, end)
             found = raw_columns(await self._find_raw(query)) or converted_columns(await self._convert(query))
             if found is None:  # the rows, or the error that names the one that is none
-                return candle_columns([_data(row) for row in await self.find_rows(series, start, end)])
+                return candle_columns([plain_candle(row) for row in await self.find_rows(series, start, end)])
             times = found["timestamp"]
             since = int(times[-1]) + 1 if len(times) == PART else end
             parts.append(found)
@@ -93,7 +92,7 @@ class MongoCandleStore(MongoStore[C, R]):
         """Find the same as plain data."""
         documents = await self._last(series, limit, latest, _PROJECTION)
         if not all(map(_is_usual, documents)):
-            return [_data(row) for row in await self.find_last_rows(series, limit, latest)]
+            return [plain_candle(row) for row in await self.find_last_rows(series, limit, latest)]
         return [_to_data(document) for document in documents]
 
     async def find_gaps(self, series: Series, start: int, end: int) -> list[tuple[int, int]]:
@@ -130,7 +129,7 @@ class MongoCandleStore(MongoStore[C, R]):
         if not times:
             return {}
         first, last = times[0], times[-1]
-        filter = {**series.filter(), "timestamp": {"$gte": Int64(first), "$lte": Int64(last)}}
+        filter = series.window(first, last + 1)
         if last - first >= 2 * len(times) * series.step:
             filter["timestamp"] = {"$in": [Int64(at) for at in times]}
 
@@ -168,13 +167,10 @@ class MongoCandleStore(MongoStore[C, R]):
         """Delete what is stored from `start` on and before `end`, in its turn among the writes, part by part."""
         deleted = 0
         while True:
-            bounds = {"$gte": None if start is None else Int64(start), "$lt": None if end is None else Int64(end)}
-            filter = series.filter()
-            if times := {name: bound for name, bound in bounds.items() if bound is not None}:
-                filter["timestamp"] = times
+            filter = series.window(start, end)
             following = await self._find_nth(filter, DELETED_PART)
             if following is not None:
-                filter["timestamp"] = {**times, "$lt": following}
+                filter["timestamp"] = {**filter.get("timestamp", {}), "$lt": following}
             deleted += await self.delete(filter)
             if following is None:
                 return deleted
@@ -279,15 +275,11 @@ class MongoCandleStore(MongoStore[C, R]):
         return [document async for document in aggregate(collection, pipeline)]
 
 
-def _data(row: Row) -> CandleData:
-    return cast("CandleData", {name: getattr(row, name) for name in COLUMNS})
-
-
 def _whole(stored: Any) -> int | None:
     """A stored number as int; None for None and for one that is not whole, which $mod of a query cuts off."""
     if stored is None:
         return None
-    number = stored.to_decimal() if isinstance(stored, Decimal128) else stored
+    number = stored_number(stored)
     return int(number) if number == int(number) else None
 
 

@@ -11,20 +11,22 @@ from bson.int64 import Int64
 from pymongo import ASCENDING, DESCENDING
 
 from backtest_persist.connections import Collection, Document
-from backtest_persist.core.candles.ohlcv import Series
+from backtest_persist.core.candles.ohlcv import INTERVALS, Series, interval_step_ms
 from backtest_persist.core.candles.series_summary import Gaps, SeriesSummary, known_series
 from backtest_persist.core.candles.store import PART
+from backtest_persist.core.instants import INT64_MAX
 from backtest_persist.core.mongo_store import as_operation
 from backtest_persist.core.row import to_wire
 
-__all__ = ("MongoSeries",)
+__all__ = ("MongoSeries", "stored_number")
 
 _FIELDS = ("exchangeName", "symbol", "interval")
 _NO_ARRAY = {"$not": {"$type": "array"}}
 """MongoDB takes an array for each of its items."""
 _NAME = {"$gt": "", **_NO_ARRAY}
-_TIME = {"$gt": Int64(-(2**62)), "$lt": Int64(2**62)}
-"""What can be the time of a candle; bounds that are computed from it fit 64 bits."""
+_LATEST = INT64_MAX - 2 * PART * max(map(interval_step_ms, INTERVALS))
+_TIME = {"$gt": Int64(-_LATEST), "$lt": Int64(_LATEST)}
+"""What may be the time of a candle: the bounds of the parts that follow it fit 64 bits."""
 _SINGLE_TIME = {**_TIME, **_NO_ARRAY}
 """The same without arrays, which the index alone does not tell apart, so that counts include them."""
 _FEW = 1000
@@ -64,8 +66,7 @@ class MongoSeries:
 
     async def bounds(self, series: Series, since: int | None = None) -> tuple[int, int] | None:
         """Return the first and the last time of a series, of those from `since` on; None when nothing is stored."""
-        later = {} if since is None else {"$gte": Int64(since)}
-        query = {**series.filter(), "timestamp": {**_TIME, **later}}
+        query = _of_times(series.window(since, None))
         first, last = await self._find_time(query, ASCENDING), await self._find_time(query, DESCENDING)
         return None if first is None or last is None else (first, last)
 
@@ -138,8 +139,7 @@ class MongoSeries:
         while start is not None and start <= summary.last:
             end = start + PART * series.step
             stored += await self._count(series.window(start, end))
-            later = {**series.filter(), "timestamp": {**_TIME, "$gte": Int64(end)}}
-            start = await self._find_time(later, ASCENDING)
+            start = await self._find_time(_of_times(series.window(end, None)), ASCENDING)
         return max(0, stored - summary.count)
 
     async def _find_time(self, query: Mapping[str, Any], direction: int) -> int | None:
@@ -180,11 +180,21 @@ class _Part(NamedTuple):
 
 def _aligned(series: Series, start: int | None = None, end: int | None = None) -> dict[str, Any]:
     """Return the query for what is stored in [start, end) at times at which a candle begins."""
-    bounds = {"$gte": None if start is None else Int64(start), "$lt": None if end is None else Int64(end)}
-    given = {name: bound for name, bound in bounds.items() if bound is not None}
-    return {**series.filter(), "timestamp": {**_TIME, **given, "$mod": [series.step, 0]}}
+    query = _of_times(series.window(start, end))
+    query["timestamp"]["$mod"] = [series.step, 0]
+    return query
+
+
+def _of_times(query: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a query for the part of what it finds that is stored at times that a candle can have."""
+    return {**query, "timestamp": {**_TIME, **query.get("timestamp", {})}}
 
 
 def _floor(stored: Any) -> int:
     """Return a stored time in whole ms."""
-    return math.floor(stored.to_decimal() if isinstance(stored, Decimal128) else stored)
+    return math.floor(stored_number(stored))
+
+
+def stored_number(stored: Any) -> Any:
+    """Return a number as it is stored, a decimal as `Decimal`."""
+    return stored.to_decimal() if isinstance(stored, Decimal128) else stored

@@ -32,7 +32,9 @@ __all__ = (
     "checked_window",
     "import_numpy",
     "interval_step_ms",
+    "on_grid",
     "opening_time",
+    "plain_candle",
 )
 
 CANDLES = "candle-items"
@@ -86,9 +88,11 @@ class Series:
         """Return the filter that selects its candles."""
         return {"exchangeName": self.exchange_name, "symbol": self.symbol, "interval": self.interval}
 
-    def window(self, since: int, until: int) -> dict[str, Any]:
-        """Return the filter that selects what is stored in [since, until), in ms UTC."""
-        return {**self.filter(), "timestamp": {"$gte": Int64(since), "$lt": Int64(until)}}
+    def window(self, since: int | None, until: int | None) -> dict[str, Any]:
+        """Return the filter that selects what is stored in [since, until), in ms UTC; None is no bound."""
+        bounds = {"$gte": since, "$lt": until}
+        times = {name: Int64(bound) for name, bound in bounds.items() if bound is not None}
+        return {**self.filter(), "timestamp": times} if times else self.filter()
 
     def cache_key(self, timestamp: int) -> str:
         """Return the Redis key of a candle inside ``candle_cache``."""
@@ -124,6 +128,17 @@ def candle_columns(candles: Sequence[CandleData]) -> "dict[str, NDArray[Any]]":
         for name in COLUMNS
     }
     return columns
+
+
+def on_grid(columns: "dict[str, NDArray[Any]]", step: int) -> "dict[str, NDArray[Any]]":
+    """Leave out of columns the candles of other programs at times that are no multiple of the interval."""
+    is_aligned = columns["timestamp"] % step == 0
+    return columns if is_aligned.all() else {name: column[is_aligned] for name, column in columns.items()}
+
+
+def plain_candle(row: Any) -> CandleData:
+    """Return the candle of a row as plain data, without context and dates."""
+    return cast("CandleData", {name: getattr(row, name) for name in COLUMNS})
 
 
 def import_numpy() -> Any:

@@ -4,7 +4,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, get_args
 
 from backtest_persist.contracts import CandleInterval
-from backtest_persist.core.candles.ohlcv import COLUMNS, import_numpy, interval_step_ms
+from backtest_persist.core.candles.ohlcv import COLUMNS, import_numpy, interval_step_ms, on_grid
 from backtest_persist.errors import InvalidKeyError
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def resample_columns(
     """
     checked_resample(interval, resample)
     numpy = import_numpy()
-    on_grid = columns["timestamp"] % interval_step_ms(interval) == 0
-    if not on_grid.all():
-        columns = {name: columns[name][on_grid] for name in COLUMNS}
+    columns = on_grid(columns, interval_step_ms(interval))
     starts, ends = _periods(columns["timestamp"], resample)
     firsts = numpy.flatnonzero(numpy.diff(starts, prepend=starts[:1] - 1))
     if not len(firsts):

@@ -23,7 +23,7 @@ from backtest_persist.operations.candles.layouts import (
     find_places,
     fits_symbol,
 )
-from backtest_persist.operations.candles.reading import Reading, in_ms, interval_of, other_interval
+from backtest_persist.operations.candles.reading import NULLS, Reading, in_ms, interval_of, other_interval
 from backtest_persist.operations.candles.tables import Row, Table, open_table, plain
 from backtest_persist.operations.candles.times import (
     EPOCH,
@@ -41,7 +41,7 @@ __all__ = ("Options", "open_reading")
 
 SAMPLE = 1000
 """Rows by which the layout is detected."""
-_DAY = 86_400_000
+_MINUTE, _DAY = 60_000, 86_400_000
 _WITH_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)
 _ORDERS: dict[DateOrder, str] = {"dmy": "day, month, year", "mdy": "month, day, year"}
@@ -112,7 +112,6 @@ class _Detection:
             self.file,
             self.table,
             self.sample,
-            self.rows[0],
             self.series,
             [*words, *described],
             names,
@@ -120,6 +119,7 @@ class _Detection:
             times,
             comma,
             self.options.session,
+            [(place, value) for place in places.same if (value := self._first(place))],
         )
         self._check(reading)
         self._check_closing_times(places)
@@ -185,7 +185,7 @@ class _Detection:
         symbols = [self.series.symbol]
         known = {plain(name): place for place, name in enumerate(names)}
         if "symbol" in known:
-            symbols.append(str(self.rows[0][known["symbol"]]))
+            symbols.append(self._first(known["symbol"]))
         try:
             places = find_places(names, symbols, no_volume=self.options.no_volume)
         except UnusableError as problem:
@@ -200,19 +200,24 @@ class _Detection:
             places = replace(places, volume=ticks)
         return places
 
+    def _first(self, place: int) -> str:
+        """Return the first value of a column that has one, or ``""``."""
+        values = (str(row[place]).strip() for row in self.rows)
+        return next((value for value in values if value.lower() not in NULLS), "")
+
     def _subject(self, names: Sequence[str], places: Places) -> list[str]:
         """Return in words what the file says that its rows are of, unless that is the symbol of the series.
 
         `InvalidPayloadError` where it cannot be.
         """
-        given = [(names[place], self.rows[0][place]) for place in (places.symbol, *places.assets) if place is not None]
+        given = [(names[place], self._first(place)) for place in (places.symbol, *places.assets) if place is not None]
         if self.table.symbol and self.options.columns is None:
             given.insert(0, ("Ticker", self.table.symbol))
         words: list[str] = []
         for name, value in given:
-            if value is None or not any(map(str.isalnum, str(value))):
+            if not any(map(str.isalnum, value)):
                 continue
-            fits = fits_symbol(str(value), self.series.symbol)
+            fits = fits_symbol(value, self.series.symbol)
             if fits is False and plain(name) not in ASSETS:
                 raise self.file.error(
                     f"its {name} is {value!r:.40}, and the series is of {self.series.symbol!r:.40}; give the symbol of "
@@ -253,9 +258,11 @@ class _Detection:
     def _times(self, layout: Layout, names: Sequence[str], places: Places) -> tuple[Times, list[str]]:
         """Return what reads the times, and what it reads in words."""
         daily = self.series.step == _DAY and self.options.session is None
-        joined = Times(places.time, unit=None, has_local_numbers=layout.has_local_numbers).joined
+        column_zone = self.table.in_ms.get(names[places.time[0]])
+        has_local_numbers = layout.has_local_numbers and column_zone is None
+        joined = Times(places.time, unit=None, has_local_numbers=has_local_numbers).joined
         form = find_form(joined(row) for row in self.rows)
-        if self.options.unit is not None and names[places.time[0]] in self.table.in_ms:
+        if self.options.unit is not None and column_zone is not None:
             raise self.file.error("unit (--unit) is for times as numbers since 1970, and it has others")
         unit = self._unit(form, places)
         words: list[str] = []
@@ -268,7 +275,7 @@ class _Detection:
                 f"its times, such as {local!r}, have no time zone.{layout.hint} Say it by tz: --tz UTC, "
                 "--tz America/New_York, or an offset such as --tz=+02:00"
             )
-        self._check_zone(form, names[places.time[0]] in self.table.in_ms, is_used=bool(local))
+        self._check_zone(form, column_zone is not None, is_used=bool(local))
         if local:
             words.append(f"times in {zone}")
         elif form.day:
@@ -288,13 +295,12 @@ class _Detection:
         if form.is_unordered:
             order = order or self._order(form, joined)
             words.append(f"dates as {_ORDERS[order]}")
-        column_zone = self.table.in_ms.get(names[places.time[0]])
         times = Times(
             places.time,
             unit=unit,
             is_certain=self.options.unit is not None,
             zone=None if zone is None else parse_zone(zone),
-            has_local_numbers=layout.has_local_numbers,
+            has_local_numbers=has_local_numbers,
             order=order,
             daily=daily,
             in_ms=column_zone is not None,
@@ -413,6 +419,11 @@ class _Detection:
                 "lasts, and each is stored under the day in which it closes: session_length (--session-length 6h30m)"
             )
         opening = EPOCH + off[0] * MS
+        if any(at % _MINUTE for at in off):
+            raise self.file.error(
+                f"its times, such as {opening:%H:%M:%S} UTC, are not those at which candles of {self.series.interval} "
+                "open; name the column of these by columns (--columns)"
+            )
         raise self.file.error(
             f"its candles open at {opening:%H:%M:%S} UTC, among others, and those of {self.series.interval} at "
             f"multiples of {self.series.interval} after 1970-01-01 00:00 UTC; import a shorter interval, and resample "

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from difflib import get_close_matches
 from functools import partial
@@ -216,7 +216,10 @@ class ExchangeMarket:
         return getattr(self._exchange, "last_response_headers", None)
 
     async def _send(self, request: Callable[[], Awaitable[T]], *, counted: bool = False) -> T:
-        """Make a request again while its fault may pass, for `retry_seconds` after it has failed first."""
+        """Make a request again while its fault may pass, for `retry_seconds` after it has failed first.
+
+        `counted` is one for candles. If its answer was not understood, it is made once more; another one is not.
+        """
         pause, deadline, failures = _FIRST_PAUSE, None, 0
         while True:
             before = self._headers
@@ -234,6 +237,8 @@ class ExchangeMarket:
                 if fault.reason is ErrorReason.RATE_LIMIT and asked is None:
                     pause = max(pause, _RATE_LIMIT_PAUSE)
                 seconds = max(pause, asked or 0.0)
+                if not fault.is_understood and (failures > 1 or not counted):
+                    fault = replace(fault, may_pass=False)
                 if not fault.may_pass or now + seconds > deadline:
                     raise self._error(fault, failures, asked) from error
             await self.pause(seconds, f"{fault.reason}: {fault.words}")
@@ -251,6 +256,8 @@ class ExchangeMarket:
             ErrorReason.UNSUPPORTED: f"{name} does not give candles of this market",
         }
         text = texts.get(fault.reason, f"{name} refuses the request")
+        if not fault.is_understood:
+            text = f"The answer of {name} was not understood. Look whether a newer ccxt reads it"
         if fault.may_pass:
             text = f"{name} did not answer in {self._retry_seconds:g} s, for which it was asked {failures} times"
             if asked is not None:

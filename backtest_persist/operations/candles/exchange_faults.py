@@ -39,6 +39,8 @@ class Fault:
     """Whether the same request can succeed later."""
     words: str
     """The words of ccxt or the exchange, without the queries of URLs, which may be signed."""
+    is_understood: bool = True
+    """False if ccxt, or the program, failed at the answer: the same request is made once more at most."""
 
 
 def find_fault(error: Exception) -> Fault | None:
@@ -65,8 +67,10 @@ def find_fault(error: Exception) -> Fault | None:
         return Fault(ErrorReason.SERVER_ERROR, status not in _LASTING, words)
     if "BaseError" in names and type(error).__module__.startswith("ccxt"):
         return Fault(ErrorReason.SERVER_ERROR, False, words)
-    if isinstance(error, UnreadableAnswerError | LookupError | TypeError | ValueError | AttributeError):
-        return Fault(ErrorReason.SERVER_ERROR, True, words)  # ccxt takes any answer apart as one of the exchange
+    if isinstance(error, UnreadableAnswerError):
+        return Fault(ErrorReason.SERVER_ERROR, True, words)
+    if isinstance(error, LookupError | TypeError | ValueError | AttributeError):  # ccxt takes any answer apart
+        return Fault(ErrorReason.SERVER_ERROR, True, words, is_understood=False)
     return None
 
 

@@ -58,7 +58,7 @@ class CandlesFilled:
     late: list[Range] = field(default_factory=list[Range])
     """The gaps of the last hours in which it has none yet; the next fill asks again."""
     remaining: list[Range] = field(default_factory=list[Range])
-    """The other gaps that are left, which nothing explains but `invalid` and `outliers`."""
+    """The other gaps that are left: for `invalid` and `outliers`, or all if the exchange has not given any candle."""
     requests: int = 0
     """How often the exchange was asked for candles, retries included."""
     retries: int = 0
@@ -100,6 +100,7 @@ async def fill_candles(
     ccxt_symbols: bool = False,
     session_length: timedelta | int | None = None,
     allow_outliers: bool = False,
+    no_volume: bool = False,
     ask_again: bool = False,
     dry_run: bool = False,
     retry_seconds: float = RETRY_SECONDS,
@@ -111,12 +112,15 @@ async def fill_candles(
     with `ccxt_symbols` that of ccxt (``BTC/USDT``), and under `exchange_name`, by default the id of the exchange.
     `until` is by default now; candles that are open are never stored, and nothing before 1970 is asked for.
 
+    Where the exchange gives no volume, 0 is stored with `no_volume`; without it such a candle is in `invalid`.
+
     Candles of days that do not open at 00:00 UTC are refused without `session_length`, the time from the opening of a
     session to its close (a timedelta, or ms); with it, they are stored under the UTC days in which the sessions close.
 
     What the exchange does not have is remembered, and not asked for again without `ask_again`; see `MissingCandles`.
-    Only candles younger than six hours are asked for again, as they may still come. A request that fails is repeated
-    with growing pauses, or after the time for which the exchange asks, until it has failed for `retry_seconds`.
+    That is told from candles that it gives; if it gives none at all, all gaps are `remaining`. Only candles younger
+    than six hours are asked for again, as they may still come. A request that fails is repeated with growing pauses, or
+    after the time for which the exchange asks, until it has failed for `retry_seconds`.
 
     What was fetched is stored page by page, so that a fill that was cancelled, killed, or ended by an error goes on
     from there when it is run again. A cancelled one stores the page at hand first. With `dry_run` nothing is asked for
@@ -147,7 +151,7 @@ async def fill_candles(
     report.asked = count_candles(gaps, series.step)
     report.planned = sum(1 for _ in _pages(gaps, market.page * series.step))
     if not dry_run:
-        await _Filler(market, series, candles, missing, gaps, report, progress, allow_outliers).run()
+        await _Filler(market, series, candles, missing, gaps, report, progress, allow_outliers, no_volume).run()
     report.requests, report.retries = market.requests, market.retries
     report.seconds = time.perf_counter() - started
     return report
@@ -155,11 +159,11 @@ async def fill_candles(
 
 def _name_series(market: ExchangeMarket, interval: str, exchange_name: str | None, *, ccxt_symbols: bool) -> Series:
     """Return the series under which the candles of a market are stored; `InvalidKeyError` if two would be mixed."""
-    if market.rival is not None and exchange_name is None and not ccxt_symbols:
+    if market.rival is not None and exchange_name in (None, market.exchange_id) and not ccxt_symbols:
         raise InvalidKeyError(
             f"{market.id} is the symbol of {market.rival} as well as of {market.symbol} on {market.exchange_id}, and "
-            f"their candles would be one series. Give exchange_name (--exchange-name), such as "
-            f"{market.exchange_id}-swap, or ccxt_symbols (--ccxt-symbols)."
+            f"their candles would be one series. Give another exchange_name (--exchange-name), such "
+            f"as {market.exchange_id}-swap, or ccxt_symbols (--ccxt-symbols)."
         )
     name = market.symbol if ccxt_symbols else market.id
     return Series(name, interval, market.exchange_id if exchange_name is None else exchange_name)
@@ -203,6 +207,7 @@ class _Filler:
     report: CandlesFilled
     progress: FillProgress
     allow_outliers: bool
+    no_volume: bool
     late: Ranges = field(default_factory=Ranges)
     """Those that are too young to count as missing."""
 
@@ -228,15 +233,18 @@ class _Filler:
 
     async def _last_stored(self) -> int | None:
         """Return the time of the last stored candle before the end of the first gap, which the exchange may have."""
-        gap = next(iter(self.gaps), None)
-        found = await self.candles.find_last(*_names(self.series), 1, gap[1]) if gap else []
-        return found[0].timestamp if found else None
+        for _, end in self.gaps:
+            found = await self.candles.find_last(*_names(self.series), 1, end)
+            return found[0].timestamp if found else None
+        return None
 
     async def _store(self, at: int, end: int, answer: Answer) -> None:
         """Store the rows of [at, end) and remember the gaps in between, in this order."""
         series, report, step = self.series, self.report, self.series.step
         rows = [row for opening, given in answer.rows.items() if at <= opening < end for row in given]
         openings: list[int] = [row[0] for row in rows]
+        if self.no_volume:
+            rows = [[*row[:5], 0.0] if row[5] is None else row for row in rows]
         self._check_openings(openings)
         stored = await self.candles.store(
             *_names(series),
@@ -249,7 +257,7 @@ class _Filler:
         report.same += stored.same
         report.different += stored.different
         report.outliers += stored.outliers
-        report.invalid += [(openings[position], problem) for position, problem in stored.invalid]
+        report.invalid += [(openings[position], _explain(problem)) for position, problem in stored.invalid]
         gaps = self.gaps.within(at, end)
         lacking = Ranges(gaps)
         for opening in openings:
@@ -285,6 +293,14 @@ class _Filler:
         missing, gaps = gaps.split(self.missing.within(report.since, report.until))
         late, gaps = gaps.split(self.late)
         report.missing, report.late, report.remaining = list(missing), list(late), list(gaps)
+
+
+def _explain(problem: str) -> str:
+    """Return what is wrong with a candle in words for whoever did not write the row."""
+    text = problem.partition(" (a list with ")[0]
+    if text.startswith("volume must be") and text.endswith("NoneType"):
+        return "the exchange gives no volume; to store 0, give no_volume (--no-volume)"
+    return text
 
 
 def _now() -> int:

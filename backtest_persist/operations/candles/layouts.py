@@ -83,7 +83,11 @@ _SYMBOLS = ("symbol", "ticker", "pair", "trading_pair", "currency_pair", "instru
 """The names of a column of symbols."""
 ASSETS = ("name", "coin", "asset")
 """The names of what may be a symbol, or the name of what is traded."""
-_MARKETS = ("market", "exchange", "timeframe", "interval")
+_MARKETS = (
+    *("market", "exchange", "venue", "timeframe", "interval", "currency", "base", "quote", "base_asset", "quote_asset"),
+    *("base_currency", "quote_currency", "stock", "company", "security", "product", "product_id", "instrument_id"),
+    *("symbol_id", "asset_id", "coin_id", "isin", "code", "ts_code"),
+)
 """The names of other columns that have one value in a series."""
 _QUOTES = frozenset(
     {"", "usd", "usdt", "usdc", "busd", "fdusd", "tusd", "dai", "eur", "gbp", "jpy", "chf", "aud", "cad", "krw"}

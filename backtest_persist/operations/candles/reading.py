@@ -16,7 +16,7 @@ from backtest_persist.operations.candles.layouts import Places
 from backtest_persist.operations.candles.tables import BATCH, Row, Table, plain
 from backtest_persist.operations.candles.times import EPOCH, UNIT_NAMES, Times
 
-__all__ = ("Chunk", "Reading", "SkippedRow", "in_ms", "interval_of", "other_interval")
+__all__ = ("NULLS", "Chunk", "Reading", "SkippedRow", "in_ms", "interval_of", "other_interval")
 
 _EXACT_LENGTH = 15
 """A text of so many characters has no more digits than a float holds."""
@@ -25,7 +25,7 @@ _FEW = 20
 _MANY = 100
 """Rows that say that a file goes on with another interval."""
 _INTERVALS = {interval_step_ms(name): name for name in get_args(CandleInterval)} | {1000: "1s", 604_800_000: "1w"}
-_NULLS = frozenset({"", "null", "none", "nan", "n/a", "-"})
+NULLS = frozenset({"", "null", "none", "nan", "n/a", "-"})
 
 
 class SkippedRow(NamedTuple):
@@ -49,14 +49,16 @@ class Chunk:
 
 
 class Reading:
-    """The candles of an open file, as `open_reading` has found that they have to be read."""
+    """The candles of an open file, as `open_reading` has found that they have to be read.
+
+    `same` are the places of what has one value in a series, with that value.
+    """
 
     def __init__(
         self,
         file: CandleFile,
         table: Table,
         sample: Sequence[Row],
-        first: Sequence[Any],
         series: Series,
         layout: Sequence[str],
         names: Sequence[str],
@@ -64,13 +66,14 @@ class Reading:
         times: Times,
         comma: bool,
         session: timedelta | int | None,
+        same: Sequence[tuple[int, str]],
     ) -> None:
         self._file, self._table, self._series = file, table, series
         self._rows = itertools.chain(sample, table.rows)
         self._layout, self._names, self._places, self._times, self._comma = layout, names, places, times, comma
         self._numbers = [*places.prices, *(() if places.volume is None else (places.volume,))]
         self._session = session
-        self._same = [(place, str(first[place]).strip()) for place in places.same]
+        self._same = same
 
     @property
     def noun(self) -> str:
@@ -122,7 +125,7 @@ class Reading:
         if len(row) != len(self._names) and any(row[len(self._names) :]) | (len(row) < len(self._names)):
             raise ValueError(f"the number of its fields is {len(row)}, not {len(self._names)}")
         for place, first in self._same:
-            if (found := str(row[place]).strip()) != first:
+            if (found := str(row[place]).strip()) != first and found.lower() not in NULLS:
                 raise ValueError(
                     f"its {self._names[place]} is {found!r:.40}, and that of the first row is {first!r:.40}"
                 )
@@ -154,7 +157,7 @@ class Reading:
 
     def _problem(self, values: Sequence[Any]) -> str:
         """Say what is wrong with the numbers of a row."""
-        if all(str(value).strip().lower() in _NULLS for value in values):
+        if all(str(value).strip().lower() in NULLS for value in values):
             return "it has no prices"
         for name, value in zip(NUMBERS, values, strict=False):
             try:
