@@ -124,10 +124,11 @@ class _Target:
         with _file_errors(self._path):
             self._writer.finish()
             sync_file(self._temporary)
+            size = self._temporary.stat().st_size
             _check_target(self._path, force)
             self._temporary.rename(self._target)
             sync_directory(self._target.parent)
-            return self._target.stat().st_size
+            return size
 
     def close(self) -> None:
         """Remove what is not complete."""
