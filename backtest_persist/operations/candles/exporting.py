@@ -14,7 +14,7 @@ from anyio.to_thread import run_sync
 from backtest_persist.backends.json.atomic import sync_directory, sync_file
 from backtest_persist.contracts import Bound, CandleData
 from backtest_persist.core.candles.ohlcv import NUMBERS, ImpossibleCandleError, Series, candle_numbers, opening_time
-from backtest_persist.core.instants import INT64_MAX, checked_bound
+from backtest_persist.core.instants import INT64_MAX, admitted, checked_bound
 from backtest_persist.core.persist_instance import Services
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import InvalidPayloadError, SettingsError
@@ -225,7 +225,7 @@ def _select(series: Series, candles: Sequence[CandleData], report: CandlesExport
     selected: list[CandleData] = []
     for candle in candles:
         try:
-            at = opening_time(candle["timestamp"], series.interval, _always)
+            at = opening_time(candle["timestamp"], series.interval, admitted)
             candle_numbers(at, [cast("dict[str, float]", candle)[name] for name in NUMBERS], rounded=[], widened=[])
             selected.append(candle)
         except ImpossibleCandleError as problem:
@@ -235,7 +235,3 @@ def _select(series: Series, candles: Sequence[CandleData], report: CandlesExport
         report.first = selected[0]["timestamp"] if report.first is None else report.first
         report.last = selected[-1]["timestamp"]
     return selected
-
-
-def _always() -> bool:
-    return True

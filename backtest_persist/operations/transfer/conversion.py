@@ -11,6 +11,7 @@ from backtest_persist.backends.json.value_file import Stored, members
 from backtest_persist.core.candles.input import checked_candle
 from backtest_persist.core.candles.ohlcv import Series
 from backtest_persist.core.domain import Family
+from backtest_persist.core.instants import admitted
 from backtest_persist.core.keys import STORED
 from backtest_persist.core.payload import encode_list, encode_payload
 from backtest_persist.core.row import Context, Row
@@ -45,7 +46,7 @@ def to_text(domain: DomainServices, row: Row) -> bytes:
     description = f"{domain.name} {row.id}"
     if isinstance(row, CandleRow):
         series = Series(row.symbol, row.interval, row.exchange_name)
-        return codec.dumps(checked_candle(series, row.data(), lambda: True))
+        return codec.dumps(checked_candle(series, row.data(), admitted))
     layout = domain.layout
     fields = {
         wire: _encode(wire, getattr(row, name), description)

@@ -22,6 +22,7 @@ from backtest_persist.container import Container
 from backtest_persist.contracts import CandleData
 from backtest_persist.core.candles.input import checked_candle
 from backtest_persist.core.candles.ohlcv import Series
+from backtest_persist.core.instants import admitted
 from backtest_persist.core.mongo_store import Restored
 from backtest_persist.core.row import Context
 from backtest_persist.domains.candle import CandleDbService
@@ -370,7 +371,7 @@ def _read_candles(series: _Series, files: Sequence[Found], ignored: set[str]) ->
     for file in files:
         try:
             value = codec.loads((file.path / f"{file.stem}{SUFFIX}").read_bytes())
-            candle = checked_candle(checked, value, lambda: True, ignored)
+            candle = checked_candle(checked, value, admitted, ignored)
             if candle["timestamp"] != file.contexts[0]["timestamp"]:
                 results.append("it holds a candle of another time")
             elif candle["timestamp"] + checked.step > now:

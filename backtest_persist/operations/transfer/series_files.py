@@ -25,6 +25,7 @@ from backtest_persist.connections import Document
 from backtest_persist.contracts import CandleData
 from backtest_persist.core.candles.input import checked_candle
 from backtest_persist.core.candles.ohlcv import NUMBERS, ImpossibleCandleError, Series, candle_numbers, opening_time
+from backtest_persist.core.instants import admitted
 from backtest_persist.domains.candle import CANDLE, CandleRow
 from backtest_persist.errors import BacktestPersistError, InvalidKeyError, InvalidPayloadError
 
@@ -109,7 +110,7 @@ class SeriesWriter:
         if known is None or names != [known.symbol, known.interval, known.exchange_name]:
             known = Series(*cast("list[str]", names))
         try:
-            at = opening_time(int(timestamp), known.interval, _always)
+            at = opening_time(int(timestamp), known.interval, admitted)
             candle = candle_numbers(at, numbers, rounded=[], widened=[])
         except ImpossibleCandleError as problem:
             raise known.error(str(problem), int(timestamp)) from None
@@ -231,7 +232,7 @@ class _LineReader:
         if not line.strip():
             return
         try:
-            candle = checked_candle(self._series, codec.loads(line), _always, lines.ignored)
+            candle = checked_candle(self._series, codec.loads(line), admitted, lines.ignored)
         except (BacktestPersistError, ValueError) as error:
             lines.problems.append((number, str(error)))
             return
@@ -247,7 +248,3 @@ class _LineReader:
                 lines.problems.append((number, f"line {first} holds another candle of this time, which was taken"))
             else:
                 lines.repeated += 1
-
-
-def _always() -> bool:
-    return True
