@@ -7,15 +7,13 @@ pid. Forking spares the imports.
 import asyncio
 import json
 import os
-import signal
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from backtest_persist import Container, Settings
 from backtest_persist.operations.candles.filling import fill_candles
 from tests.support.exchange_server import open_exchange
-from tests.support.processes import settings_environment, start_python
+from tests.support.processes import fork_for_lines, settings_environment, start_python
 
 __all__ = ("Start", "killed_fills")
 
@@ -52,16 +50,5 @@ async def _fill(environment: Mapping[str, str], url: str, since: int, until: int
         await fill_candles(container, exchange, "BTCUSDT", "1m", since, until)
 
 
-def _main(fork: Callable[[], int] = os.fork) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that who is killed is gone at once
-    for line in sys.stdin:
-        pid = fork()
-        if not pid:
-            os.close(0)
-            asyncio.run(_fill(*json.loads(line)))
-            os._exit(0)
-        print(pid, flush=True)
-
-
 if __name__ == "__main__":
-    _main()
+    fork_for_lines(_fill)

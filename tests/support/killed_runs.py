@@ -7,8 +7,6 @@ what happens. Forking spares the imports, so that many of them can be killed in 
 import asyncio
 import json
 import os
-import signal
-import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -17,7 +15,7 @@ from backtest_persist import BacktestPersistError, Container, Mode, Registry, Se
 from backtest_persist.backends.mongo import MongoBackend
 from backtest_persist.run.run import Run
 from backtest_persist.testing.subjects import MINUTE, START, candle
-from tests.support.processes import settings_environment, start_python
+from tests.support.processes import fork_for_lines, settings_environment, start_python
 
 __all__ = ("Host", "check", "contents", "host", "play", "run_of")
 
@@ -158,16 +156,5 @@ async def _strategy(environment: Mapping[str, str], symbol: str, mode: str, leas
             print(type(error).__name__, flush=True)
 
 
-def _main(fork: Callable[[], int] = os.fork) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that who is killed is gone at once
-    for line in sys.stdin:
-        pid = fork()
-        if not pid:
-            os.close(0)
-            asyncio.run(_strategy(*json.loads(line)))
-            os._exit(0)
-        print(pid, flush=True)
-
-
 if __name__ == "__main__":
-    _main()
+    fork_for_lines(_strategy)

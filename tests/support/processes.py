@@ -2,13 +2,15 @@
 
 import asyncio
 import fcntl
+import json
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ __all__ = (
     "CLI_PROGRAM",
     "ROOT",
     "command_runner",
+    "fork_for_lines",
     "run_cli",
     "run_in_terminal",
     "run_program",
@@ -141,3 +144,18 @@ def _read_all(terminal: int) -> bytes:
             output += os.read(terminal, 65536)
         except OSError:  # EIO: nobody has the other end open any more
             return output
+
+
+def fork_for_lines(work: Callable[..., Coroutine[Any, Any, None]], fork: Callable[[], int] = os.fork) -> None:
+    """Fork a process for each line of the input, which does the work with the arguments in it, and print its pid.
+
+    Forking spares the imports, so that many processes can be started, and killed, in little time.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that who is killed is gone at once
+    for line in sys.stdin:
+        pid = fork()
+        if not pid:
+            os.close(0)
+            asyncio.run(work(*json.loads(line)))
+            os._exit(0)
+        print(pid, flush=True)
