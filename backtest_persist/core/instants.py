@@ -10,6 +10,9 @@ from backtest_persist.errors import BacktestPersistError, InvalidKeyError
 __all__ = (
     "INT64_MAX",
     "INT64_MIN",
+    "MAX_SECONDS",
+    "MIN_MICROSECONDS",
+    "MIN_NANOSECONDS",
     "EarlyTimes",
     "admitted",
     "checked_bound",
@@ -28,9 +31,9 @@ As the validation context of a `Context` it is asked about the instants in it.
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-_MAX_SECONDS = 10**11
+MAX_SECONDS = 10**11
 """In ms this is March 1973, in s the year 5138."""
-_MIN_MICROSECONDS, _MIN_NANOSECONDS = 10**14, 10**17
+MIN_MICROSECONDS, MIN_NANOSECONDS = 10**14, 10**17
 """March 1973 in these units; in ms the first is the year 5138."""
 
 
@@ -66,10 +69,10 @@ def checked_instant(
         raise error(f"{what} must be a timezone-aware datetime or an int in ms since the epoch, not {given}.")
     if not INT64_MIN <= millis <= INT64_MAX:
         raise error(f"{what} does not fit 64 bits.")
-    if abs(millis) >= _MIN_MICROSECONDS:
-        unit, factor = ("nanoseconds", 1_000_000) if abs(millis) >= _MIN_NANOSECONDS else ("microseconds", 1000)
+    if abs(millis) >= MIN_MICROSECONDS:
+        unit, factor = ("nanoseconds", 1_000_000) if abs(millis) >= MIN_NANOSECONDS else ("microseconds", 1000)
         raise error(f"{what} must be in ms since the epoch; {millis} looks like {unit}: divide it by {factor}.")
-    if 0 < millis < _MAX_SECONDS and not early():
+    if 0 < millis < MAX_SECONDS and not early():
         raise error(
             f"{what} must be in ms since the epoch; {millis} looks like seconds: multiply it by 1000. For an instant "
             "of 1970 to 1973 give a datetime, or set CC_ALLOW_EARLY_TIMES=true."

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from backtest_persist.connections import joined
 from backtest_persist.contracts import CandleData, When
 from backtest_persist.core.candles.ohlcv import candle_columns, import_numpy
+from backtest_persist.core.instants import MAX_SECONDS, MIN_MICROSECONDS
 from backtest_persist.core.keys import checked_limit, checked_timestamp
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import InvalidPayloadError, SettingsError
@@ -42,7 +43,7 @@ T = TypeVar("T")
 Pending = Mapping[int, CandleData]
 """Candles that are written but not committed, by opening time in ms UTC."""
 
-_MIN_MS, _MAX_MS = 10**11, 10**14
+_MIN_MS, _MAX_MS = MAX_SECONDS, MIN_MICROSECONDS
 """An int from the first on and below the second is an instant, whatever the settings."""
 _MAX_GAP = 8 * SLOTS
 """The opening times of the largest range that is read to fill the gaps in it."""

@@ -14,7 +14,7 @@ from anyio.to_thread import run_sync
 from backtest_persist.backends.json.atomic import sync_directory, sync_file
 from backtest_persist.contracts import Bound, CandleData
 from backtest_persist.core.candles.ohlcv import NUMBERS, ImpossibleCandleError, Series, candle_numbers, opening_time
-from backtest_persist.core.instants import INT64_MAX, admitted, checked_bound
+from backtest_persist.core.instants import INT64_MAX, MIN_MICROSECONDS, admitted, checked_bound
 from backtest_persist.core.persist_instance import Services
 from backtest_persist.domains.candle import CandleDbService
 from backtest_persist.errors import InvalidPayloadError, SettingsError
@@ -26,8 +26,6 @@ __all__ = ("CandlesExported", "SkippedCandle", "export_candles")
 
 PART = 10_000
 """Candles that are read and written at a time."""
-_NO_MS = 10**14
-"""An int from here on, before or after 1970, is refused as ms; see `core.instants`."""
 
 
 class SkippedCandle(NamedTuple):
@@ -187,7 +185,13 @@ async def _parts(
     A part is the time of 10,000 candles; what lies at no time in ms, before and after all others, is one part each.
     """
     while start < end:
-        bound = -_NO_MS + 1 if start <= -_NO_MS else end if start >= _NO_MS else min(start + PART * series.step, _NO_MS)
+        bound = (
+            -MIN_MICROSECONDS + 1
+            if start <= -MIN_MICROSECONDS
+            else end
+            if start >= MIN_MICROSECONDS
+            else min(start + PART * series.step, MIN_MICROSECONDS)
+        )
         stop, damaged = min(end, bound), list[SkippedCandle]()
         candles = await _read(db, series, start, stop, damaged)
         yield candles, damaged
@@ -200,7 +204,7 @@ async def _parts(
 
 def _count(series: Series, start: int, end: int) -> int:
     """Return how many candles can open in a range."""
-    return max(0, -(-(min(end, _NO_MS) - max(start, -_NO_MS)) // series.step))
+    return max(0, -(-(min(end, MIN_MICROSECONDS) - max(start, -MIN_MICROSECONDS)) // series.step))
 
 
 async def _read(

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
+from backtest_persist.core.instants import MAX_SECONDS, MIN_MICROSECONDS, MIN_NANOSECONDS
 from backtest_persist.errors import InvalidKeyError
 
 __all__ = ("EPOCH", "MS", "UNIT_NAMES", "DateOrder", "Form", "Times", "Unit", "elapsed_ms", "find_form", "parse_zone")
@@ -21,12 +22,15 @@ MS = timedelta(milliseconds=1)
 UNIT_NAMES: dict[Unit, str] = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _PER_UNIT: dict[Unit, tuple[int, int]] = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
 """What a number is multiplied and divided by to be in ms."""
-_BOUNDS: tuple[tuple[int, Unit], ...] = ((10**11, "s"), (10**14, "ms"), (10**17, "us"), (10**20, "ns"))
+_BOUNDS: tuple[tuple[int, Unit], ...] = (
+    (MAX_SECONDS, "s"),
+    (MIN_MICROSECONDS, "ms"),
+    (MIN_NANOSECONDS, "us"),
+    (1000 * MIN_NANOSECONDS, "ns"),
+)
 """The units of numbers below these: each means 1973 to 5138 in its unit."""
 _MAX_NUMBER = 100
 """Characters of a number."""
-_EARLY = 10**11
-"""An int below this is refused as an instant in ms, and a datetime is not."""
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:[eE]\+?\d+)?", re.ASCII)
 _COMPACT = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:\d{6})?", re.ASCII)
@@ -332,7 +336,7 @@ def _likely_unit(number: Number) -> Unit | None:
 
 
 def _certain(timestamp: int) -> int | datetime:
-    return EPOCH + timestamp * MS if 0 < timestamp < _EARLY else timestamp
+    return EPOCH + timestamp * MS if 0 < timestamp < MAX_SECONDS else timestamp
 
 
 def _to_ms(moment: datetime) -> int | datetime:
